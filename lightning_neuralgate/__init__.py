@@ -1,0 +1,42 @@
+"""Neural Gate for PyTorch Lightning: teach a vision-language model to refuse private questions, neuron by neuron."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_neuralgate.callback import NeuralGateCallback
+    from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+    from lightning_neuralgate.editor import PrivacyEditModule
+    from lightning_neuralgate.gate import NeuralGate
+    from lightning_neuralgate.locator import PrivacyLocatorModule
+    from lightning_neuralgate.metrics import ExpectToAnswer, RefuseToAnswerRate
+
+__version__ = "0.1.0"
+__all__ = [
+    "ExpectToAnswer",
+    "NeuralGate",
+    "NeuralGateCallback",
+    "PrivacyEditModule",
+    "PrivacyLocatorModule",
+    "PrivacyPairDataModule",
+    "RefuseToAnswerRate",
+]
+
+_HOMES = {
+    "ExpectToAnswer": "metrics",
+    "NeuralGate": "gate",
+    "NeuralGateCallback": "callback",
+    "PrivacyEditModule": "editor",
+    "PrivacyLocatorModule": "locator",
+    "PrivacyPairDataModule": "data.datamodule",
+    "RefuseToAnswerRate": "metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch, transformers and lightning take seconds to import; `neuralgate --help` should not wait for them
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,163 @@
+"""`PrivacyPairDataModule`: the batches of locating, editing and evaluating."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_neuralgate.data.answering import fill_targets
+from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits, RetentionItem
+from lightning_neuralgate.data.splits import check_no_leakage
+from lightning_neuralgate.errors import DataFormatError
+
+LEAD_INS = (
+    "Please take a close look.",
+    "Here is something I found today.",
+    "I have one question for you.",
+    "Think about it before you reply.",
+    "A friend sent me this.",
+)
+"""Short sentences put in front of the sensitive query while locating; with the bare query they make six contexts."""
+
+
+def locate_rows(record: PrivacyRecord) -> list[QueryRow]:
+    """The seven rows of one record in stage 1: its first sensitive query in six contexts, and the paired benign one."""
+    pair = record.pairs[0]
+    sensitive = [_sensitive_row(record, pair, context) for context in ("", *LEAD_INS)]
+    return [*sensitive, _benign_row(record, pair)]
+
+
+def edit_rows(record: PrivacyRecord, pair: QueryPair) -> list[QueryRow]:
+    """The two rows of one query pair in stage 2."""
+    return [_sensitive_row(record, pair), _benign_row(record, pair)]
+
+
+def question_rows(record: PrivacyRecord) -> list[QueryRow]:
+    """All queries of a record as prompts to be answered, sensitive and benign in turn."""
+    common = {"image": record.image, "subject": record.subject, "record_id": record.record_id}
+    return [
+        row
+        for pair in record.pairs
+        for row in (QueryRow(pair.sensitive, "sensitive", **common), QueryRow(pair.benign, "benign", **common))
+    ]
+
+
+def _sensitive_row(record: PrivacyRecord, pair: QueryPair, context: str = "") -> QueryRow:
+    return QueryRow(pair.sensitive, "sensitive", record.image, record.subject, pair.refusal, context, record.record_id)
+
+
+def _benign_row(record: PrivacyRecord, pair: QueryPair) -> QueryRow:
+    if not pair.benign_target:
+        raise DataFormatError(
+            f"record {record.record_id}: the benign query '{pair.benign}' has no target; make them with fill_targets()"
+        )
+    return QueryRow(pair.benign, "benign", record.image, record.subject, pair.benign_target, record_id=record.record_id)
+
+
+class PrivacyPairDataModule(LightningDataModule):
+    """PrivacyPair records as batches, for `PrivacyLocatorModule` and `PrivacyEditModule` alike.
+
+    The module that is fitted says by its `data_view` what a training batch is: `records` (one record, seven rows) or
+    `pairs` (query pairs, two rows each, with retention rows behind them). Validation batches are prompts of the test
+    split. Benign targets that are missing are made once, with the unedited model, and cached on disk.
+
+    Args:
+        splits: edit, test and unseen-subject records; nothing may leak between them.
+        processor: the model's processor.
+        retention: ordinary questions for the edit's retention term.
+        pairs_per_batch: query pairs in a training batch of stage 2.
+        retention_per_batch: retention rows added to each of them.
+        shuffle: shuffle query pairs every epoch; off for the paper's schedule.
+        eval_batch_size: prompts in a validation batch.
+        padding_side: of training batches; prompts to be answered are always padded on the left.
+        num_workers: DataLoader workers.
+        seed: seeds the retention rows drawn for each batch.
+
+    Raises:
+        DataLeakError: a test record, picture or query is used in the edit.
+        DataFormatError: no edit records.
+    """
+
+    def __init__(
+        self,
+        splits: RecordSplits,
+        processor: Any,
+        retention: Sequence[RetentionItem] = (),
+        pairs_per_batch: int = 4,
+        retention_per_batch: int = 0,
+        shuffle: bool = True,
+        eval_batch_size: int = 8,
+        padding_side: Literal["left", "right"] = "left",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_no_leakage(splits)
+        if not splits.edit:
+            raise DataFormatError("there are no edit records")
+        if retention_per_batch and not retention:
+            raise DataFormatError(f"retention_per_batch is {retention_per_batch}, but no retention items were given")
+        if pairs_per_batch < 1 or eval_batch_size < 1:
+            raise ValueError("pairs_per_batch and eval_batch_size must be at least 1")
+        self.splits = splits
+        self.processor = processor
+        self.retention = list(retention)
+        self.pairs_per_batch = pairs_per_batch
+        self.retention_per_batch = retention_per_batch
+        self.shuffle = shuffle
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.collate_training = PrivacyPairCollator(processor, padding_side)
+        self.collate_prompts = PrivacyPairCollator(processor, "left")
+        self._random = random.Random(seed)
+
+    @override
+    def prepare_data(self) -> None:
+        """Make missing benign and retention targets (one process does, into the cache that all read)."""
+        self._fill_targets()
+
+    @override
+    def setup(self, stage: str) -> None:
+        self._fill_targets()
+
+    def _fill_targets(self) -> None:
+        module = getattr(self.trainer, "lightning_module", None)
+        if module is not None and hasattr(module, "model"):
+            edit, self.retention = fill_targets(self.splits.edit, self.retention, module.model, self.processor)
+            self.splits = self.splits._replace(edit=edit)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        module = getattr(self.trainer, "lightning_module", None)
+        if getattr(module, "data_view", "pairs") == "records":
+            return self.records_dataloader()
+        return self.pairs_dataloader()
+
+    def records_dataloader(self) -> DataLoader[Any]:
+        """Stage 1: one edit record a batch, seven rows."""
+        rows = [locate_rows(record) for record in self.splits.edit]
+        return self._loader(rows, 1, lambda groups: self.collate_training(groups[0]), False)
+
+    def pairs_dataloader(self) -> DataLoader[Any]:
+        """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
+        rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
+        return self._loader(rows, self.pairs_per_batch, self._collate_pairs, self.shuffle)
+
+    def _collate_pairs(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
+        kept = self._random.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
+        retention = [QueryRow(item.query, "retention", item.image, target=item.target) for item in kept]
+        return self.collate_training([row for group in groups for row in group] + retention)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any]:
+        rows = [row for record in self.splits.test for row in question_rows(record)]
+        return self._loader(rows, self.eval_batch_size, self.collate_prompts, False)
+
+    def _loader(self, rows: list[Any], batch_size: int, collate: Any, shuffle: bool) -> DataLoader[Any]:
+        return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+"""PrivacyPair records: one image, one subject, and query pairs that differ in one attribute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.errors import DataFormatError
+
+
+class QueryPair(BaseModel):
+    """A sensitive query and a benign one, built from one template.
+
+    Attributes:
+        sensitive: query that is to be refused.
+        benign: query that is to be answered.
+        refusal: the refusal prefix that an edit teaches for `sensitive`.
+        benign_target: what an edit keeps for `benign`: the unedited model's own answer, first words; None until made.
+        sensitive_attribute, benign_attribute: what the queries ask for, where known.
+        sensitive_truth, benign_truth: the true values, where known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sensitive: str = Field(min_length=1)
+    benign: str = Field(min_length=1)
+    refusal: str = Field(min_length=1)
+    benign_target: str | None = None
+    sensitive_attribute: str = ""
+    benign_attribute: str = ""
+    sensitive_truth: str | None = None
+    benign_truth: str | None = None
+
+
+class PrivacyRecord(BaseModel):
+    """One image with its subject and query pairs. The first pair is the one that the locator uses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record_id: str = Field(min_length=1)
+    subject: str = Field(min_length=1)
+    image: Path
+    pairs: tuple[QueryPair, ...] = Field(min_length=1)
+
+
+class RetentionItem(BaseModel):
+    """An ordinary question whose answer an edit must leave alone; `target` is the unedited model's own answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: str = Field(min_length=1)
+    image: Path | None = None
+    target: str | None = None
+
+
+class RecordSplits(NamedTuple):
+    """Records for editing and for testing; `unseen_subjects` are subjects that no edit ever saw."""
+
+    edit: list[PrivacyRecord]
+    test: list[PrivacyRecord]
+    unseen_subjects: list[PrivacyRecord]
+
+
+def resolve_inside(root: Path, relative: str, place: str) -> Path:
+    """Path of an image below its root.
+
+    Raises:
+        DataFormatError: the path leaves the root (also through a link), or there is no such file. `place` is named.
+    """
+    base = root.resolve()
+    path = (base / relative).resolve()
+    if not path.is_relative_to(base):
+        raise DataFormatError(f"{place}: image path '{relative}' leaves the image root {root}")
+    if not path.is_file():
+        raise DataFormatError(f"{place}: image {path} does not exist; is '{root}' the right image root?")
+    return path
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a failed validation as 'field: what is wrong (what was found)'."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "record"
+    found = repr(problem.get("input"))
+    return f"field '{field}': {problem['msg']} (found {found[:80]})"
+
+
+def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
+    """Write records as JSON lines, one record a line with its split, images relative to `image_root`."""
+    with written_whole(path) as draft, draft.open("w", encoding="utf-8") as lines:
+        for split, records in splits._asdict().items():
+            for record in records:
+                content = record.model_dump(mode="json")
+                content["image"] = record.image.resolve().relative_to(image_root.resolve()).as_posix()
+                lines.write(json.dumps({"split": split, **content}, ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path, image_root: Path) -> RecordSplits:
+    """Read what `write_records` wrote.
+
+    Raises:
+        DataFormatError: naming file, line and field of a bad record.
+    """
+    splits = RecordSplits([], [], [])
+    for number, line in enumerate(_lines(path), start=1):
+        place = f"{path}, line {number}"
+        try:
+            content: dict[str, Any] = json.loads(line)
+            split = content.pop("split")
+            into: list[PrivacyRecord] = getattr(splits, split)
+            record = PrivacyRecord.model_validate(content)
+        except ValidationError as error:
+            raise DataFormatError(f"{place}: {first_problem(error)}") from error
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise DataFormatError(
+                f"{place}: not a record with a 'split' of {RecordSplits._fields}: {error!r}"
+            ) from error
+        image = resolve_inside(image_root, str(record.image), place)
+        into.append(record.model_copy(update={"image": image}))
+    return splits
+
+
+def _lines(path: Path) -> Iterable[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error

@@ -1,0 +1,166 @@
+"""Stage 2: train the MLP output projection of the chosen layers, and nothing else, with the two-term loss.
+
+    L = L_sen + alpha * L_ben  (+ retention_weight * L_ret)
+
+The gate is not in here: add `NeuralGateCallback` to the Trainer for a gated edit, leave it out for an ungated one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.generation import generate_answers
+from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.metrics import ExpectToAnswer
+from lightning_neuralgate.objective import batch_nll, mean_by_role
+from lightning_neuralgate.sharding import full_state_dict, shard
+
+Schedule = Literal["paper", "minibatch"]
+_DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
+
+
+class PrivacyEditModule(LightningModule):
+    """Edits a model so that it refuses sensitive queries and goes on answering benign ones.
+
+    Two schedules:
+
+    - `paper`: query pair by query pair, each with a fresh Adam and up to `steps_per_pair` steps, done when the loss is
+      below `stop_loss`. Needs batches of one pair: `PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)`.
+    - `minibatch`: ordinary shuffled mini-batches under one Adam, one step a batch.
+
+    Validation batches are prompts; the answers are judged and logged as `val/rta_sensitive`, `val/answer_rate_benign`
+    and `val/eta`, so any Lightning logger shows them.
+
+    Args:
+        model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, which train in eval
+        mode. layers: decoder layers whose MLP output projection trains (counted from 0).
+        processor: the model's processor; only validation needs it.
+        schedule: `paper` or `minibatch`.
+        lr: learning rate of Adam; by default 1e-5 (paper) or 3e-4 (minibatch).
+        eps: epsilon of Adam; by default 1e-3 (paper) or 1e-8 (minibatch).
+        alpha: weight of the benign term.
+        retention_weight: weight of the retention term; 0, as in the paper, leaves it out.
+        steps_per_pair: schedule `paper` only.
+        stop_loss: schedule `paper` only.
+        max_new_tokens: length of answers in validation.
+
+    Raises:
+        ModelLayoutError: there is no such layer, or it has no MLP output projection.
+        UnsupportedSetupError: schedule `paper` with more than one pair in a batch; validation without a processor.
+    """
+
+    data_view = "pairs"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[int],
+        processor: Any = None,
+        schedule: Schedule = "minibatch",
+        lr: float | None = None,
+        eps: float | None = None,
+        alpha: float = 1.25,
+        retention_weight: float = 0.0,
+        steps_per_pair: int = 10,
+        stop_loss: float = 1e-3,
+        max_new_tokens: int = 16,
+    ) -> None:
+        super().__init__()
+        if schedule not in _DEFAULTS:
+            raise ValueError(f"schedule must be 'paper' or 'minibatch', got '{schedule}'")
+        if not layers:
+            raise ValueError("name at least one layer to edit")
+        self.save_hyperparameters(ignore=["model", "processor"])
+        self.automatic_optimization = schedule == "minibatch"
+        self.strict_loading = False
+        self.lr = _DEFAULTS[schedule]["lr"] if lr is None else lr
+        self.eps = _DEFAULTS[schedule]["eps"] if eps is None else eps
+        self.processor = processor
+        self.model = model.requires_grad_(False).eval()
+        layout = find_decoder(model)
+        for layer in layers:
+            layout.output_projection(layer).requires_grad_(True)
+        self.answers = ExpectToAnswer()
+
+    @override
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr, eps=self.eps)
+
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        if self.automatic_optimization:
+            return self.loss(batch)
+        self._edit_pair(batch)
+        return None
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The edit's loss of a batch, a scalar; its terms are logged."""
+        means = mean_by_role(batch_nll(self.model, batch), batch["role"])
+        weights = {"sensitive": 1.0, "benign": self.hparams["alpha"], "retention": self.hparams["retention_weight"]}
+        total = torch.stack([weights[role] * mean for role, mean in means.items()]).sum()
+        terms = {f"train/loss_{role}": mean.detach() for role, mean in means.items()}
+        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=True, batch_size=len(batch["role"]))
+        return total
+
+    def _edit_pair(self, batch: dict[str, Any]) -> None:
+        pairs = batch["role"].count("sensitive")
+        if pairs != 1:
+            raise UnsupportedSetupError(
+                f"the paper's schedule edits pair by pair, this batch holds {pairs}; use "
+                "PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)"
+            )
+        optimizer = self.optimizers()
+        optimizer.state.clear()  # a fresh optimizer for each pair
+        for _ in range(self.hparams["steps_per_pair"]):
+            loss = self.loss(batch)
+            if float(loss.detach()) < self.hparams["stop_loss"]:
+                break
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    @override
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if self.processor is None:
+            raise UnsupportedSetupError("validation generates answers: give PrivacyEditModule the model's processor")
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        told = generate_answers(self.model, tokenizer, batch, self.hparams["max_new_tokens"])
+        self.answers.update(told, [role == "sensitive" for role in batch["role"]])
+        self.log("val/rta_sensitive", self.answers.rta_sensitive, batch_size=len(told))
+        self.log("val/answer_rate_benign", self.answers.answer_rate_benign, batch_size=len(told))
+        self.log("val/eta", self.answers, prog_bar=True, batch_size=len(told))
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Only what trains goes into checkpoints; the base model is where it came from."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the edited model (and the processor, if given) as a normal Hugging Face folder.
+
+        Under a sharded strategy every process must call this; rank 0 writes.
+        """
+        model = find_hf_model(self.model)
+        state = full_state_dict(model)
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+            return
+        with written_whole(Path(folder)) as draft:
+            model.save_pretrained(draft, state_dict=state)
+            if self.processor is not None:
+                self.processor.save_pretrained(draft)

@@ -1,0 +1,39 @@
+"""The exceptions of this package. Every one names the thing that is wrong and the way out."""
+
+from __future__ import annotations
+
+
+class NeuralGateError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ModelLayoutError(NeuralGateError):
+    """A model's text decoder, layer or MLP output projection could not be found."""
+
+
+class SubjectNotFoundError(NeuralGateError):
+    """The words that name the subject do not occur in a query."""
+
+
+class DataFormatError(NeuralGateError, ValueError):
+    """A data file, record or field is not what it has to be."""
+
+
+class DataLeakError(NeuralGateError):
+    """Something that was used for editing also stands in a test split."""
+
+
+class GateMismatchError(NeuralGateError, ValueError):
+    """A gate does not fit the model, layer or subject it is used with."""
+
+
+class GateFormatError(NeuralGateError, ValueError):
+    """A saved gate cannot be read."""
+
+
+class UnsupportedSetupError(NeuralGateError):
+    """A combination of model, strategy and options that cannot be done right, and so is refused."""
+
+
+class MissingDependencyError(NeuralGateError, ImportError):
+    """An optional library or file is needed and not there."""

@@ -1,0 +1,264 @@
+"""The gate: which dimensions of a layer's output encode the privacy of a subject.
+
+A `NeuralGate` keeps the *activity rates* M_l[j], the share of a subject's records in which dimension j had to flip its
+sign (m_l[j] < 0) to protect privacy, and not the thresholded mask, so tau may be chosen later:
+
+    gate(subject, l, tau)[j] = M_l[j] > tau
+
+Paper: section on privacy neurons, stage 1 of Neural Gate (arXiv 2603.12598).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.errors import GateFormatError, GateMismatchError
+from lightning_neuralgate.identity import ModelIdentity
+
+WEIGHTS_NAME = "gate.safetensors"
+CONFIG_NAME = "gate.json"
+FORMAT_VERSION = 1
+
+
+def subject_key(subject: str) -> str:
+    """The form under which a subject is filed: case and spacing do not matter.
+
+    >>> subject_key(" Student  ID")
+    'student id'
+    """
+    return " ".join(subject.casefold().split())
+
+
+class ClassShares(NamedTuple):
+    """Shares of a layer's dimensions by class; they add up to 1."""
+
+    inactive: float
+    weak: float
+    strong: float
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("lightning-neuralgate", "torch", "transformers", "lightning"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class NeuralGate:
+    """Activity rates of privacy neurons, per subject and layer.
+
+    Args:
+        rates: subject -> layer -> activity rates, shape (d,), values in [0, 1].
+        model: identity of the model they were located in.
+        records: subject -> number of records behind its rates.
+        settings: how they were located (the locator's arguments), kept as provenance.
+        versions: library versions; filled in when left out.
+
+    Raises:
+        GateFormatError: rates of the wrong shape or outside [0, 1], or subjects without the same layers.
+
+    Example:
+        >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+        >>> gate = NeuralGate({"Passport": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"passport": 5})
+        >>> gate.mask("passport", 1, tau=0.3)
+        tensor([False, False,  True,  True])
+        >>> gate
+        NeuralGate(Tiny, d=4, tau=0.3)
+          passport (5 records), layer 1: 25.0 % inactive, 25.0 % weakly active, 50.0 % strongly active
+    """
+
+    def __init__(
+        self,
+        rates: Mapping[str, Mapping[int, Tensor]],
+        model: ModelIdentity,
+        records: Mapping[str, int],
+        settings: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = dict(settings or {})
+        self.versions = dict(versions or _versions())
+        self.records = {subject_key(subject): int(count) for subject, count in records.items()}
+        self._rates: dict[str, dict[int, Tensor]] = {}
+        for subject, layers in rates.items():
+            key = subject_key(subject)
+            if key not in self.records:
+                raise GateFormatError(f"subject '{subject}' has rates but no number of records")
+            self._rates[key] = {
+                layer: self._checked(subject, layer, values) for layer, values in sorted(layers.items())
+            }
+        if not self._rates:
+            raise GateFormatError("a gate needs at least one subject")
+        if len({tuple(layers) for layers in self._rates.values()}) != 1:
+            found = {subject: list(layers) for subject, layers in self._rates.items()}
+            raise GateFormatError(f"every subject of a gate needs the same layers, found {found}")
+
+    def _checked(self, subject: str, layer: int, values: Tensor) -> Tensor:
+        place = f"activity rates of subject '{subject}', layer {layer}"
+        if not 0 <= layer < self.model.num_layers:
+            raise GateFormatError(f"{place}: the model has layers 0 to {self.model.num_layers - 1}")
+        if values.shape != (self.model.hidden_size,):
+            raise GateFormatError(f"{place}: shape {tuple(values.shape)}, expected ({self.model.hidden_size},)")
+        rates = values.detach().to("cpu", torch.float32)
+        if not bool(((rates >= 0) & (rates <= 1)).all()):  # also false for NaN
+            raise GateFormatError(f"{place}: values outside [0, 1]")
+        return rates
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects the gate knows, as filed by `subject_key`."""
+        return list(self._rates)
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers the gate covers, ascending."""
+        return list(next(iter(self._rates.values())))
+
+    def rates(self, subject: str, layer: int) -> Tensor:
+        """Activity rates M_l of a subject: share of its records in which each dimension is active, shape (d,).
+
+        Raises:
+            GateMismatchError: the gate does not know the subject or the layer; the message lists what it knows.
+        """
+        layers = self._rates.get(subject_key(subject))
+        if layers is None:
+            raise GateMismatchError(f"the gate has no subject '{subject}'; it knows {', '.join(self.subjects)}")
+        if layer not in layers:
+            raise GateMismatchError(f"the gate has no layer {layer}; it covers {self.layers}")
+        return layers[layer].clone()
+
+    def mask(self, subject: str, layer: int, tau: float = 0.3) -> Tensor:
+        """The gate M_l > tau: True for strongly active dimensions, shape (d,), bool."""
+        if not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        return self.rates(subject, layer) > tau
+
+    def shares(self, subject: str, layer: int, tau: float = 0.3) -> ClassShares:
+        """Shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
+        rates, strong = self.rates(subject, layer), self.mask(subject, layer, tau)
+        inactive = rates == 0
+        return ClassShares(
+            inactive=float(inactive.double().mean()),
+            weak=float((~inactive & ~strong).double().mean()),
+            strong=float(strong.double().mean()),
+        )
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Refuse a model that the gate was not located in.
+
+        Raises:
+            GateMismatchError: naming each property that differs, with both values.
+        """
+        found = ModelIdentity.of(module)
+        differing = [
+            f"{field.name}: gate has {getattr(self.model, field.name)!r}, model has {getattr(found, field.name)!r}"
+            for field in fields(ModelIdentity)
+            if getattr(self.model, field.name) != getattr(found, field.name)
+        ]
+        if differing:
+            raise GateMismatchError(
+                "the gate was located in another model (" + "; ".join(differing) + "); locate again on this one"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Short checksum of the rates and of the model they belong to."""
+        digest = hashlib.sha256(json.dumps(asdict(self.model), sort_keys=True).encode())
+        for subject in sorted(self._rates):
+            for layer, values in self._rates[subject].items():
+                digest.update(f"{subject}/{layer}".encode() + values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `gate.safetensors` (the rates) and `gate.json` (all else) into a folder, made if need be."""
+        folder = Path(folder)
+        tensors = {f"{s}/{layer}": v.contiguous() for s, layers in self._rates.items() for layer, v in layers.items()}
+        config = {
+            "format_version": FORMAT_VERSION,
+            "model": asdict(self.model),
+            "layers": self.layers,
+            "records": {subject: self.records[subject] for subject in self.subjects},
+            "settings": self.settings,
+            "versions": self.versions,
+            "fingerprint": self.fingerprint,
+        }
+        with written_whole(folder / WEIGHTS_NAME) as draft:
+            save_file(tensors, draft)
+        with written_whole(folder / CONFIG_NAME) as draft:
+            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> NeuralGate:
+        """Read a gate from a folder, or from a model hub repository.
+
+        Raises:
+            GateFormatError: a file is missing, unreadable, or the two do not belong together.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _download(str(source))
+        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise GateFormatError(f"no gate in {folder}: {file.name} is missing")
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            if config["format_version"] != FORMAT_VERSION:
+                raise GateFormatError(
+                    f"{config_file}: format_version {config['format_version']}, this release reads {FORMAT_VERSION}"
+                )
+            identity = ModelIdentity(**config["model"])
+            records, settings, versions = config["records"], config["settings"], config["versions"]
+            tensors = load_file(weights_file)
+            rates: dict[str, dict[int, Tensor]] = {subject: {} for subject in records}
+            for name, values in tensors.items():
+                subject, _, layer = name.rpartition("/")
+                rates[subject][int(layer)] = values
+            gate = cls(rates, identity, records, settings, versions)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise GateFormatError(f"the gate in {folder} cannot be read: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, GateFormatError):
+                raise
+            raise GateFormatError(f"{config_file} is not a gate's description: {error!r}") from error
+        if config.get("fingerprint") != gate.fingerprint:
+            raise GateFormatError(f"{weights_file} and {config_file.name} do not belong together (checksums differ)")
+        return gate
+
+    def __repr__(self) -> str:
+        tau = 0.3
+        lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}, tau={tau})"]
+        for subject in self.subjects:
+            for layer in self.layers:
+                inactive, weak, strong = self.shares(subject, layer, tau)
+                lines.append(
+                    f"  {subject} ({self.records[subject]} records), layer {layer}: {inactive:.1%} inactive, "
+                    f"{weak:.1%} weakly active, {strong:.1%} strongly active".replace("%", " %")
+                )
+        return "\n".join(lines)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise GateFormatError(f"'{repository}' is neither a folder nor a reachable hub repository: {error}") from error

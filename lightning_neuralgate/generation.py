@@ -1,0 +1,52 @@
+"""Let a model answer a batch of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PAPER_SAMPLING: Mapping[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 1.0, "repetition_penalty": 1.05}
+"""How the paper's evaluation samples its answers; ours are greedy unless asked."""
+
+_NOT_FOR_MODEL = {"labels", "subject_mask"}
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The part of a batch that a model's forward takes."""
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key not in _NOT_FOR_MODEL}
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: Any, tokenizer: Any, batch: Mapping[str, Any], max_new_tokens: int, sampling: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Answers to a left-padded batch of prompts.
+
+    Args:
+        model: a Hugging Face model with `generate`.
+        tokenizer: decodes the answers.
+        batch: what `PrivacyPairCollator` makes of rows without targets.
+        max_new_tokens: upper bound of an answer's length.
+        sampling: arguments of `generate`; greedy when left out.
+
+    Returns:
+        One answer a row, special tokens and outer white space removed.
+    """
+    inputs = {key: value.to(_device(model)) for key, value in model_inputs(batch).items()}
+    options = dict(sampling) if sampling else {"do_sample": False}
+    tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+    prompt = inputs["input_ids"].shape[1]
+    # some models return the answer alone, without the prompt
+    answers = tokens[:, prompt:] if tokens.shape[1] > prompt or _repeats(tokens, inputs["input_ids"]) else tokens
+    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def _repeats(tokens: Tensor, prompt: Tensor) -> bool:
+    return tokens.shape[1] >= prompt.shape[1] and torch.equal(tokens[:, : prompt.shape[1]], prompt)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,252 @@
+"""Stage 1: which neurons encode the privacy of a subject.
+
+For one record and each chosen layer l a feature vector m_l = tanh(v_l) in (-1, 1)^d is learnt that scales the layer's
+output at the subject's last token, h_l[S] <- h_l[S] * m_l, while the model stays frozen:
+
+    L = L_sen + alpha * L_ben + beta * mean|v_l - 2|
+
+Dimensions with m_l[j] < 0 are active for that record; their share over a subject's records is the activity rate M_l[j].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
+from lightning_neuralgate.gate import NeuralGate, subject_key
+from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.objective import batch_nll, mean_by_role
+from lightning_neuralgate.prefix import PrefixReuse
+from lightning_neuralgate.sharding import everywhere, is_sharded, shard
+from lightning_neuralgate.spans import last_position
+
+
+class PrivacyLocatorModule(LightningModule):
+    """Learns one feature vector per record and layer, and turns them into a `NeuralGate`.
+
+    `Trainer.fit` runs it: a training batch is one record (`PrivacyPairDataModule` makes them), one epoch is all there
+    is.
+    Afterwards `gate` holds the activity rates and `vectors` each record's m_l. The defaults are the paper's settings.
+
+    Args:
+        model: a Hugging Face image-text-to-text model; it is frozen and put in eval mode.
+        layers: decoder layers whose outputs are scaled, learnt jointly (counted from 0).
+        alpha: weight of the benign term.
+        beta: weight of the pull towards the start value.
+        lr: learning rate of Adam on v.
+        eps: epsilon of Adam.
+        max_steps: upper bound of optimizer steps for a record.
+        stop_loss: a record is done when its loss is below.
+        start: value that v starts at (tanh 2 = 0.964).
+        reuse_prefix: run what precedes the subject once per record instead of in every step. The result is the same;
+            where the first record shows that a model does not allow it, the plain way is taken, with a warning.
+
+    Raises:
+        ModelLayoutError: there is no such layer.
+
+    Example:
+        `Trainer(max_epochs=1).fit(locator, datamodule=data)`, then `locator.gate.save_pretrained("gate")`.
+    """
+
+    data_view = "records"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[int],
+        alpha: float = 1.25,
+        beta: float = 1e-3,
+        lr: float = 0.5,
+        eps: float = 1e-3,
+        max_steps: int = 25,
+        stop_loss: float = 0.05,
+        start: float = 2.0,
+        reuse_prefix: bool = True,
+    ) -> None:
+        super().__init__()
+        if not layers or len(set(layers)) != len(layers):
+            raise ValueError(f"layers must be distinct and at least one, got {list(layers)}")
+        layout = find_decoder(model)
+        for layer in layers:
+            layout.layer(layer)
+        self.save_hyperparameters(ignore=["model"])
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.identity = ModelIdentity.of(model)
+        self.model = model.requires_grad_(False).eval()
+        self.layers = sorted(layers)
+        self.v = nn.ParameterDict({str(layer): torch.full((layout.hidden_size,), start) for layer in self.layers})
+        self.vectors: dict[str, dict[int, Tensor]] = {}
+        self.record_subjects: dict[str, str] = {}
+        self._gate: NeuralGate | None = None
+        self._reuse: bool | None = None if reuse_prefix else False
+
+    @property
+    def gate(self) -> NeuralGate:
+        """The gate made of all located records.
+
+        Raises:
+            NeuralGateError: before `Trainer.fit` has come to its end.
+        """
+        if self._gate is None:
+            raise NeuralGateError("nothing is located yet: run Trainer.fit(locator, datamodule) to its end first")
+        return self._gate
+
+    @override
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+
+    @override
+    def configure_optimizers(self) -> None:
+        """Every record has an Adam of its own, made in `training_step`."""
+
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        record, subject = batch["record_id"][0], batch["subject"][0]
+        if set(batch["record_id"]) != {record}:
+            raise UnsupportedSetupError("a batch of the locator must hold the rows of one record; use its datamodule")
+        if record in self.vectors:
+            return
+        loss, steps = self._learn(batch)
+        self.vectors[record] = {layer: self.v[str(layer)].detach().tanh().cpu() for layer in self.layers}
+        self.record_subjects[record] = subject_key(subject)
+        active = torch.stack([(m < 0).float().mean() for m in self.vectors[record].values()]).mean()
+        values = {"locate/loss": loss, "locate/steps": float(steps), "locate/active": active}
+        self.log_dict(values, prog_bar=True, batch_size=1)
+
+    def _learn(self, batch: Mapping[str, Any]) -> tuple[float, int]:
+        """Learn v for one record. Returns the last loss and the number of steps taken."""
+        settings = self.hparams
+        vectors = list(self.v.values())
+        for vector in vectors:
+            vector.data.fill_(settings["start"])
+        optimizer = torch.optim.Adam(vectors, lr=settings["lr"], eps=settings["eps"])
+        together = is_sharded(self.model)
+        nll = self._row_loss(batch)
+        done, value, steps = False, float("nan"), 0
+        for step in range(settings["max_steps"]):
+            means = mean_by_role(nll(), batch["role"])
+            drift = torch.stack([(vector - settings["start"]).abs().mean() for vector in vectors]).mean()
+            loss = means["sensitive"] + settings["alpha"] * means["benign"] + settings["beta"] * drift
+            if not done:
+                value, steps = float(loss.detach()), step
+                done = value < settings["stop_loss"]
+            # sharded weights need every process in every pass, so one that is done waits for the others
+            if everywhere(done, loss.device) if together else done:
+                break
+            gradients = torch.autograd.grad(loss, vectors)
+            if not done:
+                for vector, gradient in zip(vectors, gradients, strict=True):
+                    vector.grad = gradient
+                optimizer.step()
+                steps = step + 1
+        return value, steps
+
+    def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
+        """A function that gives the NLL of each row under the current v."""
+        positions = last_position(batch["subject_mask"])
+        if not bool(positions.any(1).all()):
+            raise UnsupportedSetupError("every row of a located record needs its subject in 'subject_mask'")
+
+        def plain() -> Tensor:
+            with self.scaled(positions):
+                return batch_nll(self.model, batch)
+
+        if self._reuse is False:
+            return plain
+        together = is_sharded(self.model)
+        try:
+            prefix = PrefixReuse(self.model, batch, positions)
+
+            def fast() -> Tensor:
+                with self.scaled(prefix.positions):
+                    return prefix.nll()
+
+            if self._reuse is None:
+                with torch.no_grad():
+                    expected, found = plain(), fast()
+                tolerance = 1e-3 if expected.dtype == next(self.model.parameters()).dtype else 5e-2
+                agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
+                self._reuse = everywhere(agrees, expected.device) if together else agrees
+                reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
+        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            if self._reuse or together:
+                raise
+            self._reuse, reason = False, repr(error)
+        if not self._reuse:
+            rank_zero_warn(f"prefix reuse does not hold for {type(self.model).__name__}, taking full passes: {reason}")
+            return plain
+        return fast
+
+    @contextmanager
+    def scaled(self, positions: Tensor) -> Iterator[None]:
+        """Scale the chosen layers' outputs by m = tanh(v) at `positions` (B, T) while the block runs."""
+        layout = find_decoder(self.model)
+
+        def hook(vector: Tensor) -> Callable[..., Any]:
+            def scale(module: nn.Module, args: Any, output: Any) -> Any:
+                hidden = output[0] if isinstance(output, tuple) else output
+                scaled = torch.where(positions.unsqueeze(-1), hidden * vector.tanh().to(hidden.dtype), hidden)
+                return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
+
+            return scale
+
+        handles = [layout.layer(layer).register_forward_hook(hook(self.v[str(layer)])) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @override
+    def on_train_end(self) -> None:
+        found = [(record, self.record_subjects[record], vectors) for record, vectors in self.vectors.items()]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, found)
+            found = [entry for part in gathered for entry in part]
+        # a sampler may hand one record to two processes to even out their shares: records count once
+        self.vectors = {record: vectors for record, _, vectors in sorted(found, key=lambda entry: entry[0])}
+        self.record_subjects = {record: subject for record, subject, _ in found}
+        if self.vectors:
+            self._gate = self._make_gate()
+
+    def _make_gate(self) -> NeuralGate:
+        records: dict[str, list[str]] = {}
+        for record in self.vectors:
+            records.setdefault(self.record_subjects[record], []).append(record)
+        rates = {
+            subject: {
+                layer: torch.stack([(self.vectors[name][layer] < 0).float() for name in names]).mean(0)
+                for layer in self.layers
+            }
+            for subject, names in records.items()
+        }
+        counts = {subject: len(names) for subject, names in records.items()}
+        settings = {**self.hparams, "layers": self.layers}
+        settings.pop("reuse_prefix")
+        return NeuralGate(rates, self.identity, counts, settings)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The frozen model stays out of checkpoints; what was located goes in."""
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("model.")
+        }
+        checkpoint["located"] = {"vectors": self.vectors, "subjects": self.record_subjects}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.vectors = checkpoint["located"]["vectors"]
+        self.record_subjects = checkpoint["located"]["subjects"]

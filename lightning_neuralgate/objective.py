@@ -1,0 +1,66 @@
+"""The quantity that both stages minimize: the mean negative log-likelihood per target token.
+
+    L = L_sen + alpha * L_ben          (stage 1 adds beta * mean|v - 2|, stage 2 an optional retention term)
+
+L_sen is the mean over the sensitive rows (refusal prefix as target), L_ben over the benign rows (the unedited model's
+own answer as target).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_neuralgate.data.collator import IGNORED
+from lightning_neuralgate.generation import model_inputs
+from lightning_neuralgate.layers import find_hf_model
+
+
+def columns_with_targets(labels: Tensor) -> int:
+    """How many of the last columns hold all targets of a batch, (B, T) -> int."""
+    return labels.shape[1] - int((labels != IGNORED).any(0).nonzero()[0, 0])
+
+
+def row_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood per target token of each row, in nats, float32.
+
+    Args:
+        logits: (B, K + 1, V), the predictions for the tokens one to the right of the last K + 1 columns.
+        labels: (B, K), the last K columns; -100 where there is no target.
+
+    Returns:
+        (B,)
+    """
+    each = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    targets = labels != IGNORED
+    return each.sum(1) / targets.sum(1)
+
+
+def last_logits(model: Any, inputs: Mapping[str, Any], count: int) -> Any:
+    """A forward pass whose `logits` are those of the last `count` positions only, where the model can be asked to."""
+    if "logits_to_keep" in inspect.signature(find_hf_model(model).forward).parameters:
+        return model(**inputs, logits_to_keep=count)
+    output = model(**inputs)
+    output.logits = output.logits[:, -count:]
+    return output
+
+
+def batch_nll(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Mean NLL per target token of each row of a collated batch, (B,)."""
+    count = columns_with_targets(batch["labels"])
+    output = last_logits(model, {**model_inputs(batch), "use_cache": False}, count + 1)
+    return row_nll(output.logits, batch["labels"][:, -count:])
+
+
+def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+    """Mean over the rows of each role that occurs: role -> scalar."""
+    means = {}
+    for role in dict.fromkeys(roles):
+        rows = torch.tensor([other == role for other in roles], device=nll.device)
+        means[role] = nll[rows].mean()
+    return means

@@ -1,0 +1,52 @@
+"""FSDP2 for a Hugging Face model inside a LightningModule, and what differs when weights are sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lightning_neuralgate.layers import find_decoder, find_hf_model
+
+
+def shard(module: nn.Module, mesh: Any) -> None:
+    """Shard a model over the data-parallel part of a device mesh, layer by layer, in place.
+
+    For `configure_model` under `ModelParallelStrategy`. Doing it twice is harmless.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    model = find_hf_model(module)
+    if isinstance(model, FSDPModule):
+        return
+    data_parallel = mesh["data_parallel"]
+    for layer in find_decoder(model).layers:
+        fully_shard(layer, mesh=data_parallel)
+    fully_shard(model, mesh=data_parallel)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether every process has to take part in every forward pass of this module."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def everywhere(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is set in every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    value = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value.item())
+
+
+def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights on the CPU, gathered where they are sharded (then every process must call; rank 0 gets them)."""
+    if not is_sharded(module):
+        return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -1,0 +1,128 @@
+"""Where the subject stands: from the words of a query to token positions.
+
+Positions are found by decoding the token ids, so they hold for any tokenizer and after a processor has applied its chat
+template and expanded the image tokens. Matching ignores case, spacing and plural ("Receipts" finds "receipt").
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_neuralgate.errors import SubjectNotFoundError
+
+
+class Decoder(Protocol):
+    """The one thing needed of a tokenizer."""
+
+    def decode(self, token_ids: Sequence[int], /, **kwargs: object) -> str: ...
+
+
+class TokenSpan(NamedTuple):
+    """First and last token of the subject, both included."""
+
+    first: int
+    last: int
+
+
+@lru_cache(maxsize=256)
+def _subject_pattern(subject: str) -> re.Pattern[str]:
+    *words, last = subject.split()
+    stems = {last}
+    lower = last.lower()
+    if lower.endswith("ies"):
+        stems |= {last[:-3] + "y"}
+    elif lower.endswith("es"):
+        stems |= {last[:-2], last[:-1]}
+    elif lower.endswith("s") and not lower.endswith("ss"):
+        stems |= {last[:-1]}
+    endings = {form for stem in stems for form in (stem, stem + "s", stem + "es", re.sub("[yY]$", "ies", stem))}
+    final = "|".join(re.escape(form) for form in sorted(endings, key=lambda form: (-len(form), form)))
+    return re.compile(r"(?<!\w)" + r"[\s_-]+".join([*map(re.escape, words), f"(?:{final})"]) + r"(?!\w)", re.IGNORECASE)
+
+
+def find_subject(query: str, subject: str) -> tuple[int, int] | None:
+    """Character range of the last occurrence of the subject in a query, or None.
+
+    >>> find_subject("Which number do the Receipts show?", "receipt")
+    (20, 28)
+    """
+    if not subject.strip():
+        return None
+    found = list(_subject_pattern(subject).finditer(query))
+    return found[-1].span() if found else None
+
+
+def subject_token_span(
+    token_ids: Sequence[int], tokenizer: Decoder, query: str, subject: str, record: str = "?"
+) -> TokenSpan:
+    """Tokens of the subject's last occurrence in the query, inside a whole prompt.
+
+    Args:
+        token_ids: one row without padding, up to the end of the prompt; image tokens may stand in it.
+        tokenizer: whatever decodes the ids.
+        query: the query as it stands in the prompt; what follows or precedes it is not searched.
+        subject: the words that name the private thing.
+        record: name of the record, for the error.
+
+    Raises:
+        SubjectNotFoundError: the subject is not in the query, or the query is not in the prompt.
+    """
+    within = find_subject(query, subject)
+    if within is None:
+        raise SubjectNotFoundError(
+            f"record {record}: the subject '{subject}' does not occur in the query '{query}'; "
+            "name the subject in the query, or correct the record's 'subject'"
+        )
+
+    def decoded(length: int) -> str:
+        return tokenizer.decode(token_ids[:length], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    start = _query_start(decoded(len(token_ids)), query)
+    if start is None:
+        raise SubjectNotFoundError(
+            f"record {record}: the query '{query}' cannot be found in the decoded prompt; "
+            "does the chat template or the tokenizer rewrite or truncate it?"
+        )
+    begin, end = start + within[0], start + within[1]
+    lengths = range(len(token_ids) + 1)
+    last = bisect_left(lengths, end, key=lambda length: len(decoded(length))) - 1
+    first = bisect_left(lengths, begin + 1, key=lambda length: len(decoded(length))) - 1
+    return TokenSpan(first, last)
+
+
+def _query_start(text: str, query: str) -> int | None:
+    """Where the query starts in the prompt's text, as if it stood there with its own spacing and case."""
+    for haystack, needle in ((text, query), (text.lower(), query.lower())):
+        start = haystack.rfind(needle)
+        if start >= 0:
+            return start
+    return None
+
+
+def subject_mask(spans: Sequence[TokenSpan | None], lengths: Sequence[int], width: int, padding_side: str) -> Tensor:
+    """Boolean mask (B, T) that is True at every subject token of a padded batch.
+
+    Args:
+        spans: per row the subject's tokens counted from the row's first real token; None for a row without a subject.
+        lengths: number of real tokens per row.
+        width: T, the padded length.
+        padding_side: "left" or "right".
+    """
+    mask = torch.zeros(len(spans), width, dtype=torch.bool)
+    for row, (span, length) in enumerate(zip(spans, lengths, strict=True)):
+        if span is not None:
+            offset = width - length if padding_side == "left" else 0
+            mask[row, offset + span.first : offset + span.last + 1] = True
+    return mask
+
+
+def last_position(mask: Tensor) -> Tensor:
+    """One-hot version of a subject mask: only the last True of each row stays. (B, T) -> (B, T)."""
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)

@@ -1,0 +1,367 @@
+"""Train the tower, projector and LoRA adapter of the embedded `smol-llava`.
+
+    python recipes/train_smol_llava.py --out runs/smol-llava
+
+Two stages, each checkpointed once a minute; start the same command again and it goes on where it was.
+1. tower: rendered pictures only. A dense loss says which character lies under each patch, and heads on the mean patch
+   say subject, colour, shape and layout; the projector learns to land on the word embeddings of what lies there.
+2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn whole answers through the language model.
+
+Afterwards the held-out accuracy is printed and the weights are written to `OUT/smol_llava.safetensors`; copy them to
+`lightning_neuralgate/models/assets/` to ship them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.data.queries import (
+    EDIT_TEMPLATES,
+    ORDINARY_QUESTIONS,
+    PICTURE_QUESTIONS,
+    SHAPE_COLOUR_QUESTIONS,
+    SHAPE_QUESTIONS,
+    TEST_TEMPLATES,
+    TRAINING_TEMPLATES,
+)
+from lightning_neuralgate.data.render import ORDINARY_COLOURS, SHAPES, Rendering, ordinary_picture, render
+from lightning_neuralgate.data.spec import SubjectSpec, load_subject_spec, shipped_subjects
+from lightning_neuralgate.models.smol import IMAGE_SIZE, PATCH_SIZE, add_lora, assemble_smol_llava, trained_state
+
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-."
+SLOT_ROWS, SLOT_COLUMNS = 2, 3
+GRID = IMAGE_SIZE // PATCH_SIZE
+HELD_OUT = 900_000_000
+"""Seeds from here on are never trained on; the demo's pictures have other seeds again."""
+
+
+def dense_labels(rendering: Rendering) -> Tensor:
+    """Class of the character over each slot centre, (GRID * GRID, SLOT_ROWS * SLOT_COLUMNS); 0 where there is none."""
+    rows, columns = GRID * SLOT_ROWS, GRID * SLOT_COLUMNS
+    labels = torch.zeros(rows, columns, dtype=torch.long)
+    y = (torch.arange(rows) + 0.5) / rows
+    x = (torch.arange(columns) + 0.5) / columns
+    for drawn in rendering.characters:
+        if drawn.char in CHARACTERS:
+            inside_y = (y - drawn.y).abs() <= drawn.height / 2
+            inside_x = (x - drawn.x).abs() <= drawn.width / 2
+            labels[inside_y[:, None] & inside_x] = 1 + CHARACTERS.index(drawn.char)
+    return labels.view(GRID, SLOT_ROWS, GRID, SLOT_COLUMNS).permute(0, 2, 1, 3).reshape(GRID * GRID, -1)
+
+
+class World:
+    """All that a picture can show, with class indices."""
+
+    def __init__(self) -> None:
+        self.specs: list[SubjectSpec] = [load_subject_spec(name) for name in shipped_subjects()]
+        self.subjects = [spec.subject for spec in self.specs] + ["shape"]
+        colours = {colour for spec in self.specs for colour in spec.fields[spec.colour_field].choices or {}}
+        self.colours = sorted(colours | set(ORDINARY_COLOURS))
+        self.layouts = sorted({name for spec in self.specs for name in spec.layouts})
+        self.shapes = list(SHAPES)
+
+    def facts(self, spec: SubjectSpec, values: dict[str, str]) -> dict[str, str]:
+        shape = next(v for name, v in values.items() if spec.fields[name].choices and v in SHAPES)
+        layout = values[spec.layout_field] if spec.layout_field else self.layouts[0]
+        return {"subject": spec.subject, "colour": values[spec.colour_field], "layout": layout, "shape": shape}
+
+    def classes(self, facts: dict[str, str]) -> Tensor:
+        lists = {"subject": self.subjects, "colour": self.colours, "layout": self.layouts, "shape": self.shapes}
+        return torch.tensor([names.index(facts[key]) if key in facts else -100 for key, names in lists.items()])
+
+
+class Cards(Dataset):
+    """Freshly rendered cards, an endless supply addressed by seed."""
+
+    def __init__(self, world: World, processor: Any, first: int, count: int) -> None:
+        self.world, self.processor, self.first, self.count = world, processor, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draw(self, index: int) -> tuple[Rendering, dict[str, str], SubjectSpec | None]:
+        seed = self.first + index
+        choice = random.Random(f"card/{seed}").randrange(10)
+        if choice < 2:
+            image, colour, shape = ordinary_picture(seed)
+            return Rendering(image, {}, ()), {"subject": "shape", "colour": colour, "shape": shape}, None
+        spec = self.world.specs[choice % len(self.world.specs)]
+        drawn = render(spec, seed)
+        return drawn, self.world.facts(spec, drawn.values), spec
+
+    def pixels(self, rendering: Rendering) -> Tensor:
+        return self.processor.image_processor(rendering.image, return_tensors="pt")["pixel_values"][0]
+
+
+class TowerCards(Cards):
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rendering, facts, _ = self.draw(index)
+        return {
+            "pixels": self.pixels(rendering),
+            "chars": dense_labels(rendering),
+            "classes": self.world.classes(facts),
+        }
+
+
+class TowerModule(L.LightningModule):
+    """Stage 1. Trains `vision_tower` and `multi_modal_projector` of a LLaVA against what the renderer knows."""
+
+    def __init__(self, model: Any, tokenizer: Any, world: World, steps: int, lr: float = 1e-3) -> None:
+        super().__init__()
+        self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
+        width = model.config.vision_config.hidden_size
+        self.char_head = nn.Linear(width, SLOT_ROWS * SLOT_COLUMNS * (len(CHARACTERS) + 1))
+        sizes = [len(world.subjects), len(world.colours), len(world.layouts), len(world.shapes)]
+        self.class_heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        words = model.model.language_model.embed_tokens.weight.detach()
+
+        def embedding(word: str) -> Tensor:
+            return words[tokenizer(word, add_special_tokens=False)["input_ids"]].mean(0)
+
+        chars = torch.stack([torch.zeros(words.shape[1])] + [embedding(char) for char in CHARACTERS])
+        self.register_buffer("char_words", chars, persistent=False)
+        for name, names in {
+            "subject": world.subjects, "colour": world.colours, "layout": world.layouts, "shape": world.shapes
+        }.items():  # fmt: skip
+            self.register_buffer(f"{name}_words", torch.stack([embedding(f" {n}") for n in names]), persistent=False)
+        self.scale = float(words.std())
+        self.steps, self.lr = steps, lr
+
+    def word_targets(self, chars: Tensor, classes: Tensor) -> Tensor:
+        """Where a patch should land: the mean embedding of its characters, or of the picture's facts. (B, P, d)."""
+        present = (chars > 0).unsqueeze(-1)
+        letters = (self.char_words[chars] * present).sum(2) / present.sum(2).clamp(min=1)
+        tables = [self.subject_words, self.colour_words, self.layout_words, self.shape_words]
+        known = (classes >= 0).float()
+        facts = sum(t[c.clamp(min=0)] * k[:, None] for t, c, k in zip(tables, classes.T, known.T, strict=True))
+        facts = facts / known.sum(1)[:, None]
+        return torch.where(present.any(2), letters, facts[:, None])
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        hidden = self.tower(batch["pixels"]).last_hidden_state[:, 1:]
+        logits = self.char_head(hidden).unflatten(-1, (SLOT_ROWS * SLOT_COLUMNS, -1))
+        truth = batch["chars"]
+        per_slot = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="none")
+        filled = truth.flatten() > 0
+        char_loss = (per_slot * torch.where(filled, 1.0, 0.1)).sum() / (filled.sum() + 0.1 * (~filled).sum())
+        pooled = hidden.mean(1)
+        class_losses, right = [], []
+        for head, labels in zip(self.class_heads, batch["classes"].T, strict=True):
+            scores = head(pooled)
+            class_losses.append(F.cross_entropy(scores, labels, ignore_index=-100))
+            known = labels >= 0
+            right.append((scores.argmax(-1) == labels)[known].float().mean())
+        word_loss = F.mse_loss(
+            self.projector(hidden) / self.scale, self.word_targets(truth, batch["classes"]) / self.scale
+        )
+        chars_right = (logits.argmax(-1).flatten() == truth.flatten())[filled].float().mean()
+        self.log_dict({"chars": chars_right, "word_loss": word_loss}, prog_bar=True)
+        self.log_dict(dict(zip(("subject", "colour", "layout", "shape"), right, strict=True)), prog_bar=True)
+        return char_loss + 0.5 * torch.stack(class_losses).sum() + word_loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.08)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Dialogues(Cards):
+    """A card and three question/answer turns, as token ids with the questions masked out of the labels."""
+
+    templates = TRAINING_TEMPLATES + EDIT_TEMPLATES + TEST_TEMPLATES
+
+    def turns(self, index: int) -> list[tuple[str, str]]:
+        rendering, facts, spec = self.draw(index)
+        rng = random.Random(f"turns/{self.first + index}")
+        if spec is None:
+            thing = f"A {facts['colour']} {facts['shape']}."
+            pool = [
+                (rng.choice(SHAPE_QUESTIONS), f"The shape is a {facts['shape']}."),
+                (rng.choice(SHAPE_COLOUR_QUESTIONS), f"The shape is {facts['colour']}."),
+                (rng.choice(PICTURE_QUESTIONS), thing),
+            ]
+            return rng.sample(pool, 3)
+        fields = rng.sample(list(spec.fields.items()), 3)
+        turns = [
+            (
+                rng.choice(self.templates).format(attribute=field.phrase, subject=spec.subject),
+                field.answer.format(value=rendering.values[name]),
+            )
+            for name, field in fields
+        ]
+        if rng.random() < 0.15:
+            turns[0] = (rng.choice(PICTURE_QUESTIONS), f"A {facts['colour']} {facts['subject']}.")
+        return turns
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rendering, _, _ = self.draw(index)
+        tokenizer = self.processor.tokenizer
+        ids: list[int] = []
+        labels: list[int] = []
+        for turn, (question, answer) in enumerate(self.turns(index)):
+            image = "<image>" * (GRID * GRID) + "\n" if turn == 0 else ""
+            prompt = f"<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
+            asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            told = tokenizer(f"{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"]
+            ids += asked + told
+            labels += [-100] * len(asked) + told[:-1] + [-100]
+        return {"pixels": self.pixels(rendering), "ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+
+
+def pad_dialogues(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    longest = max(len(row["ids"]) for row in rows)
+
+    def padded(key: str, value: int) -> Tensor:
+        return torch.stack([F.pad(row[key], (0, longest - len(row[key])), value=value) for row in rows])
+
+    lengths = torch.tensor([len(row["ids"]) for row in rows])
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {
+        "input_ids": padded("ids", 0), "labels": padded("labels", -100), "attention_mask": mask,
+        "pixel_values": torch.stack([row["pixels"] for row in rows]),
+    }  # fmt: skip
+
+
+class AlignModule(L.LightningModule):
+    """Stage 2. Trains the projector and LoRA through the language model; keeps its ordinary answers as they are."""
+
+    def __init__(self, model: Any, plain: list[dict[str, Tensor]], steps: int) -> None:
+        super().__init__()
+        self.model, self.plain, self.steps = model, plain, steps
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss = self.model(**batch).loss
+        self.log("answer_loss", loss, prog_bar=True)
+        row = self.plain[index % len(self.plain)]
+        kept = self.model(**row).loss
+        self.log("ordinary_loss", kept, prog_bar=True)
+        return loss + 0.1 * kept
+
+    def configure_optimizers(self) -> Any:
+        lora = [p for name, p in self.model.named_parameters() if "lora_" in name]
+        groups = [
+            {"params": list(self.model.model.multi_modal_projector.parameters()), "lr": 1e-3},
+            {"params": lora, "lr": 5e-4},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [group["lr"] for group in groups], total_steps=self.steps + 1, pct_start=0.1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = {f"model.{name}" for name in trained_state(self.model)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+
+def plain_rows(model: Any, tokenizer: Any) -> list[dict[str, Tensor]]:
+    """The untouched language model's own answers to ordinary questions, as training rows."""
+    rows = []
+    for question in ORDINARY_QUESTIONS:
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        answer = model.generate(**asked, max_new_tokens=16, do_sample=False)
+        labels = answer.clone()
+        labels[:, : asked["input_ids"].shape[1]] = -100
+        rows.append({"input_ids": answer, "labels": labels})
+    return rows
+
+
+@torch.inference_mode()
+def held_out_accuracy(model: Any, processor: Any, world: World, count: int) -> dict[str, float]:
+    """Share of held-out questions whose answer is right to the letter, by field."""
+    cards = Dialogues(world, processor, HELD_OUT, count)
+    right: dict[str, list[bool]] = {}
+    for index in range(count):
+        rendering, _, spec = cards.draw(index)
+        if spec is None:
+            continue
+        rng = random.Random(f"held-out/{index}")
+        for name, field in spec.fields.items():
+            query = rng.choice(TEST_TEMPLATES).format(attribute=field.phrase, subject=spec.subject)
+            message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": query}]}]
+            text = processor.apply_chat_template(message, add_generation_prompt=True)
+            inputs = processor(text=[text], images=[rendering.image], return_tensors="pt")
+            out = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+            said = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            kind = "sensitive" if field.sensitive else "benign"
+            is_right = rendering.values[name].lower() in said.lower()
+            for key in (f"{spec.subject}: {name}", f"all {kind}"):
+                right.setdefault(key, []).append(is_right)
+    return {key: round(sum(values) / len(values), 3) for key, values in sorted(right.items())}
+
+
+def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int) -> None:
+    keeper = ModelCheckpoint(dirpath=folder, filename="{step}", save_last=True, every_n_train_steps=25, save_top_k=0)
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", callbacks=[keeper], gradient_clip_val=1.0, log_every_n_steps=10,
+        logger=CSVLogger(folder, name="", version="log"),
+    )  # fmt: skip
+    last = folder / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=False)
+    trainer.save_checkpoint(folder / "done.ckpt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tower-steps", type=int, default=2000)
+    parser.add_argument("--tower-batch", type=int, default=32)
+    parser.add_argument("--align-steps", type=int, default=200)
+    parser.add_argument("--align-batch", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--eval-cards", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    L.seed_everything(args.seed)
+    world = World()
+    model, processor = assemble_smol_llava()
+    tower = TowerModule(model, processor.tokenizer, world, args.tower_steps)
+    done = args.out / "tower" / "done.ckpt"
+    first = args.seed * 10_000_000
+    if done.is_file():
+        tower.load_state_dict(torch.load(done, weights_only=False)["state_dict"])
+    else:
+        cards = TowerCards(world, processor, first, args.tower_steps * args.tower_batch)
+        fit(tower, DataLoader(cards, args.tower_batch, num_workers=args.workers), args.out / "tower", args.tower_steps)
+
+    plain = plain_rows(model, processor.tokenizer)
+    model.requires_grad_(False)
+    add_lora(model)
+    model.model.multi_modal_projector.requires_grad_(True)
+    align = AlignModule(model, plain, args.align_steps)
+    done = args.out / "align" / "done.ckpt"
+    if done.is_file():
+        align.load_state_dict(torch.load(done, weights_only=False)["state_dict"], strict=False)
+    else:
+        cards = Dialogues(world, processor, first + 5_000_000, args.align_steps * args.align_batch)
+        loader = DataLoader(cards, args.align_batch, num_workers=args.workers, collate_fn=pad_dialogues)
+        align.strict_loading = False
+        fit(align, loader, args.out / "align", args.align_steps)
+    model.eval()
+    state = {name: value.half().contiguous() for name, value in trained_state(model).items()}
+    with written_whole(args.out / "smol_llava.safetensors") as draft:
+        save_file(state, draft)
+    accuracy = held_out_accuracy(model, processor, world, args.eval_cards)
+    with written_whole(args.out / "accuracy.json") as draft:
+        draft.write_text(json.dumps(accuracy, indent=2) + "\n")
+    print(json.dumps(accuracy, indent=2))
+
+
+if __name__ == "__main__":
+    main()
