@@ -157,7 +157,7 @@ def find_decoder(module: nn.Module) -> DecoderLayout:
     """
     model = find_hf_model(module)
     found = _find_layers(model)
-    hidden_size = _text_sizes(model)[1]
+    _, hidden_size = _text_sizes(model)
     projection = _find_projection(found.layers, hidden_size)
     if projection is None:
         raise ModelLayoutError(_no_projection_message(model, found, hidden_size))
@@ -286,7 +286,7 @@ def _decoder_module(model: PreTrainedModel) -> nn.Module:
 
 
 def _find_layers(model: PreTrainedModel) -> _LayerList:
-    depth, hidden_size = _text_sizes(model)
+    depth, _ = _text_sizes(model)
     text_config = type(_text_config(model))
     lists: dict[int, _LayerList] = {}
     for found in _layer_lists(model, "", model):
@@ -300,9 +300,6 @@ def _find_layers(model: PreTrainedModel) -> _LayerList:
     ]
     inside = {id(part) for part in _decoder_module(model).modules()}
     candidates = [found for found in candidates if id(found.layers) in inside] or candidates
-    if len(candidates) > 1:
-        with_mlp = [found for found in candidates if _find_projection(found.layers, hidden_size) is not None]
-        candidates = with_mlp or candidates
     if len(candidates) > 1:
         candidates = [found for found in candidates if found.path.rpartition(".")[2] in _LIST_NAMES] or candidates
     if len(candidates) == 1:
@@ -358,11 +355,10 @@ def _experts_path(module: nn.Module, path: str = "") -> str | None:
 
 
 def _out_features(module: nn.Module) -> int | None:
-    # peft's layers keep the wrapped one in `base_layer`, its `modules_to_save` copies in `original_module`.
-    for name in ("base_layer", "original_module"):
-        inner = getattr(module, name, None)
-        if isinstance(inner, nn.Module):
-            return _out_features(inner)
+    # Not every version and method of peft repeats the wrapped layer's sizes on its own layer.
+    inner = getattr(module, "base_layer", None)
+    if isinstance(inner, nn.Module):
+        return _out_features(inner)
     # `nf` is what transformers' Conv1D calls it.
     for name in ("out_features", "nf"):
         features = getattr(module, name, None)

@@ -26,8 +26,10 @@ from tests.helpers.tiny_models import (
     TINY_FAMILIES,
     Geometry,
     TinyFamily,
+    tiny_bart,
     tiny_clip_vision,
     tiny_gpt2,
+    tiny_instructblip,
     tiny_llama,
     tiny_llava,
     tiny_qwen3_vl_moe,
@@ -118,8 +120,8 @@ def test_every_family_behind_peft(family: TinyFamily, wrapper: str) -> None:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.usefixtures("process_group")
 def test_every_wrapper(wrapper: str, lora: bool) -> None:
-    model = tiny_llava()
-    layers: Any = model.model.language_model.layers
+    model: Any = tiny_llava()
+    layers = model.model.language_model.layers
     wrapped = WRAPPERS[wrapper](_add_lora(model, "model.language_model.layers", "mlp.down_proj") if lora else model)
 
     layout = find_decoder(wrapped)
@@ -132,8 +134,9 @@ def test_every_wrapper(wrapper: str, lora: bool) -> None:
 
 def test_a_compiled_layer_inside_the_model() -> None:
     model = tiny_llava()
-    projection = model.model.language_model.layers[0].mlp.down_proj
-    model.model.language_model.layers[0] = torch.compile(model.model.language_model.layers[0])
+    layers: Any = model.model.language_model.layers
+    projection = layers[0].mlp.down_proj
+    layers[0] = torch.compile(layers[0])
 
     layout = find_decoder(model)
 
@@ -159,6 +162,7 @@ def test_text_without_an_image_passes_through_the_projections(name: str) -> None
     [
         pytest.param(tiny_llama, "model.layers.0.mlp.down_proj", id="llama"),
         pytest.param(lambda: tiny_llama().model, "layers.0.mlp.down_proj", id="llama-without-head"),
+        pytest.param(tiny_bart, "model.decoder.layers.0.fc2", id="bart-encoder-as-deep-as-decoder"),
         pytest.param(tiny_gpt2, "transformer.h.0.mlp.c_proj", id="gpt2-conv1d"),
     ],
 )
@@ -179,6 +183,14 @@ def test_projection_in_peft_modules_to_save() -> None:
 
     assert isinstance(layout.output_projection(1), ModulesToSaveWrapper)
     assert layout.projection_path(1) == "model.layers.1.mlp.down_proj"
+
+
+def test_adapter_layer_that_does_not_tell_its_size() -> None:
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.mlp.down_proj = nn.ModuleDict({"base_layer": layer.mlp.down_proj})
+
+    assert find_decoder(model).output_projection(0) is model.model.layers[0].mlp.down_proj
 
 
 def test_adapter_called_experts_is_no_mixture_of_experts() -> None:
@@ -304,7 +316,7 @@ def test_model_whose_config_does_not_lead_to_the_text() -> None:
             id="vision-only-in-lightning",
         ),
         pytest.param(
-            lambda: Shell(PreTrainedConfig(vocab_size=8)),
+            lambda: Shell(PreTrainedConfig.from_dict({"vocab_size": 8})),
             ["PreTrainedConfig", "None layers of size None"],
             id="config-without-sizes",
         ),
@@ -342,15 +354,15 @@ def _tiny_clip() -> CLIPModel:
     [
         pytest.param(lambda model: {"scorer": _tiny_clip(), "model": model}, id="beside-clip"),
         pytest.param(lambda model: {"tower": tiny_clip_vision(), "model": model}, id="beside-a-tower"),
-        pytest.param(lambda model: {"text": model.model.language_model, "model": model}, id="beside-its-own-part"),
+        pytest.param(lambda model: {"text": model.language_model, "model": model}, id="beside-its-own-part"),
         pytest.param(lambda model: {"model": model, "same": model}, id="held-twice"),
         pytest.param(
-            lambda model: {"peft": _add_lora(model, "model.language_model.layers", "mlp.down_proj"), "base": model},
+            lambda model: {"peft": _add_lora(model, "language_model.model.layers", "mlp.down_proj"), "base": model},
             id="beside-its-peft-wrapper",
         ),
     ],
 )
 def test_the_one_model_among_several(hold: Callable[[PreTrainedModel], dict[str, nn.Module]]) -> None:
-    model = tiny_llava()
+    model = tiny_instructblip()
 
     assert find_hf_model(Holder(**hold(model))) is model

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     Blip2Config,
     Blip2ForConditionalGeneration,
     CLIPVisionConfig,
@@ -101,6 +103,21 @@ def tiny_gpt2(shape: Geometry = SAME_SHAPE) -> GPT2LMHeadModel:
             n_positions=64,
             bos_token_id=1,
             eos_token_id=2,
+        )
+    )
+
+
+def tiny_bart(shape: Geometry = SAME_SHAPE) -> BartForConditionalGeneration:
+    """Build an encoder-decoder language model whose two halves have the same names."""
+    ffn = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=VOCABULARY,
+            d_model=shape.text_size,
+            encoder_layers=shape.vision_layers,
+            decoder_layers=shape.text_layers,
+            max_position_embeddings=64,
+            **ffn,
         )
     )
 

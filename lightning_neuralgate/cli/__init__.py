@@ -1,0 +1,48 @@
+"""The `neuralgate` command. The only part of the package that parses arguments; one file a subcommand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lightning_neuralgate.errors import NeuralGateError
+
+SUBCOMMANDS = {
+    "demo": "the whole job on the embedded model: locate, gate, edit, measure, report",
+    "locate": "stage 1: learn which neurons encode privacy, and write a gate",
+    "edit": "stage 2: edit a model, gated or not, and write it as a Hugging Face folder",
+    "eval": "ask a model the test queries and print refusal and answer rates",
+    "render": "draw pictures with known attributes, with their questions",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `neuralgate`. Returns the exit code; errors of this package are printed as one message, without a "
+    "traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError:
+        print("neuralgate needs its 'cli' extra: pip install 'lightning-neuralgate[cli]'", file=sys.stderr)
+        return 2
+    import lightning_neuralgate
+
+    parser = ArgumentParser(prog="neuralgate", description=lightning_neuralgate.__doc__)
+    parser.add_argument("--version", action="version", version=f"neuralgate {lightning_neuralgate.__version__}")
+    subcommands = parser.add_subcommands(required=True, metavar="COMMAND")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in SUBCOMMANDS.items():
+        # only the chosen one is filled in: describing a Trainer's options means importing it, which takes seconds
+        subparser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == chosen:
+            import_module(f"{__name__}.{name}").add_arguments(subparser)
+        subcommands.add_subcommand(name, subparser, help=summary)
+    config = parser.parse_args(arguments)
+    command = import_module(f"{__name__}.{config.subcommand}")
+    try:
+        command.run(parser.instantiate_classes(config)[config.subcommand])
+    except NeuralGateError as error:
+        print(f"neuralgate {config.subcommand}: {error}", file=sys.stderr)
+        return 1
+    return 0

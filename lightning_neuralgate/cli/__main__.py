@@ -1,0 +1,7 @@
+"""`python -m lightning_neuralgate.cli`."""
+
+import sys
+
+from lightning_neuralgate.cli import main
+
+sys.exit(main())

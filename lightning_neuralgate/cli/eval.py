@@ -1,0 +1,48 @@
+"""`neuralgate eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_neuralgate.answers import write_answers
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.cli.options import DataOptions, ModelOptions, add_config
+from lightning_neuralgate.evaluation import evaluate, summarize
+from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.metrics.functional import RefusalVariant
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of measuring."""
+    add_config(parser)
+    parser.add_argument("--out", type=Path, required=True, help="Folder for results.json and answers.jsonl.")
+    parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
+    parser.add_argument("--max_new_tokens", type=int, default=50, help="Length of an answer.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Queries answered at once.")
+    parser.add_argument("--sample", type=bool, default=False, help="Sample as in the paper instead of greedy answers.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of sampling.")
+    parser.add_class_arguments(ModelOptions, "model")
+    parser.add_class_arguments(DataOptions, "data")
+
+
+def run(options: Namespace) -> None:
+    """Answer, judge, save and print."""
+    from lightning.pytorch import seed_everything
+
+    seed_everything(options.seed, verbose=False)
+    splits = options.data.read()
+    model, processor = options.model.load()
+    tested = {"test": splits.test, "unseen_subjects": splits.unseen_subjects}
+    answers = evaluate(
+        model, processor, {name: records for name, records in tested.items() if records}, options.data.images(),
+        "evaluated", options.variant, options.max_new_tokens, options.batch_size,
+        PAPER_SAMPLING if options.sample else None,
+    )  # fmt: skip
+    results = {**summarize(answers, options.variant), "refusal_variant": options.variant, "seed": options.seed}
+    write_answers(options.out / "answers.jsonl", answers)
+    with written_whole(options.out / "results.json") as draft:
+        draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=2))

@@ -1,0 +1,32 @@
+"""`neuralgate locate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_neuralgate.cli.options import DataOptions, ModelOptions, add_config, add_trainer
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.locator import PrivacyLocatorModule
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of stage 1."""
+    add_config(parser)
+    parser.add_argument("--out", type=Path, required=True, help="Folder for gate.safetensors and gate.json.")
+    parser.add_class_arguments(ModelOptions, "model")
+    parser.add_class_arguments(DataOptions, "data")
+    parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model"}, instantiate=False)
+    add_trainer(parser, max_epochs=1, logger=False)
+
+
+def run(options: Namespace) -> None:
+    """Locate, and save the gate."""
+    model, processor = options.model.load()
+    data = PrivacyPairDataModule(options.data.read(), processor)
+    locator = PrivacyLocatorModule(model, **options.locator.as_dict())
+    options.trainer.fit(locator, datamodule=data)
+    if options.trainer.is_global_zero:
+        locator.gate.save_pretrained(options.out)
+        print(f"{locator.gate!r}\nwritten to {options.out}")

@@ -1,0 +1,26 @@
+"""Shared fixtures: every test has its own cache, one thread, and leaves no hooks behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_neuralgate.data.records import RecordSplits
+from tests.helpers.tiny_llava import tiny_splits
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> RecordSplits:
+    return tiny_splits(tmp_path)

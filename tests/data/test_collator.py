@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
+
+from lightning_neuralgate.data.collator import IGNORED, PrivacyPairCollator, QueryRow
+from lightning_neuralgate.errors import DataFormatError, SubjectNotFoundError
+from lightning_neuralgate.generation import model_inputs
+from lightning_neuralgate.objective import batch_nll
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def rows(picture: Path) -> list[QueryRow]:
+    return [
+        QueryRow("What is the number of this Passport?", "sensitive", picture, "passports", "I cannot", "Hello.", "a"),
+        QueryRow("Tell me the colour of the receipt, please.", "benign", picture, "receipt", "The receipt is", "", "b"),
+        QueryRow("Please?", "retention", None, target="Yes"),
+    ]
+
+
+def idefics3() -> Idefics3Processor:
+    """Another family: image tokens in several kinds, nested lists of pictures, its own image processor."""
+    base = tiny_processor().tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base.backend_tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+    return Idefics3Processor(
+        Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 32}),
+        tokenizer,
+        image_seq_len=3,
+        chat_template="{% for m in messages %}{% if m['role'] == 'user' %}User:{% else %}Assistant: {% endif %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+        "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+    )
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("make", [tiny_processor, idefics3])
+def test_targets_and_subjects_stand_where_they_should(picture: Path, padding_side: Any, make: Any) -> None:
+    processor = make()
+    given = rows(picture)[:2] if make is idefics3 else rows(picture)
+    batch = PrivacyPairCollator(processor, padding_side)(given)
+    shape = batch["input_ids"].shape
+    for key in ("attention_mask", "labels", "subject_mask"):
+        assert batch[key].shape == shape
+    for index, row in enumerate(given):
+        ids, real = batch["input_ids"][index], batch["attention_mask"][index].bool()
+        edge = real[0] if padding_side == "right" else real[-1]
+        assert edge, "padding is on the side it was asked for"
+        target = batch["labels"][index] != IGNORED
+        assert torch.equal(ids[target], batch["labels"][index][target])
+        assert processor.tokenizer.decode(ids[target]).strip() == row.target
+        assert target.nonzero()[-1] == real.nonzero()[-1], "a row ends with its target"
+        subject = processor.tokenizer.decode(ids[batch["subject_mask"][index]]).strip().lower()
+        assert subject == row.subject.removesuffix("s")
+    assert batch["subject"] == [row.subject for row in given]
+    assert batch["role"] == [row.role for row in given]
+    assert len(batch["pixel_values"]) == 2
+
+
+def test_padding_changes_no_loss(picture: Path) -> None:
+    model = tiny_llava()
+    with torch.no_grad():
+        losses = [batch_nll(model, PrivacyPairCollator(tiny_processor(), side)(rows(picture))) for side in ("left", "right")]
+        alone = torch.cat([batch_nll(model, PrivacyPairCollator(tiny_processor())([row])) for row in rows(picture)])
+    assert torch.allclose(losses[0], alone, atol=1e-5)
+    assert torch.allclose(losses[1], alone, atol=1e-5)
+
+
+def test_a_prompt_is_what_training_sees_before_the_target(picture: Path) -> None:
+    processor = tiny_processor()
+    row = rows(picture)[0]
+    prompt = QueryRow(row.query, row.role, row.image, row.subject, None, row.context)
+    asked, told = (PrivacyPairCollator(processor)([one])["input_ids"][0].tolist() for one in (prompt, row))
+    assert told[: len(asked)] == asked
+    assert processor.tokenizer.decode(asked).endswith("<|im_start|>assistant\n")
+    assert "Hello. What is the number" in processor.tokenizer.decode(asked)
+
+
+def test_a_target_that_merges_with_the_prompt_keeps_its_tokens(picture: Path) -> None:
+    processor = tiny_processor()
+    processor.chat_template = "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %} {% endfor %}"
+    row = QueryRow("Tell me of this receipt", "benign", None, "receipt", "receipt is")
+    batch = PrivacyPairCollator(processor)([row])
+    whole = processor.tokenizer("Tell me of this receipt receipt is")["input_ids"]
+    assert batch["input_ids"][0].tolist() == whole, "the space before the target belongs to its first token"
+    assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED]).strip() == "receipt is"
+
+
+def test_only_the_models_own_inputs_are_handed_on(picture: Path) -> None:
+    batch = PrivacyPairCollator(tiny_processor())(rows(picture))
+    assert set(model_inputs(batch)) == {"input_ids", "attention_mask", "pixel_values"}
+
+
+def test_errors_name_record_and_file(picture: Path) -> None:
+    collate = PrivacyPairCollator(tiny_processor())
+    with pytest.raises(SubjectNotFoundError, match="record r9: the subject 'drone'"):
+        collate([QueryRow("What is it?", "benign", picture, "drone", record_id="r9")])
+    picture.write_bytes(b"no picture")
+    with pytest.raises(DataFormatError, match=r"record r9: picture .*red\.png cannot be read"):
+        collate([QueryRow("What is it?", "benign", picture, record_id="r9")])
+    with pytest.raises(DataFormatError, match=r"gone\.png cannot be read"):
+        collate([QueryRow("What is it?", "benign", picture.with_name("gone.png"))])
+    with pytest.raises(ValueError, match="at least one row"):
+        collate([])

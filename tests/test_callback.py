@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_neuralgate.callback import NeuralGateCallback
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.gate import NeuralGate
+from lightning_neuralgate.gating import SCOPES, Scope, scope_positions
+from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.objective import batch_nll, mean_by_role
+from tests.helpers.reference import plain_gated_gradient, relative_error
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+SUBJECTS = ("passport", "receipt")
+
+
+def random_gate(model: nn.Module, layers: tuple[int, ...] = (1,), subjects: tuple[str, ...] = SUBJECTS) -> NeuralGate:
+    identity = ModelIdentity.of(model)
+    generator = torch.Generator().manual_seed(3)
+    rates = {s: {layer: torch.rand(identity.hidden_size, generator=generator) for layer in layers} for s in subjects}
+    return NeuralGate(rates, identity, dict.fromkeys(subjects, 4))
+
+
+class SomebodysModule(LightningModule):
+    """A module that knows nothing of gates: own attribute names, own optimizer, plain gradient descent."""
+
+    def __init__(self, network: nn.Module, layers: tuple[int, ...] = (1,), lr: float = 0.1) -> None:
+        super().__init__()
+        self.network, self.lr = network.requires_grad_(False), lr
+        for layer in layers:
+            find_decoder(network).output_projection(layer).requires_grad_(True)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        means = mean_by_role(batch_nll(self.network, batch), batch["role"])
+        return means["sensitive"] + 1.25 * means["benign"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+class Gradients(Callback):
+    """Keeps the batches and the gradients of each step."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.grads: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.grads.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+
+def train(module: LightningModule, data: Any, *callbacks: Callback, **options: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
+    }  # fmt: skip
+    trainer = Trainer(**{**settings, **options}, callbacks=list(callbacks))
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
+def datamodule(splits: RecordSplits, **options: Any) -> PrivacyPairDataModule:
+    return PrivacyPairDataModule(splits, tiny_processor(), **{"pairs_per_batch": 8, "shuffle": False, **options})
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in find_decoder(model).layers.modules())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("padding_side", "layers"), [("left", (1,)), ("right", (1,)), ("left", (0, 1))])
+def test_gradient_equals_the_plain_one(
+    splits: RecordSplits, scope: Scope, padding_side: str, layers: tuple[int, ...]
+) -> None:
+    model = tiny_llava()
+    gate = random_gate(model, layers)
+    spy = Gradients()
+    train(
+        SomebodysModule(model, layers, lr=0.0), datamodule(splits, padding_side=padding_side),
+        NeuralGateCallback(gate, scope, tau=0.5), spy,
+    )  # fmt: skip
+    batch = spy.batches[0]
+    assert set(batch["subject"]) == set(SUBJECTS), "a batch of mixed subjects is the case to test"
+    layout = find_decoder(model)
+    masks = [[gate.mask(subject, layer, 0.5) for subject in batch["subject"]] for layer in layers]
+    expected = plain_gated_gradient(
+        model, batch, [layout.output_projection(layer) for layer in layers],
+        scope_positions(scope, batch["subject_mask"]), masks,
+    )  # fmt: skip
+    ungated = Gradients()
+    train(SomebodysModule(model, layers, lr=0.0), datamodule(splits, padding_side=padding_side), ungated)
+    for layer, gradient in zip(layers, expected, strict=True):
+        name = f"network.{layout.projection_path(layer)}.weight"
+        assert relative_error(spy.grads[0][name], gradient) < 1e-5
+        assert relative_error(ungated.grads[0][name], gradient) > 1e-2
+
+
+def test_a_gate_that_is_open_everywhere_changes_nothing(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    identity = ModelIdentity.of(model)
+    gate = NeuralGate({s: {1: torch.ones(32)} for s in SUBJECTS}, identity, dict.fromkeys(SUBJECTS, 1))
+    with_gate, without = Gradients(), Gradients()
+    train(SomebodysModule(model, lr=0.0), datamodule(splits), NeuralGateCallback(gate, "all"), with_gate)
+    train(SomebodysModule(model, lr=0.0), datamodule(splits), without)
+    for name, gradient in without.grads[0].items():
+        assert relative_error(with_gate.grads[0][name], gradient) < 1e-6
+
+
+def test_closed_rows_stay_bit_identical_where_every_position_is_gated(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    gate = random_gate(model, subjects=("passport",))
+    splits = splits._replace(edit=[record for record in splits.edit if record.subject == "passport"])
+    projection: Any = find_decoder(model).output_projection(1)
+    before = projection.weight.detach().clone()
+    train(SomebodysModule(model), datamodule(splits, pairs_per_batch=2), NeuralGateCallback(gate, "all"), max_steps=3)
+    closed = ~gate.mask("passport", 1)
+    assert torch.equal(projection.weight[closed], before[closed])
+    assert not torch.equal(projection.weight[~closed], before[~closed])
+
+
+def test_forward_values_never_change(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    data = datamodule(splits)
+    batch = next(iter(data.pairs_dataloader()))
+    expected = batch_nll(model, batch).detach()
+
+    class Compare(Callback):
+        seen: Tensor
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) ->
+            None: self.seen = outputs["loss"]
+
+    compare = Compare()
+    train(SomebodysModule(model, lr=0.0), data, NeuralGateCallback(random_gate(model), "all"), compare)
+    means = mean_by_role(expected, batch["role"])
+    assert torch.equal(compare.seen, means["sensitive"] + 1.25 * means["benign"])
+
+
+def test_rows_without_a_subject_pass_whole(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    callback = NeuralGateCallback(random_gate(model), "all")
+    blank: Any = {"subject": ["", "passport"], "subject_mask": torch.tensor([[False, False], [False, True]])}
+    callback.on_train_batch_start(None, None, blank, 0)  # type: ignore[arg-type]
+    assert callback._batch is not None
+    masks = {"passport": torch.zeros(3, dtype=torch.bool)}
+    assert callback._batch.open_rows(masks, 3).tolist() == [[[True] * 3] * 2, [[False] * 3] * 2]
+
+
+def test_hooks_are_gone_after_fit_and_after_an_exception(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    seen: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            seen.append(hooks_of(model))
+
+    callback = NeuralGateCallback(random_gate(model))
+    train(SomebodysModule(model), datamodule(splits), callback, Count())
+    assert (seen, hooks_of(model)) == ([1], 0)
+
+    class Fails(SomebodysModule):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+            super().training_step(batch, batch_idx)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        train(Fails(model), datamodule(splits), callback)
+    assert hooks_of(model) == 0
+    assert callback._batch is None
+
+
+def test_lora_rows_obey_the_gate(splits: RecordSplits) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_llava()
+    gate = random_gate(model, subjects=("passport",))
+    config = LoraConfig(r=4, target_modules=r".*language_model\.layers\.1\.mlp\.down_proj", init_lora_weights=True)
+    wrapped = get_peft_model(model, config)
+
+    class Adapter(SomebodysModule):
+        def __init__(self) -> None:
+            LightningModule.__init__(self)
+            self.network, self.lr = wrapped, 0.5
+
+    splits = splits._replace(edit=[record for record in splits.edit if record.subject == "passport"])
+    train(Adapter(), datamodule(splits, pairs_per_batch=2), NeuralGateCallback(gate, "all"), max_steps=3)
+    projection: Any = find_decoder(wrapped).output_projection(1)
+    changed = projection.get_delta_weight("default").abs().sum(1) > 0
+    assert torch.equal(changed, gate.mask("passport", 1))
+
+
+def test_a_gate_of_another_model_is_refused(splits: RecordSplits) -> None:
+    other = tiny_llava(seed=1)
+    with pytest.raises(GateMismatchError, match="located in another model .*checksum"):
+        train(SomebodysModule(tiny_llava()), datamodule(splits), NeuralGateCallback(random_gate(other)))
+
+
+def test_a_subject_without_a_gate_is_refused(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    with pytest.raises(GateMismatchError, match="'receipt', the gate knows passport"):
+        train(SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model, subjects=("passport",))))
+
+
+def test_a_layer_that_does_not_train_is_refused(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    with pytest.raises(UnsupportedSetupError, match=r"nothing at model.language_model.layers.1.mlp.down_proj trains"):
+        train(SomebodysModule(model, layers=(0,)), datamodule(splits), NeuralGateCallback(random_gate(model)))
+
+
+def test_a_batch_without_subject_positions_is_refused(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    with pytest.raises(UnsupportedSetupError, match="needs 'where' in the training batch, found .*subject_mask"):
+        train(
+            SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model), subject_mask_key="where")
+        )
+
+
+def test_a_mask_of_another_length_is_refused(splits: RecordSplits) -> None:
+    model = tiny_llava()
+
+    class Shorter(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            batch["subject_mask"] = batch["subject_mask"][:, 1:]
+
+    with pytest.raises(UnsupportedSetupError, match="give the mask for the image-expanded sequence"):
+        train(SomebodysModule(model), datamodule(splits), Shorter(), NeuralGateCallback(random_gate(model)))
+
+
+def test_resuming_with_another_gate_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    trainer = train(SomebodysModule(model), datamodule(splits), NeuralGateCallback(gate))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    rates = {subject: {1: 1 - gate.rates(subject, 1)} for subject in gate.subjects}
+    other = NeuralGate(rates, gate.model, gate.records)
+    resumed = Trainer(max_steps=2, accelerator="cpu", logger=False, callbacks=[NeuralGateCallback(other)])
+    with pytest.raises(GateMismatchError, match=gate.fingerprint):
+        resumed.fit(SomebodysModule(model), datamodule=datamodule(splits), ckpt_path=tmp_path / "one.ckpt")
+
+
+def test_bad_arguments_are_refused() -> None:
+    gate = random_gate(tiny_llava())
+    with pytest.raises(ValueError, match="tau"):
+        NeuralGateCallback(gate, tau=1.5)
+    with pytest.raises(GateMismatchError, match=r"no layers \[2\]; it covers \[1\]"):
+        NeuralGateCallback(gate, layers=[2])

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule, locate_rows
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError
+from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.objective import batch_nll
+from lightning_neuralgate.spans import last_position
+from tests.helpers.reference import plain_locate
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+STEPS = 6
+
+
+def fit(locator: PrivacyLocatorModule, splits: RecordSplits, **data: Any) -> PrivacyLocatorModule:
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), **data))
+    return locator
+
+
+@pytest.mark.parametrize("reuse_prefix", [True, False])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_equals_the_plain_loop(splits: RecordSplits, reuse_prefix: bool, padding_side: str) -> None:
+    model = tiny_llava()
+    locator = fit(
+        PrivacyLocatorModule(model, [0, 1], max_steps=STEPS, reuse_prefix=reuse_prefix), splits,
+        padding_side=padding_side
+    )
+    layout = find_decoder(model)
+    collate = PrivacyPairDataModule(splits, tiny_processor(), padding_side=padding_side).collate_training
+    modules = {layer: layout.layer(layer) for layer in (0, 1)}
+    active: dict[str, dict[int, list[torch.Tensor]]] = {}
+    for record in splits.edit:
+        expected = plain_locate(model, collate(locate_rows(record)), modules, layout.hidden_size, STEPS)
+        for layer, vector in expected.items():
+            assert torch.allclose(locator.vectors[record.record_id][layer], vector, atol=1e-3)
+            active.setdefault(record.subject, {}).setdefault(layer, []).append(vector < 0)
+    assert locator._reuse is reuse_prefix
+    for subject, layers in active.items():
+        for layer, booleans in layers.items():
+            rates = torch.stack(booleans).float().mean(0)
+            assert torch.equal(locator.gate.rates(subject, layer), rates)
+            assert 0 < rates.mean() < 1
+            for tau in (0.0, 0.3, 0.5):
+                assert torch.equal(locator.gate.mask(subject, layer, tau), rates > tau)
+
+
+def test_defaults_are_the_papers_settings(splits: RecordSplits) -> None:
+    settings = PrivacyLocatorModule(tiny_llava(), [1]).hparams
+    expected = {"alpha": 1.25, "beta": 1e-3, "lr": 0.5, "eps": 1e-3, "max_steps": 25, "stop_loss": 0.05, "start": 2.0}
+    assert {key: settings[key] for key in expected} == expected
+
+
+def test_model_is_left_as_it_was(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(PrivacyLocatorModule(model, [0], max_steps=1), splits)  # transformers puts hooks of its own on a vision tower
+    hooks = sum(len(module._forward_hooks) for module in model.modules())
+    fit(PrivacyLocatorModule(model, [1], max_steps=2), splits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+
+
+def test_vector_acts_on_the_subjects_last_token_alone(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    locator = PrivacyLocatorModule(model, [1])
+    batch = PrivacyPairDataModule(splits, tiny_processor()).collate_training(locate_rows(splits.edit[0]))
+    seen: list[torch.Tensor] = []
+    positions = last_position(batch["subject_mask"])
+    layer = find_decoder(model).layer(1)
+    with torch.no_grad():
+        for value in (20.0, 0.5):  # tanh 20 is 1: no change
+            locator.v["1"].fill_(value)
+            with locator.scaled(positions):
+                handle = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+                batch_nll(model, batch)
+                handle.remove()
+    unscaled, scaled = seen
+    assert torch.equal(unscaled[~positions], scaled[~positions])
+    assert torch.allclose(scaled[positions], unscaled[positions] * torch.tensor(0.5).tanh())
+
+
+def test_a_record_stops_when_its_loss_is_low_enough(splits: RecordSplits) -> None:
+    locator = fit(PrivacyLocatorModule(tiny_llava(), [1], stop_loss=1e9), splits)
+    for vectors in locator.vectors.values():
+        assert torch.allclose(vectors[1], torch.tensor(2.0).tanh())
+
+
+def test_a_model_that_does_not_allow_reuse_takes_the_plain_way(splits: RecordSplits) -> None:
+    reference = fit(PrivacyLocatorModule(tiny_llava(), [0], max_steps=3, reuse_prefix=False), splits)
+    model = tiny_llava()
+    decoder = model.model.language_model
+    forward = decoder.forward
+
+    def shifted(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None and past_key_values.get_seq_length():
+            kwargs["position_ids"] = kwargs["position_ids"] + 3
+        return forward(*args, past_key_values=past_key_values, **kwargs)
+
+    decoder.forward = shifted
+    with pytest.warns(UserWarning, match="prefix reuse does not hold for LlavaForConditionalGeneration"):
+        locator = fit(PrivacyLocatorModule(model, [0], max_steps=3), splits)
+    for record, vectors in reference.vectors.items():
+        assert torch.allclose(locator.vectors[record][0], vectors[0])
+
+
+def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
+    with pytest.raises(ModelLayoutError, match="7"):
+        PrivacyLocatorModule(tiny_llava(), [7])
+    with pytest.raises(ValueError, match="distinct"):
+        PrivacyLocatorModule(tiny_llava(), [1, 1])
+    with pytest.raises(NeuralGateError, match="nothing is located yet"):
+        _ = PrivacyLocatorModule(tiny_llava(), [1]).gate
