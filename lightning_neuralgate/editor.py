@@ -124,7 +124,7 @@ class PrivacyEditModule(LightningModule):
                 f"the paper's schedule edits pair by pair, this batch holds {pairs}; use "
                 "PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)"
             )
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         optimizer.state.clear()  # a fresh optimizer for each pair
         for _ in range(self.hparams["steps_per_pair"]):
             loss = self.loss(batch)

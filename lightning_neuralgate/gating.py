@@ -79,7 +79,7 @@ class GatedLinear(torch.autograd.Function):
 
 def gate_output(module: nn.Linear, x: Tensor, y: Tensor, open_rows: Tensor, gate_input: bool = False) -> Tensor:
     """`y = module(x)` with the gate in its backward pass. Shapes as in `GatedLinear`."""
-    return GatedLinear.apply(x, module.weight, module.bias, y.detach(), open_rows, gate_input)  # type: ignore[no-any-return]
+    return GatedLinear.apply(x, module.weight, module.bias, y.detach(), open_rows, gate_input)
 
 
 def gated_linears(projection: nn.Module, place: str) -> list[tuple[nn.Linear, bool]]:

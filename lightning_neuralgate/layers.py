@@ -40,8 +40,8 @@ MLP_PROJECTIONS: Final = (
 )
 """Paths inside one decoder layer at which an MLP output projection is looked for, in this order."""
 
-# `get_decoder` and the owner's config already tell towers apart in transformers' own models. A model from elsewhere may
-# build its tower from plain modules that share the text model's config: there only the name is left.
+# The config a module belongs to tells most towers apart. The tower of Idefics, and of models from outside transformers,
+# may be built from plain modules that share the text model's config: there only the name is left.
 _TOWER_NAME: Final = re.compile(r"(^|_)(vision|visual|image|video|audio|speech|vit|qformer)(_|$)")
 # What decoders call their layers: Idefics keeps a second list of the same length, `gated_cross_attn_layers`, beside it.
 _LIST_NAMES: Final = ("layers", "layer", "blocks", "block", "h")

@@ -122,8 +122,9 @@ class PrivacyLocatorModule(LightningModule):
         self.vectors[record] = {layer: self.v[str(layer)].detach().tanh().cpu() for layer in self.layers}
         self.record_subjects[record] = subject_key(subject)
         active = torch.stack([(m < 0).float().mean() for m in self.vectors[record].values()]).mean()
-        values = {"locate/loss": loss, "locate/steps": float(steps), "locate/active": active}
-        self.log_dict(values, prog_bar=True, batch_size=1)
+        self.log("locate/loss", loss, prog_bar=True, batch_size=1)
+        self.log("locate/steps", float(steps), prog_bar=True, batch_size=1)
+        self.log("locate/active", active, prog_bar=True, batch_size=1)
 
     def _learn(self, batch: Mapping[str, Any]) -> tuple[float, int]:
         """Learn v for one record. Returns the last loss and the number of steps taken."""

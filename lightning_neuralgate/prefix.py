@@ -40,7 +40,9 @@ class PrefixReuse:
         laid = {key: inputs[key].gather(1, source) * real.to(inputs[key].dtype) for key in sequences}
         labels = torch.where(real, batch["labels"].gather(1, source), IGNORED)
         places = (real.long().cumsum(1) - 1).clamp(min=0)
-        self._suffix = {key: value[:, self.start :] for key, value in laid.items() if key != "attention_mask"}
+        self._suffix: dict[str, Any] = {
+            key: value[:, self.start :] for key, value in laid.items() if key != "attention_mask"
+        }
         self._suffix |= {"attention_mask": real.long(), "position_ids": places[:, self.start :], "use_cache": True}
         self._count = columns_with_targets(labels)
         self._labels = labels[:, -self._count :]

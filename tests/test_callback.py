@@ -139,8 +139,10 @@ def test_forward_values_never_change(splits: RecordSplits) -> None:
     class Compare(Callback):
         seen: Tensor
 
-        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) ->
-            None: self.seen = outputs["loss"]
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            self.seen = outputs["loss"]
 
     compare = Compare()
     train(SomebodysModule(model, lr=0.0), data, NeuralGateCallback(random_gate(model), "all"), compare)
@@ -210,7 +212,9 @@ def test_a_gate_of_another_model_is_refused(splits: RecordSplits) -> None:
 def test_a_subject_without_a_gate_is_refused(splits: RecordSplits) -> None:
     model = tiny_llava()
     with pytest.raises(GateMismatchError, match="'receipt', the gate knows passport"):
-        train(SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model, subjects=("passport",))))
+        train(
+            SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model, subjects=("passport",)))
+        )
 
 
 def test_a_layer_that_does_not_train_is_refused(splits: RecordSplits) -> None:

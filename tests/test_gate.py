@@ -28,7 +28,9 @@ def test_masks_classes_and_repr() -> None:
     assert gate.mask("passport", 1, tau=0.0).tolist() == [False, True, True, True]
     assert gate.shares("passport", 1, tau=0.3) == (0.25, 0.25, 0.5)
     assert gate.shares("student ID", 2) == (1.0, 0.0, 0.0)
-    assert "student id (8 records), layer 1: 25.0 % inactive, 50.0 % weakly active, 25.0 % strongly active" in repr(gate)
+    assert "student id (8 records), layer 1: 25.0 % inactive, 50.0 % weakly active, 25.0 % strongly active" in repr(
+        gate
+    )
 
 
 def test_rates_cannot_be_changed_from_outside() -> None:
@@ -104,7 +106,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(GateFormatError, match="not a gate's description"):
         NeuralGate.from_pretrained(tmp_path)
     fresh()
-    save_file({f"{s}/{layer}": torch.ones(4) for s in ("passport", "student id") for layer in (1, 2)}, tmp_path / WEIGHTS_NAME)
+    save_file(
+        {f"{s}/{layer}": torch.ones(4) for s in ("passport", "student id") for layer in (1, 2)}, tmp_path / WEIGHTS_NAME
+    )
     with pytest.raises(GateFormatError, match="do not belong together"):
         NeuralGate.from_pretrained(tmp_path)
 

@@ -123,18 +123,20 @@ def test_every_wrapper(wrapper: str, lora: bool) -> None:
     model: Any = tiny_llava()
     layers = model.model.language_model.layers
     wrapped = WRAPPERS[wrapper](_add_lora(model, "model.language_model.layers", "mlp.down_proj") if lora else model)
+    projection = layers[0].mlp.down_proj
 
     layout = find_decoder(wrapped)
 
     assert find_hf_model(wrapped) is model
     assert layout.layers is layers
-    assert layout.output_projection(0) is layers[0].mlp.down_proj
-    assert model.get_submodule(layout.projection_path(0)) is layers[0].mlp.down_proj
+    assert isinstance(projection, LoraLayer) is lora
+    assert layout.output_projection(0) is projection
+    assert model.get_submodule(layout.projection_path(0)) is projection
 
 
 def test_a_compiled_layer_inside_the_model() -> None:
     model = tiny_llava()
-    layers: Any = model.model.language_model.layers
+    layers: Any = model.get_submodule("model.language_model.layers")
     projection = layers[0].mlp.down_proj
     layers[0] = torch.compile(layers[0])
 
@@ -186,7 +188,7 @@ def test_projection_in_peft_modules_to_save() -> None:
 
 
 def test_adapter_layer_that_does_not_tell_its_size() -> None:
-    model = tiny_llama()
+    model: Any = tiny_llama()
     for layer in model.model.layers:
         layer.mlp.down_proj = nn.ModuleDict({"base_layer": layer.mlp.down_proj})
 
@@ -194,7 +196,7 @@ def test_adapter_layer_that_does_not_tell_its_size() -> None:
 
 
 def test_adapter_called_experts_is_no_mixture_of_experts() -> None:
-    model = tiny_llama()
+    model: Any = tiny_llama()
 
     layout = find_decoder(_add_lora(model, "model.layers", "mlp.down_proj", adapter_name="experts"))
 

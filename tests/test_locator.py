@@ -37,8 +37,9 @@ def fit(locator: PrivacyLocatorModule, splits: RecordSplits, **data: Any) -> Pri
 def test_equals_the_plain_loop(splits: RecordSplits, reuse_prefix: bool, padding_side: str) -> None:
     model = tiny_llava()
     locator = fit(
-        PrivacyLocatorModule(model, [0, 1], max_steps=STEPS, reuse_prefix=reuse_prefix), splits,
-        padding_side=padding_side
+        PrivacyLocatorModule(model, [0, 1], max_steps=STEPS, reuse_prefix=reuse_prefix),
+        splits,
+        padding_side=padding_side,
     )
     layout = find_decoder(model)
     collate = PrivacyPairDataModule(splits, tiny_processor(), padding_side=padding_side).collate_training

@@ -70,7 +70,9 @@ def test_every_kind_of_tokenizer() -> None:
 def test_only_the_query_is_searched_and_its_last_occurrence_counts() -> None:
     tokenizer = tiny_processor().tokenizer
     query = "Is the passport number on the passport readable?"
-    text = f"<|im_start|>user\n<image><image>\nA passport! {query}<|im_end|>\n<|im_start|>assistant\nThe passport is red."
+    text = (
+        f"<|im_start|>user\n<image><image>\nA passport! {query}<|im_end|>\n<|im_start|>assistant\nThe passport is red."
+    )
     ids = tokenizer(text)["input_ids"]
     span = subject_token_span(ids, tokenizer, query, "passport")
     before = tokenizer.decode(ids[: span.last + 1])
@@ -88,9 +90,11 @@ def test_multi_byte_characters_do_not_shift_the_span() -> None:
 
 def test_a_missing_subject_names_record_and_query() -> None:
     tokenizer = tiny_processor().tokenizer
-    with pytest.raises(SubjectNotFoundError, match="record r7: the subject 'drone' does not occur in the query 'What is"):
+    with pytest.raises(
+        SubjectNotFoundError, match="record r7: the subject 'drone' does not occur in the query 'What is"
+    ):
         subject_token_span([1, 2], tokenizer, "What is it?", "drone", "r7")
-    with pytest.raises(SubjectNotFoundError, match="record r7: .* cannot be found in the decoded prompt"):
+    with pytest.raises(SubjectNotFoundError, match=r"record r7: .* cannot be found in the decoded prompt"):
         subject_token_span(tokenizer("Something else")["input_ids"], tokenizer, "What drone is it?", "drone", "r7")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.cli.options import DataOptions, ModelOptions, add_config, add_trainer
+from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.gating import Scope
 

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.answers import write_answers
 from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.cli.options import DataOptions, ModelOptions, add_config
+from lightning_neuralgate.cli.options import ModelOptions, add_config
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.evaluation import evaluate, summarize
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.metrics.functional import RefusalVariant

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_neuralgate.cli.options import DataOptions, ModelOptions, add_config, add_trainer
+from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.locator import PrivacyLocatorModule
 
 

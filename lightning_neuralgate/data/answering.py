@@ -76,7 +76,7 @@ def fill_targets(
     Raises:
         DataFormatError: the model has nothing to say to a query.
     """
-    benign = {
+    benign: dict[Any, QueryRow] = {
         (record.record_id, index): QueryRow(
             pair.benign, "benign", record.image, record.subject, record_id=record.record_id
         )
@@ -84,7 +84,7 @@ def fill_targets(
         for index, pair in enumerate(record.pairs)
         if not pair.benign_target
     }
-    kept = {
+    kept: dict[Any, QueryRow] = {
         index: QueryRow(item.query, "retention", item.image)
         for index, item in enumerate(retention)
         if item.target is None

@@ -40,7 +40,7 @@ def edit_rows(record: PrivacyRecord, pair: QueryPair) -> list[QueryRow]:
 
 def question_rows(record: PrivacyRecord) -> list[QueryRow]:
     """All queries of a record as prompts to be answered, sensitive and benign in turn."""
-    common = {"image": record.image, "subject": record.subject, "record_id": record.record_id}
+    common: dict[str, Any] = {"image": record.image, "subject": record.subject, "record_id": record.record_id}
     return [
         row
         for pair in record.pairs

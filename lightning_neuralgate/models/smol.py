@@ -48,7 +48,7 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
 
     language_model, tokenizer = load_smollm2()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    image_token, end, pad = (int(tokenizer.vocab[token]) for token in ("<image>", "<|im_end|>", "<|endoftext|>"))
     language_model.resize_token_embeddings(len(tokenizer))
     vision = CLIPVisionConfig(
         hidden_size=192,
@@ -72,10 +72,9 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     decoder.pop("lm_head.weight", None)
     model.model.language_model.load_state_dict(decoder)
     model.tie_weights()
-    end, pad = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")
     tokenizer.pad_token = "<|endoftext|>"
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=end - 1)
-    model.config.text_config.pad_token_id = pad
+    model.config.get_text_config().pad_token_id = pad
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -55,7 +55,10 @@ def test_reads_a_record_and_pairs_its_queries(root: Path) -> None:
     [
         ("[", "pairs.json cannot be read as JSON"),
         ({"a": 1}, "expected a list of records, found dict"),
-        ([CASE, {k: v for k, v in CASE.items() if k != "image"}], "pairs.json, record 1: field 'image': Field required"),
+        (
+            [CASE, {k: v for k, v in CASE.items() if k != "image"}],
+            "pairs.json, record 1: field 'image': Field required",
+        ),
         ([changed(paraphrase_prompts="What?")], "record 0: field 'paraphrase_prompts': Input should be a valid list"),
         ([changed(neighborhood_prompts=["one"])], "2 'paraphrase_prompts' but 1 'neighborhood_prompts'"),
         (
@@ -66,7 +69,10 @@ def test_reads_a_record_and_pairs_its_queries(root: Path) -> None:
             [changed(requested_rewrite={"prompt": "{}", "target_new": {}, "subject": "x"})],
             "field 'requested_rewrite.target_new.str': Field required",
         ),
-        ([changed(image="p/two.jpg")], r"record 0: image .*two.jpg does not exist; is '.*images' the right image root\?"),
+        (
+            [changed(image="p/two.jpg")],
+            r"record 0: image .*two.jpg does not exist; is '.*images' the right image root\?",
+        ),
         ([changed(image="../pairs.json")], r"image path '../pairs.json' leaves the image root"),
         ([changed(image="/etc/hostname")], "leaves the image root"),
         ([CASE, CASE], "case_id of 'pairs/0' occurs twice"),

@@ -32,7 +32,9 @@ def rows(picture: Path) -> list[QueryRow]:
 def idefics3() -> Idefics3Processor:
     """Another family: image tokens in several kinds, nested lists of pictures, its own image processor."""
     base = tiny_processor().tokenizer
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base.backend_tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base.backend_tokenizer, pad_token="<pad>", eos_token="<|im_end|>"
+    )
     return Idefics3Processor(
         Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 32}),
         tokenizer,
@@ -70,7 +72,9 @@ def test_targets_and_subjects_stand_where_they_should(picture: Path, padding_sid
 def test_padding_changes_no_loss(picture: Path) -> None:
     model = tiny_llava()
     with torch.no_grad():
-        losses = [batch_nll(model, PrivacyPairCollator(tiny_processor(), side)(rows(picture))) for side in ("left", "right")]
+        losses = [
+            batch_nll(model, PrivacyPairCollator(tiny_processor(), side)(rows(picture))) for side in ("left", "right")
+        ]
         alone = torch.cat([batch_nll(model, PrivacyPairCollator(tiny_processor())([row])) for row in rows(picture)])
     assert torch.allclose(losses[0], alone, atol=1e-5)
     assert torch.allclose(losses[1], alone, atol=1e-5)
@@ -88,7 +92,9 @@ def test_a_prompt_is_what_training_sees_before_the_target(picture: Path) -> None
 
 def test_a_target_that_merges_with_the_prompt_keeps_its_tokens(picture: Path) -> None:
     processor = tiny_processor()
-    processor.chat_template = "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %} {% endfor %}"
+    processor.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %} {% endfor %}"
+    )
     row = QueryRow("Tell me of this receipt", "benign", None, "receipt", "receipt is")
     batch = PrivacyPairCollator(processor)([row])
     whole = processor.tokenizer("Tell me of this receipt receipt is")["input_ids"]

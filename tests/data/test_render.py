@@ -69,7 +69,9 @@ def test_splits_share_nothing_and_read_back_the_same(tmp_path: Path) -> None:
     assert {record.subject for record in splits.unseen_subjects} == {"driver licence"}
     check_no_leakage(splits)
     again = read_records(tmp_path / RECORDS_NAME, tmp_path)
-    assert [[r.record_id for r in records] for records in again] == [[r.record_id for r in records] for records in splits]
+    assert [[r.record_id for r in records] for records in again] == [
+        [r.record_id for r in records] for records in splits
+    ]
     assert again.edit[0].pairs == splits.edit[0].pairs
     for record in itertools.chain(*splits):
         assert Image.open(record.image).size == (384, 384)

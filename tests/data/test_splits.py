@@ -22,15 +22,21 @@ def record(folder: Path, name: str, subject: str = "passport", query: str | None
 
 def test_at_most_ten_and_at_most_a_third(tmp_path: Path) -> None:
     records = [record(tmp_path, f"a{i}") for i in range(60)] + [record(tmp_path, f"b{i}", "receipt") for i in range(8)]
-    splits = split_records(records + [record(tmp_path, "c", "drone")], unseen=["Drone"])
+    splits = split_records([*records, record(tmp_path, "c", "drone")], unseen=["Drone"])
     subjects = [one.subject for one in splits.edit]
     assert (subjects.count("passport"), subjects.count("receipt")) == (10, 2)
     assert (len(splits.test), [one.record_id for one in splits.unseen_subjects]) == (56, ["c"])
-    assert split_records(records, seed=0).edit == split_records(records, seed=0).edit != split_records(records, seed=1).edit
+    assert (
+        split_records(records, seed=0).edit
+        == split_records(records, seed=0).edit
+        != split_records(records, seed=1).edit
+    )
 
 
 def test_queries_of_the_edit_are_taken_out_of_the_test(tmp_path: Path) -> None:
-    records = [record(tmp_path, f"a{i}", query="Which NUMBER  is it?" if i % 2 else "which number is it?") for i in range(9)]
+    records = [
+        record(tmp_path, f"a{i}", query="Which NUMBER  is it?" if i % 2 else "which number is it?") for i in range(9)
+    ]
     splits = split_records(records)
     assert all(len(one.pairs) == 1 for one in splits.test)
     assert len(splits.test) == 6

@@ -109,7 +109,12 @@ def tiny_gpt2(shape: Geometry = SAME_SHAPE) -> GPT2LMHeadModel:
 
 def tiny_bart(shape: Geometry = SAME_SHAPE) -> BartForConditionalGeneration:
     """Build an encoder-decoder language model whose two halves have the same names."""
-    ffn = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ffn: dict[str, Any] = {
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     return BartForConditionalGeneration(
         BartConfig(
             vocab_size=VOCABULARY,
@@ -316,7 +321,7 @@ TINY_FAMILIES = {
 }
 
 
-_QWEN_TOKENS = {
+_QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN,
     "video_token_id": IMAGE_TOKEN - 1,
     "vision_start_token_id": IMAGE_TOKEN - 2,

@@ -1,0 +1,58 @@
+"""Which data to use, as plain options that can stand in a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_neuralgate.data.authors import read_authors_json
+from lightning_neuralgate.data.records import RecordSplits, read_records
+from lightning_neuralgate.data.rendered import RECORDS_NAME
+from lightning_neuralgate.data.splits import split_records
+from lightning_neuralgate.errors import DataFormatError
+
+
+@dataclass
+class DataOptions:
+    """Which data: a folder made by `neuralgate render`, or PrivacyPair files in the authors' format.
+
+    Attributes:
+        folder: folder with records.jsonl, made by `neuralgate render`.
+        files: PrivacyPair JSON files of the method's authors.
+        image_root: folder that the image paths in `files` are relative to.
+        unseen: subjects of `files` that no edit may see.
+        max_edit: of `files`, at most so many records of a subject are used for editing.
+        edit_share: of `files`, at most this share of a subject's records is used for editing.
+        seed: of `files`, seeds which records are used for editing.
+    """
+
+    folder: Path | None = None
+    files: Sequence[Path] = ()
+    image_root: Path | None = None
+    unseen: Sequence[str] = ()
+    max_edit: int = 10
+    edit_share: float = 1 / 3
+    seed: int = 0
+
+    def read(self) -> RecordSplits:
+        """The records, split.
+
+        Raises:
+            DataFormatError: neither or both sources are named, or one of them is wrong.
+        """
+        if (self.folder is None) == (not self.files):
+            raise DataFormatError("name the data: either --data.folder, or --data.files with --data.image_root")
+        if self.folder is not None:
+            return read_records(self.folder / RECORDS_NAME, self.folder)
+        if self.image_root is None:
+            raise DataFormatError("--data.files needs --data.image_root, the folder its image paths are relative to")
+        records = [record for file in self.files for record in read_authors_json(file, self.image_root)]
+        return split_records(records, self.unseen, self.max_edit, self.edit_share, self.seed)
+
+    def images(self) -> Path:
+        """The folder that all pictures are below."""
+        root = self.folder or self.image_root
+        if root is None:
+            raise DataFormatError("--data.files needs --data.image_root, the folder its image paths are relative to")
+        return root

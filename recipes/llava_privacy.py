@@ -1,0 +1,124 @@
+"""Make a LLaVA refuse what is private: locate, gate, edit and measure on PrivacyPair data.
+
+    python recipes/llava_privacy.py --config recipes/llava_privacy.yaml
+    python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --strategy ddp --devices 2
+    torchrun --nproc-per-node 2 recipes/llava_privacy.py --config recipes/llava_privacy.yaml --strategy fsdp --devices 2
+
+`--strategy fsdp` is FSDP2 (Lightning's ModelParallelStrategy); each process first loads the whole model into memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import auto_cli
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from lightning_neuralgate import NeuralGateCallback, PrivacyEditModule, PrivacyLocatorModule, PrivacyPairDataModule
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.data.answering import fill_targets
+from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.gating import Scope
+from lightning_neuralgate.models.loading import Precision, load_model
+
+
+def main(
+    data: DataOptions,
+    out: Path,
+    model: str = "llava-hf/llava-1.5-7b-hf",
+    dtype: Precision = "bfloat16",
+    layers: Sequence[int] = (11,),
+    tau: float = 0.3,
+    scope: Scope = "subject_last",
+    schedule: Literal["paper", "minibatch"] = "paper",
+    lr: float | None = None,
+    alpha: float = 1.25,
+    epochs: int = 1,
+    pairs_per_batch: int = 4,
+    max_steps: int = 25,
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+    accelerator: str = "auto",
+    devices: int = 1,
+    eval_batches: int | float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Locate, edit and measure.
+
+    Args:
+        data: the records; see `neuralgate locate --help`.
+        out: folder for gate/, edited/, logs/ and metrics.json.
+        model: folder or hub repository of a LLaVA checkpoint, or smol-llava.
+        dtype: precision of the weights.
+        layers: decoder layers to locate and edit (the authors' choice for LLaVA-1.5-7B is 11).
+        tau: dimensions with an activity rate above tau stay open.
+        scope: positions at which the gate applies.
+        schedule: pair by pair as in the paper, or shuffled mini-batches.
+        lr: learning rate of the edit; the schedule's own when left out.
+        alpha: weight of the benign term.
+        epochs: passes over the edit pairs.
+        pairs_per_batch: query pairs in a mini-batch.
+        max_steps: upper bound of the locator's steps for a record.
+        strategy: one device, DDP, or FSDP2.
+        accelerator: gpu, cpu, or auto.
+        devices: number of processes, one device each.
+        eval_batches: validation batches after each epoch; 1.0 is all of them.
+        seed: seeds everything.
+    """
+    seed_everything(seed)
+    network, processor = load_model(model, dtype)
+    splits = data.read()
+    edit, _ = fill_targets(splits.edit, [], network, processor)
+    splits = splits._replace(edit=edit)
+    common: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": devices,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": eval_batches,
+        "log_every_n_steps": 1,
+    }
+
+    locator = PrivacyLocatorModule(network, list(layers), alpha=alpha, max_steps=max_steps)
+    trainer = Trainer(
+        max_epochs=1, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "locate", ""), **common
+    )
+    trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, processor))
+    gate = locator.gate
+    if trainer.is_global_zero:
+        gate.save_pretrained(out / "gate")
+        print(gate)
+
+    paper = schedule == "paper"
+    editor = PrivacyEditModule(network, list(layers), processor, schedule=schedule, lr=lr, alpha=alpha)
+    trainer = Trainer(
+        max_epochs=epochs, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "edit", ""),
+        callbacks=[NeuralGateCallback(gate, scope, tau)], **common,
+    )  # fmt: skip
+    trainer.fit(
+        editor,
+        datamodule=PrivacyPairDataModule(
+            splits, processor, pairs_per_batch=1 if paper else pairs_per_batch, shuffle=not paper, seed=seed
+        ),
+    )
+    editor.save_pretrained(out / "edited")
+    if trainer.is_global_zero:
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        with written_whole(out / "metrics.json") as draft:
+            draft.write_text(json.dumps({**measured, "seed": seed}, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(measured, indent=2))
+
+
+def make_strategy(name: str, devices: int) -> str | Strategy:
+    """Lightning's strategy of that name; a fresh one for each Trainer."""
+    if name == "fsdp":
+        return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+    return name
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+
+from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
+from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answer, refuse_to_answer_rate
+
+# name -> one list of batches a rank; a row is (answer, is the query sensitive)
+SCENES: dict[str, tuple[list[list[tuple[str, bool]]], list[list[tuple[str, bool]]]]] = {
+    "uneven": (
+        [[("Sorry.", True), ("Red.", False)], [("42", True), ("Blue.", False), ("I won't say.", False)]],
+        [[("I cannot say.", True), ("7", True), ("", False)]],
+    ),
+    "one rank without benign answers": (
+        [[("Sorry.", True), ("Red.", False), ("I can't.", False), ("Green.", False)]],
+        [[("I cannot say.", True)], [("9", True), ("I'm unable.", True)]],
+    ),
+    "one rank without answers": ([[("Sorry.", True), ("8", True), ("Red.", False)]], []),
+    "no benign answers at all": ([[("Sorry.", True)]], [[("8", True), ("9", True)]]),
+}
+
+
+def _rows(batches: list[list[tuple[str, bool]]]) -> list[tuple[str, bool]]:
+    return [row for batch in batches for row in batch]
+
+
+def _count(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for name, ranks in SCENES.items():
+        eta = ExpectToAnswer()
+        collected = MetricCollection({"rta": RefuseToAnswerRate(), "rate": AnswerRate("gcg")})
+        own = []
+        for batch in ranks[rank]:
+            answers = [answer for answer, _ in batch]
+            own.append(eta(answers, [sensitive for _, sensitive in batch]))
+            collected.update(answers)
+        found[name] = {
+            "parts": tuple(eta.parts()),
+            "eta": eta.compute(),
+            "rta": eta.rta_sensitive.compute(),
+            "collected": collected.compute(),
+            "own": own,
+            "total_after": int(eta.rta_sensitive.total) + int(eta.answer_rate_benign.total),
+        }
+        eta.update(["Sorry.", "Pink."], [True, False])
+        found[name]["more"] = tuple(eta.parts())
+        eta.reset()
+        eta.update(["Sorry.", "Pink.", "I can't."], [True, False, False])
+        found[name]["reset"] = tuple(eta.parts())
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one, other) or (math.isnan(one) and math.isnan(other))
+
+
+def _expected(rows: list[tuple[str, bool]]) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        expect_to_answer([a for a, sensitive in rows if sensitive], [a for a, sensitive in rows if not sensitive])
+    )
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("gloo")
+    mp.start_processes(_count, (str(folder),), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_two_processes_count_as_one(counted: list[dict[str, Any]], scene: str) -> None:
+    rows = _rows(SCENES[scene][0]) + _rows(SCENES[scene][1])
+    answers = [answer for answer, _ in rows]
+    more = [("Sorry.", True), ("Pink.", False)] * 2
+    for rank, found in enumerate(counted):
+        told = found[scene]
+        assert all(map(_same, told["parts"], _expected(rows)))
+        assert _same(told["eta"], _expected(rows)[0])
+        assert _same(told["rta"], _expected(rows)[1])
+        assert torch.equal(told["collected"]["rta"], refuse_to_answer_rate(answers))
+        assert torch.equal(told["collected"]["rate"], answer_rate(answers, "gcg"))
+        assert all(map(_same, told["own"], [_expected(batch)[0] for batch in SCENES[scene][rank]]))
+        assert told["total_after"] == len(_rows(SCENES[scene][rank])), "a process keeps its own counts after compute"
+        assert all(map(_same, told["more"], _expected(rows + more)))
+        assert told["reset"] == (0.75, 1, 0.5)
+
+
+class Judged(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.eta = ExpectToAnswer()
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        rows = _rows(SCENES["one rank without benign answers"][self.trainer.global_rank])
+        return DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.eta.update(*batch)
+        self.log("val/rta_sensitive", self.eta.rta_sensitive, batch_size=1)
+        self.log("val/answer_rate_benign", self.eta.answer_rate_benign, batch_size=1)
+        self.log("val/eta", self.eta, batch_size=1)
+
+
+def test_a_trainer_with_two_processes_logs_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    trainer = Trainer(
+        accelerator="cpu",
+        strategy="ddp_spawn",
+        devices=2,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (logged,) = trainer.validate(Judged(), verbose=False)
+    # sensitive: only "9" does not refuse, 3 of 4; benign: "Red." and "Green." answer, 2 of 3
+    assert logged["val/rta_sensitive"] == 3 / 4
+    assert logged["val/answer_rate_benign"] == pytest.approx(2 / 3)
+    assert logged["val/eta"] == pytest.approx((3 / 4 + 2 / 3) / 2)
