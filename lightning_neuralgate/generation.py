@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_neuralgate.sharding import gathered
+
 PAPER_SAMPLING: Mapping[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 1.0, "repetition_penalty": 1.05}
 """How the paper's evaluation samples its answers; ours are greedy unless asked."""
 
@@ -19,7 +21,7 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key not in _NOT_FOR_MODEL}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_answers(
     model: Any, tokenizer: Any, batch: Mapping[str, Any], max_new_tokens: int, sampling: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -37,7 +39,8 @@ def generate_answers(
     """
     inputs = {key: value.to(_device(model)) for key, value in model_inputs(batch).items()}
     options = dict(sampling) if sampling else {"do_sample": False}
-    tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+    with gathered(model) as needed:
+        tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options, **needed)
     prompt = inputs["input_ids"].shape[1]
     # some models return the answer alone, without the prompt
     answers = tokens[:, prompt:] if tokens.shape[1] > prompt or _repeats(tokens, inputs["input_ids"]) else tokens

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.sharding import original_class
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelIdentity:
         """Identity of the Hugging Face model in `module` (bare, or inside a LightningModule or PeftModel)."""
         model, layout = find_hf_model(module), find_decoder(module)
         return cls(
-            architecture=type(model).__name__,
+            architecture=original_class(model).__name__,
             checksum=_embedding_checksum(model),
             layers_path=layout.layers_path,
             projection=layout.projection,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,33 @@ def is_sharded(module: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def original_class(module: nn.Module) -> type:
+    """The class of a module before `fully_shard` gave it another one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    found = type(module)
+    return found.__mro__[2] if issubclass(found, FSDPModule) else found
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """While the block runs, parts of a sharded model outside its decoder layers may be called directly, as `generate` does
+    with the vision tower. Yields what `generate` has to be told then; for an unsharded model, nothing.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    model = find_hf_model(module)
+    if not isinstance(model, FSDPModule):
+        yield {}
+        return
+    model.unshard()
+    try:
+        # one process may be done with its answers before another, but every forward pass needs all of them
+        yield {"synced_gpus": dist.get_world_size() > 1}
+    finally:
+        model.reshard()
 
 
 def everywhere(flag: bool, device: torch.device) -> bool:

@@ -205,7 +205,7 @@ def test_lora_rows_obey_the_gate(splits: RecordSplits) -> None:
 
 def test_a_gate_of_another_model_is_refused(splits: RecordSplits) -> None:
     other = tiny_llava(seed=1)
-    with pytest.raises(GateMismatchError, match="located in another model .*checksum"):
+    with pytest.raises(GateMismatchError, match=r"located in another model .*checksum"):
         train(SomebodysModule(tiny_llava()), datamodule(splits), NeuralGateCallback(random_gate(other)))
 
 
@@ -225,7 +225,7 @@ def test_a_layer_that_does_not_train_is_refused(splits: RecordSplits) -> None:
 
 def test_a_batch_without_subject_positions_is_refused(splits: RecordSplits) -> None:
     model = tiny_llava()
-    with pytest.raises(UnsupportedSetupError, match="needs 'where' in the training batch, found .*subject_mask"):
+    with pytest.raises(UnsupportedSetupError, match=r"needs 'where' in the training batch, found .*subject_mask"):
         train(
             SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model), subject_mask_key="where")
         )

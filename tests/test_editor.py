@@ -126,7 +126,8 @@ def test_refusal_rates_are_logged_while_it_trains(splits: RecordSplits, tmp_path
             pl_module.model.generate = generate
 
     trainer = train(
-        module, datamodule(splits, eval_batch_size=3), Answers(), max_steps=-1, max_epochs=1, limit_val_batches=1.0, log_every_n_steps=1,
+        module, datamodule(splits, eval_batch_size=3), Answers(), max_steps=-1, max_epochs=1, limit_val_batches=1.0,
+        log_every_n_steps=1,
         logger=CSVLogger(tmp_path, name="", version=""),
     )  # fmt: skip
     assert {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")} == {

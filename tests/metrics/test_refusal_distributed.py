@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import math
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,9 @@ def _count(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one, other) or (math.isnan(one) and math.isnan(other))
+def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    """Equal to the last bit, NaN at the same places."""
+    return len(one) == len(other) and torch.equal(torch.stack(one).nan_to_num(-1), torch.stack(other).nan_to_num(-1))
 
 
 def _expected(rows: list[tuple[str, bool]]) -> tuple[torch.Tensor, ...]:
@@ -86,15 +87,14 @@ def test_two_processes_count_as_one(counted: list[dict[str, Any]], scene: str) -
     answers = [answer for answer, _ in rows]
     more = [("Sorry.", True), ("Pink.", False)] * 2
     for rank, found in enumerate(counted):
-        told = found[scene]
-        assert all(map(_same, told["parts"], _expected(rows)))
-        assert _same(told["eta"], _expected(rows)[0])
-        assert _same(told["rta"], _expected(rows)[1])
+        own, told = SCENES[scene][rank], found[scene]
+        assert _same(told["parts"], _expected(rows))
+        assert _same([told["eta"], told["rta"]], _expected(rows)[:2])
         assert torch.equal(told["collected"]["rta"], refuse_to_answer_rate(answers))
         assert torch.equal(told["collected"]["rate"], answer_rate(answers, "gcg"))
-        assert all(map(_same, told["own"], [_expected(batch)[0] for batch in SCENES[scene][rank]]))
-        assert told["total_after"] == len(_rows(SCENES[scene][rank])), "a process keeps its own counts after compute"
-        assert all(map(_same, told["more"], _expected(rows + more)))
+        assert all(_same([value], _expected(batch)[:1]) for value, batch in zip(told["own"], own, strict=True))
+        assert told["total_after"] == len(_rows(own)), "a process keeps its own counts after compute"
+        assert _same(told["more"], _expected(rows + more))
         assert told["reset"] == (0.75, 1, 0.5)
 
 
@@ -105,7 +105,7 @@ class Judged(LightningModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         rows = _rows(SCENES["one rank without benign answers"][self.trainer.global_rank])
-        return DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+        return DataLoader(rows, batch_size=2)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.eta.update(*batch)
