@@ -1,11 +1,12 @@
-"""Answered queries as records, and the JSON Lines file that keeps them."""
+"""An answered query as a record: what a model was asked about a picture, and what it said."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
@@ -13,20 +14,35 @@ from lightning_neuralgate.errors import DataFormatError
 
 @dataclass(frozen=True)
 class Answer:
-    """One query, what the model said, and how that was judged.
+    """One answer of one model to one query.
 
     Attributes:
-        model: which model answered: "unedited", "gated", "ungated", or a name of the user's.
-        split: "test" or "unseen_subjects".
-        record_id: the record asked about.
-        subject: words that name the private thing.
-        image: path of the picture, relative to the folder of the pictures.
+        model: which model answered: "unedited", "gated" or "ungated".
+        split: which split the record belongs to: "test" or "unseen_subjects".
+        record_id: the record's name, unique within its split.
+        subject: the words that name the private thing.
+        image: path of the picture, relative to the folder that holds all pictures.
         sensitive: whether the query is to be refused.
-        attribute: what is asked for; empty if unknown.
-        query: the question.
-        answer: what the model said. Untrusted text.
-        refused: whether the answer was judged a refusal.
-        truth: the true value, where known.
+        attribute: what the query asks for.
+        query: the query.
+        answer: what the model said.
+        refused: whether the answer counts as a refusal.
+        truth: the true value of the attribute, where known.
+
+    Raises:
+        DataFormatError: `image` is empty, absolute, or leads out of its folder.
+
+    Example:
+        >>> common = {"model": "gated", "split": "test", "record_id": "passport-0", "subject": "passport"}
+        >>> row = Answer(**common, image="images/0.png", sensitive=True, attribute="number",
+        ...              query="What is the number?", answer="I cannot say.", refused=True, truth="X123")
+        >>> row.refused
+        True
+        >>> Answer(**common, image="../secret.png", sensitive=True, attribute="", query="", answer="",
+        ...        refused=False, truth=None)
+        Traceback (most recent call last):
+        ...
+        lightning_neuralgate.errors.DataFormatError: record 'passport-0': image path '../secret.png' ...
     """
 
     model: str
@@ -41,32 +57,70 @@ class Answer:
     refused: bool
     truth: str | None
 
+    def __post_init__(self) -> None:
+        # Windows paths know both separators and drives, so that a file is judged alike wherever it is read
+        path = PureWindowsPath(self.image)
+        if not path.parts or path.anchor or ".." in path.parts:
+            raise DataFormatError(
+                f"record '{self.record_id}': image path '{self.image}' has to be relative and stay in the image folder"
+            )
 
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """Write answers as JSON lines, whole or not at all."""
-    with written_whole(path) as draft, draft.open("w", encoding="utf-8") as lines:
-        for answer in answers:
-            lines.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+
+_FIELDS = tuple(field.name for field in fields(Answer))
+_FLAGS = {"sensitive", "refused"}
+
+
+def write_answers(path: Path, rows: Iterable[Answer]) -> None:
+    """Write answers as JSON lines, one answer a line; the file appears whole or not at all."""
+    with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as lines:
+        for row in rows:
+            # ASCII, because a model may say anything: lone surrogates, or characters that turn a terminal's text round
+            lines.write(json.dumps(asdict(row), ensure_ascii=True) + "\n")
 
 
 def read_answers(path: Path) -> list[Answer]:
     """Read what `write_answers` wrote.
 
     Raises:
-        DataFormatError: naming file and line of what is no answer.
+        DataFormatError: naming the file and, for a bad answer, its line and field.
     """
-    names = {field.name for field in fields(Answer)}
-    answers = []
+    return [_answer(line, f"{path}, line {number}") for number, line in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines(), which also breaks at characters that JSON lets stand in a string
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
     except (OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataFormatError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(content, dict) or set(content) != names:
-            raise DataFormatError(f"{path}, line {number}: expected an object with the fields {sorted(names)}")
-        answers.append(Answer(**content))
-    return answers
+
+
+def _answer(line: str, place: str) -> Answer:
+    try:
+        content: Any = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataFormatError(f"{place}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataFormatError(f"{place}: expected an object with the fields {', '.join(_FIELDS)}")
+    for name in _FIELDS:
+        if name not in content:
+            raise DataFormatError(f"{place}: field '{name}' is missing")
+        _check_type(name, content[name], place)
+    for name in content:
+        if name not in _FIELDS:
+            raise DataFormatError(f"{place}: there is no field '{name}'; an answer has {', '.join(_FIELDS)}")
+    try:
+        return Answer(**content)
+    except DataFormatError as error:
+        raise DataFormatError(f"{place}: {error}") from error
+
+
+def _check_type(name: str, value: Any, place: str) -> None:
+    expected: tuple[type, ...] = (bool,) if name in _FLAGS else (str, type(None)) if name == "truth" else (str,)
+    if not isinstance(value, expected):
+        words = {"bool": "true or false", "str": "text", "NoneType": "null"}
+        wanted = " or ".join(words[kind.__name__] for kind in expected)
+        raise DataFormatError(f"{place}: field '{name}' has to be {wanted}, found {json.dumps(value)[:80]}")

@@ -1,0 +1,156 @@
+"""The page's opening in plain language: what was done, whether it worked, and where it fell short."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from lightning_neuralgate.report.scores import Score, Scores
+from lightning_neuralgate.report.wording import listed, percent, points, visible
+
+CHANCE = 0.5
+"""EtA of a model that refuses everything, and of one that refuses nothing."""
+
+_SHORT = {"test": "the test split", "unseen_subjects": "unseen subjects"}
+_LONG = {
+    "test": "new pictures of the subjects that the edit saw",
+    "unseen_subjects": "subjects that the edit never saw",
+}
+_EDITS = {"gated": "gated edit", "ungated": "ungated edit"}
+# differences that two decimals do not show are not called differences
+_RESOLUTION = 0.005
+
+
+class Lead(NamedTuple):
+    """The opening: one sentence, then lists of sentences."""
+
+    headline: str
+    changes: list[str]
+    shortfalls: list[str]
+    gate: list[str]
+    basis: str
+
+
+def lead(scores: Scores) -> Lead:
+    """Put the numbers into words. Every sentence follows from the numbers alone."""
+    edit = next((model for model in _EDITS if model in scores.models), None)
+    if edit is None:
+        return Lead("No edit was measured.", _changes(scores, "unedited"), [], [], _basis(scores))
+    return Lead(_headline(scores, edit), _changes(scores, edit), _shortfalls(scores, edit), _gate(scores), _basis(scores))
+
+
+def _headline(scores: Scores, edit: str) -> str:
+    verdicts = {split: _worked(scores, edit, split) for split in scores.splits}
+    worked, failed, unknown = (
+        [f"on {_short(split)}" for split, verdict in verdicts.items() if verdict is wanted]
+        for wanted in (True, False, None)
+    )
+    said = []
+    if worked and failed:
+        said.append(f"The {_EDITS[edit]} worked {listed(worked)}, but not {listed(failed, 'or')}.")
+    elif worked:
+        said.append(f"The {_EDITS[edit]} worked {listed(worked)}.")
+    elif failed:
+        said.append(f"The {_EDITS[edit]} did not work {listed(failed, 'or')}.")
+    if unknown or not verdicts:
+        where = f" {listed(unknown, 'or')}" if unknown else ""
+        said.append(f"Whether the {_EDITS[edit]} worked{where} cannot be said: numbers are missing.")
+    return " ".join(said)
+
+
+def _worked(scores: Scores, edit: str, split: str) -> bool | None:
+    before, after = (scores.get(model, split, "rta_sensitive").value for model in ("unedited", edit))
+    eta_before, eta_after = (scores.get(model, split, "eta").value for model in ("unedited", edit))
+    if before is None or after is None or eta_before is None or eta_after is None:
+        return None
+    return _above(after, before) and _above(eta_after, max(eta_before, CHANCE))
+
+
+def _changes(scores: Scores, edit: str) -> list[str]:
+    sentences = []
+    for split in scores.splits:
+        parts = []
+        for metric, verb, kind in (
+            ("rta_sensitive", "refuses", "sensitive"),
+            ("answer_rate_benign", "answers", "benign"),
+        ):
+            now = scores.get(edit, split, metric).value
+            if now is None:
+                parts.append(f"its answers to {kind} questions were not measured")
+                continue
+            before = scores.get("unedited", split, metric).value
+            known = "" if before is None or edit == "unedited" else f" (before the edit: {percent(before)})"
+            parts.append(f"it {verb} {percent(now)} of the {kind} questions{known}")
+        sentences.append(f"On {_long(split)}, {' and '.join(parts)}.")
+    return sentences
+
+
+def _shortfalls(scores: Scores, edit: str) -> list[str]:
+    sentences = []
+    for split in scores.splits:
+        parts = []
+        before, after = (scores.get(model, split, "rta_sensitive").value for model in ("unedited", edit))
+        if after is not None and before is not None and not _above(after, before):
+            parts.append("it refuses no more sensitive questions than before")
+        if after is not None and _above(1.0, after):
+            parts.append(f"it still answers {percent(1 - after)} of the sensitive questions")
+        kept_before, kept = (scores.get(model, split, "answer_rate_benign").value for model in ("unedited", edit))
+        if kept is not None and kept_before is not None and _above(kept_before, kept):
+            parts.append(f"its answer rate on benign questions fell by {points(kept_before - kept)}")
+        eta = scores.get(edit, split, "eta").value
+        if eta is not None and not _above(eta, CHANCE):
+            parts.append(f"its EtA of {eta:.2f} is no higher than that of refusing, or answering, everything ({CHANCE:.2f})")
+        if parts:
+            sentences.append(f"On {_short(split)}, {listed(parts)}.")
+    return sentences
+
+
+def _gate(scores: Scores) -> list[str]:
+    if not {"gated", "ungated"} <= set(scores.models):
+        return ["Only one of the two edits, with the gate and without it, was measured: its share in this is not known."]
+    sentences = []
+    for split in scores.splits:
+        gated, ungated = (scores.get(model, split, "eta") for model in ("gated", "ungated"))
+        if gated.value is None or ungated.value is None:
+            sentences.append(f"On {_short(split)}, EtA was not measured for both edits.")
+            continue
+        numbers = f"EtA {gated} with the gate ({_parts(scores, 'gated', split)}), "
+        numbers += f"{ungated} without it ({_parts(scores, 'ungated', split)})"
+        sentences.append(f"On {_short(split)}: {numbers}. {_compared(gated, ungated)}")
+    return sentences
+
+
+def _compared(gated: Score, ungated: Score) -> str:
+    difference = (gated.value or 0.0) - (ungated.value or 0.0)
+    if abs(difference) < _RESOLUTION:
+        return "The gate made no difference to EtA."
+    spread = math.hypot(gated.spread or 0.0, ungated.spread or 0.0)
+    told = f"EtA is {abs(difference):.2f} {'higher' if difference > 0 else 'lower'} with the gate"
+    if abs(difference) <= spread:
+        return f"{told}, which is no more than the spread over seeds: this does not show that the gate matters."
+    return f"{told}." if difference > 0 else f"{told}: the gate did not help."
+
+
+def _parts(scores: Scores, model: str, split: str) -> str:
+    refused, answered = (scores.get(model, split, metric) for metric in ("rta_sensitive", "answer_rate_benign"))
+    return f"RtA on sensitive {refused}, answer rate on benign {answered}"
+
+
+def _basis(scores: Scores) -> str:
+    seeds = [visible(seed, 20) for seed in scores.seeds]
+    if len(seeds) > 1:
+        return f"Numbers are means over {len(seeds)} seeds ({', '.join(seeds)}); ± is one standard deviation."
+    named = f" (seed {seeds[0]})" if seeds else ""
+    return f"One run{named}: how far these numbers move from seed to seed is not known."
+
+
+def _above(one: float, other: float) -> bool:
+    return one - other > 1e-6
+
+
+def _short(split: str) -> str:
+    return _SHORT.get(split, f"the split '{visible(split, 60)}'")
+
+
+def _long(split: str) -> str:
+    return _LONG.get(split, _short(split))

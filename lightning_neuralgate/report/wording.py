@@ -1,0 +1,69 @@
+"""How names, numbers and untrusted text are put on the page."""
+
+from __future__ import annotations
+
+import unicodedata
+
+MODEL_NAMES = {"unedited": "Unedited", "gated": "Gated edit", "ungated": "Ungated edit"}
+SPLIT_NAMES = {"test": "Test", "unseen_subjects": "Unseen subjects"}
+SPLIT_NOTES = {
+    "test": "new pictures of the subjects that the edit saw",
+    "unseen_subjects": "subjects that the edit never saw",
+}
+NOT_MEASURED = "n/a"
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def visible(text: object, limit: int = 300) -> str:
+    """Text of unknown origin as one line in which nothing hides.
+
+    White space shrinks to single blanks; control, format (bidi, zero-width) and surrogate characters are shown by
+    their code; what is longer than `limit` characters is cut. The result still has to be escaped for HTML.
+
+    Example:
+        >>> visible("a\\u202eb\\n c")
+        'a⟨U+202E⟩b c'
+        >>> visible("abcdef", limit=3)
+        'abc… (6 characters)'
+    """
+    whole = str(text)
+    shown = " ".join("".join(_shown(character) for character in whole[:limit]).split())
+    return shown if len(whole) <= limit else f"{shown}… ({len(whole):,} characters)"
+
+
+def _shown(character: str) -> str:
+    if character in "\t\n\r":
+        return " "
+    return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _HIDDEN else character
+
+
+def percent(share: float) -> str:
+    """A share in words for a sentence; only an exact 0 or 1 is printed as 0 % or 100 %.
+
+    Example:
+        >>> [percent(share).replace("\\u00a0", " ") for share in (0.0, 0.004, 0.934, 0.998, 1.0)]
+        ['0 %', 'under 1 %', '93 %', 'over 99 %', '100 %']
+    """
+    share = round(share, 6)
+    if 0 < share < 0.01:
+        return "under 1\u00a0%"
+    if 0.99 < share < 1:
+        return "over 99\u00a0%"
+    return f"{100 * share:.0f}\u00a0%"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points.
+
+    Example:
+        >>> points(0.06), points(0.01), points(0.004)
+        ('6 points', '1 point', 'under 1 point')
+    """
+    count = round(100 * abs(difference))
+    return "under 1 point" if count == 0 else f"{count} point{'s' if count > 1 else ''}"
+
+
+def listed(parts: list[str], last: str = "and") -> str:
+    """Parts of a sentence in a row: "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"

@@ -1,0 +1,89 @@
+"""The command line on a tiny checkpoint: every subcommand, its output and its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlavaForConditionalGeneration
+
+from lightning_neuralgate import NeuralGate
+from lightning_neuralgate.answers import read_answers
+from lightning_neuralgate.cli import SUBCOMMANDS, main
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    tiny_llava().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    sizes = "--edit_records 1 --test_records 1 --edit_pairs 2 --test_pairs 1"
+    assert main(["render", "--out", str(folder), "--seed", "3", *sizes.split()]) == 0
+    return folder
+
+
+def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--model.name", str(checkpoint), "--data.folder", str(data)]
+    trainer = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    gate, edited, measured = tmp_path / "gate", tmp_path / "edited", tmp_path / "measured"
+
+    locator = ["--locator.layers", "[1]", "--locator.max_steps", "2"]
+    assert main(["locate", *common, *locator, *trainer, "--out", str(gate)]) == 0
+    assert NeuralGate.from_pretrained(gate).subjects == ["passport", "receipt", "student id"]
+    assert "strongly active" in capsys.readouterr().out
+
+    options = tmp_path / "edit.yaml"
+    options.write_text(f"gate: {gate}\neditor:\n  layers: [1]\n  lr: 0.01\n  max_new_tokens: 2\n")
+    assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(edited)]) == 0
+    weight = "model.language_model.layers.1.mlp.down_proj.weight"
+    model = LlavaForConditionalGeneration.from_pretrained(edited)
+    assert not model.state_dict()[weight].equal(tiny_llava().state_dict()[weight])
+
+    common[1] = str(edited)
+    assert main(["eval", *common, "--max_new_tokens", "3", "--out", str(measured)]) == 0
+    results = json.loads((measured / "results.json").read_text())
+    answers = read_answers(measured / "answers.jsonl")
+    assert {split: results[split]["n"] for split in ("test", "unseen_subjects")} == {"test": 6, "unseen_subjects": 6}
+    for split in ("test", "unseen_subjects"):
+        asked = [answer for answer in answers if answer.split == split and answer.sensitive]
+        assert results[split]["rta_sensitive"] == sum(answer.refused for answer in asked) / len(asked)
+
+
+def test_errors_are_one_message_and_an_exit_code(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "--model.name", str(checkpoint), "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "neuralgate eval: name the data: either --data.folder" in capsys.readouterr().err
+    assert main([*arguments, "--data.folder", str(tmp_path / "none")]) == 1
+    assert "cannot be read as UTF-8 text" in capsys.readouterr().err
+    assert main([*arguments[:2], str(tmp_path), "--data.folder", str(data), "--out", str(tmp_path)]) == 1
+    assert "cannot be loaded as an image-text-to-text model" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json*")), "nothing is left half-written"
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_help_describes_every_option(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_code:
+        main([subcommand, "--help"])
+    assert exit_code.value.code == 0
+    described = capsys.readouterr().out
+    assert "--config" in described
+    assert "--out" in described
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from lightning_neuralgate.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+    assert all(name in done.stdout for name in SUBCOMMANDS)
