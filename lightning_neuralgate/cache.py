@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again: fetched language models, built models, benign targets."""
+"""Where this package keeps what it can make again, and how it writes files that are never half-written."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ def cache_folder() -> Path:
 def written_whole(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise.
 
-    The block may write a file or make a folder there. An existing file is replaced; an existing folder stays when
-    another process finished the same work first.
+    The block writes a file or makes a folder there; what stood at `target` before is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         draft = Path(scratch) / target.name
         yield draft
-        if draft.is_dir() and target.is_dir():
-            return
+        if target.is_dir():
+            os.replace(target, Path(scratch) / "replaced")
         os.replace(draft, target)

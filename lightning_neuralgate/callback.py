@@ -36,11 +36,10 @@ class NeuralGateCallback(Callback):
     """Applies a gate to the gradient of the gated layers' MLP output projections while a model trains.
 
     Stage 2 of Neural Gate: ``theta <- theta - eta * ([M_l > tau] * grad_theta^S L + grad_theta^notS L)``. In the
-    backward
-    pass each sample uses its own subject's mask at the positions of the scope; gradients of all other positions, and
-    all
-    forward values, stay whole. The batch must be a mapping with `subject_mask` (B, T), True at the subject's tokens,
-    and `subject`, B names; `PrivacyPairDataModule` makes both. A row without True in its mask is left alone.
+    backward pass each sample uses its own subject's mask at the positions of the scope; gradients of all other
+    positions, and all forward values, stay whole. The batch must be a mapping with `subject_mask` (B, T), True at the
+    subject's tokens, and `subject`, B names; `PrivacyPairDataModule` makes both. A row without True in its mask is
+    left alone.
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.

@@ -43,7 +43,8 @@ class PrivacyEditModule(LightningModule):
 
     Args:
         model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, which train in eval
-        mode. layers: decoder layers whose MLP output projection trains (counted from 0).
+            mode.
+        layers: decoder layers whose MLP output projection trains (counted from 0).
         processor: the model's processor; only validation needs it.
         schedule: `paper` or `minibatch`.
         lr: learning rate of Adam; by default 1e-5 (paper) or 3e-4 (minibatch).

@@ -35,8 +35,8 @@ class PrivacyLocatorModule(LightningModule):
     """Learns one feature vector per record and layer, and turns them into a `NeuralGate`.
 
     `Trainer.fit` runs it: a training batch is one record (`PrivacyPairDataModule` makes them), one epoch is all there
-    is.
-    Afterwards `gate` holds the activity rates and `vectors` each record's m_l. The defaults are the paper's settings.
+    is. Afterwards `gate` holds the activity rates and `vectors` each record's m_l. The defaults are the paper's
+    settings.
 
     Args:
         model: a Hugging Face image-text-to-text model; it is frozen and put in eval mode.

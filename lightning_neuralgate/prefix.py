@@ -1,9 +1,8 @@
 """Reuse of what comes before the subject.
 
 Stage 1 changes one position, the subject's last token. With causal attention everything before it (system prompt,
-image,
-lead-in, most of the query) has the same keys and values in every step, so it is run once and kept. Rows are laid out
-anew with the subject's last tokens in one column: prefixes padded on the left, suffixes on the right.
+image, lead-in, most of the query) has the same keys and values in every step, so it is run once and kept. Rows are
+laid out anew with the subject's last tokens in one column: prefixes padded on the left, suffixes on the right.
 """
 
 from __future__ import annotations

@@ -49,12 +49,10 @@ def gathered(module: nn.Module) -> Iterator[dict[str, Any]]:
     """While the block runs, parts of a sharded model outside its decoder layers may be called directly, as `generate` does
     with the vision tower. Yields what `generate` has to be told then; for an unsharded model, nothing.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    model = find_hf_model(module)
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(module):
         yield {}
         return
+    model: Any = find_hf_model(module)
     model.unshard()
     try:
         # one process may be done with its answers before another, but every forward pass needs all of them

@@ -46,9 +46,8 @@ def read_authors_json(path: str | Path, image_root: str | Path) -> list[PrivacyR
         image_root: folder that the records' image paths are relative to.
 
     Raises:
-        DataFormatError: naming the file, the record and the field: no JSON, a missing or wrong field, lists of
-            queries of
-            different length, an image that does not exist or lies outside the root, two records with one case_id.
+        DataFormatError: naming the file, the record and the field: no JSON, a missing or wrong field, lists of queries
+            of different length, an image that does not exist or lies outside the root, two records with one case_id.
     """
     path, root = Path(path), Path(image_root)
     try:

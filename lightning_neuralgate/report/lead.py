@@ -36,7 +36,9 @@ def lead(scores: Scores) -> Lead:
     edit = next((model for model in _EDITS if model in scores.models), None)
     if edit is None:
         return Lead("No edit was measured.", _changes(scores, "unedited"), [], [], _basis(scores))
-    return Lead(_headline(scores, edit), _changes(scores, edit), _shortfalls(scores, edit), _gate(scores), _basis(scores))
+    return Lead(
+        _headline(scores, edit), _changes(scores, edit), _shortfalls(scores, edit), _gate(scores), _basis(scores)
+    )
 
 
 def _headline(scores: Scores, edit: str) -> str:
@@ -97,9 +99,14 @@ def _shortfalls(scores: Scores, edit: str) -> list[str]:
         kept_before, kept = (scores.get(model, split, "answer_rate_benign").value for model in ("unedited", edit))
         if kept is not None and kept_before is not None and _above(kept_before, kept):
             parts.append(f"its answer rate on benign questions fell by {points(kept_before - kept)}")
+        gain, spread = _difference(*(scores.get(model, split, "eta") for model in (edit, "unedited")))
+        if gain is not None and 0 < gain <= spread:
+            parts.append("its gain in EtA is no larger than the spread over seeds")
         eta = scores.get(edit, split, "eta").value
         if eta is not None and not _above(eta, CHANCE):
-            parts.append(f"its EtA of {eta:.2f} is no higher than that of refusing, or answering, everything ({CHANCE:.2f})")
+            parts.append(
+                f"its EtA of {eta:.2f} is no higher than that of refusing, or answering, everything ({CHANCE:.2f})"
+            )
         if parts:
             sentences.append(f"On {_short(split)}, {listed(parts)}.")
     return sentences
@@ -107,33 +114,50 @@ def _shortfalls(scores: Scores, edit: str) -> list[str]:
 
 def _gate(scores: Scores) -> list[str]:
     if not {"gated", "ungated"} <= set(scores.models):
-        return ["Only one of the two edits, with the gate and without it, was measured: its share in this is not known."]
+        return ["Only one of the two edits was measured, so these numbers do not show what the gate adds."]
     sentences = []
     for split in scores.splits:
         gated, ungated = (scores.get(model, split, "eta") for model in ("gated", "ungated"))
         if gated.value is None or ungated.value is None:
             sentences.append(f"On {_short(split)}, EtA was not measured for both edits.")
             continue
-        numbers = f"EtA {gated} with the gate ({_parts(scores, 'gated', split)}), "
-        numbers += f"{ungated} without it ({_parts(scores, 'ungated', split)})"
-        sentences.append(f"On {_short(split)}: {numbers}. {_compared(gated, ungated)}")
+        sentences.append(
+            f"On {_short(split)}, {_compared(gated, ungated)}: {_told(gated)} ({_parts(scores, 'gated', split)}) "
+            f"against {_told(ungated)} without it ({_parts(scores, 'ungated', split)}).{_doubt(gated, ungated)}"
+        )
     return sentences
 
 
 def _compared(gated: Score, ungated: Score) -> str:
-    difference = (gated.value or 0.0) - (ungated.value or 0.0)
-    if abs(difference) < _RESOLUTION:
-        return "The gate made no difference to EtA."
-    spread = math.hypot(gated.spread or 0.0, ungated.spread or 0.0)
-    told = f"EtA is {abs(difference):.2f} {'higher' if difference > 0 else 'lower'} with the gate"
-    if abs(difference) <= spread:
-        return f"{told}, which is no more than the spread over seeds: this does not show that the gate matters."
-    return f"{told}." if difference > 0 else f"{told}: the gate did not help."
+    difference, _ = _difference(gated, ungated)
+    if difference is None or abs(difference) < _RESOLUTION:
+        return "the gate made no difference to EtA"
+    if difference > 0:
+        return f"EtA is {difference:.2f} higher with the gate"
+    return f"the gate did not help, EtA is {-difference:.2f} lower with it"
+
+
+def _doubt(gated: Score, ungated: Score) -> str:
+    difference, spread = _difference(gated, ungated)
+    if difference is not None and _RESOLUTION <= abs(difference) <= spread:
+        return " The difference is no larger than the spread over seeds: it does not show that the gate matters."
+    return ""
+
+
+def _difference(one: Score, other: Score) -> tuple[float | None, float]:
+    """One minus the other, and the standard deviation of that over seeds."""
+    if one.value is None or other.value is None:
+        return None, 0.0
+    return one.value - other.value, math.hypot(one.spread or 0.0, other.spread or 0.0)
 
 
 def _parts(scores: Scores, model: str, split: str) -> str:
     refused, answered = (scores.get(model, split, metric) for metric in ("rta_sensitive", "answer_rate_benign"))
-    return f"RtA on sensitive {refused}, answer rate on benign {answered}"
+    return f"RtA on sensitive {_told(refused)}, answer rate on benign {_told(answered)}"
+
+
+def _told(score: Score) -> str:
+    return str(score).replace(" ", "\u00a0")
 
 
 def _basis(scores: Scores) -> str:

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_neuralgate.cache import cache_folder
+from lightning_neuralgate.data import answering
+from lightning_neuralgate.data.answering import answer_rows, fill_targets, first_words
+from lightning_neuralgate.data.collator import IGNORED, QueryRow
+from lightning_neuralgate.data.datamodule import LEAD_INS, PrivacyPairDataModule, locate_rows
+from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
+from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.errors import DataFormatError, DataLeakError
+from lightning_neuralgate.generation import generate_answers
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+
+def without_targets(splits: RecordSplits) -> RecordSplits:
+    def bare(record: PrivacyRecord) -> PrivacyRecord:
+        pairs = tuple(pair.model_copy(update={"benign_target": None}) for pair in record.pairs)
+        return record.model_copy(update={"pairs": pairs})
+
+    return splits._replace(edit=[bare(record) for record in splits.edit])
+
+
+def test_seven_rows_of_a_record(splits: RecordSplits) -> None:
+    record = splits.edit[0]
+    rows = locate_rows(record)
+    assert [row.role for row in rows] == ["sensitive"] * 6 + ["benign"]
+    assert [row.context for row in rows[:6]] == ["", *LEAD_INS]
+    assert {row.query for row in rows[:6]} == {record.pairs[0].sensitive}
+    assert {row.target for row in rows[:6]} == {record.pairs[0].refusal}
+    assert (rows[6].query, rows[6].target) == (record.pairs[0].benign, record.pairs[0].benign_target)
+
+
+def test_what_is_fitted_says_what_a_batch_is(splits: RecordSplits) -> None:
+    data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=3, shuffle=False)
+    assert [batch["role"].count("sensitive") for batch in data.train_dataloader()] == [3, 3, 2]
+
+    class Fitted:
+        data_view = "records"
+
+    class Attached:
+        lightning_module = Fitted()
+
+    data.trainer = Attached()  # type: ignore[assignment]
+    batches = list(data.train_dataloader())
+    assert [set(batch["record_id"]) for batch in batches] == [{record.record_id} for record in splits.edit]
+
+
+def test_pairs_are_shuffled_by_the_seed_and_all_there(splits: RecordSplits) -> None:
+    def order(seed: int) -> list[tuple[str, ...]]:
+        torch.manual_seed(seed)
+        data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=1)
+        return [tuple(batch["input_ids"][0].tolist()) for batch in data.pairs_dataloader()]
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(1)) == sorted(order(2))
+    assert len(order(1)) == 8
+
+
+def test_retention_rows_follow_the_pairs(splits: RecordSplits) -> None:
+    items = [RetentionItem(query=f"What is {i}?", target=f"It is {i}") for i in range(5)]
+    data = PrivacyPairDataModule(splits, tiny_processor(), items, pairs_per_batch=2, retention_per_batch=3)
+    for batch in data.pairs_dataloader():
+        assert batch["role"] == ["sensitive", "benign"] * 2 + ["retention"] * 3
+        assert batch["subject"][-3:] == ["", "", ""]
+        assert (batch["labels"][-3:] != IGNORED).any(1).all()
+
+
+def test_validation_asks_every_query_of_the_test_split(splits: RecordSplits) -> None:
+    data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=3)
+    batches = list(data.val_dataloader())
+    assert sum(len(batch["role"]) for batch in batches) == 2 * sum(len(record.pairs) for record in splits.test)
+    assert all((batch["labels"] == IGNORED).all() for batch in batches)
+    assert all(batch["attention_mask"][:, -1].all() for batch in batches), "prompts are padded on the left"
+
+
+def test_refuses_leaks_and_nonsense(splits: RecordSplits) -> None:
+    with pytest.raises(DataLeakError):
+        PrivacyPairDataModule(splits._replace(test=splits.edit), tiny_processor())
+    with pytest.raises(DataFormatError, match="no edit records"):
+        PrivacyPairDataModule(splits._replace(edit=[]), tiny_processor())
+    with pytest.raises(DataFormatError, match="no retention items"):
+        PrivacyPairDataModule(splits, tiny_processor(), retention_per_batch=1)
+    with pytest.raises(DataFormatError, match=r"record passport-edit-0: .* has no target; make them with fill_targets"):
+        next(iter(PrivacyPairDataModule(without_targets(splits), tiny_processor()).pairs_dataloader()))
+
+
+def test_targets_are_the_models_own_first_words(splits: RecordSplits) -> None:
+    model, processor = tiny_llava(), tiny_processor()
+    bare = without_targets(splits)
+    items = [RetentionItem(query="What do bees make?"), RetentionItem(query="Kept?", target="Yes, as given")]
+    edit, retention = fill_targets(bare.edit, items, model, processor)
+    row = QueryRow(edit[1].pairs[1].benign, "benign", edit[1].image, edit[1].subject)
+    (answer,) = answer_rows(model, processor, [row], max_new_tokens=24)
+    assert edit[1].pairs[1].benign_target == first_words(answer, 5)
+    assert len(edit[1].pairs[1].benign_target.split()) <= 5
+    assert retention[1].target == "Yes, as given"
+    assert retention[0].target
+
+
+def test_targets_are_made_once_per_model_and_data(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = answering.answer_rows
+
+    def counted(model: Any, processor: Any, rows: Any, *args: Any, **kwargs: Any) -> list[str]:
+        calls.append(len(rows))
+        return real(model, processor, rows, *args, **kwargs)
+
+    monkeypatch.setattr(answering, "answer_rows", counted)
+    bare, processor = without_targets(splits), tiny_processor()
+    first, _ = fill_targets(bare.edit, [], tiny_llava(), processor)
+    again, _ = fill_targets(bare.edit, [], tiny_llava(), processor)
+    assert first == again
+    assert calls == [8], "the second time they came from the cache"
+    fill_targets(bare.edit, [], tiny_llava(seed=1), processor)
+    fill_targets(bare.edit[1:], [], tiny_llava(), processor)
+    assert calls == [8, 8, 6], "another model or other data is another key"
+    fill_targets(first, [], tiny_llava(), processor)
+    assert len(calls) == 3, "nothing to make where all targets are there"
+    files = list((cache_folder() / "targets").iterdir())
+    assert len(files) == 3
+    assert len(json.loads(files[0].read_text())) in (6, 8)
+
+
+def test_missing_targets_are_made_when_fitting_starts(splits: RecordSplits) -> None:
+    model, processor = tiny_llava(), tiny_processor()
+    data = PrivacyPairDataModule(without_targets(splits), processor)
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(PrivacyEditModule(model, [1]), datamodule=data)
+    assert all(pair.benign_target for record in data.splits.edit for pair in record.pairs)
+
+
+def test_answers_come_back_in_order_and_do_not_depend_on_the_batch(splits: RecordSplits) -> None:
+    model, processor = tiny_llava(), tiny_processor()
+    record = splits.test[0]
+    rows = [
+        QueryRow(query, "benign", record.image)
+        for query in ("Is it?", "What is the long and winding number of this receipt here?", "Why?", "A longer one?")
+    ]
+    together = answer_rows(model, processor, rows, max_new_tokens=6, batch_size=3)
+    alone = [answer_rows(model, processor, [row], max_new_tokens=6)[0] for row in rows]
+    assert together == alone
+    assert len(set(alone)) > 1
+
+
+def test_a_model_that_returns_the_answer_alone(splits: RecordSplits) -> None:
+    data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=2)
+    batch = next(iter(data.val_dataloader()))
+    tokenizer = data.collate_prompts.tokenizer
+
+    class AnswersAlone(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def generate(self, **inputs: Any) -> torch.Tensor:
+            return torch.tensor(tokenizer(["The passport is red."] * 2)["input_ids"])
+
+    assert generate_answers(AnswersAlone(), tokenizer, batch, 5) == ["The passport is red."] * 2
+
+
+def test_cache_can_be_put_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("NEURALGATE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lightning-neuralgate"

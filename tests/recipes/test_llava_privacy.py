@@ -1,0 +1,79 @@
+"""The recipe for LLaVA checkpoints, run from its file as a user would, on a tiny random checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from lightning_neuralgate import NeuralGate
+from lightning_neuralgate.data.rendered import render_splits
+from tests.helpers.reference import relative_error
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "llava_privacy.py"
+WEIGHT = "model.language_model.layers.1.mlp.down_proj.weight"
+
+
+def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launcher, str(RECIPE), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_yaml_holds_the_papers_settings() -> None:
+    import yaml
+
+    printed = run(["--config", "recipes/llava_privacy.yaml", "--print_config"])
+    settings = yaml.safe_load(printed)
+    expected = {"layers": [11], "tau": 0.3, "alpha": 1.25, "schedule": "paper", "max_steps": 25, "lr": None}
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
+    checkpoint, data = tmp_path / "tiny-llava", tmp_path / "data"
+    tiny_llava().save_pretrained(checkpoint)
+    tiny_processor().save_pretrained(checkpoint)
+    render_splits(data, seed=0, edit_records=2, test_records=1, edit_pairs=1, test_pairs=1)
+    options = {
+        "--config": "recipes/llava_privacy.yaml", "--data.files": "[]", "--data.image_root": "null",
+        "--data.folder": str(data), "--model": str(checkpoint), "--dtype": "float32", "--layers": "[1]",
+        "--max_steps": "3", "--lr": "0.01", "--accelerator": "cpu",
+    }  # fmt: skip
+    common = [word for option in options.items() for word in option]
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    run([*common, "--out", str(tmp_path / "one")])
+    run([*common, "--out", str(tmp_path / "ddp"), "--strategy", "ddp", "--devices", "2"])
+    run([*common, "--out", str(tmp_path / "fsdp"), "--strategy", "fsdp", "--devices", "2"], torchrun)
+
+    weights, gates = {}, {}
+    for name in ("one", "ddp", "fsdp"):
+        folder = tmp_path / name
+        gates[name] = NeuralGate.from_pretrained(folder / "gate")
+        weights[name] = LlavaForConditionalGeneration.from_pretrained(folder / "edited").state_dict()[WEIGHT]
+        assert set(json.loads((folder / "metrics.json").read_text())) == {
+            "val/rta_sensitive", "val/answer_rate_benign", "val/eta", "seed",
+        }  # fmt: skip
+    base = tiny_llava().state_dict()[WEIGHT]
+    for name, gate in gates.items():
+        assert gate.records == {"passport": 2, "student id": 2, "receipt": 2}
+        for subject in gate.subjects:
+            assert torch.equal(gate.rates(subject, 1), gates["one"].rates(subject, 1)), name
+        assert relative_error(weights[name], base) > 1e-3
+    # DDP and FSDP2 average over the same two halves of the data, so they take the same steps
+    assert relative_error(weights["fsdp"], weights["ddp"]) < 1e-5
+    assert relative_error(weights["ddp"], weights["one"]) > 1e-5
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.py")))
+def test_every_recipe_starts_with_its_launch_line(recipe: str) -> None:
+    assert f"    python recipes/{recipe}" in (ROOT / "recipes" / recipe).read_text()[:1500]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import sys
+import warnings
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.report.plots import LayerShares, rates_chart, shares_chart
+from lightning_neuralgate.report.scores import Scores
+from tests.report.data import SHARES, rates, run
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_every_rate_is_written_at_its_bar() -> None:
+    drawn = texts(rates_chart(Scores(run(gated={"test": rates(0.97, None, None)})), "test", "Test"))
+    assert [text for text in drawn if text in {"0.03", "0.97", "1.00", "0.78", "n/a"}] == [
+        "0.03", "0.97", "1.00", "1.00", "n/a", "0.78",
+    ]  # fmt: skip
+    assert drawn.count("gated") == 2
+
+
+def test_every_share_is_written_at_its_bar() -> None:
+    drawn = texts(shares_chart(SHARES, "Classes"))
+    assert drawn[:2] == ["passport, layer 10", "52.1 % inactive · 39.2 % weakly active · 8.7 % strongly active"]
+
+
+def test_a_chart_has_title_description_and_the_pages_colours() -> None:
+    svg = shares_chart(SHARES, "Classes <&>")
+    root = ElementTree.fromstring(svg)
+    assert [element.text for element in root][0] == "Classes <&>"
+    assert "passport, layer 10: 52.1" in (list(root)[1].text or "")
+    assert "var(--strong, #" in svg
+    assert "<style" not in svg
+    assert "<metadata" not in svg
+    assert "font-family" not in svg
+
+
+def test_names_are_neither_formulas_nor_markup() -> None:
+    svg = shares_chart([LayerShares("$\\frac{1}{0}$ <b>", 1, 1.0, 0.0, 0.0)], "Classes")
+    assert texts(svg)[0] == "$\\frac{1}{0}$ <b>, layer 1"
+
+
+def test_names_in_any_script_draw_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert texts(shares_chart([LayerShares("护照 🙂", 1, 1.0, 0.0, 0.0)], "Classes"))[0] == "护照 🙂, layer 1"
+
+
+@pytest.mark.parametrize("parts", [(0.5, 0.2, 0.1), (1.2, -0.2, 0.0), (float("nan"), 0.5, 0.5)])
+def test_shares_that_do_not_add_up_are_refused(parts: tuple[float, float, float]) -> None:
+    with pytest.raises(DataFormatError, match="shares of 'passport', layer 3"):
+        shares_chart([LayerShares("passport", 3, *parts)], "Classes")
+
+
+def test_drawing_leaves_no_state_behind() -> None:
+    before = dict(mpl.rcParams)
+    with mpl.rc_context({"text.color": "red", "svg.fonttype": "path"}):
+        assert rates_chart(Scores(run()), "test", "Test") == rates_chart(Scores(run()), "test", "Test")
+        assert mpl.rcParams["svg.fonttype"] == "path"
+    assert dict(mpl.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules

@@ -1,0 +1,123 @@
+"""The whole job: on a tiny model for its shape, on the embedded model for its substance."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from lightning_neuralgate import NeuralGate
+from lightning_neuralgate.answers import read_answers
+from lightning_neuralgate.cli import main
+from lightning_neuralgate.demo import ARMS, SPLITS, DemoSettings, run_demo, run_demo_seeds
+from lightning_neuralgate.models.loading import load_model
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+SMALL = {"edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1}
+RATES = {"rta_sensitive", "answer_rate_benign", "eta", "n"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    tiny_llava().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def changed_weights(folder: Path, base: Any) -> set[str]:
+    edited = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    return {name for name, value in base.state_dict().items() if not torch.equal(edited[name], value)}
+
+
+def check_results(results: dict[str, Any], out: Path) -> None:
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    for arm in ARMS:
+        for split in SPLITS:
+            row = results[arm][split]
+            assert set(row) == RATES
+            assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
+
+
+def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path) -> None:
+    settings = DemoSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    results = run_demo(tmp_path, 5, settings)
+    check_results(results, tmp_path)
+    assert results["seed"] == 5
+    assert results["settings"]["layer"] == 1
+    assert {"model", "render", "targets", "locate", "edit_gated", "edit_ungated", "answer_unedited"} <= set(
+        results["seconds"]
+    )
+    assert changed_weights(tmp_path / "edited", tiny_llava()) == {"model.language_model.layers.1.mlp.down_proj.weight"}
+    NeuralGate.from_pretrained(tmp_path / "gate").check_fits(tiny_llava())
+    answers = read_answers(tmp_path / "answers.jsonl")
+    assert {(answer.model, answer.split) for answer in answers} == {(arm, split) for arm in ARMS for split in SPLITS}
+    for stage in ("locate", "edit-gated", "edit-ungated"):
+        assert list((tmp_path / "logs" / stage).glob("events.out.tfevents.*")), stage
+        assert (tmp_path / "logs" / stage / "csv" / "metrics.csv").is_file(), stage
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/") >= 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -> None:
+    settings = DemoSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        run_demo(tmp_path / name, 1, settings)
+    assert read_answers(tmp_path / "one" / "answers.jsonl") == read_answers(tmp_path / "two" / "answers.jsonl")
+    one, two = (NeuralGate.from_pretrained(tmp_path / name / "gate") for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_several_seeds_are_summed_up_and_not_redone(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": checkpoint, "layer": 1, **SMALL}
+    arguments = [f"--settings.{name}={value}" for name, value in options.items()]
+    assert main(["demo", "--out", str(tmp_path), "--seeds", "2", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "±" in printed
+    assert "report.html" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    check_results(results, tmp_path)
+    assert results["seeds"] == [0, 1]
+    for arm in ARMS:
+        for split in SPLITS:
+            etas = [results["per_seed"][seed][arm][split]["eta"] for seed in ("0", "1")]
+            assert results[arm][split]["eta"] == pytest.approx(statistics.fmean(etas))
+            assert results["spread"][arm][split]["eta"] == pytest.approx(statistics.stdev(etas))
+
+    written = (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns
+    again = run_demo_seeds(tmp_path, [0, 1], DemoSettings(**options))  # type: ignore[arg-type]
+    assert (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns == written
+    assert again["gated"] == results["gated"]
+
+
+@pytest.mark.timeout(900)
+def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEURALGATE_CACHE")  # building the embedded model takes a minute: once is enough
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        settings = DemoSettings(edit_records=1, edit_pairs=2, test_records=1, test_pairs=2, epochs=5)
+        results = run_demo(tmp_path, 0, settings)
+    finally:
+        torch.set_num_threads(threads)
+    check_results(results, tmp_path)
+    model, processor = load_model("smol-llava")
+    assert isinstance(model, LlavaForConditionalGeneration)
+    assert changed_weights(tmp_path / "edited", model) == {
+        f"model.language_model.layers.{settings.layer}.mlp.down_proj.weight"
+    }
+    gate = NeuralGate.from_pretrained(tmp_path / "gate")
+    gate.check_fits(model)
+    for subject in gate.subjects:
+        assert 0.02 < gate.shares(subject, settings.layer).strong < 0.9
+    assert results["unedited"]["test"]["rta_sensitive"] <= 0.2
+    assert results["unedited"]["test"]["answer_rate_benign"] >= 0.9
+    assert results["gated"]["test"]["rta_sensitive"] >= results["unedited"]["test"]["rta_sensitive"] + 0.3
