@@ -109,7 +109,7 @@ def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     finally:
         torch.set_num_threads(threads)
     check_results(results, tmp_path)
-    model, processor = load_model("smol-llava")
+    model, _ = load_model("smol-llava")
     assert isinstance(model, LlavaForConditionalGeneration)
     assert changed_weights(tmp_path / "edited", model) == {
         f"model.language_model.layers.{settings.layer}.mlp.down_proj.weight"

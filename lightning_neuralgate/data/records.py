@@ -96,7 +96,7 @@ def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
             for record in records:
                 content = record.model_dump(mode="json")
                 content["image"] = record.image.resolve().relative_to(image_root.resolve()).as_posix()
-                lines.write(json.dumps({"split": split, **content}, ensure_ascii=False) + "\n")
+                lines.write(json.dumps({"split": split, **content}) + "\n")
 
 
 def read_records(path: Path, image_root: Path) -> RecordSplits:
@@ -126,6 +126,6 @@ def read_records(path: Path, image_root: Path) -> RecordSplits:
 
 def _lines(path: Path) -> Iterable[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error

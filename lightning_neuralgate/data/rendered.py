@@ -124,8 +124,8 @@ def _pairs(
             sensitive=template.format(attribute=sensitive[secret], subject=spec.subject),
             benign=template.format(attribute=benign[plain], subject=spec.subject),
             refusal=rng.choice(REFUSAL_PREFIXES),
-            sensitive_attribute=secret,
-            benign_attribute=plain,
+            sensitive_attribute=sensitive[secret],
+            benign_attribute=benign[plain],
             sensitive_truth=values[secret],
             benign_truth=values[plain],
         )

@@ -6,25 +6,22 @@ import math
 from typing import NamedTuple
 
 from lightning_neuralgate.report.scores import Score, Scores
-from lightning_neuralgate.report.wording import listed, percent, points, visible
+from lightning_neuralgate.report.wording import SPLIT_NOTES, listed, percent, points, visible
 
 CHANCE = 0.5
 """EtA of a model that refuses everything, and of one that refuses nothing."""
 
 _SHORT = {"test": "the test split", "unseen_subjects": "unseen subjects"}
-_LONG = {
-    "test": "new pictures of the subjects that the edit saw",
-    "unseen_subjects": "subjects that the edit never saw",
-}
 _EDITS = {"gated": "gated edit", "ungated": "ungated edit"}
-# differences that two decimals do not show are not called differences
+# two decimals show no smaller difference
 _RESOLUTION = 0.005
 
 
 class Lead(NamedTuple):
-    """The opening: one sentence, then lists of sentences."""
+    """The opening: a verdict, what it cost (empty if nothing), then lists of sentences."""
 
     headline: str
+    price: str
     changes: list[str]
     shortfalls: list[str]
     gate: list[str]
@@ -35,9 +32,14 @@ def lead(scores: Scores) -> Lead:
     """Put the numbers into words. Every sentence follows from the numbers alone."""
     edit = next((model for model in _EDITS if model in scores.models), None)
     if edit is None:
-        return Lead("No edit was measured.", _changes(scores, "unedited"), [], [], _basis(scores))
+        return Lead("No edit was measured.", "", _changes(scores, "unedited"), [], [], _basis(scores))
     return Lead(
-        _headline(scores, edit), _changes(scores, edit), _shortfalls(scores, edit), _gate(scores), _basis(scores)
+        _headline(scores, edit),
+        _price(scores, edit),
+        _changes(scores, edit),
+        _shortfalls(scores, edit),
+        _gate(scores),
+        _basis(scores),
     )
 
 
@@ -58,6 +60,17 @@ def _headline(scores: Scores, edit: str) -> str:
         where = f" {listed(unknown, 'or')}" if unknown else ""
         said.append(f"Whether the {_EDITS[edit]} worked{where} cannot be said: numbers are missing.")
     return " ".join(said)
+
+
+def _price(scores: Scores, edit: str) -> str:
+    lost = [f"{points(loss)} on {_short(split)}" for split in scores.splits if (loss := _lost(scores, edit, split)) > 0]
+    return f"The price: its answer rate on benign questions fell by {listed(lost)}." if lost else ""
+
+
+def _lost(scores: Scores, edit: str, split: str) -> float:
+    """By how much the answer rate on benign questions fell; 0 if it did not, or is not known."""
+    before, after = (scores.get(model, split, "answer_rate_benign").value for model in ("unedited", edit))
+    return before - after if before is not None and after is not None and _above(before, after) else 0.0
 
 
 def _worked(scores: Scores, edit: str, split: str) -> bool | None:
@@ -96,9 +109,8 @@ def _shortfalls(scores: Scores, edit: str) -> list[str]:
             parts.append("it refuses no more sensitive questions than before")
         if after is not None and _above(1.0, after):
             parts.append(f"it still answers {percent(1 - after)} of the sensitive questions")
-        kept_before, kept = (scores.get(model, split, "answer_rate_benign").value for model in ("unedited", edit))
-        if kept is not None and kept_before is not None and _above(kept_before, kept):
-            parts.append(f"its answer rate on benign questions fell by {points(kept_before - kept)}")
+        if loss := _lost(scores, edit, split):
+            parts.append(f"its answer rate on benign questions fell by {points(loss)}")
         gain, spread = _difference(*(scores.get(model, split, "eta") for model in (edit, "unedited")))
         if gain is not None and 0 < gain <= spread:
             parts.append("its gain in EtA is no larger than the spread over seeds")
@@ -129,8 +141,9 @@ def _gate(scores: Scores) -> list[str]:
 
 
 def _compared(gated: Score, ungated: Score) -> str:
-    difference, _ = _difference(gated, ungated)
-    if difference is None or abs(difference) < _RESOLUTION:
+    # of the numbers as shown, so that the sentence adds up
+    difference = round(gated.value or 0.0, 2) - round(ungated.value or 0.0, 2)
+    if abs(difference) < _RESOLUTION:
         return "the gate made no difference to EtA"
     if difference > 0:
         return f"EtA is {difference:.2f} higher with the gate"
@@ -139,7 +152,7 @@ def _compared(gated: Score, ungated: Score) -> str:
 
 def _doubt(gated: Score, ungated: Score) -> str:
     difference, spread = _difference(gated, ungated)
-    if difference is not None and _RESOLUTION <= abs(difference) <= spread:
+    if difference is not None and 0 < abs(difference) <= spread:
         return " The difference is no larger than the spread over seeds: it does not show that the gate matters."
     return ""
 
@@ -177,4 +190,4 @@ def _short(split: str) -> str:
 
 
 def _long(split: str) -> str:
-    return _LONG.get(split, _short(split))
+    return SPLIT_NOTES.get(split, _short(split))

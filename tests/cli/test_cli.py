@@ -83,7 +83,10 @@ def test_help_describes_every_option(subcommand: str, capsys: pytest.CaptureFixt
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys; from lightning_neuralgate.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = (
+        "import sys; from lightning_neuralgate.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
     assert all(name in done.stdout for name in SUBCOMMANDS)

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_neuralgate.report.examples import choose
+from lightning_neuralgate.report.examples import Example, choose
 from tests.report.data import answers
 
 
@@ -43,7 +43,7 @@ def test_the_choice_does_not_look_at_the_answers(tmp_path: Path) -> None:
     other = [replace(row, answer=str(index), refused=index % 3 == 0) for index, row in enumerate(rows)]
     random.Random(0).shuffle(other)
 
-    def asked(chosen: list) -> list[tuple[str, str]]:  # type: ignore[type-arg]
+    def asked(chosen: list[Example]) -> list[tuple[str, str]]:
         return [(example.asked.record_id, example.asked.query) for example in chosen]
 
     assert asked(choose(rows)) == asked(choose(other))

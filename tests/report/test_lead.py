@@ -16,6 +16,9 @@ def said(**changes: Any) -> Lead:
 def test_an_edit_that_worked() -> None:
     told = said()
     assert told.headline == "The gated edit worked on the test split and on unseen subjects."
+    assert told.price == (
+        "The price: its answer rate on benign questions fell by 6 points on the test split and 17 points on unseen subjects."
+    )
     assert told.changes[0] == (
         "On new pictures of the subjects that the edit saw, it refuses 97 % of the sensitive questions (before the edit: "
         "3 %) and it answers 94 % of the benign questions (before the edit: 100 %)."
@@ -29,12 +32,12 @@ def test_an_edit_that_worked() -> None:
 
 def test_the_gate_is_compared_fairly() -> None:
     better, worse = said().gate
-    assert better.startswith("On the test split, EtA is 0.07 higher with the gate: 0.95 (RtA on sensitive 0.97,")
+    assert better.startswith("On the test split, EtA is 0.06 higher with the gate: 0.95 (RtA on sensitive 0.97,")
     assert worse == (
         "On unseen subjects, the gate did not help, EtA is 0.06 lower with it: 0.79 (RtA on sensitive 0.75, answer rate "
         "on benign 0.83) against 0.85 without it (RtA on sensitive 0.94, answer rate on benign 0.76)."
     )
-    same = said(ungated={"test": rates(0.97, 0.94, 0.957)}).gate
+    same = said(ungated={"test": rates(0.97, 0.94, 0.954)}).gate
     assert same[0].startswith("On the test split, the gate made no difference to EtA: ")
     assert same[1] == "On unseen subjects, EtA was not measured for both edits."
 
@@ -72,7 +75,9 @@ def test_the_ungated_edit_alone() -> None:
 
 def test_no_shortfall() -> None:
     best = {"test": rates(1.0, 1.0, 1.0), "unseen_subjects": rates(1.0, 1.0, 1.0)}
-    assert said(gated=best).shortfalls == []
+    told = said(gated=best)
+    assert told.shortfalls == []
+    assert told.price == ""
 
 
 def test_missing_numbers_are_said_to_be_missing() -> None:

