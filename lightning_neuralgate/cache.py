@@ -20,12 +20,19 @@ def cache_folder() -> Path:
 def written_whole(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise.
 
-    The block writes a file or makes a folder there; what stood at `target` before is replaced.
+    The block writes a file or makes a folder there. A file at `target` is replaced; into a folder that is already there
+    the new files are moved one by one, so whatever else it holds stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         draft = Path(scratch) / target.name
         yield draft
-        if target.is_dir():
-            os.replace(target, Path(scratch) / "replaced")
-        os.replace(draft, target)
+        _move(draft, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    if source.is_dir() and target.is_dir():
+        for entry in source.iterdir():
+            _move(entry, target / entry.name)
+    else:
+        os.replace(source, target)

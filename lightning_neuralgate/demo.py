@@ -52,7 +52,7 @@ class DemoSettings:
         schedule: `minibatch`, or `paper` for pair by pair.
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs in a mini-batch.
-        lr: learning rate of Adam; the schedule's own when left out.
+        lr: learning rate of Adam; null for the schedule's own.
         alpha: weight of the benign term.
         retention_weight: weight of the retention term.
         retention_per_batch: ordinary questions in a mini-batch.
@@ -64,30 +64,43 @@ class DemoSettings:
     scope: Scope = "subject_last"
     edit_records: int = 4
     edit_pairs: int = 4
-    test_records: int = 6
+    test_records: int = 5
     test_pairs: int = 2
     schedule: Schedule = "minibatch"
-    epochs: int = 4
+    epochs: int = 3
     pairs_per_batch: int = 4
-    lr: float | None = 3e-4
+    lr: float | None = 2e-3
     alpha: float = 1.25
     retention_weight: float = 1.0
     retention_per_batch: int = 2
 
 
+_TITLES = {
+    "model": "load the model (the embedded one is built on first use)",
+    "render": "draw the records",
+    "targets": "ask the unedited model for the benign targets",
+    "locate": "stage 1: locate privacy neurons",
+    "answer_unedited": "ask the unedited model the test queries",
+    "edit_gated": "stage 2: edit with the gate",
+    "answer_gated": "ask the gated edit",
+    "save": "save the gated edit",
+    "edit_ungated": "stage 2 again from the same start, without the gate",
+    "answer_ungated": "ask the ungated edit",
+}
+
+
 class _Clock:
-    """Seconds per stage."""
+    """Says which stage begins, and keeps the seconds per stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        print(f"[{len(self.seconds) + 1}/{len(_TITLES)}] {_TITLES[name]}", flush=True)
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def run_demo(out: Path, seed: int = 0, settings: DemoSettings | None = None) -> dict[str, Any]:

@@ -26,10 +26,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_a_folder_keeps_what_else_it_holds(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    for name in ("one", "two"):
+    for content in ("old", "new"):
         with written_whole(target) as draft:
-            draft.mkdir()
-            (draft / name).write_text(name)
-        assert [path.name for path in target.iterdir()] == [name]
+            (draft / "deep").mkdir(parents=True)
+            (draft / "deep" / "file").write_text(content)
+        if content == "old":
+            (target / "deep" / "somebody's").write_text("own")
+    assert (target / "deep" / "file").read_text() == "new"
+    assert (target / "deep" / "somebody's").read_text() == "own"

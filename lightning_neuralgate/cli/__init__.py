@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -15,6 +16,24 @@ SUBCOMMANDS = {
     "eval": "ask a model the test queries and print refusal and answer rates",
     "render": "draw pictures with known attributes, with their questions",
 }
+
+
+def _silence_known_noise() -> None:
+    """Keep a terminal readable: drop remarks of other libraries that are expected here and that nobody can act on."""
+    import logging
+
+    import transformers
+
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        r".*module\(s\) in eval mode at the start of training.*",
+        ".*does not have many workers.*",
+        ".*configure_optimizers` returned `None`.*",
+        ".*`is_gradient_checkpointing` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             import_module(f"{__name__}.{name}").add_arguments(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
     config = parser.parse_args(arguments)
+    _silence_known_noise()
     command = import_module(f"{__name__}.{config.subcommand}")
     try:
-        command.run(parser.instantiate_classes(config)[config.subcommand])
+        command.run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
         print(f"neuralgate {config.subcommand}: {error}", file=sys.stderr)
         return 1

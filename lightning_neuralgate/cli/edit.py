@@ -25,6 +25,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--pairs_per_batch", type=int, default=4, help="Query pairs in a mini-batch (minibatch schedule)."
     )
+    parser.add_argument(
+        "--retention_per_batch", type=int, default=0, help="Ordinary questions from --data.retention in each batch."
+    )
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyEditModule, "editor", skip={"model", "processor"}, instantiate=False)
@@ -37,7 +40,12 @@ def run(options: Namespace) -> None:
     arguments: dict[str, Any] = options.editor.as_dict()
     paper = arguments["schedule"] == "paper"
     data = PrivacyPairDataModule(
-        options.data.read(), processor, pairs_per_batch=1 if paper else options.pairs_per_batch, shuffle=not paper
+        options.data.read(),
+        processor,
+        options.data.read_retention(),
+        pairs_per_batch=1 if paper else options.pairs_per_batch,
+        retention_per_batch=options.retention_per_batch,
+        shuffle=not paper,
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     if options.gate is not None:

@@ -8,13 +8,21 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.data.rendered import EDIT_SUBJECTS, RECORDS_NAME, UNSEEN_SUBJECTS, render_splits
+from lightning_neuralgate.data.rendered import (
+    EDIT_SUBJECTS,
+    RECORDS_NAME,
+    UNSEEN_SUBJECTS,
+    render_retention,
+    render_splits,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of rendering."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, required=True, help="Folder for records.jsonl and images/.")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="Folder for records.jsonl, retention.jsonl and images/."
+    )
     parser.add_argument("--seed", type=int, default=0, help="The same seed draws the same records.")
     parser.add_argument("--edit_records", type=int, default=10, help="Edit records per subject.")
     parser.add_argument("--test_records", type=int, default=20, help="Test records per subject.")
@@ -38,5 +46,6 @@ def run(options: Namespace) -> None:
         options.subjects,
         options.unseen,
     )
+    render_retention(options.out, options.seed)
     sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
     print(f"{options.out / RECORDS_NAME}: {sizes} records")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.records import RecordSplits, read_records
+from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention
 from lightning_neuralgate.data.rendered import RECORDS_NAME
 from lightning_neuralgate.data.splits import split_records
 from lightning_neuralgate.errors import DataFormatError
@@ -19,6 +19,7 @@ class DataOptions:
 
     Attributes:
         folder: folder with records.jsonl, made by `neuralgate render`.
+        retention: JSON lines of ordinary questions ({"query": ..., "image": ...}) for the edit's retention term.
         files: PrivacyPair JSON files of the method's authors.
         image_root: folder that the image paths in `files` are relative to.
         unseen: subjects of `files` that no edit may see.
@@ -28,6 +29,7 @@ class DataOptions:
     """
 
     folder: Path | None = None
+    retention: Path | None = None
     files: Sequence[Path] = ()
     image_root: Path | None = None
     unseen: Sequence[str] = ()
@@ -49,6 +51,10 @@ class DataOptions:
             raise DataFormatError("--data.files needs --data.image_root, the folder its image paths are relative to")
         records = [record for file in self.files for record in read_authors_json(file, self.image_root)]
         return split_records(records, self.unseen, self.max_edit, self.edit_share, self.seed)
+
+    def read_retention(self) -> list[RetentionItem]:
+        """The ordinary questions of the retention term, if any; their images are relative to the file's folder."""
+        return [] if self.retention is None else read_retention(self.retention, self.retention.parent)
 
     def images(self) -> Path:
         """The folder that all pictures are below."""

@@ -99,6 +99,34 @@ def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
                 lines.write(json.dumps({"split": split, **content}) + "\n")
 
 
+def write_retention(path: Path, items: Iterable[RetentionItem], image_root: Path) -> None:
+    """Write retention items as JSON lines, images relative to `image_root`."""
+    with written_whole(path) as draft, draft.open("w", encoding="utf-8") as lines:
+        for item in items:
+            content = item.model_dump(mode="json")
+            if item.image is not None:
+                content["image"] = item.image.resolve().relative_to(image_root.resolve()).as_posix()
+            lines.write(json.dumps(content) + "\n")
+
+
+def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
+    """Read what `write_retention` wrote, or what somebody wrote by hand: `{"query": ..., "image": ...}`, image optional.
+
+    Raises:
+        DataFormatError: naming file, line and field of a bad item.
+    """
+    items = []
+    for number, line in enumerate(_lines(path), start=1):
+        place = f"{path}, line {number}"
+        try:
+            item = RetentionItem.model_validate_json(line)
+        except ValidationError as error:
+            raise DataFormatError(f"{place}: {first_problem(error)}") from error
+        image = None if item.image is None else resolve_inside(image_root, str(item.image), place)
+        items.append(item.model_copy(update={"image": image}))
+    return items
+
+
 def read_records(path: Path, image_root: Path) -> RecordSplits:
     """Read what `write_records` wrote.
 

@@ -15,12 +15,20 @@ from lightning_neuralgate.data.queries import (
     SHAPE_QUESTIONS,
     TEST_TEMPLATES,
 )
-from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits, RetentionItem, write_records
+from lightning_neuralgate.data.records import (
+    PrivacyRecord,
+    QueryPair,
+    RecordSplits,
+    RetentionItem,
+    write_records,
+    write_retention,
+)
 from lightning_neuralgate.data.render import ordinary_picture, render
 from lightning_neuralgate.data.spec import SubjectSpec, load_subject_spec
 from lightning_neuralgate.data.splits import check_no_leakage
 
 RECORDS_NAME = "records.jsonl"
+RETENTION_NAME = "retention.jsonl"
 IMAGES_NAME = "images"
 EDIT_SUBJECTS = ("passport", "student_id", "receipt")
 UNSEEN_SUBJECTS = ("driver_licence",)
@@ -81,7 +89,10 @@ def render_splits(
 
 
 def render_retention(folder: Path, seed: int, count: int = 12) -> list[RetentionItem]:
-    """Ordinary questions about ordinary pictures, for the edit's retention term; targets are made later."""
+    """Ordinary questions about ordinary pictures, for the edit's retention term, written to `retention.jsonl`.
+
+    Their targets are made later, with the unedited model.
+    """
     rng = random.Random(f"retention/{seed}")
     about_pictures = [*PICTURE_QUESTIONS, *SHAPE_QUESTIONS, *SHAPE_COLOUR_QUESTIONS]
     items = []
@@ -91,6 +102,7 @@ def render_retention(folder: Path, seed: int, count: int = 12) -> list[Retention
         with written_whole(image) as draft:
             ordinary_picture(_picture_seed(seed, "retention", index))[0].save(draft, format="PNG")
         items.append(RetentionItem(query=rng.choice(pool), image=image))
+    write_retention(folder / RETENTION_NAME, items, folder)
     return items
 
 

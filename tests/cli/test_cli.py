@@ -43,7 +43,10 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     assert "strongly active" in capsys.readouterr().out
 
     options = tmp_path / "edit.yaml"
-    options.write_text(f"gate: {gate}\neditor:\n  layers: [1]\n  lr: 0.01\n  max_new_tokens: 2\n")
+    options.write_text(
+        f"gate: {gate}\neditor: {{layers: [1], lr: 0.01, max_new_tokens: 2, retention_weight: 1.0}}\n"
+        f"data: {{retention: {data / 'retention.jsonl'}}}\nretention_per_batch: 2\n"
+    )
     assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(edited)]) == 0
     weight = "model.language_model.layers.1.mlp.down_proj.weight"
     model = LlavaForConditionalGeneration.from_pretrained(edited)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageChops
 
 from lightning_neuralgate.data.queries import EDIT_TEMPLATES, TEST_TEMPLATES
-from lightning_neuralgate.data.records import read_records
+from lightning_neuralgate.data.records import read_records, read_retention
 from lightning_neuralgate.data.render import ordinary_picture, render
-from lightning_neuralgate.data.rendered import RECORDS_NAME, render_retention, render_splits
+from lightning_neuralgate.data.rendered import RECORDS_NAME, RETENTION_NAME, render_retention, render_splits
 from lightning_neuralgate.data.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
@@ -98,6 +98,7 @@ def test_a_pair_differs_in_the_attribute_alone(tmp_path: Path) -> None:
 def test_retention_pictures_hold_nothing_private(tmp_path: Path) -> None:
     items = render_retention(tmp_path, seed=0, count=6)
     assert len(items) == 6
+    assert read_retention(tmp_path / RETENTION_NAME, tmp_path) == items
     for item in items:
         assert item.image is not None
         assert item.image.is_file()
@@ -146,6 +147,19 @@ def test_bad_specs_are_named(tmp_path: Path, old: str, new: str, message: str) -
 def test_unknown_spec() -> None:
     with pytest.raises(DataFormatError, match="the shipped ones are driver_licence, passport"):
         load_subject_spec("spaceship")
+
+
+def test_bad_retention_lines_are_named(tmp_path: Path) -> None:
+    file = tmp_path / RETENTION_NAME
+    for bad, message in (
+        ('{"image": "a.png"}', "line 1: field 'query': Field required"),
+        ('{"query": "What?", "image": "../a.png"}', "line 1: image path .* leaves the image root"),
+        ("[]", "line 1: field 'record'"),
+        ("nonsense", "line 1"),
+    ):
+        file.write_text(bad)
+        with pytest.raises(DataFormatError, match=message):
+            read_retention(file, tmp_path)
 
 
 def test_bad_record_lines_are_named(tmp_path: Path) -> None:
