@@ -8,7 +8,9 @@ Two stages, each checkpointed once a minute; start the same command again and it
 2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn whole answers through the language model.
 
 Afterwards the held-out accuracy is printed and the weights are written to `OUT/smol_llava.safetensors`; copy them to
-`lightning_neuralgate/models/assets/` to ship them.
+`lightning_neuralgate/models/assets/` to ship them. The accuracy of the shipped weights:
+
+    python recipes/train_smol_llava.py --eval-shipped
 """
 
 from __future__ import annotations
@@ -40,7 +42,14 @@ from lightning_neuralgate.data.queries import (
 )
 from lightning_neuralgate.data.render import ORDINARY_COLOURS, SHAPES, Rendering, ordinary_picture, render
 from lightning_neuralgate.data.spec import SubjectSpec, load_subject_spec, shipped_subjects
-from lightning_neuralgate.models.smol import IMAGE_SIZE, PATCH_SIZE, add_lora, assemble_smol_llava, trained_state
+from lightning_neuralgate.models.smol import (
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    add_lora,
+    assemble_smol_llava,
+    build_smol_llava,
+    trained_state,
+)
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-."
 SLOT_ROWS, SLOT_COLUMNS = 2, 3
@@ -318,18 +327,24 @@ def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tower-steps", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=Path("runs/smol-llava"))
+    parser.add_argument(
+        "--eval-shipped", action="store_true", help="train nothing; print the shipped weights' accuracy"
+    )
+    parser.add_argument("--tower-steps", type=int, default=1500)
     parser.add_argument("--tower-batch", type=int, default=32)
-    parser.add_argument("--align-steps", type=int, default=200)
+    parser.add_argument("--align-steps", type=int, default=130)
     parser.add_argument("--align-batch", type=int, default=8)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--eval-cards", type=int, default=60)
+    parser.add_argument("--eval-cards", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     L.seed_everything(args.seed)
     world = World()
+    if args.eval_shipped:
+        print(json.dumps(held_out_accuracy(*build_smol_llava(), world, args.eval_cards), indent=2))
+        return
     model, processor = assemble_smol_llava()
     tower = TowerModule(model, processor.tokenizer, world, args.tower_steps)
     done = args.out / "tower" / "done.ckpt"

@@ -6,8 +6,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import NeuralGateError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 SUBCOMMANDS = {
     "demo": "the whole job on the embedded model: locate, gate, edit, measure, report",
@@ -36,33 +40,38 @@ def _silence_known_noise() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `neuralgate`. Returns the exit code; errors of this package are printed as one message, without a "
-    "traceback."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError:
-        print("neuralgate needs its 'cli' extra: pip install 'lightning-neuralgate[cli]'", file=sys.stderr)
-        return 2
+def build_parser(chosen: str | None) -> ArgumentParser:
+    """The parser of `neuralgate`. Only the chosen subcommand is filled in, since describing a Trainer's options means
+    importing it, which takes seconds.
+    """
+    from jsonargparse import ArgumentParser
+
     import lightning_neuralgate
 
     parser = ArgumentParser(prog="neuralgate", description=lightning_neuralgate.__doc__)
     parser.add_argument("--version", action="version", version=f"neuralgate {lightning_neuralgate.__version__}")
     subcommands = parser.add_subcommands(required=True, metavar="COMMAND")
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in SUBCOMMANDS.items():
-        # only the chosen one is filled in: describing a Trainer's options means importing it, which takes seconds
         subparser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
         if name == chosen:
             import_module(f"{__name__}.{name}").add_arguments(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
-    config = parser.parse_args(arguments)
-    _silence_known_noise()
-    command = import_module(f"{__name__}.{config.subcommand}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `neuralgate`. Returns the exit code; errors of this package are printed as one message, without a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        command.run(parser.instantiate(config)[config.subcommand])
+        parser = build_parser(chosen)
+        config = parser.parse_args(arguments)
+        _silence_known_noise()
+        import_module(f"{__name__}.{config.subcommand}").run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
-        print(f"neuralgate {config.subcommand}: {error}", file=sys.stderr)
+        print(f"neuralgate {chosen}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"neuralgate needs {error.name}: pip install 'lightning-neuralgate[demo]'", file=sys.stderr)
+        return 2
     return 0
