@@ -36,8 +36,8 @@ def print_table(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="What the edit did")
-    for column in ("model", "split", "RtA sensitive", "answer rate benign", "EtA", "queries"):
-        table.add_column(column, justify="left" if column in ("model", "split") else "right")
+    for column in ("model", "split", "RtA sensitive", "answered benign", "EtA", "n"):
+        table.add_column(column, justify="left" if column in ("model", "split") else "right", no_wrap=column == "split")
     for arm in ARMS:
         for split in SPLITS:
             row, spread = results[arm][split], results.get("spread", {}).get(arm, {}).get(split, {})
