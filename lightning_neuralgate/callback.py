@@ -32,6 +32,9 @@ class _GatedBatch:
         return rows[:, None, :] | ~self.positions[:, :, None]
 
 
+_UNTRIED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
+
+
 class NeuralGateCallback(Callback):
     """Applies a gate to the gradient of the gated layers' MLP output projections while a model trains.
 
@@ -40,6 +43,9 @@ class NeuralGateCallback(Callback):
     positions, and all forward values, stay whole. The batch must be a mapping with `subject_mask` (B, T), True at the
     subject's tokens, and `subject`, B names; `PrivacyPairDataModule` makes both. A row without True in its mask is
     left alone.
+
+    A closed row gets no gradient, but an optimizer may still move it: by weight decay, or by momentum from before the gate.
+    With `scope="all"` closed rows stay bit-identical under a fresh optimizer without weight decay.
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -87,6 +93,9 @@ class NeuralGateCallback(Callback):
         self.subject_key = subject_key
         self._batch: _GatedBatch | None = None
         self._handles: list[RemovableHandle] = []
+        self._gated: dict[str, nn.Linear] = {}
+        self._applied: set[str] = set()
+        self._resumed = False
 
     @property
     @override
@@ -105,19 +114,30 @@ class NeuralGateCallback(Callback):
                 f"{self.gate.fingerprint}; "
                 "resume with the same gate, or start a new run"
             )
+        self._resumed = True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.gate.check_fits(pl_module)
+        strategy = type(trainer.strategy).__name__
+        if strategy in _UNTRIED_STRATEGIES:
+            raise UnsupportedSetupError(
+                f"NeuralGateCallback has not been shown to work with {strategy}; use 'ddp', or FSDP2 through "
+                "ModelParallelStrategy"
+            )
+        if not self._resumed:  # resumed weights have been trained since; their checkpoint named this very gate
+            self.gate.check_fits(pl_module)
         layout = find_decoder(pl_module)
         for layer in self.layers:
             masks = {subject: self.gate.mask(subject, layer, self.tau) for subject in self.gate.subjects}
             masks = {subject: mask.to(pl_module.device) for subject, mask in masks.items()}
             projection = layout.output_projection(layer)
-            for linear, gate_input in gated_linears(projection, layout.projection_path(layer)):
-                self._handles.append(linear.register_forward_hook(self._hook(masks, gate_input)))
+            path = layout.projection_path(layer)
+            for number, (linear, gate_input) in enumerate(gated_linears(projection, path)):
+                place = f"{path} ({number})"
+                self._gated[place] = linear
+                self._handles.append(linear.register_forward_hook(self._hook(place, masks, gate_input)))
 
-    def _hook(self, masks: Mapping[str, Tensor], gate_input: bool) -> Any:
+    def _hook(self, place: str, masks: Mapping[str, Tensor], gate_input: bool) -> Any:
         def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             batch = self._batch
             if batch is None or not torch.is_grad_enabled() or not output.requires_grad:
@@ -129,6 +149,7 @@ class NeuralGateCallback(Callback):
                     f"{tuple(batch.positions.shape)}; give the mask for the image-expanded sequence and run the model "
                     "on the whole batch at once"
                 )
+            self._applied.add(place)
             return gate_output(module, args[0], output, batch.open_rows(masks, output.shape[-1]), gate_input)
 
         return hook
@@ -160,11 +181,22 @@ class NeuralGateCallback(Callback):
         self._batch = _GatedBatch(positions, subjects)
 
     @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        for place, linear in self._gated.items():
+            if linear.weight.grad is not None and place not in self._applied:
+                raise UnsupportedSetupError(
+                    f"{place} has a gradient, but its forward hook never ran, so the gate was not applied: was the model "
+                    "compiled before training started, or its weight used without calling the module?"
+                )
+
+    @override
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._batch = None
 
     def _remove_hooks(self) -> None:
         self._batch = None
+        self._gated.clear()
+        self._applied.clear()
         while self._handles:
             self._handles.pop().remove()
 

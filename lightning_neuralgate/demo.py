@@ -24,6 +24,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.data.rendered import render_retention, render_splits
 from lightning_neuralgate.editor import PrivacyEditModule, Schedule
+from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation import evaluate, summarize
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import Scope
@@ -155,7 +156,7 @@ def run_demo(out: Path, seed: int = 0, settings: DemoSettings | None = None) -> 
         "seconds": clock.seconds,
         "seed": seed,
         "settings": asdict(settings),
-        "versions": {name: version(name) for name in ("lightning-neuralgate", "torch", "transformers", "lightning")},
+        "versions": _versions(),
     }
     write_answers(out / "answers.jsonl", answers)
     _write_results(out, results)
@@ -168,6 +169,8 @@ def run_demo_seeds(out: Path, seeds: Sequence[int], settings: DemoSettings | Non
 
     A seed that already has results from the same settings and versions is not run again.
     """
+    if not seeds:
+        raise UnsupportedSetupError("the demo needs at least one seed")
     settings = settings or DemoSettings()
     per_seed = {}
     for seed in seeds:
@@ -281,9 +284,14 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("lightning-neuralgate", "torch", "transformers", "lightning")}
+
+
 def _finished(folder: Path, seed: int, settings: DemoSettings) -> dict[str, Any] | None:
     file = folder / "results.json"
     if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found if (found["seed"], found["settings"]) == (seed, asdict(settings)) else None
+    same = (found["seed"], found["settings"], found["versions"]) == (seed, asdict(settings), _versions())
+    return found if same else None

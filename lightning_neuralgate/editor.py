@@ -23,10 +23,24 @@ from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.metrics import ExpectToAnswer
 from lightning_neuralgate.objective import batch_nll, mean_by_role
-from lightning_neuralgate.sharding import full_state_dict, shard
+from lightning_neuralgate.sharding import everywhere, full_state_dict, shard
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
+
+
+def _check_trainable(projection: nn.Module, place: str) -> None:
+    if hasattr(projection, "base_layer"):
+        raise UnsupportedSetupError(
+            f"{place} carries a peft adapter, PrivacyEditModule trains the full weight: merge the adapter first, or train it "
+            "in a LightningModule of your own with NeuralGateCallback"
+        )
+    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if p.dtype.itemsize < 4}
+    if narrow:
+        raise UnsupportedSetupError(
+            f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
+            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision"
+        )
 
 
 class PrivacyEditModule(LightningModule):
@@ -35,7 +49,8 @@ class PrivacyEditModule(LightningModule):
     Two schedules:
 
     - `paper`: query pair by query pair, each with a fresh Adam and up to `steps_per_pair` steps, done when the loss is
-      below `stop_loss`. Needs batches of one pair: `PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)`.
+      below `stop_loss`. On several devices each takes a pair of its own, and their gradients are averaged. Needs batches
+      of one pair: `PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)`.
     - `minibatch`: ordinary shuffled mini-batches under one Adam, one step a batch.
 
     Validation batches are prompts; the answers are judged and logged as `val/rta_sensitive`, `val/answer_rate_benign`
@@ -57,7 +72,8 @@ class PrivacyEditModule(LightningModule):
 
     Raises:
         ModelLayoutError: there is no such layer, or it has no MLP output projection.
-        UnsupportedSetupError: schedule `paper` with more than one pair in a batch; validation without a processor.
+        UnsupportedSetupError: a projection in half precision or with an adapter; schedule `paper` with more than one pair
+            in a batch; validation without a processor.
     """
 
     data_view = "pairs"
@@ -90,6 +106,7 @@ class PrivacyEditModule(LightningModule):
         self.model = model.requires_grad_(False).eval()
         layout = find_decoder(model)
         for layer in layers:
+            _check_trainable(layout.output_projection(layer), layout.projection_path(layer))
             layout.output_projection(layer).requires_grad_(True)
         self.answers = ExpectToAnswer()
 
@@ -127,12 +144,15 @@ class PrivacyEditModule(LightningModule):
             )
         optimizer: Any = self.optimizers()
         optimizer.state.clear()  # a fresh optimizer for each pair
+        done = False
         for _ in range(self.hparams["steps_per_pair"]):
             loss = self.loss(batch)
-            if float(loss.detach()) < self.hparams["stop_loss"]:
+            done = done or float(loss.detach()) < self.hparams["stop_loss"]
+            # processes average their gradients, so one whose pair is done takes part, with none, until all are
+            if everywhere(done, loss.device):
                 break
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            self.manual_backward(loss * 0.0 if done else loss)
             optimizer.step()
 
     @override

@@ -169,7 +169,7 @@ class NeuralGate:
         differing = [
             f"{field.name}: gate has {getattr(self.model, field.name)!r}, model has {getattr(found, field.name)!r}"
             for field in fields(ModelIdentity)
-            if getattr(self.model, field.name) != getattr(found, field.name)
+            if field.compare and getattr(self.model, field.name) != getattr(found, field.name)
         ]
         if differing:
             raise GateMismatchError(
@@ -179,7 +179,9 @@ class NeuralGate:
     @property
     def fingerprint(self) -> str:
         """Short checksum of the rates and of the model they belong to."""
-        digest = hashlib.sha256(json.dumps(asdict(self.model), sort_keys=True).encode())
+        identity = asdict(self.model)
+        identity.pop("name")
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for subject in sorted(self._rates):
             for layer, values in self._rates[subject].items():
                 digest.update(f"{subject}/{layer}".encode() + values.numpy().tobytes())

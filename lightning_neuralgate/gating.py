@@ -5,8 +5,9 @@ row j contributes only where the gate is open; at all others it contributes whol
 
     grad W[j] = sum_{t not in scope} g_t[j] x_t  +  gate[j] * sum_{t in scope} g_t[j] x_t
 
-The split has to happen before the sum, so it lives in the autograd graph, where every strategy sees the same. Values
-and the gradient that flows on to x stay what they were.
+The split has to happen before the sum, so it lives in the autograd graph, where every strategy sees the same. Values stay
+what they were, and so does the gradient that flows on to x; only behind the second factor of a low-rank adapter it is
+gated, too, since the first factor shares its rows.
 """
 
 from __future__ import annotations

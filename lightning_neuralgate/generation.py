@@ -43,7 +43,7 @@ def generate_answers(
         tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options, **needed)
     prompt = inputs["input_ids"].shape[1]
     # some models return the answer alone, without the prompt
-    answers = tokens[:, prompt:] if tokens.shape[1] > prompt or _repeats(tokens, inputs["input_ids"]) else tokens
+    answers = tokens[:, prompt:] if _repeats(tokens, inputs["input_ids"]) else tokens
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 

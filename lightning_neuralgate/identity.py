@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.layers import DecoderLayout, find_decoder, find_hf_model
 from lightning_neuralgate.sharding import original_class
 
 
@@ -18,12 +19,13 @@ class ModelIdentity:
 
     Attributes:
         architecture: class name of the Hugging Face model.
-        checksum: of a few rows of the input embeddings in bfloat16, which neither an edit nor a change of precision
-            touches; it tells two checkpoints of one architecture apart.
+        checksum: of the first rows of the embeddings and of every layer's weights but the MLP output projection, rounded to
+            bfloat16: an edit does not change it, nor does reading a float32 checkpoint as bfloat16; another checkpoint does.
         layers_path: dotted path of the decoder layers.
         projection: path of the MLP output projection inside a layer.
         num_layers: number of decoder layers.
         hidden_size: width d of a layer's output.
+        name: where the model came from (its folder's name or hub id); provenance, not compared.
     """
 
     architecture: str
@@ -32,6 +34,7 @@ class ModelIdentity:
     projection: str
     num_layers: int
     hidden_size: int
+    name: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, module: nn.Module) -> ModelIdentity:
@@ -39,20 +42,35 @@ class ModelIdentity:
         model, layout = find_hf_model(module), find_decoder(module)
         return cls(
             architecture=original_class(model).__name__,
-            checksum=_embedding_checksum(model),
+            checksum=_untouched_weights_checksum(model, layout),
             layers_path=layout.layers_path,
             projection=layout.projection,
             num_layers=layout.num_layers,
             hidden_size=layout.hidden_size,
+            name=_name(model),
         )
 
 
-def _embedding_checksum(model: nn.Module) -> str:
-    rows = model.get_input_embeddings().weight.detach()[:8]  # type: ignore[operator]
-    if hasattr(rows, "full_tensor"):  # sharded by FSDP2
-        rows = rows.full_tensor()
-    values = rows.to("cpu", torch.bfloat16).contiguous().view(torch.int16)
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+def _name(model: nn.Module) -> str:
+    source = str(getattr(model, "name_or_path", ""))
+    return Path(source).name if Path(source).is_dir() else source
+
+
+def _untouched_weights_checksum(model: nn.Module, layout: DecoderLayout) -> str:
+    samples = [model.get_input_embeddings().weight[:8]]  # type: ignore[operator]
+    for layer in layout.layers:
+        samples += [
+            parameter[:1]
+            for name, parameter in layer.named_parameters()
+            if not name.startswith(layout.projection) and "lora_" not in name
+        ]
+    digest = hashlib.sha256()
+    for sample in samples:
+        if hasattr(sample, "full_tensor"):  # sharded by FSDP2
+            sample = sample.full_tensor()
+        values = sample.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def model_checksum(model: nn.Module) -> str:

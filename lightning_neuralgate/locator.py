@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
@@ -116,7 +117,8 @@ class PrivacyLocatorModule(LightningModule):
         record, subject = batch["record_id"][0], batch["subject"][0]
         if set(batch["record_id"]) != {record}:
             raise UnsupportedSetupError("a batch of the locator must hold the rows of one record; use its datamodule")
-        if record in self.vectors:
+        known = record in self.vectors
+        if everywhere(known, self.device) if is_sharded(self.model) else known:
             return
         loss, steps = self._learn(batch)
         self.vectors[record] = {layer: self.v[str(layer)].detach().tanh().cpu() for layer in self.layers}
@@ -211,7 +213,16 @@ class PrivacyLocatorModule(LightningModule):
                 handle.remove()
 
     @override
-    def on_train_end(self) -> None:
+    def on_fit_start(self) -> None:
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _MultiProcessingLauncher):
+            raise UnsupportedSetupError(
+                f"{type(self.trainer.strategy).__name__} runs fit in child processes here, and the gate would end with them; "
+                "use strategy='ddp'"
+            )
+
+    def _gather(self) -> None:
+        """Let every process know what all of them have located."""
         found = [(record, self.record_subjects[record], vectors) for record, vectors in self.vectors.items()]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             gathered: list[Any] = [None] * dist.get_world_size()
@@ -220,6 +231,10 @@ class PrivacyLocatorModule(LightningModule):
         # a sampler may hand one record to two processes to even out their shares: records count once
         self.vectors = {record: vectors for record, _, vectors in sorted(found, key=lambda entry: entry[0])}
         self.record_subjects = {record: subject for record, subject, _ in found}
+
+    @override
+    def on_train_end(self) -> None:
+        self._gather()
         if self.vectors:
             self._gate = self._make_gate()
 
@@ -241,7 +256,8 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The frozen model stays out of checkpoints; what was located goes in."""
+        """The frozen model stays out of checkpoints; what was located, in any process, goes in."""
+        self._gather()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("model.")
         }

@@ -4,7 +4,8 @@
     python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --strategy ddp --devices 2
     torchrun --nproc-per-node 2 recipes/llava_privacy.py --config recipes/llava_privacy.yaml --strategy fsdp --devices 2
 
-`--strategy fsdp` is FSDP2 (Lightning's ModelParallelStrategy); each process first loads the whole model into memory.
+`--strategy fsdp` is FSDP2 (Lightning's ModelParallelStrategy); each process first loads the whole model into memory (28 GB
+for 7B parameters in float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gating import Scope
-from lightning_neuralgate.models.loading import Precision, load_model
+from lightning_neuralgate.models.loading import load_model
 
 
 def main(
     data: DataOptions,
     out: Path,
     model: str = "llava-hf/llava-1.5-7b-hf",
-    dtype: Precision = "bfloat16",
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed",
     layers: Sequence[int] = (11,),
     tau: float = 0.3,
     scope: Scope = "subject_last",
@@ -53,7 +54,8 @@ def main(
         data: the records; see `neuralgate locate --help`.
         out: folder for gate/, edited/, logs/ and metrics.json.
         model: folder or hub repository of a LLaVA checkpoint, or smol-llava.
-        dtype: precision of the weights.
+        precision: what the Trainer computes in; weights are kept in float32, since an edit's small steps would be lost in
+            half precision.
         layers: decoder layers to locate and edit (the authors' choice for LLaVA-1.5-7B is 11).
         tau: dimensions with an activity rate above tau stay open.
         scope: positions at which the gate applies.
@@ -70,12 +72,13 @@ def main(
         seed: seeds everything.
     """
     seed_everything(seed)
-    network, processor = load_model(model, dtype)
+    network, processor = load_model(model)
     splits = data.read()
     edit, _ = fill_targets(splits.edit, [], network, processor)
     splits = splits._replace(edit=edit)
     common: dict[str, Any] = {
         "accelerator": accelerator,
+        "precision": precision,
         "devices": devices,
         "enable_checkpointing": False,
         "num_sanity_val_steps": 0,

@@ -231,6 +231,55 @@ def test_a_batch_without_subject_positions_is_refused(splits: RecordSplits) -> N
         )
 
 
+def test_half_precision_compute_gates_alike(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    name = f"network.{find_decoder(model).projection_path(1)}.weight"
+
+    def gradient(gated: bool, precision: str) -> Tensor:
+        spy = Gradients()
+        callbacks = [NeuralGateCallback(gate, "from_subject"), spy] if gated else [spy]
+        train(SomebodysModule(model, lr=0.0), datamodule(splits), *callbacks, precision=precision)
+        return spy.grads[0][name]
+
+    mixed = gradient(True, "bf16-mixed")
+    assert mixed.dtype == torch.float32
+    rounding = relative_error(gradient(False, "bf16-mixed"), gradient(False, "32-true"))
+    assert 0 < rounding < 0.1
+    assert relative_error(mixed, gradient(True, "32-true")) < 2 * rounding
+    assert relative_error(mixed, gradient(False, "32-true")) > 3 * rounding
+
+
+def test_a_gate_that_is_bypassed_is_noticed(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    mlp = find_decoder(model).layer(1).mlp
+
+    def forward(x: Tensor) -> Tensor:
+        return nn.functional.linear(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x), mlp.down_proj.weight)
+
+    mlp.forward = forward
+    with pytest.raises(UnsupportedSetupError, match="its forward hook never ran, so the gate was not applied"):
+        train(SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model)))
+
+
+def test_training_goes_on_with_the_same_gate_after_a_resume(splits: RecordSplits, tmp_path: Path) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    module = SomebodysModule(model)
+    model.requires_grad_(True)  # all weights move, also those that tell checkpoints apart
+    trainer = train(module, datamodule(splits), NeuralGateCallback(gate))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(GateMismatchError):
+        gate.check_fits(model)
+    resumed = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[NeuralGateCallback(gate)]
+    )
+    fresh = SomebodysModule(tiny_llava())
+    fresh.network.requires_grad_(True)
+    resumed.fit(fresh, datamodule=datamodule(splits), ckpt_path=tmp_path / "one.ckpt", weights_only=False)
+    assert resumed.global_step == 2
+
+
 def test_a_mask_of_another_length_is_refused(splits: RecordSplits) -> None:
     model = tiny_llava()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from lightning_neuralgate import NeuralGate
+from lightning_neuralgate import NeuralGate, NeuralGateCallback, demo
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.demo import ARMS, SPLITS, DemoSettings, run_demo, run_demo_seeds
@@ -44,10 +44,19 @@ def check_results(results: dict[str, Any], out: Path) -> None:
             assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
 
 
-def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path) -> None:
+def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gated: list[tuple[str, float]] = []
+
+    class Noted(NeuralGateCallback):
+        def on_train_end(self, *args: Any) -> None:
+            gated.append((self.scope, self.tau))
+            super().on_train_end(*args)
+
+    monkeypatch.setattr(demo, "NeuralGateCallback", Noted)
     settings = DemoSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
+    assert gated == [("subject_last", 0.3)], "one of the two edits has the gate"
     assert results["seed"] == 5
     assert results["settings"]["layer"] == 1
     assert {"model", "render", "targets", "locate", "edit_gated", "edit_ungated", "answer_unedited"} <= set(
@@ -121,3 +130,4 @@ def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert results["unedited"]["test"]["rta_sensitive"] <= 0.2
     assert results["unedited"]["test"]["answer_rate_benign"] >= 0.9
     assert results["gated"]["test"]["rta_sensitive"] >= results["unedited"]["test"]["rta_sensitive"] + 0.3
+    assert results["gated"]["test"]["eta"] >= results["unedited"]["test"]["eta"] + 0.1

@@ -164,6 +164,16 @@ def test_checkpoints_hold_what_trains_and_no_more(splits: RecordSplits, tmp_path
     assert torch.equal(projection_of(fresh.model).weight, projection_of(model).weight)
 
 
+def test_half_precision_weights_and_adapters_are_refused() -> None:
+    with pytest.raises(UnsupportedSetupError, match=r"layers.1.mlp.down_proj is bfloat16, .*load the model in float32"):
+        PrivacyEditModule(tiny_llava().bfloat16(), [LAYER])
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=r".*language_model\.layers\.1\.mlp\.down_proj")
+    with pytest.raises(UnsupportedSetupError, match="carries a peft adapter"):
+        PrivacyEditModule(get_peft_model(tiny_llava(), config), [LAYER])
+
+
 def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
     with pytest.raises(ModelLayoutError, match="9"):
         PrivacyEditModule(tiny_llava(), [9])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule, locate_rows
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError
+from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError, UnsupportedSetupError
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.objective import batch_nll
@@ -117,6 +118,25 @@ def test_a_model_that_does_not_allow_reuse_takes_the_plain_way(splits: RecordSpl
         locator = fit(PrivacyLocatorModule(model, [0], max_steps=3), splits)
     for record, vectors in reference.vectors.items():
         assert torch.allclose(locator.vectors[record][0], vectors[0])
+
+
+def test_located_records_are_kept_in_checkpoints_and_not_redone(splits: RecordSplits, tmp_path: Path) -> None:
+    whole = fit(PrivacyLocatorModule(tiny_llava(), [1], max_steps=STEPS), splits)
+    checkpoint: dict[str, Any] = {"state_dict": dict(whole.state_dict())}
+    whole.on_save_checkpoint(checkpoint)
+    assert not any(name.startswith("model.") for name in checkpoint["state_dict"])
+    again = PrivacyLocatorModule(tiny_llava(), [1], max_steps=STEPS)
+    again.on_load_checkpoint(checkpoint)
+    again._learn = lambda batch: pytest.fail("a finished record was located again")  # type: ignore[method-assign]
+    assert fit(again, splits).gate.fingerprint == whole.gate.fingerprint
+
+
+def test_child_processes_that_would_lose_the_gate_are_refused(splits: RecordSplits) -> None:
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False)
+    locator = PrivacyLocatorModule(tiny_llava(), [1])
+    locator.trainer = trainer
+    with pytest.raises(UnsupportedSetupError, match="use strategy='ddp'"):
+        locator.on_fit_start()
 
 
 def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import seed_everything
 
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gating import Scope
 
 
@@ -28,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--retention_per_batch", type=int, default=0, help="Ordinary questions from --data.retention in each batch."
     )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the order of mini-batches.")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyEditModule, "editor", skip={"model", "processor"}, instantiate=False)
@@ -36,16 +39,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Edit, and save the model."""
+    seed_everything(options.seed, verbose=False)
+    retention = options.data.read_retention()
+    asked = (bool(retention), options.retention_per_batch > 0, options.editor.retention_weight > 0)
+    if any(asked) and not all(asked):
+        raise DataFormatError(
+            "the retention term needs all of --data.retention, --retention_per_batch and --editor.retention_weight"
+        )
     model, processor = options.model.load()
     arguments: dict[str, Any] = options.editor.as_dict()
     paper = arguments["schedule"] == "paper"
     data = PrivacyPairDataModule(
         options.data.read(),
         processor,
-        options.data.read_retention(),
+        retention,
         pairs_per_batch=1 if paper else options.pairs_per_batch,
         retention_per_batch=options.retention_per_batch,
         shuffle=not paper,
+        seed=options.seed,
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     if options.gate is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -39,13 +40,14 @@ def edit_rows(record: PrivacyRecord, pair: QueryPair) -> list[QueryRow]:
 
 
 def question_rows(record: PrivacyRecord) -> list[QueryRow]:
-    """All queries of a record as prompts to be answered, sensitive and benign in turn."""
+    """All queries of a record as prompts to be answered, sensitive and benign in turn, each once."""
     common: dict[str, Any] = {"image": record.image, "subject": record.subject, "record_id": record.record_id}
-    return [
+    rows = [
         row
         for pair in record.pairs
         for row in (QueryRow(pair.sensitive, "sensitive", **common), QueryRow(pair.benign, "benign", **common))
     ]
+    return list(dict.fromkeys(rows))
 
 
 def _sensitive_row(record: PrivacyRecord, pair: QueryPair, context: str = "") -> QueryRow:
@@ -58,6 +60,16 @@ def _benign_row(record: PrivacyRecord, pair: QueryPair) -> QueryRow:
             f"record {record.record_id}: the benign query '{pair.benign}' has no target; make them with fill_targets()"
         )
     return QueryRow(pair.benign, "benign", record.image, record.subject, pair.benign_target, record_id=record.record_id)
+
+
+def _subjects_in_turn(records: Sequence[PrivacyRecord]) -> list[PrivacyRecord]:
+    """Records with their subjects taking turns, so that the first few batches show all of them."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for record in records:
+        turns.append(seen[record.subject])
+        seen[record.subject] += 1
+    return [record for _, record in sorted(zip(turns, records, strict=True), key=lambda pair: pair[0])]
 
 
 class PrivacyPairDataModule(LightningDataModule):
@@ -142,21 +154,29 @@ class PrivacyPairDataModule(LightningDataModule):
     def records_dataloader(self) -> DataLoader[Any]:
         """Stage 1: one edit record a batch, seven rows."""
         rows = [locate_rows(record) for record in self.splits.edit]
-        return self._loader(rows, 1, lambda groups: self.collate_training(groups[0]), False)
+        return self._loader(rows, 1, self._collate_record, False)
 
     def pairs_dataloader(self) -> DataLoader[Any]:
         """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
         rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
         return self._loader(rows, self.pairs_per_batch, self._collate_pairs, self.shuffle)
 
+    def _collate_record(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
+        return self.collate_training(groups[0])
+
     def _collate_pairs(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
         kept = self._random.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
+        for item in kept:
+            if not item.target:
+                raise DataFormatError(
+                    f"the retention question '{item.query}' has no target; make it with fill_targets()"
+                )
         retention = [QueryRow(item.query, "retention", item.image, target=item.target) for item in kept]
         return self.collate_training([row for group in groups for row in group] + retention)
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:
-        rows = [row for record in self.splits.test for row in question_rows(record)]
+        rows = [row for record in _subjects_in_turn(self.splits.test) for row in question_rows(record)]
         return self._loader(rows, self.eval_batch_size, self.collate_prompts, False)
 
     def _loader(self, rows: list[Any], batch_size: int, collate: Any, shuffle: bool) -> DataLoader[Any]:

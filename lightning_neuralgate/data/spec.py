@@ -92,7 +92,7 @@ class LayoutSpec(_Strict):
 
 
 class SubjectSpec(_Strict):
-    """A subject: its name in queries, its fields, its question templates and its layouts."""
+    """A subject: its name in queries, its fields and its layouts."""
 
     subject: str
     colour_field: str = Field(description="the field whose value is the colour of the document")

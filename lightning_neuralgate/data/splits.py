@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,12 +33,18 @@ def split_records(
         seed: seeds which ones.
 
     Raises:
-        DataFormatError: a subject has too few records to leave one for editing.
+        DataFormatError: a subject has too few records to leave one for editing, an unseen subject has none, or two
+            records have the same id.
     """
     kept_out = {subject_key(subject) for subject in unseen}
     by_subject: dict[str, list[PrivacyRecord]] = {}
     for record in records:
         by_subject.setdefault(subject_key(record.subject), []).append(record)
+    unknown = kept_out - set(by_subject)
+    if unknown:
+        raise DataFormatError(
+            f"there are no records of the unseen subjects {sorted(unknown)}; there are {sorted(by_subject)}"
+        )
     splits = RecordSplits([], [], [])
     for subject, group in by_subject.items():
         if subject in kept_out:
@@ -63,7 +70,15 @@ def check_no_leakage(splits: RecordSplits) -> None:
 
     Raises:
         DataLeakError: naming the test record and what it shares with which edit record.
+        DataFormatError: two records of a split have the same id.
     """
+    for name, records in splits._asdict().items():
+        counted = Counter(record.record_id for record in records)
+        repeated = [record_id for record_id, count in counted.items() if count > 1]
+        if repeated:
+            raise DataFormatError(
+                f"{name}: several records have the id '{repeated[0]}'; name their files or cases apart"
+            )
     edit_ids = {record.record_id for record in splits.edit}
     edit_images = {_digest(record.image): record.record_id for record in splits.edit}
     edit_queries = {_query_key(query): record.record_id for record in splits.edit for query in _queries(record)}

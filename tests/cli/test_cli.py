@@ -37,7 +37,7 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     trainer = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     gate, edited, measured = tmp_path / "gate", tmp_path / "edited", tmp_path / "measured"
 
-    locator = ["--locator.layers", "[1]", "--locator.max_steps", "2"]
+    locator = ["--locator.layers", "[1]", "--locator.max_steps", "8"]
     assert main(["locate", *common, *locator, *trainer, "--out", str(gate)]) == 0
     assert NeuralGate.from_pretrained(gate).subjects == ["passport", "receipt", "student id"]
     assert "strongly active" in capsys.readouterr().out
@@ -51,6 +51,15 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     weight = "model.language_model.layers.1.mlp.down_proj.weight"
     model = LlavaForConditionalGeneration.from_pretrained(edited)
     assert not model.state_dict()[weight].equal(tiny_llava().state_dict()[weight])
+
+    ungated = tmp_path / "ungated"
+    options.write_text(options.read_text().replace(f"gate: {gate}\n", ""))
+    assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(ungated)]) == 0
+    plain = LlavaForConditionalGeneration.from_pretrained(ungated)
+    assert not model.state_dict()[weight].equal(plain.state_dict()[weight]), "the gate left its mark"
+    halfway = ["--data.retention", str(data / "retention.jsonl"), "--editor.layers", "[1]"]
+    assert main(["edit", *common, *trainer, *halfway, "--out", str(ungated)]) == 1
+    assert "the retention term needs all of" in capsys.readouterr().err
 
     common[1] = str(edited)
     assert main(["eval", *common, "--max_new_tokens", "3", "--out", str(measured)]) == 0

@@ -42,6 +42,20 @@ def test_queries_of_the_edit_are_taken_out_of_the_test(tmp_path: Path) -> None:
     assert len(splits.test) == 6
 
 
+def test_an_unseen_subject_that_is_not_there(tmp_path: Path) -> None:
+    records = [record(tmp_path, f"a{i}", "Receipts") for i in range(6)]
+    with pytest.raises(
+        DataFormatError, match=r"no records of the unseen subjects \['receipt'\]; there are \['receipts'\]"
+    ):
+        split_records(records, unseen=["receipt"])
+
+
+def test_two_records_of_one_name(tmp_path: Path) -> None:
+    one = record(tmp_path, "a")
+    with pytest.raises(DataFormatError, match="edit: several records have the id 'a'"):
+        check_no_leakage(RecordSplits([one, one], [], []))
+
+
 def test_too_few_records(tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match="subject 'passport' has 2 records"):
         split_records([record(tmp_path, "a"), record(tmp_path, "b")])

@@ -16,7 +16,7 @@ NOT_INPUTS = ("labels", "subject_mask")
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what was expected."""
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 def one_row(batch: dict[str, Any], row: int) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
     render_splits(data, seed=0, edit_records=2, test_records=1, edit_pairs=1, test_pairs=1)
     options = {
         "--config": "recipes/llava_privacy.yaml", "--data.files": "[]", "--data.image_root": "null",
-        "--data.folder": str(data), "--model": str(checkpoint), "--dtype": "float32", "--layers": "[1]",
-        "--max_steps": "3", "--lr": "0.01", "--accelerator": "cpu",
+        "--data.folder": str(data), "--model": str(checkpoint), "--precision": "32-true", "--layers": "[1]",
+        "--max_steps": "8", "--lr": "0.01", "--accelerator": "cpu",
     }  # fmt: skip
     common = [word for option in options.items() for word in option]
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
@@ -68,6 +68,9 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
         assert gate.records == {"passport": 2, "student id": 2, "receipt": 2}
         for subject in gate.subjects:
             assert torch.equal(gate.rates(subject, 1), gates["one"].rates(subject, 1)), name
+        assert any(gate.mask(subject, 1).any() for subject in gate.subjects), (
+            "a comparison of closed gates shows nothing"
+        )
         assert relative_error(weights[name], base) > 1e-3
     # DDP and FSDP2 average over the same two halves of the data, so they take the same steps
     assert relative_error(weights["fsdp"], weights["ddp"]) < 1e-5
