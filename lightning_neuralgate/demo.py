@@ -209,7 +209,7 @@ def run_demo_seeds(out: Path, seeds: Sequence[int], settings: DemoSettings | Non
 
 def _locate(model: Any, processor: Any, splits: RecordSplits, settings: DemoSettings, out: Path) -> NeuralGate:
     locator = PrivacyLocatorModule(model, [settings.layer])
-    trainer = Trainer(max_epochs=1, logger=_loggers(out, "locate"), **_QUIET)
+    trainer = Trainer(max_epochs=1, logger=_loggers(out, "locate"), limit_val_batches=0, **_COMMON)
     trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, processor))
     return locator.gate
 
@@ -251,19 +251,19 @@ def _edit(
         logger=_loggers(out, f"edit-{arm}"),
         limit_val_batches=2,
         check_val_every_n_epoch=2,
-        log_every_n_steps=1,
-        **_QUIET,
+        **_COMMON,
     )
     trainer.fit(editor, datamodule=data)
     return editor
 
 
-_QUIET: dict[str, Any] = {
+_COMMON: dict[str, Any] = {
     "accelerator": "auto",
     "devices": 1,
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
 }
 
 

@@ -32,6 +32,7 @@ def _silence_known_noise() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         r".*module\(s\) in eval mode at the start of training.*",
         ".*does not have many workers.*",
+        ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*configure_optimizers` returned `None`.*",
         ".*`is_gradient_checkpointing` is deprecated.*",
     ):
