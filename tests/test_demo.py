@@ -113,7 +113,15 @@ def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        settings = DemoSettings(edit_records=1, edit_pairs=2, test_records=1, test_pairs=2, epochs=5)
+        settings = DemoSettings(
+            edit_records=1,
+            edit_pairs=2,
+            test_records=1,
+            test_pairs=2,
+            epochs=12,
+            pairs_per_batch=2,
+            retention_per_batch=1,
+        )
         results = run_demo(tmp_path, 0, settings)
     finally:
         torch.set_num_threads(threads)
