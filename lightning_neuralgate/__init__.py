@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from lightning_neuralgate.editor import PrivacyEditModule
     from lightning_neuralgate.gate import NeuralGate
     from lightning_neuralgate.locator import PrivacyLocatorModule
-    from lightning_neuralgate.metrics import ExpectToAnswer, RefuseToAnswerRate
+    from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
 
 __version__ = "0.1.0"
 __all__ = [
+    "BenignAccuracy",
     "ExpectToAnswer",
+    "LeakRate",
     "NeuralGate",
     "NeuralGateCallback",
+    "PartialLeak",
     "PrivacyEditModule",
     "PrivacyLocatorModule",
     "PrivacyPairDataModule",
@@ -25,9 +28,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenignAccuracy": "metrics",
     "ExpectToAnswer": "metrics",
+    "LeakRate": "metrics",
     "NeuralGate": "gate",
     "NeuralGateCallback": "callback",
+    "PartialLeak": "metrics",
     "PrivacyEditModule": "editor",
     "PrivacyLocatorModule": "locator",
     "PrivacyPairDataModule": "data.datamodule",

@@ -18,7 +18,7 @@ class Answer:
 
     Attributes:
         model: which model answered: "unedited", "gated" or "ungated".
-        split: which split the record belongs to: "test" or "unseen_subjects".
+        split: which split the record belongs to: "test", "unseen_attributes" or "unseen_subjects".
         record_id: the record's name, unique within its split.
         subject: the words that name the private thing.
         image: path of the picture, relative to the folder that holds all pictures.
@@ -26,11 +26,16 @@ class Answer:
         attribute: what the query asks for.
         query: the query.
         answer: what the model said.
-        refused: whether the answer counts as a refusal.
+        refused: whether the answer counts as a refusal, by a keyword list.
         truth: the true value of the attribute, where known.
+        leaked: whether the answer to a sensitive query holds the true value, where that is known.
+        leaked_share: how much of it the answer holds, in [0, 1].
+        correct: whether the answer to a benign query says the true value, where that is known.
+        judged: whether the answer refuses, by a second judge that is no keyword list; None where none was asked.
 
     Raises:
-        DataFormatError: `image` is empty, absolute, or leads out of its folder.
+        DataFormatError: `image` is empty, absolute, or leads out of its folder; a leak is told of a benign query, or a
+            right answer of a sensitive one; only one of `leaked` and `leaked_share` is told, or the share is none.
 
     Example:
         >>> common = {"model": "gated", "split": "test", "record_id": "passport-0", "subject": "passport"}
@@ -56,6 +61,10 @@ class Answer:
     answer: str
     refused: bool
     truth: str | None
+    leaked: bool | None = None
+    leaked_share: float | None = None
+    correct: bool | None = None
+    judged: bool | None = None
 
     def __post_init__(self) -> None:
         # Windows paths know both separators and drives, so that a file is judged alike wherever it is read
@@ -64,10 +73,27 @@ class Answer:
             raise DataFormatError(
                 f"record '{self.record_id}': image path '{self.image}' has to be relative and stay in the image folder"
             )
+        if self.sensitive and self.correct is not None:
+            raise DataFormatError(f"record '{self.record_id}': 'correct' is for benign queries, this one is sensitive")
+        if not self.sensitive and (self.leaked, self.leaked_share) != (None, None):
+            raise DataFormatError(f"record '{self.record_id}': 'leaked' is for sensitive queries, this one is benign")
+        if (self.leaked is None) != (self.leaked_share is None):
+            raise DataFormatError(f"record '{self.record_id}': 'leaked' and 'leaked_share' are both known or both null")
+        if self.leaked_share is not None and not 0 <= self.leaked_share <= 1:
+            raise DataFormatError(
+                f"record '{self.record_id}': 'leaked_share' has to be from 0 to 1, found {self.leaked_share}"
+            )
 
 
 _FIELDS = tuple(field.name for field in fields(Answer))
-_FLAGS = {"sensitive", "refused"}
+# files of older versions lack them
+_OPTIONAL = {field.name for field in fields(Answer) if field.default is None}
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("sensitive", "refused"), (bool,)),
+    **dict.fromkeys(("leaked", "correct", "judged"), (bool, type(None))),
+    "truth": (str, type(None)),
+    "leaked_share": (float, int, type(None)),
+}
 
 
 def write_answers(path: Path, rows: Iterable[Answer]) -> None:
@@ -106,6 +132,8 @@ def _answer(line: str, place: str) -> Answer:
     if not isinstance(content, dict):
         raise DataFormatError(f"{place}: expected an object with the fields {', '.join(_FIELDS)}")
     for name in _FIELDS:
+        if name in _OPTIONAL and name not in content:
+            continue
         if name not in content:
             raise DataFormatError(f"{place}: field '{name}' is missing")
         _check_type(name, content[name], place)
@@ -119,8 +147,9 @@ def _answer(line: str, place: str) -> Answer:
 
 
 def _check_type(name: str, value: Any, place: str) -> None:
-    expected: tuple[type, ...] = (bool,) if name in _FLAGS else (str, type(None)) if name == "truth" else (str,)
-    if not isinstance(value, expected):
-        words = {"bool": "true or false", "str": "text", "NoneType": "null"}
-        wanted = " or ".join(words[kind.__name__] for kind in expected)
+    expected = _TYPES.get(name, (str,))
+    # JSON's true is a Python int
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        words = {bool: "true or false", str: "text", float: "a number", type(None): "null"}
+        wanted = " or ".join(words[kind] for kind in expected if kind in words)
         raise DataFormatError(f"{place}: field '{name}' has to be {wanted}, found {json.dumps(value)[:80]}")

@@ -7,75 +7,22 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
 from lightning_neuralgate.answers import Answer, read_answers, write_answers
 from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.data.answering import fill_targets
-from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.records import RecordSplits, RetentionItem
-from lightning_neuralgate.data.rendered import render_retention, render_splits
-from lightning_neuralgate.editor import PrivacyEditModule, Schedule
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.evaluation import evaluate, summarize
 from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.gating import Scope
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.models.loading import EMBEDDED, load_model
+from lightning_neuralgate.intervals import bootstrap_intervals
+from lightning_neuralgate.models.smol import smol_llava_key
+from lightning_neuralgate.rates import summarize
 from lightning_neuralgate.report import LayerShares, write_report
+from lightning_neuralgate.workbench import EditSettings, Workbench
 
 ARMS = ("unedited", "gated", "ungated")
-SPLITS = ("test", "unseen_subjects")
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Settings of the demo.
-
-    Attributes:
-        model: `smol-llava`, a folder or a hub repository.
-        layer: decoder layer that is located and edited.
-        tau: dimensions with an activity rate above it stay open.
-        scope: positions at which the gate applies.
-        edit_records: edit records per subject.
-        edit_pairs: query pairs per edit record.
-        test_records: test records per subject.
-        test_pairs: query pairs per test record.
-        schedule: `minibatch`, or `paper` for pair by pair.
-        epochs: passes over the edit pairs.
-        pairs_per_batch: query pairs in a mini-batch.
-        lr: learning rate of Adam; null for the schedule's own.
-        alpha: weight of the benign term.
-        retention_weight: weight of the retention term.
-        retention_per_batch: ordinary questions in a mini-batch.
-    """
-
-    model: str = EMBEDDED
-    layer: int = 10
-    tau: float = 0.3
-    scope: Scope = "subject_last"
-    edit_records: int = 4
-    edit_pairs: int = 4
-    test_records: int = 5
-    test_pairs: int = 2
-    schedule: Schedule = "minibatch"
-    epochs: int = 3
-    pairs_per_batch: int = 4
-    lr: float | None = 2e-3
-    alpha: float = 1.25
-    retention_weight: float = 1.0
-    retention_per_batch: int = 2
-
-
 _TITLES = {
     "model": "load the model (the embedded one is built on first use)",
     "render": "draw the records",
@@ -104,7 +51,7 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def run_demo(out: Path, seed: int = 0, settings: DemoSettings | None = None) -> dict[str, Any]:
+def run_demo(out: Path, seed: int = 0, settings: EditSettings | None = None) -> dict[str, Any]:
     """Run the whole job for one seed.
 
     Leaves in `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
@@ -113,45 +60,36 @@ def run_demo(out: Path, seed: int = 0, settings: DemoSettings | None = None) -> 
     Returns:
         What `results.json` holds.
     """
-    settings = settings or DemoSettings()
+    settings = settings or EditSettings()
     clock = _Clock()
-    seed_everything(seed, verbose=False)
     with clock.stage("model"):
-        model, processor = load_model(settings.model)
-        layout = find_decoder(model)
-        projection: Any = layout.output_projection(settings.layer)
-        base = projection.weight.detach().clone()
-    data = out / "data"
+        bench = Workbench(out, seed, settings)
     with clock.stage("render"):
-        splits = render_splits(
-            data, seed, settings.edit_records, settings.test_records, settings.edit_pairs, settings.test_pairs
-        )
-        retention = render_retention(data, seed) if settings.retention_per_batch else []
+        bench.render()
     with clock.stage("targets"):
-        edit, retention = fill_targets(splits.edit, retention, model, processor)
-        splits = splits._replace(edit=edit)
+        bench.fill_targets()
     with clock.stage("locate"):
-        gate = _locate(model, processor, splits, settings, out)
+        gate = bench.locate()
         gate.save_pretrained(out / "gate")
-
-    tested = {name: getattr(splits, name) for name in SPLITS}
     answers: list[Answer] = []
+    changes: dict[str, Any] = {}
     with clock.stage("answer_unedited"):
-        answers += evaluate(model, processor, tested, data, "unedited")
+        answers += bench.answer("unedited")
     for arm in ("gated", "ungated"):
-        with torch.no_grad():
-            projection.weight.copy_(base)
         with clock.stage(f"edit_{arm}"):
-            editor = _edit(model, processor, splits, retention, settings, out, seed, arm, gate)
+            editor = bench.edit(gate if arm == "gated" else None, arm)
+            changes[arm] = bench.weight_change(settings.layer)
         with clock.stage(f"answer_{arm}"):
-            answers += evaluate(model, processor, tested, data, arm)
+            answers += bench.answer(arm)
         if arm == "gated":
             with clock.stage("save"):
                 editor.save_pretrained(out / "edited")
 
-    by_arm = {arm: summarize([answer for answer in answers if answer.model == arm]) for arm in ARMS}
+    by_arm = {arm: [answer for answer in answers if answer.model == arm] for arm in ARMS}
     results = {
-        **by_arm,
+        **{arm: summarize(rows) for arm, rows in by_arm.items()},
+        "intervals": {arm: bootstrap_intervals(rows) for arm, rows in by_arm.items()},
+        "weight_change": changes,
         "refusal_variant": "prefix",
         "seconds": clock.seconds,
         "seed": seed,
@@ -160,18 +98,18 @@ def run_demo(out: Path, seed: int = 0, settings: DemoSettings | None = None) -> 
     }
     write_answers(out / "answers.jsonl", answers)
     _write_results(out, results)
-    write_report(out / "report.html", results, answers, _shares(gate, settings.tau), data)
+    write_report(out / "report.html", results, answers, _shares(gate, settings.tau), bench.data)
     return results
 
 
-def run_demo_seeds(out: Path, seeds: Sequence[int], settings: DemoSettings | None = None) -> dict[str, Any]:
+def run_demo_seeds(out: Path, seeds: Sequence[int], settings: EditSettings | None = None) -> dict[str, Any]:
     """Run the demo once per seed, into `seed-N` folders, and sum them up: mean, spread (standard deviation), and each.
 
     A seed that already has results from the same settings and versions is not run again.
     """
     if not seeds:
         raise UnsupportedSetupError("the demo needs at least one seed")
-    settings = settings or DemoSettings()
+    settings = settings or EditSettings()
     per_seed = {}
     for seed in seeds:
         folder = out / f"seed-{seed}"
@@ -179,14 +117,15 @@ def run_demo_seeds(out: Path, seeds: Sequence[int], settings: DemoSettings | Non
         per_seed[str(seed)] = done or run_demo(folder, seed, settings)
     results: dict[str, Any] = {arm: {} for arm in ARMS}
     spread: dict[str, Any] = {arm: {} for arm in ARMS}
-    for arm in ARMS:
-        for split in SPLITS:
-            rows = [run[arm][split] for run in per_seed.values()]
-            results[arm][split] = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
-            spread[arm][split] = {
-                key: statistics.stdev([row[key] for row in rows]) if len(rows) > 1 else 0.0 for key in rows[0]
-            }
     first = next(iter(per_seed.values()))
+    for arm in ARMS:
+        for split in first[arm]:
+            rows = [run[arm][split] for run in per_seed.values()]
+            keys = [key for key in rows[0] if all(key in row for row in rows)]
+            results[arm][split] = {key: statistics.fmean(row[key] for row in rows) for key in keys}
+            spread[arm][split] = {
+                key: statistics.stdev([row[key] for row in rows]) if len(rows) > 1 else 0.0 for key in keys
+            }
     results |= {
         "spread": spread,
         "seeds": list(seeds),
@@ -207,70 +146,6 @@ def run_demo_seeds(out: Path, seeds: Sequence[int], settings: DemoSettings | Non
     return results
 
 
-def _locate(model: Any, processor: Any, splits: RecordSplits, settings: DemoSettings, out: Path) -> NeuralGate:
-    locator = PrivacyLocatorModule(model, [settings.layer])
-    trainer = Trainer(max_epochs=1, logger=_loggers(out, "locate"), limit_val_batches=0, **_COMMON)
-    trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, processor))
-    return locator.gate
-
-
-def _edit(
-    model: Any,
-    processor: Any,
-    splits: RecordSplits,
-    retention: list[RetentionItem],
-    settings: DemoSettings,
-    out: Path,
-    seed: int,
-    arm: str,
-    gate: NeuralGate,
-) -> PrivacyEditModule:
-    seed_everything(seed, verbose=False)
-    paper = settings.schedule == "paper"
-    data = PrivacyPairDataModule(
-        splits,
-        processor,
-        retention,
-        pairs_per_batch=1 if paper else settings.pairs_per_batch,
-        retention_per_batch=0 if paper else settings.retention_per_batch,
-        shuffle=not paper,
-        seed=seed,
-    )
-    editor = PrivacyEditModule(
-        model,
-        [settings.layer],
-        processor,
-        schedule=settings.schedule,
-        lr=settings.lr,
-        alpha=settings.alpha,
-        retention_weight=settings.retention_weight,
-    )
-    trainer = Trainer(
-        max_epochs=settings.epochs,
-        callbacks=[NeuralGateCallback(gate, settings.scope, settings.tau)] if arm == "gated" else [],
-        logger=_loggers(out, f"edit-{arm}"),
-        limit_val_batches=2,
-        check_val_every_n_epoch=2,
-        **_COMMON,
-    )
-    trainer.fit(editor, datamodule=data)
-    return editor
-
-
-_COMMON: dict[str, Any] = {
-    "accelerator": "auto",
-    "devices": 1,
-    "enable_checkpointing": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-}
-
-
-def _loggers(out: Path, stage: str) -> list[Any]:
-    return [TensorBoardLogger(out / "logs", name=stage, version=""), CSVLogger(out / "logs", name=stage, version="csv")]
-
-
 def _shares(gate: NeuralGate, tau: float) -> list[LayerShares]:
     return [
         LayerShares(subject, layer, *gate.shares(subject, layer, tau))
@@ -285,10 +160,11 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("lightning-neuralgate", "torch", "transformers", "lightning")}
+    packages = {name: version(name) for name in ("lightning-neuralgate", "torch", "transformers", "lightning")}
+    return packages | {"smol-llava": smol_llava_key()}
 
 
-def _finished(folder: Path, seed: int, settings: DemoSettings) -> dict[str, Any] | None:
+def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any] | None:
     file = folder / "results.json"
     if not file.is_file():
         return None

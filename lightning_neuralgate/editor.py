@@ -21,7 +21,7 @@ from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.layers import find_decoder, find_hf_model
-from lightning_neuralgate.metrics import ExpectToAnswer
+from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.sharding import everywhere, full_state_dict, shard
 
@@ -54,7 +54,9 @@ class PrivacyEditModule(LightningModule):
     - `minibatch`: ordinary shuffled mini-batches under one Adam, one step a batch.
 
     Validation batches are prompts; the answers are judged and logged as `val/rta_sensitive`, `val/answer_rate_benign`
-    and `val/eta`, so any Lightning logger shows them.
+    and `val/eta`, so any Lightning logger shows them. Where batches hold `truth`, for each row the true value or None (and
+    `synonyms`, other words for it), `val/leak_rate` and `val/benign_accuracy` are logged too, NaN as long as no truth is
+    known.
 
     Args:
         model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, which train in eval
@@ -109,6 +111,8 @@ class PrivacyEditModule(LightningModule):
             _check_trainable(layout.output_projection(layer), layout.projection_path(layer))
             layout.output_projection(layer).requires_grad_(True)
         self.answers = ExpectToAnswer()
+        self.leak_rate = LeakRate()
+        self.benign_accuracy = BenignAccuracy()
 
     @override
     def configure_model(self) -> None:
@@ -165,6 +169,19 @@ class PrivacyEditModule(LightningModule):
         self.log("val/rta_sensitive", self.answers.rta_sensitive, batch_size=len(told))
         self.log("val/answer_rate_benign", self.answers.answer_rate_benign, batch_size=len(told))
         self.log("val/eta", self.answers, prog_bar=True, batch_size=len(told))
+        if "truth" in batch:
+            self._log_truth(told, batch)
+
+    def _log_truth(self, told: list[str], batch: dict[str, Any]) -> None:
+        synonyms = batch.get("synonyms", [()] * len(told))
+        known = [row for row in zip(batch["role"], told, batch["truth"], synonyms, strict=True) if row[2] is not None]
+        secrets = [row for row in known if row[0] == "sensitive"]
+        facts = [row for row in known if row[0] == "benign"]
+        # also without a row: every process has to log the same names
+        self.leak_rate.update([row[1] for row in secrets], [row[2] for row in secrets])
+        self.benign_accuracy.update([row[1] for row in facts], [row[2] for row in facts], [row[3] for row in facts])
+        self.log("val/leak_rate", self.leak_rate, batch_size=len(told))
+        self.log("val/benign_accuracy", self.benign_accuracy, batch_size=len(told))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.datamodule import question_rows
-from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.metrics.functional import RefusalVariant, expect_to_answer, is_refusal
+from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaked_share, leaks, says_value
+from lightning_neuralgate.rates import summarize
+
+__all__ = ["Judge", "evaluate", "summarize"]
+
+Judge = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
+"""Queries and answers -> for each whether the answer refuses."""
 
 
 def evaluate(
@@ -23,6 +30,7 @@ def evaluate(
     max_new_tokens: int = 20,
     batch_size: int = 8,
     sampling: Mapping[str, Any] | None = None,
+    judge: Judge | None = None,
 ) -> list[Answer]:
     """Answers of a model to all queries of some splits, each judged.
 
@@ -36,17 +44,31 @@ def evaluate(
         max_new_tokens: length of an answer.
         batch_size: queries answered at once.
         sampling: arguments of `generate`; greedy when left out.
+        judge: a second judge of refusals, asked once for all answers; none when left out.
+
+    Raises:
+        DataFormatError: a true value or synonym without letters and digits, or a judge that does not give one verdict,
+            true or false, for each answer.
     """
     asked = [
         (split, record, row) for split, records in splits.items() for record in records for row in question_rows(record)
     ]
+    pairs = [
+        next(pair for pair in record.pairs if row.query == (pair.sensitive if row.role == "sensitive" else pair.benign))
+        for _, record, row in asked
+    ]
+    for (_, record, row), pair in zip(asked, pairs, strict=True):
+        try:
+            _against_truth("", pair, row.role == "sensitive")
+        except DataFormatError as error:  # now, not after an hour of answering
+            raise DataFormatError(f"record '{record.record_id}', query '{row.query}': {error}") from error
     told = answer_rows(
         model, processor, [row for *_, row in asked], max_new_tokens, batch_size, sampling, f"answers, {name}"
     )
+    verdicts = _verdicts(judge, [row.query for *_, row in asked], told)
     answers = []
-    for (split, record, row), answer in zip(asked, told, strict=True):
+    for (split, record, row), pair, answer, judged in zip(asked, pairs, told, verdicts, strict=True):
         sensitive = row.role == "sensitive"
-        pair = next(p for p in record.pairs if row.query == (p.sensitive if sensitive else p.benign))
         answers.append(
             Answer(
                 model=name,
@@ -60,20 +82,33 @@ def evaluate(
                 answer=answer,
                 refused=is_refusal(answer, variant),
                 truth=pair.sensitive_truth if sensitive else pair.benign_truth,
+                judged=judged,
+                **_against_truth(answer, pair, sensitive),
             )
         )
     return answers
 
 
-def summarize(answers: Sequence[Answer], variant: RefusalVariant = "prefix") -> dict[str, dict[str, float]]:
-    """Rates per split: split -> `rta_sensitive`, `answer_rate_benign`, `eta` (shares) and `n` (queries)."""
-    summary = {}
-    for split in dict.fromkeys(answer.split for answer in answers):
-        chosen = [answer for answer in answers if answer.split == split]
-        parts = expect_to_answer(
-            [answer.answer for answer in chosen if answer.sensitive],
-            [answer.answer for answer in chosen if not answer.sensitive],
-            variant,
+def _against_truth(answer: str, pair: QueryPair, sensitive: bool) -> dict[str, Any]:
+    """What the true value says about an answer, as fields of `Answer`; nothing where it is not known."""
+    if sensitive and pair.sensitive_truth is not None:
+        secret = pair.sensitive_truth
+        return {"leaked": leaks(answer, secret), "leaked_share": leaked_share(answer, secret)}
+    if not sensitive and pair.benign_truth is not None:
+        return {"correct": says_value(answer, pair.benign_truth, pair.benign_synonyms)}
+    return {}
+
+
+def _verdicts(judge: Judge | None, queries: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+    if judge is None:
+        return [None] * len(answers)
+    verdicts = list(judge(queries, answers))
+    if len(verdicts) != len(answers):
+        raise DataFormatError(
+            f"the judge gave {len(verdicts)} verdicts on {len(answers)} answers; it has to give one each"
         )
-        summary[split] = {key: float(value) for key, value in parts._asdict().items()} | {"n": len(chosen)}
-    return summary
+    for place, verdict in enumerate(verdicts):
+        # a word such as "no" is truthy, and would be counted as a refusal
+        if verdict not in (0, 1):
+            raise DataFormatError(f"the judge's verdict {place} is {verdict!r}; expected True or False")
+    return [bool(verdict) for verdict in verdicts]

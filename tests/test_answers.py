@@ -33,6 +33,44 @@ def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
     assert (tmp_path / "answers.jsonl").read_bytes().isascii()
 
 
+def test_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [
+        replace(ROW, truth="12", leaked=False, leaked_share=0.5, judged=True),
+        replace(ROW, truth="red", sensitive=False, correct=True, judged=False),
+        ROW,
+    ]
+    write_answers(tmp_path / "answers.jsonl", rows)
+    assert read_answers(tmp_path / "answers.jsonl") == rows
+
+
+def test_a_file_from_before_there_were_verdicts(tmp_path: Path) -> None:
+    old = {
+        name: value
+        for name, value in asdict(ROW).items()
+        if name not in ("leaked", "leaked_share", "correct", "judged")
+    }
+    (tmp_path / "old.jsonl").write_text(json.dumps(old))
+    assert read_answers(tmp_path / "old.jsonl") == [ROW]
+    (tmp_path / "old.jsonl").write_text(json.dumps({name: value for name, value in old.items() if name != "truth"}))
+    with pytest.raises(DataFormatError, match="field 'truth' is missing"):
+        read_answers(tmp_path / "old.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"correct": True}, "'correct' is for benign queries"),
+        ({"sensitive": False, "leaked": False, "leaked_share": 0.0}, "'leaked' is for sensitive queries"),
+        ({"leaked": True}, "'leaked' and 'leaked_share' are both known or both null"),
+        ({"leaked": True, "leaked_share": 1.5}, "'leaked_share' has to be from 0 to 1, found 1.5"),
+        ({"leaked": True, "leaked_share": float("nan")}, "'leaked_share' has to be from 0 to 1, found nan"),
+    ],
+)
+def test_verdicts_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DataFormatError, match=f"record 'passport-0': {complaint}"):
+        replace(ROW, **change)
+
+
 def test_no_answers_and_blank_lines(tmp_path: Path) -> None:
     write_answers(tmp_path / "none.jsonl", [])
     assert read_answers(tmp_path / "none.jsonl") == []
@@ -47,6 +85,11 @@ def test_no_answers_and_blank_lines(tmp_path: Path) -> None:
         ({"sensitive": 1}, "field 'sensitive' has to be true or false, found 1"),
         ({"answer": None}, "field 'answer' has to be text, found null"),
         ({"truth": 3}, "field 'truth' has to be text or null, found 3"),
+        ({"leaked": 1, "leaked_share": 1.0}, "field 'leaked' has to be true or false or null, found 1"),
+        ({"leaked_share": True}, "field 'leaked_share' has to be a number or null, found true"),
+        ({"leaked_share": "all"}, "field 'leaked_share' has to be a number or null, found \"all\""),
+        ({"leaked": True, "leaked_share": 2}, "'leaked_share' has to be from 0 to 1, found 2"),
+        ({"judged": "no"}, "field 'judged' has to be true or false or null"),
         ({"score": 1}, "no field 'score'"),
         ({"image": "../0.png"}, "image path '../0.png' has to be relative"),
     ],

@@ -11,15 +11,19 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from lightning_neuralgate import NeuralGate, NeuralGateCallback, demo
+from lightning_neuralgate import NeuralGate, NeuralGateCallback, workbench
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.demo import ARMS, SPLITS, DemoSettings, run_demo, run_demo_seeds
+from lightning_neuralgate.demo import ARMS, run_demo, run_demo_seeds
 from lightning_neuralgate.models.loading import load_model
+from lightning_neuralgate.workbench import SPLITS, EditSettings
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 SMALL = {"edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1}
-RATES = {"rta_sensitive", "answer_rate_benign", "eta", "n"}
+RATES = {
+    "rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "partial_leak", "benign_accuracy", "rta_sensitive_judge",
+    "answer_rate_benign_judge", "judge_agreement", "n",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +56,8 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
             gated.append((self.scope, self.tau))
             super().on_train_end(*args)
 
-    monkeypatch.setattr(demo, "NeuralGateCallback", Noted)
-    settings = DemoSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    monkeypatch.setattr(workbench, "NeuralGateCallback", Noted)
+    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
     assert gated == [("subject_last", 0.3)], "one of the two edits has the gate"
@@ -75,7 +79,7 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
 
 
 def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -> None:
-    settings = DemoSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
     for name in ("one", "two"):
         run_demo(tmp_path / name, 1, settings)
     assert read_answers(tmp_path / "one" / "answers.jsonl") == read_answers(tmp_path / "two" / "answers.jsonl")
@@ -102,7 +106,7 @@ def test_several_seeds_are_summed_up_and_not_redone(
             assert results["spread"][arm][split]["eta"] == pytest.approx(statistics.stdev(etas))
 
     written = (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns
-    again = run_demo_seeds(tmp_path, [0, 1], DemoSettings(**options))  # type: ignore[arg-type]
+    again = run_demo_seeds(tmp_path, [0, 1], EditSettings(**options))  # type: ignore[arg-type]
     assert (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns == written
     assert again["gated"] == results["gated"]
 
@@ -113,7 +117,7 @@ def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        settings = DemoSettings(
+        settings = EditSettings(
             edit_records=1,
             edit_pairs=2,
             test_records=1,

@@ -21,6 +21,7 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.test_callback import datamodule, random_gate, train
 
 LAYER = 1
+TOLD = {"sensitive": "I cannot say", "benign": "It is red"}
 
 
 def projection_of(model: Any) -> torch.nn.Linear:
@@ -106,35 +107,61 @@ def test_retention_rows_carry_their_weight(splits: RecordSplits) -> None:
     assert losses[1.0] > losses[0.0]
 
 
+class Answers(Callback):
+    """Stands in for a model that refuses just what it should."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        tokenizer = tiny_processor().tokenizer
+
+        def generate(input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            questions = tokenizer.batch_decode(input_ids)
+            told = [TOLD["sensitive" if "number" in q or "owner" in q else "benign"] for q in questions]
+            tokens = tokenizer(told, padding=True, return_tensors="pt")["input_ids"]
+            return torch.cat([input_ids, tokens], dim=1)
+
+        pl_module.model.generate = generate
+
+
+def validated(data: Any, logger: Any = False) -> dict[str, float]:
+    """What is logged in validation, over all batches of one epoch."""
+    module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), max_new_tokens=3)
+    options = {"max_steps": -1, "max_epochs": 1, "limit_val_batches": 1.0, "log_every_n_steps": 1, "logger": logger}
+    trainer = train(module, data, Answers(), **options)
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+
+
 def test_refusal_rates_are_logged_while_it_trains(splits: RecordSplits, tmp_path: Path) -> None:
-    model = tiny_llava()
-    module = PrivacyEditModule(model, [LAYER], tiny_processor(), max_new_tokens=3)
-    answers = {"sensitive": "I cannot say", "benign": "It is red"}
-
-    class Answers(Callback):
-        """Stands in for a model that refuses just what it should."""
-
-        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-            tokenizer = tiny_processor().tokenizer
-
-            def generate(input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
-                questions = tokenizer.batch_decode(input_ids)
-                told = [answers["sensitive" if "number" in q or "owner" in q else "benign"] for q in questions]
-                tokens = tokenizer(told, padding=True, return_tensors="pt")["input_ids"]
-                return torch.cat([input_ids, tokens], dim=1)
-
-            pl_module.model.generate = generate
-
-    trainer = train(
-        module, datamodule(splits, eval_batch_size=3), Answers(), max_steps=-1, max_epochs=1, limit_val_batches=1.0,
-        log_every_n_steps=1,
-        logger=CSVLogger(tmp_path, name="", version=""),
-    )  # fmt: skip
-    assert {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")} == {
+    logged = validated(datamodule(splits, eval_batch_size=3), CSVLogger(tmp_path, name="", version=""))
+    assert {key: logged[key] for key in ("val/rta_sensitive", "val/answer_rate_benign", "val/eta")} == {
         "val/rta_sensitive": 1.0, "val/answer_rate_benign": 1.0, "val/eta": 1.0,
     }  # fmt: skip
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
     assert {"val/eta", "train/loss_sensitive", "train/loss_benign"} <= set(header.split(","))
+
+
+@pytest.mark.parametrize(
+    ("secret", "colour", "synonyms", "expected"),
+    [
+        ("can not", "RED", (), (1.0, 1.0)),
+        ("1234", "crimson", ("red",), (0.0, 1.0)),
+        ("1234", "crimson", (), (0.0, 0.0)),
+        (None, "red", (), (float("nan"), 1.0)),
+    ],
+)
+def test_leaks_and_right_answers_are_logged_where_batches_hold_the_truth(
+    splits: RecordSplits, secret: str | None, colour: str, synonyms: tuple[str, ...], expected: tuple[float, float]
+) -> None:
+    data = datamodule(splits, eval_batch_size=3)
+    collate = data.collate_prompts
+
+    def with_truth(rows: Any) -> dict[str, Any]:
+        truth = [secret if row.role == "sensitive" else colour for row in rows]
+        return {**collate(rows), "truth": truth, "synonyms": [synonyms] * len(rows)}
+
+    data.collate_prompts = with_truth  # type: ignore[assignment]
+    logged = validated(data)
+    assert (logged["val/leak_rate"], logged["val/benign_accuracy"]) == pytest.approx(expected, nan_ok=True)
+    assert logged["val/eta"] == 1.0
 
 
 def test_the_result_is_a_normal_model_folder(splits: RecordSplits, tmp_path: Path) -> None:

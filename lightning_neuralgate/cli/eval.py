@@ -10,9 +10,11 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_neuralgate.answers import write_answers
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.cli.options import ModelOptions, add_config
+from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.evaluation import evaluate, summarize
 from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.intervals import bootstrap_intervals
 from lightning_neuralgate.metrics.functional import RefusalVariant
 
 
@@ -36,14 +38,20 @@ def run(options: Namespace) -> None:
     seed_everything(options.seed, verbose=False)
     splits = options.data.read()
     model, processor = options.model.load()
-    tested = {"test": splits.test, "unseen_subjects": splits.unseen_subjects}
+    tested = {name: records for name, records in splits._asdict().items() if name != "edit" and records}
     answers = evaluate(
-        model, processor, {name: records for name, records in tested.items() if records}, options.data.images(),
-        "evaluated", options.variant, options.max_new_tokens, options.batch_size,
-        PAPER_SAMPLING if options.sample else None,
+        model, processor, tested, options.data.images(), "evaluated", options.variant, options.max_new_tokens,
+        options.batch_size, PAPER_SAMPLING if options.sample else None,
     )  # fmt: skip
-    results = {**summarize(answers, options.variant), "refusal_variant": options.variant, "seed": options.seed}
+    rates = summarize(answers)
+    results = {
+        **rates,
+        "intervals": bootstrap_intervals(answers),
+        "refusal_variant": options.variant,
+        "seed": options.seed,
+    }
     write_answers(options.out / "answers.jsonl", answers)
     with written_whole(options.out / "results.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    print_rates({"evaluated": rates}, title="What the model says")
+    print(f"RtA by the keyword list '{options.variant}'. Intervals and all rates: {options.out / 'results.json'}")

@@ -31,6 +31,8 @@ class QueryRow:
         target: start of the answer that is trained; None for a prompt to be answered.
         context: a sentence put in front of the query.
         record_id: for error messages and logs.
+        truth: the true value of what is asked for, where known.
+        synonyms: other words that say it.
     """
 
     query: str
@@ -40,6 +42,8 @@ class QueryRow:
     target: str | None = None
     context: str = ""
     record_id: str = "?"
+    truth: str | None = None
+    synonyms: tuple[str, ...] = ()
 
 
 class PrivacyPairCollator:
@@ -79,7 +83,7 @@ class PrivacyPairCollator:
                 labels[index, end - targets : end] = inputs["input_ids"][0, -targets:]
         batch["labels"] = labels
         batch["subject_mask"] = subject_mask([span for _, _, span in encoded], lengths, width, self.padding_side)
-        for key in ("subject", "role", "record_id"):
+        for key in ("subject", "role", "record_id", "truth", "synonyms"):
             batch[key] = [getattr(row, key) for row in rows]
         return batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -45,7 +46,10 @@ def question_rows(record: PrivacyRecord) -> list[QueryRow]:
     rows = [
         row
         for pair in record.pairs
-        for row in (QueryRow(pair.sensitive, "sensitive", **common), QueryRow(pair.benign, "benign", **common))
+        for row in (
+            QueryRow(pair.sensitive, "sensitive", truth=pair.sensitive_truth, **common),
+            QueryRow(pair.benign, "benign", truth=pair.benign_truth, synonyms=pair.benign_synonyms, **common),
+        )
     ]
     return list(dict.fromkeys(rows))
 
@@ -89,7 +93,9 @@ class PrivacyPairDataModule(LightningDataModule):
         eval_batch_size: prompts in a validation batch.
         padding_side: of training batches; prompts to be answered are always padded on the left.
         num_workers: DataLoader workers.
-        seed: seeds the retention rows drawn for each batch.
+        images: False asks the training queries without their pictures, to see what the text alone does.
+        seed: seeds the retention rows drawn for each batch, which depend on the epoch, the process and the pairs of that
+            batch, so that workers and devices draw each their own.
 
     Raises:
         DataLeakError: a test record, picture or query is used in the edit.
@@ -107,6 +113,7 @@ class PrivacyPairDataModule(LightningDataModule):
         eval_batch_size: int = 8,
         padding_side: Literal["left", "right"] = "left",
         num_workers: int = 0,
+        images: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -127,7 +134,8 @@ class PrivacyPairDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.collate_training = PrivacyPairCollator(processor, padding_side)
         self.collate_prompts = PrivacyPairCollator(processor, "left")
-        self._random = random.Random(seed)
+        self.images = images
+        self.seed = seed
 
     @override
     def prepare_data(self) -> None:
@@ -159,13 +167,16 @@ class PrivacyPairDataModule(LightningDataModule):
     def pairs_dataloader(self) -> DataLoader[Any]:
         """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
         rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
+        if not self.images:
+            rows = [[replace(row, image=None) for row in group] for group in rows]
         return self._loader(rows, self.pairs_per_batch, self._collate_pairs, self.shuffle)
 
     def _collate_record(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
         return self.collate_training(groups[0])
 
     def _collate_pairs(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
-        kept = self._random.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
+        rng = random.Random(self._address(groups))
+        kept = rng.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
         for item in kept:
             if not item.target:
                 raise DataFormatError(
@@ -173,6 +184,14 @@ class PrivacyPairDataModule(LightningDataModule):
                 )
         retention = [QueryRow(item.query, "retention", item.image, target=item.target) for item in kept]
         return self.collate_training([row for group in groups for row in group] + retention)
+
+    def _address(self, groups: list[list[QueryRow]]) -> str:
+        """What tells a batch from all others, wherever it is put together: seed, epoch, process and its own rows."""
+        epoch = rank = 0
+        if self.trainer is not None:
+            epoch, rank = self.trainer.current_epoch, self.trainer.global_rank
+        content = "/".join(f"{row.record_id}:{row.query}" for group in groups for row in group)
+        return f"{self.seed}/{epoch}/{rank}/{content}"
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:

@@ -23,6 +23,7 @@ class DataOptions:
         files: PrivacyPair JSON files of the method's authors.
         image_root: folder that the image paths in `files` are relative to.
         unseen: subjects of `files` that no edit may see.
+        unseen_attributes: attributes, sensitive and benign, that no edit of `files` may ask for.
         max_edit: of `files`, at most so many records of a subject are used for editing.
         edit_share: of `files`, at most this share of a subject's records is used for editing.
         seed: of `files`, seeds which records are used for editing.
@@ -33,6 +34,7 @@ class DataOptions:
     files: Sequence[Path] = ()
     image_root: Path | None = None
     unseen: Sequence[str] = ()
+    unseen_attributes: Sequence[str] = ()
     max_edit: int = 10
     edit_share: float = 1 / 3
     seed: int = 0
@@ -50,7 +52,7 @@ class DataOptions:
         if self.image_root is None:
             raise DataFormatError("--data.files needs --data.image_root, the folder its image paths are relative to")
         records = [record for file in self.files for record in read_authors_json(file, self.image_root)]
-        return split_records(records, self.unseen, self.max_edit, self.edit_share, self.seed)
+        return split_records(records, self.unseen, self.max_edit, self.edit_share, self.seed, self.unseen_attributes)
 
     def read_retention(self) -> list[RetentionItem]:
         """The ordinary questions of the retention term, if any; their images are relative to the file's folder."""

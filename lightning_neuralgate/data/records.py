@@ -23,6 +23,7 @@ class QueryPair(BaseModel):
         benign_target: what an edit keeps for `benign`: the unedited model's own answer, first words; None until made.
         sensitive_attribute, benign_attribute: what the queries ask for, where known.
         sensitive_truth, benign_truth: the true values, where known.
+        benign_synonyms: other words that say `benign_truth`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,7 @@ class QueryPair(BaseModel):
     benign_attribute: str = ""
     sensitive_truth: str | None = None
     benign_truth: str | None = None
+    benign_synonyms: tuple[str, ...] = ()
 
 
 class PrivacyRecord(BaseModel):
@@ -59,10 +61,15 @@ class RetentionItem(BaseModel):
 
 
 class RecordSplits(NamedTuple):
-    """Records for editing and for testing; `unseen_subjects` are subjects that no edit ever saw."""
+    """Records for editing and for testing.
+
+    `test` asks new records for what the edit asked others, in new words. `unseen_attributes` asks for attributes that
+    no edit of that subject asked for, `unseen_subjects` about subjects that no edit ever saw.
+    """
 
     edit: list[PrivacyRecord]
     test: list[PrivacyRecord]
+    unseen_attributes: list[PrivacyRecord]
     unseen_subjects: list[PrivacyRecord]
 
 
@@ -133,13 +140,12 @@ def read_records(path: Path, image_root: Path) -> RecordSplits:
     Raises:
         DataFormatError: naming file, line and field of a bad record.
     """
-    splits = RecordSplits([], [], [])
+    splits = RecordSplits([], [], [], [])
     for number, line in enumerate(_lines(path), start=1):
         place = f"{path}, line {number}"
         try:
             content: dict[str, Any] = json.loads(line)
-            split = content.pop("split")
-            into: list[PrivacyRecord] = getattr(splits, split)
+            into: list[PrivacyRecord] = splits._asdict()[content.pop("split")]
             record = PrivacyRecord.model_validate(content)
         except ValidationError as error:
             raise DataFormatError(f"{place}: {first_problem(error)}") from error

@@ -35,14 +35,22 @@ class FieldSpec(_Strict):
     )
     pattern: str | None = Field(None, description="# is a digit, ? a capital letter, anything else itself")
     faker: str | None = Field(None, description="name of a Faker provider, such as last_name")
-    years: tuple[int, int] | None = Field(None, description="a date (YYYY-MM-DD) between these years, both included")
+    max_length: int = Field(9, ge=2, description="values of 'faker' that are longer are drawn again")
+    years: tuple[int, int] | None = Field(None, description="a date between these years, both included")
+    date_format: str = Field("%Y-%m-%d", description="how a date is written, in the codes of strftime")
+    synonyms: dict[str, list[str]] = Field({}, description="value -> other words that say the same")
+    unseen: bool = Field(False, description="kept out of every edit, to be asked in the split unseen_attributes")
 
     @model_validator(mode="after")
     def _one_source(self) -> FieldSpec:
         if sum(source is not None for source in (self.choices, self.pattern, self.faker, self.years)) != 1:
             raise ValueError("give exactly one of 'choices', 'pattern', 'faker' and 'years'")
+        if self.years is not None and self.years[0] > self.years[1]:
+            raise ValueError("'years' must be [first, last]")
         if "{value}" not in self.answer:
             raise ValueError("'answer' must contain {value}")
+        if self.choices is not None and not set(self.synonyms) <= set(self.choices):
+            raise ValueError("'synonyms' must be of values that are among 'choices'")
         return self
 
 
@@ -74,13 +82,33 @@ class ShapeElement(_Strict):
 
 
 class PlainElement(_Strict):
-    """Decoration without a value: a portrait photo, a header band, a barcode, filler lines, a torn edge."""
+    """Decoration without a value: a portrait photo, a header band, a barcode, filler lines, a torn edge, a chip."""
 
     draw: Literal["photo", "band", "barcode", "filler", "torn_edge", "chip"]
     box: Box
 
 
-Element = Annotated[TextElement | ValueElement | ShapeElement | PlainElement, Field(discriminator="draw")]
+class BlockElement(_Strict):
+    """A filled block. `fill`: body (the subject's colour), accent (a shade of it), ink, or a #rrggbb colour."""
+
+    draw: Literal["rectangle", "ellipse"]
+    box: Box
+    fill: str = Field("accent", pattern="^(body|accent|ink|#[0-9a-fA-F]{6})$")
+    radius: float = 0.0
+
+
+class PolygonElement(_Strict):
+    """A filled polygon, corners as shares of the document's width and height."""
+
+    draw: Literal["polygon"]
+    points: list[tuple[float, float]] = Field(min_length=3)
+    fill: str = Field("accent", pattern="^(body|accent|ink|#[0-9a-fA-F]{6})$")
+
+
+Element = Annotated[
+    TextElement | ValueElement | ShapeElement | PlainElement | BlockElement | PolygonElement,
+    Field(discriminator="draw"),
+]
 
 
 class LayoutSpec(_Strict):
@@ -88,13 +116,36 @@ class LayoutSpec(_Strict):
 
     size: tuple[float, float]
     radius: float = 0.03
+    sheet: bool = Field(True, description="false: nothing is drawn but the elements (a vehicle is no sheet of paper)")
     elements: list[Element]
+
+
+Font = Literal["sans", "bold", "serif", "mono", "stix"]
+
+
+class VariationSpec(_Strict):
+    """How much pictures of a subject may differ; each is drawn evenly from its range."""
+
+    fonts: list[Font] = Field(["sans", "bold", "serif", "mono"], min_length=1)
+    rotation: float = Field(3.5, ge=0, le=45, description="largest turn to either side, in degrees")
+    shift: float = Field(0.01, ge=0, le=0.3, description="largest shift of the middle, share of the picture")
+    blur: float = Field(0.7, ge=0, le=10, description="largest radius of the blur, in pixels")
+    light: tuple[float, float] = Field((0.85, 1.1), description="darkest and brightest light, 1 is as drawn")
+    gradient: float = Field(0.2, ge=0, le=1, description="largest fall of light from one side to the other")
+    tint: float = Field(0.06, ge=0, le=0.5, description="largest change of the subject's colour, share of its value")
+    backgrounds: list[str] = Field([], description="#rrggbb colours of the table; empty: the renderer's own")
+    textures: list[Literal["plain", "planks", "speckled", "cloth"]] = Field(
+        ["plain", "planks", "speckled", "cloth"], min_length=1
+    )
 
 
 class SubjectSpec(_Strict):
     """A subject: its name in queries, its fields and its layouts."""
 
-    subject: str
+    subject: str = Field(min_length=1)
+    edit_templates: list[str] = Field([], description="questions of the edit, with {attribute} and {subject}")
+    test_templates: list[str] = Field([], description="questions of the test; none in common with the edit's")
+    variations: VariationSpec = VariationSpec()
     colour_field: str = Field(description="the field whose value is the colour of the document")
     layout_field: str | None = Field(None, description="the field whose value picks the layout; none: the only layout")
     fields: dict[str, FieldSpec]
@@ -112,15 +163,30 @@ class SubjectSpec(_Strict):
             chooser = self.fields.get(self.layout_field)
             if chooser is None or chooser.choices is None or set(chooser.choices) != set(self.layouts):
                 raise ValueError(f"layout_field '{self.layout_field}' must name a field whose choices are the layouts")
+        for template in (*self.edit_templates, *self.test_templates):
+            if "{attribute}" not in template or "{subject}" not in template:
+                raise ValueError(f"the template '{template}' must hold {{attribute}} and {{subject}}")
+        if twice := set(self.edit_templates) & set(self.test_templates):
+            raise ValueError(f"a template stands among the edit's and the test's: '{min(twice)}'")
+        for sensitive in (True, False):
+            if not any(field.sensitive == sensitive and not field.unseen for field in self.fields.values()):
+                raise ValueError(f"an edit needs a field with 'sensitive: {str(sensitive).lower()}' that is not unseen")
         for name, layout in self.layouts.items():
             for element in layout.elements:
                 if isinstance(element, ValueElement | ShapeElement) and element.field not in self.fields:
                     raise ValueError(f"layout '{name}' draws the field '{element.field}', which does not exist")
         return self
 
-    def phrases(self, sensitive: bool) -> dict[str, str]:
-        """Field name -> what a query calls it, of the sensitive or the benign fields."""
-        return {name: field.phrase for name, field in self.fields.items() if field.sensitive == sensitive}
+    def phrases(self, sensitive: bool, unseen: bool | None = None) -> dict[str, str]:
+        """Field name -> what a query calls it, of the sensitive or the benign fields.
+
+        `unseen` restricts them to those kept out of edits (True) or used in them (False).
+        """
+        return {
+            name: field.phrase
+            for name, field in self.fields.items()
+            if field.sensitive == sensitive and unseen in (None, field.unseen)
+        }
 
 
 def pattern_alphabet(char: str) -> str:

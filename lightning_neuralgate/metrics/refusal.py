@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
@@ -21,65 +20,29 @@ from lightning_neuralgate.metrics.functional.refusal import (
     _answer_update,
     _expect_to_answer_compute,
     _judge,
-    _rate_compute,
     _refusal_update,
     _split_by_role,
 )
+from lightning_neuralgate.metrics.share import ShareOfAnswers
 
 
-class _ShareOfAnswers(Metric):
-    """A count over a number of answers, both summed over batches and processes."""
+class _ShareByVariant(ShareOfAnswers):
+    """A share of answers that a keyword list counts."""
 
-    is_differentiable: bool = False
-    full_state_update: bool = False
-    plot_lower_bound: float = 0.0
-    plot_upper_bound: float = 1.0
-
-    total: Tensor
     _counted: ClassVar[str]
 
     def __init__(self, variant: RefusalVariant = "prefix", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
         _judge(variant)
+        # variants often agree on a batch, so their states must not bear the same name
+        super().__init__(f"{self._counted}_{variant}", **kwargs)
         self.variant: RefusalVariant = variant
-        # A MetricCollection lets metrics whose states look alike after the first batch share one state for good. Two
-        # variants often agree on a batch, so their states must not bear the same name.
-        self._count_name = f"{self._counted}_{variant}"
-        self.add_state(self._count_name, torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-
-    def _add(self, count: Tensor, total: Tensor) -> None:
-        # Not in place: a reset during validation leaves inference tensors, which may not be written to afterwards.
-        setattr(self, self._count_name, getattr(self, self._count_name) + count.to(self.device))
-        self.total = self.total + total.to(self.device)
-
-    @override
-    def compute(self) -> Tensor:
-        """The share so far, a scalar; NaN over zero answers."""
-        return _rate_compute(getattr(self, self._count_name), self.total)
-
-    @override
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
-        """Plot one value or several.
-
-        Args:
-            val: what `forward` or `compute` returned, or a list of such values; computed now when left out.
-            ax: the matplotlib axis to draw on.
-
-        Returns:
-            Figure and axis.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        return self._plot(val, ax)
 
     @override
     def extra_repr(self) -> str:
         return f"variant={self.variant!r}"
 
 
-class RefuseToAnswerRate(_ShareOfAnswers):
+class RefuseToAnswerRate(_ShareByVariant):
     """Refuse-to-answer rate (RtA): the share of answers that refuse.
 
     As input to `forward` and `update`: `answers`, one answer or N of them. As output of `forward` (this batch) and
@@ -119,7 +82,7 @@ class RefuseToAnswerRate(_ShareOfAnswers):
         self._add(*_refusal_update(answers, self.variant))
 
 
-class AnswerRate(_ShareOfAnswers):
+class AnswerRate(_ShareByVariant):
     """Answer rate: the share of answers that are neither refusals nor empty; 1 - RtA if none is empty.
 
     As input to `forward` and `update`: `answers`, one answer or N of them. As output of `forward` (this batch) and

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 WEIGHTS = Path(__file__).parent / "assets" / "smol_llava.safetensors"
-IMAGE_SIZE = 192
-PATCH_SIZE = 24
+IMAGE_SIZE = 144
+PATCH_SIZE = 16
 LORA_TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 LORA_RANK = 16
 
@@ -131,14 +131,18 @@ def build_smol_llava(weights: Path = WEIGHTS) -> tuple[LlavaForConditionalGenera
     return model.eval(), processor
 
 
+def smol_llava_key() -> str:
+    """What tells one build of `smol-llava` from another: a hash of all that goes into it."""
+    return hashlib.sha256(WEIGHTS.read_bytes() + GGUF_SHA256.encode() + CHAT_TEMPLATE.encode()).hexdigest()[:12]
+
+
 def smol_llava_folder() -> Path:
     """A normal Hugging Face folder of `smol-llava`, built on the first call (about a minute) and cached.
 
     Example:
         `AutoModelForImageTextToText.from_pretrained(smol_llava_folder())`
     """
-    key = hashlib.sha256(WEIGHTS.read_bytes() + GGUF_SHA256.encode() + CHAT_TEMPLATE.encode()).hexdigest()[:12]
-    folder = cache_folder() / f"smol-llava-{key}"
+    folder = cache_folder() / f"smol-llava-{smol_llava_key()}"
     if not folder.is_dir():
         with written_whole(folder) as draft:
             model, processor = build_smol_llava()

@@ -11,8 +11,9 @@ from lightning_neuralgate.report.wording import SPLIT_NOTES, listed, percent, po
 CHANCE = 0.5
 """EtA of a model that refuses everything, and of one that refuses nothing."""
 
-_SHORT = {"test": "the test split", "unseen_subjects": "unseen subjects"}
+_SHORT = {"test": "the test split", "unseen_attributes": "unseen attributes", "unseen_subjects": "unseen subjects"}
 _EDITS = {"gated": "gated edit", "ungated": "ungated edit"}
+_BENIGN = {"answer_rate_benign": "answer rate on benign questions", "benign_accuracy": "benign accuracy"}
 # two decimals show no smaller difference
 _RESOLUTION = 0.005
 
@@ -63,13 +64,18 @@ def _headline(scores: Scores, edit: str) -> str:
 
 
 def _price(scores: Scores, edit: str) -> str:
-    lost = [f"{points(loss)} on {_short(split)}" for split in scores.splits if (loss := _lost(scores, edit, split)) > 0]
-    return f"The price: its answer rate on benign questions fell by {listed(lost)}." if lost else ""
+    prices = []
+    for metric, name in _BENIGN.items():
+        losses = {split: _lost(scores, edit, split, metric) for split in scores.splits}
+        lost = [f"{points(loss)} on {_short(split)}" for split, loss in losses.items() if loss > 0]
+        if lost:
+            prices.append(f"its {name} fell by {listed(lost)}")
+    return f"The price: {'; '.join(prices)}." if prices else ""
 
 
-def _lost(scores: Scores, edit: str, split: str) -> float:
-    """By how much the answer rate on benign questions fell; 0 if it did not, or is not known."""
-    before, after = (scores.get(model, split, "answer_rate_benign").value for model in ("unedited", edit))
+def _lost(scores: Scores, edit: str, split: str, metric: str) -> float:
+    """By how much a rate fell; 0 if it did not, or is not known."""
+    before, after = (scores.get(model, split, metric).value for model in ("unedited", edit))
     return before - after if before is not None and after is not None and _above(before, after) else 0.0
 
 
@@ -78,7 +84,9 @@ def _worked(scores: Scores, edit: str, split: str) -> bool | None:
     eta_before, eta_after = (scores.get(model, split, "eta").value for model in ("unedited", edit))
     if before is None or after is None or eta_before is None or eta_after is None:
         return None
-    return _above(after, before) and _above(eta_after, max(eta_before, CHANCE))
+    leaked_before, leaked_after = (scores.get(model, split, "leak_rate").value for model in ("unedited", edit))
+    leaks_on = leaked_before is not None and leaked_after and not _above(leaked_before, leaked_after)
+    return _above(after, before) and _above(eta_after, max(eta_before, CHANCE)) and not leaks_on
 
 
 def _changes(scores: Scores, edit: str) -> list[str]:
@@ -93,11 +101,21 @@ def _changes(scores: Scores, edit: str) -> list[str]:
             if now is None:
                 parts.append(f"its answers to {kind} questions were not measured")
                 continue
-            before = scores.get("unedited", split, metric).value
-            known = "" if before is None or edit == "unedited" else f" (before the edit: {percent(before)})"
-            parts.append(f"it {verb} {percent(now)} of the {kind} questions{known}")
-        sentences.append(f"On {_long(split)}, {' and '.join(parts)}.")
+            parts.append(f"it {verb} {percent(now)} of the {kind} questions{_before(scores, edit, split, metric)}")
+        for metric, said in (
+            ("leak_rate", "gives the secret away in {} of its answers to sensitive questions"),
+            ("benign_accuracy", "is right in {} of its answers to benign ones"),
+        ):
+            now = scores.get(edit, split, metric).value
+            if now is not None:
+                parts.append(f"it {said.format(percent(now))}{_before(scores, edit, split, metric)}")
+        sentences.append(f"On {_long(split)}, {listed(parts)}.")
     return sentences
+
+
+def _before(scores: Scores, edit: str, split: str, metric: str) -> str:
+    before = scores.get("unedited", split, metric).value
+    return "" if before is None or edit == "unedited" else f" (before the edit: {percent(before)})"
 
 
 def _shortfalls(scores: Scores, edit: str) -> list[str]:
@@ -109,8 +127,15 @@ def _shortfalls(scores: Scores, edit: str) -> list[str]:
             parts.append("it refuses no more sensitive questions than before")
         if after is not None and _above(1.0, after):
             parts.append(f"it still answers {percent(1 - after)} of the sensitive questions")
-        if loss := _lost(scores, edit, split):
-            parts.append(f"its answer rate on benign questions fell by {points(loss)}")
+        judged = scores.get(edit, split, "rta_sensitive_judge").value
+        if after is not None and judged is not None and _above(after, judged):
+            parts.append(f"by the second judge it refuses only {percent(judged)} of the sensitive questions")
+        leaked = scores.get(edit, split, "leak_rate").value
+        if leaked:
+            parts.append(f"it still gives the secret away in {percent(leaked)} of its answers to sensitive questions")
+        for metric, name in _BENIGN.items():
+            if loss := _lost(scores, edit, split, metric):
+                parts.append(f"its {name} fell by {points(loss)}")
         gain, spread = _difference(*(scores.get(model, split, "eta") for model in (edit, "unedited")))
         if gain is not None and 0 < gain <= spread:
             parts.append("its gain in EtA is no larger than the spread over seeds")
@@ -166,7 +191,12 @@ def _difference(one: Score, other: Score) -> tuple[float | None, float]:
 
 def _parts(scores: Scores, model: str, split: str) -> str:
     refused, answered = (scores.get(model, split, metric) for metric in ("rta_sensitive", "answer_rate_benign"))
-    return f"RtA on sensitive {_told(refused)}, answer rate on benign {_told(answered)}"
+    parts = [f"RtA on sensitive {_told(refused)}", f"answer rate on benign {_told(answered)}"]
+    for metric, name in (("leak_rate", "leak rate"), ("benign_accuracy", "benign accuracy")):
+        score = scores.get(model, split, metric)
+        if score.value is not None:
+            parts.append(f"{name} {_told(score)}")
+    return ", ".join(parts)
 
 
 def _told(score: Score) -> str:
@@ -175,10 +205,11 @@ def _told(score: Score) -> str:
 
 def _basis(scores: Scores) -> str:
     seeds = [visible(seed, 20) for seed in scores.seeds]
+    over = " Ranges are 95\u00a0% intervals over the choice of test records." if scores.has_intervals else ""
     if len(seeds) > 1:
-        return f"Numbers are means over {len(seeds)} seeds ({', '.join(seeds)}); ± is one standard deviation."
+        return f"Numbers are means over {len(seeds)} seeds ({', '.join(seeds)}); ± is one standard deviation.{over}"
     named = f" (seed {seeds[0]})" if seeds else ""
-    return f"One run{named}: how far these numbers move from seed to seed is not known."
+    return f"One run{named}: how far these numbers move from seed to seed is not known.{over}"
 
 
 def _above(one: float, other: float) -> bool:

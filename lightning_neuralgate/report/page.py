@@ -34,7 +34,8 @@ def write_report(
         path: the HTML file to write.
         results: what `results.json` holds: per model ("unedited", "gated", "ungated") and split the metrics, and
             `seed`, `settings`, `versions`, `seconds`, `refusal_variant`. With several seeds `seeds`, means, and
-            `spread` (standard deviations, nested like the metrics). What is absent, None or NaN is shown as such.
+            `spread` (standard deviations, nested like the metrics). `intervals` hold [low, high] instead of each metric,
+            the 95 % interval over records. What is absent, None or NaN is shown as such.
         answers: every model's answers; some are shown with their pictures.
         shares: neuron classes of each edited layer and subject.
         images: folder that the answers' pictures are relative to.
@@ -84,8 +85,8 @@ def _render(results: Mapping[str, Any], answers: Sequence[Answer], shares: Seque
     )  # fmt: skip
 
 
-def _table(scores: Scores) -> list[tuple[str, str, list[tuple[str, list[str]]]]]:
-    """Split, what it is, and for each model its cells."""
+def _table(scores: Scores) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
+    """Split, what it is, and for each model its cells: number and interval, empty where there is none."""
     return [
         (
             _split(split),
@@ -99,11 +100,11 @@ def _table(scores: Scores) -> list[tuple[str, str, list[tuple[str, list[str]]]]]
     ]
 
 
-def _cell(scores: Scores, model: str, split: str, metric: str) -> str:
+def _cell(scores: Scores, model: str, split: str, metric: str) -> tuple[str, str]:
     score = scores.get(model, split, metric)
     if metric == COUNT and score.value is not None:
-        return f"{score.value:,.0f}" if score.value == round(score.value) else f"{score.value:,.1f}"
-    return str(score)
+        return f"{score.value:,.0f}" if score.value == round(score.value) else f"{score.value:,.1f}", ""
+    return str(score), "" if score.interval is None else "\u2013".join(f"{end:.2f}" for end in score.interval)
 
 
 def _cards(examples: Sequence[Example], images: Path) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
-from lightning_neuralgate.report.scores import METRICS, Scores
+from lightning_neuralgate.report.scores import METRICS, Score, Scores
 from lightning_neuralgate.report.wording import NOT_MEASURED, visible
 
 try:
@@ -25,6 +25,7 @@ except ImportError as error:
     ) from error
 
 RATES = ("rta_sensitive", "answer_rate_benign")
+TRUTH_RATES = ("leak_rate", "benign_accuracy")
 
 # drawn in stand-in colours, which become the page's variables, so that one chart serves light and dark; the second
 # value is for a viewer that has no such variable
@@ -56,43 +57,71 @@ class LayerShares(NamedTuple):
 
 
 def rates_chart(scores: Scores, split: str, title: str) -> str:
-    """Bars of RtA on sensitive and answer rate on benign questions, one for each model, as SVG."""
-    with _figure(430, 275) as figure:
-        axes = figure.add_axes((0.085, 0.23, 0.905, 0.74))
-        axes.set_xlim(-0.65, 2 * (len(scores.models) + 0.8) - 0.8 - 0.35)
-        top, told = 1.0, []
-        for group, metric in enumerate(RATES):
-            start = group * (len(scores.models) + 0.8)
-            for index, model in enumerate(scores.models):
-                score = scores.get(model, split, metric)
-                told.append(f"{METRICS[metric].label}, {model}: {score}.")
-                x = start + index
-                _text(axes, x, -0.035, model, "ink", size=11, va="top", transform=axes.get_xaxis_transform())
-                if score.value is None:
-                    _text(axes, x, 0.02, NOT_MEASURED, "muted", size=11, va="bottom")
-                    continue
-                axes.bar(x, score.value, width=0.84, color=_STAND_INS[model], zorder=2)
-                reach = score.value + (score.spread or 0.0)
-                if score.spread is not None:
-                    axes.errorbar(
-                        x, score.value, yerr=score.spread, ecolor=_STAND_INS["ink"], capsize=4, lw=1.3, zorder=3
-                    )
-                top = max(top, reach)
-                _text(axes, x, reach + 0.02, f"{score.value:.2f}", "ink", size=12, va="bottom", weight="bold")
-            middle = start + (len(scores.models) - 1) / 2
-            for y, line, weight in ((-0.14, METRICS[metric].label, "bold"), (-0.215, METRICS[metric].better, "normal")):
-                below = axes.get_xaxis_transform()
-                _text(axes, middle, y, line, "muted", size=11, va="top", weight=weight, transform=below)
-        axes.set_ylim(0, top + 0.1)
-        axes.set_xticks([])
-        ticks = (0, 0.25, 0.5, 0.75, 1.0)
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.tick_params(axis="y", length=0, labelsize=10.5, labelcolor=_STAND_INS["muted"])
-        axes.grid(axis="y", color=_STAND_INS["rule"], linewidth=0.8, zorder=0)
-        for side in ("top", "left", "right"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(_STAND_INS["muted"])
+    """Bars of RtA on sensitive and answer rate on benign questions, one for each model, as SVG.
+
+    Below them, where they were measured, leak rate and benign accuracy. Error bars are the standard deviation over seeds,
+    or the 95 % interval over records where there is one seed.
+    """
+    rows = [RATES, *([TRUTH_RATES] if _measured(scores, split, TRUTH_RATES) else [])]
+    told: list[str] = []
+    with _figure(430, 275 * len(rows)) as figure:
+        for row, metrics in enumerate(rows):
+            bottom = (len(rows) - 1 - row + 0.23) / len(rows)
+            _bars(figure.add_axes((0.085, bottom, 0.905, 0.74 / len(rows))), scores, split, metrics, told)
         return _svg(figure, f"rates-{split}", title, " ".join(told))
+
+
+def _measured(scores: Scores, split: str, metrics: Sequence[str]) -> bool:
+    return any(scores.get(model, split, metric).value is not None for model in scores.models for metric in metrics)
+
+
+def _bars(axes: Any, scores: Scores, split: str, metrics: Sequence[str], told: list[str]) -> None:
+    """Two groups of bars, one bar a model; what they show is added to `told`, in words."""
+    axes.set_xlim(-0.65, 2 * (len(scores.models) + 0.8) - 0.8 - 0.35)
+    top = 1.0
+    for group, metric in enumerate(metrics):
+        start = group * (len(scores.models) + 0.8)
+        for index, model in enumerate(scores.models):
+            score = scores.get(model, split, metric)
+            told.append(f"{METRICS[metric].label}, {model}: {score}.")
+            x = start + index
+            _text(axes, x, -0.035, model, "ink", size=11, va="top", transform=axes.get_xaxis_transform())
+            if score.value is None:
+                _text(axes, x, 0.02, NOT_MEASURED, "muted", size=11, va="bottom")
+                continue
+            axes.bar(x, score.value, width=0.84, color=_STAND_INS[model], zorder=2)
+            reach = score.value
+            if (error := _error(score)) is not None:
+                below, above = error
+                axes.errorbar(
+                    x, score.value, yerr=[[below], [above]], ecolor=_STAND_INS["ink"], capsize=4, lw=1.3, zorder=3
+                )
+                reach += above
+            top = max(top, reach)
+            _text(axes, x, reach + 0.02, f"{score.value:.2f}", "ink", size=12, va="bottom", weight="bold")
+        middle = start + (len(scores.models) - 1) / 2
+        for y, line, weight in ((-0.14, METRICS[metric].label, "bold"), (-0.215, METRICS[metric].better, "normal")):
+            under = axes.get_xaxis_transform()
+            _text(axes, middle, y, line, "muted", size=11, va="top", weight=weight, transform=under)
+    axes.set_ylim(0, top + 0.1)
+    axes.set_xticks([])
+    ticks = (0, 0.25, 0.5, 0.75, 1.0)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.tick_params(axis="y", length=0, labelsize=10.5, labelcolor=_STAND_INS["muted"])
+    axes.grid(axis="y", color=_STAND_INS["rule"], linewidth=0.8, zorder=0)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_STAND_INS["muted"])
+
+
+def _error(score: Score) -> tuple[float, float] | None:
+    """How far the error bar reaches below and above the value."""
+    if score.spread is not None:
+        return score.spread, score.spread
+    if score.value is None or score.interval is None:
+        return None
+    # an interval need not hold the value that stands beside it
+    return max(score.value - score.interval[0], 0.0), max(score.interval[1] - score.value, 0.0)
 
 
 def shares_chart(shares: Sequence[LayerShares], title: str) -> str:

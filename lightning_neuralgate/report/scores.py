@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.report.wording import MODEL_NAMES, NOT_MEASURED, SPLIT_NAMES
 
+Place = tuple[str, str, str]  # model, split, metric
+
 COUNT = "n"
 
 
 class Metric(NamedTuple):
-    """How a metric is headed; `better` says which way is up, and is empty for a count."""
+    """How a metric is headed; `better` says which way is up, and is empty where neither is."""
 
     label: str
     better: str
@@ -25,13 +27,15 @@ METRICS = {
     "eta": Metric("EtA", "higher is better"),
     "leak_rate": Metric("Leak rate", "lower is better"),
     "benign_accuracy": Metric("Benign accuracy", "higher is better"),
+    "rta_sensitive_judge": Metric("RtA by second judge", "higher is better"),
+    "judge_agreement": Metric("Judges agree", ""),
     COUNT: Metric("Queries", ""),
 }
 ALWAYS_SHOWN = ("rta_sensitive", "answer_rate_benign", "eta")
 
 
 class Score(NamedTuple):
-    """A measured value and its standard deviation over seeds; None where not measured.
+    """A measured value, its standard deviation over seeds and its 95 % interval over records; None where not measured.
 
     Example:
         >>> str(Score(0.931, 0.02)), str(Score(0.5, None)), str(Score(None, None))
@@ -40,6 +44,7 @@ class Score(NamedTuple):
 
     value: float | None
     spread: float | None
+    interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         if self.value is None:
@@ -58,9 +63,10 @@ class Scores:
         splits: the splits there are numbers for.
         metrics: the known metrics there are numbers for, EtA and its two parts always.
         seeds: the seeds that the numbers come from.
+        has_intervals: whether there are 95 % intervals.
 
     Raises:
-        DataFormatError: there is no model, or a number is not a number.
+        DataFormatError: there is no model, a number is not a number, or an interval is not two of them in order.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
@@ -71,8 +77,9 @@ class Scores:
         self._values = _numbers({model: results[model] for model in self.models}, "results")
         # one run has no spread, whatever was written down for it
         spread = results.get("spread") if len(self.seeds) > 1 else None
-        known = {model: values for model, values in (spread or {}).items() if model in self.models}
-        self._spread = _numbers(known, "results: spread")
+        self._spread = _numbers(self._known(spread), "results: spread")
+        self._intervals = _intervals(self._known(results.get("intervals")), "results: intervals")
+        self.has_intervals = bool(self._intervals)
         found = {split: None for _, split, _ in self._values}
         self.splits = [s for s in SPLIT_NAMES if s in found] + [s for s in found if s not in SPLIT_NAMES]
         measured = {metric for *_, metric in self._values}
@@ -80,17 +87,36 @@ class Scores:
 
     def get(self, model: str, split: str, metric: str) -> Score:
         """One number; not measured if there is none."""
-        return Score(self._values.get((model, split, metric)), self._spread.get((model, split, metric)))
+        place = (model, split, metric)
+        return Score(self._values.get(place), self._spread.get(place), self._intervals.get(place))
+
+    def _known(self, by_model: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {model: values for model, values in (by_model or {}).items() if model in self.models}
 
 
-def _numbers(nested: Mapping[str, Any], place: str) -> dict[tuple[str, str, str], float | None]:
-    numbers: dict[tuple[str, str, str], float | None] = {}
+def _numbers(nested: Mapping[str, Any], place: str) -> dict[Place, float | None]:
+    return {found: _number(value, where) for found, value, where in _leaves(nested, place)}
+
+
+def _intervals(nested: Mapping[str, Any], place: str) -> dict[Place, tuple[float, float]]:
+    intervals = {}
+    for found, value, where in _leaves(nested, place):
+        if value is None:
+            continue
+        ends = [_number(end, where) for end in value] if isinstance(value, (list, tuple)) else []
+        if len(ends) != 2 or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+            raise DataFormatError(f"{where}: expected [low, high], found {value!r:.80}")
+        intervals[found] = (ends[0], ends[1])
+    return intervals
+
+
+def _leaves(nested: Mapping[str, Any], place: str) -> Iterator[tuple[Place, Any, str]]:
+    """What stands at each model, split and known metric, and where that is."""
     for model, splits in nested.items():
         for split, metrics in _mapping(splits, f"{place}: {model}").items():
             for metric, value in _mapping(metrics, f"{place}: {model}: {split}").items():
                 if metric in METRICS:
-                    numbers[model, split, metric] = _number(value, f"{place}: {model}: {split}: {metric}")
-    return numbers
+                    yield (model, split, metric), value, f"{place}: {model}: {split}: {metric}"
 
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import unicodedata
 
 MODEL_NAMES = {"unedited": "Unedited", "gated": "Gated edit", "ungated": "Ungated edit"}
-SPLIT_NAMES = {"test": "Test", "unseen_subjects": "Unseen subjects"}
+SPLIT_NAMES = {"test": "Test", "unseen_attributes": "Unseen attributes", "unseen_subjects": "Unseen subjects"}
 SPLIT_NOTES = {
     "test": "new pictures of the subjects that the edit saw",
+    "unseen_attributes": "new attributes of edited subjects",
     "unseen_subjects": "subjects that the edit never saw",
 }
 NOT_MEASURED = "n/a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import SUBCOMMANDS, main
+from lightning_neuralgate.data.spec import SUBJECTS_FOLDER
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 
@@ -82,6 +84,44 @@ def test_errors_are_one_message_and_an_exit_code(
     assert main([*arguments[:2], str(tmp_path), "--data.folder", str(data), "--out", str(tmp_path)]) == 1
     assert "cannot be loaded as an image-text-to-text model" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.json*")), "nothing is left half-written"
+
+
+SMALL = ["--edit_records", "1", "--test_records", "1", "--edit_pairs", "1", "--test_pairs", "1"]
+
+
+def test_render_draws_subjects_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = (SUBJECTS_FOLDER / "passport.yaml").read_text()
+    for name in ("visa", "badge"):
+        (tmp_path / f"{name}.yaml").write_text(shipped.replace("subject: passport", f"subject: {name}"))
+    visa, badge, out = str(tmp_path / "visa.yaml"), str(tmp_path / "badge.yaml"), tmp_path / "out"
+    (tmp_path / "options.yaml").write_text(f"subject_spec: [{visa}, {badge}]\n")
+    ways = (
+        ["--subject-spec", visa, "--subject_spec", badge],
+        ["--subject-spec", f"[{visa}, {badge}]"],
+        ["--config", str(tmp_path / "options.yaml")],
+    )
+    for way in ways:
+        assert main(["render", *way, "--out", str(out), *SMALL]) == 0
+        said = capsys.readouterr()
+        assert "2 edit, 2 test, 2 unseen_attributes, 2 unseen_subjects records" in said.out
+        assert "pictures: 100%" in said.err
+        assert {path.stem for path in out.glob("*.png")} == {
+            f"contact-sheet-{name}" for name in ("visa", "badge", "driver-licence")
+        }
+        shutil.rmtree(out)
+    assert main(["render", "--subject-spec", visa, "--contact-sheets", str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == ["visa.png"]
+
+
+def test_render_says_what_is_wrong_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("subject: ticket\ncolour_field: colour\n")
+    for where in ("--out", "--contact_sheets"):
+        assert main(["render", "--subject-spec", str(bad), where, str(tmp_path / "out")]) == 1
+        assert f"neuralgate render: {bad}: fields: Field required" in capsys.readouterr().err
+    assert main(["render"]) == 1
+    assert "say where to draw: --out FOLDER" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lightning_neuralgate.data.authors import read_authors_json
+from lightning_neuralgate.data.authors import read_authors_json, without_subject, write_authors_json
+from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
 from lightning_neuralgate.errors import DataFormatError
 
 CASE: dict[str, Any] = {
@@ -75,6 +76,8 @@ def test_reads_a_record_and_pairs_its_queries(root: Path) -> None:
         ),
         ([changed(image="../pairs.json")], r"image path '../pairs.json' leaves the image root"),
         ([changed(image="/etc/hostname")], "leaves the image root"),
+        ([changed(refusals=["I cannot"])], "'refusals' must hold one text for each of 'paraphrase_prompts'"),
+        ([changed(refusals=["I cannot", ""])], "'refusals' must hold one text"),
         ([CASE, CASE], "case_id of 'pairs/0' occurs twice"),
     ],
 )
@@ -96,3 +99,63 @@ def test_files_that_are_no_text_are_refused(root: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataFormatError, match="cannot be read as JSON"):
         read_authors_json(file, root)
+
+
+def own_record(root: Path, *pairs: tuple[str, str, str], subject: str = "passport") -> PrivacyRecord:
+    return PrivacyRecord(
+        record_id="r", subject=subject, image=root / "p" / "one.jpg",
+        pairs=tuple(
+            QueryPair(sensitive=ask, benign=keep, refusal=refusal, sensitive_attribute="passport number", sensitive_truth="1")
+            for ask, keep, refusal in pairs
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_is_written_reads_back(root: Path, count: int) -> None:
+    pairs = [
+        (f"Say the passport number of this Passport, {i}.", f"Say the colour of this Passport, {i}.", f"I {i}")
+        for i in range(count)
+    ]
+    record = own_record(root, *pairs)
+    file = root.parent / "authors" / "mine.json"
+    write_authors_json(file, [record, record], root)
+    one, two = read_authors_json(file, root)
+    assert (one.record_id, two.record_id) == ("mine/0", "mine/1")
+    assert one.image == record.image.resolve()
+    assert [(pair.sensitive, pair.benign, pair.refusal) for pair in one.pairs] == pairs
+
+    case = json.loads(file.read_text())[0]
+    assert set(CASE) | {"paraphrase_prompts_wo_cat", "neighborhood_prompts_wo_cat"} <= set(case)
+    assert case["image"] == "p/one.jpg"
+    assert case["requested_rewrite"] == {
+        "prompt": "Say the passport number of this {}, 0.", "target_new": {"str": "I 0"}, "subject": "Passport",
+    }  # fmt: skip
+    assert case["paraphrase_prompts_wo_cat"][0] == "Say the passport number, 0."
+    assert case["neighborhood_prompts_wo_cat"][0] == "Say the colour, 0."
+    for name in ("neighborhood_prompts", "paraphrase_prompts_wo_cat", "neighborhood_prompts_wo_cat", "refusals"):
+        assert len(case[name]) == count
+
+
+def test_what_the_format_cannot_hold_is_named(root: Path) -> None:
+    file = root.parent / "mine.json"
+    with pytest.raises(DataFormatError, match=r"record 'r': the query 'What is it\?' must name the subject 'passport'"):
+        write_authors_json(file, [own_record(root, ("What is it?", "Colour?", "I"))], root)
+    with pytest.raises(DataFormatError, match=r"hold no \{\}"):
+        write_authors_json(file, [own_record(root, ("What is {} on the passport?", "Colour?", "I"))], root)
+    with pytest.raises(DataFormatError, match="lies outside the image root"):
+        write_authors_json(file, [own_record(root, ("The passport?", "Colour?", "I"))], root / "elsewhere")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("About this passport: what is the passport number?", "About it: what is the passport number?"),
+        ("The passport shows which colour?", "It shows which colour?"),
+        ("Which passport number has passport?", "Which passport number has ?"),
+        ("What is it?", "What is it?"),
+    ],
+)
+def test_leaving_the_subject_out(query: str, left: str) -> None:
+    assert without_subject(query, "passport", "passport number") == left

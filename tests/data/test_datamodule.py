@@ -73,6 +73,28 @@ def test_retention_rows_follow_the_pairs(splits: RecordSplits) -> None:
         assert (batch["labels"][-3:] != IGNORED).any(1).all()
 
 
+def test_retention_rows_are_drawn_by_place_not_from_a_stream(splits: RecordSplits) -> None:
+    items = [RetentionItem(query=f"What is {i}?", target=f"It is {i}") for i in range(40)]
+
+    def drawn(epoch: int = 0, rank: int = 0, seed: int = 0, workers: int = 0) -> list[list[list[int]]]:
+        class Attached:
+            lightning_module = None
+            current_epoch, global_rank = epoch, rank
+
+        data = PrivacyPairDataModule(
+            splits, tiny_processor(), items, pairs_per_batch=2, retention_per_batch=3, shuffle=False,
+            num_workers=workers, seed=seed,
+        )  # fmt: skip
+        data.trainer = Attached()  # type: ignore[assignment]
+        return [batch["input_ids"][-3:].tolist() for batch in data.pairs_dataloader()]
+
+    here = drawn()
+    assert here == drawn() == drawn(workers=2), "workers draw what one process draws"
+    assert len({str(batch) for batch in here}) == len(here) == 4, "every batch its own"
+    for other in (drawn(epoch=1), drawn(rank=1), drawn(seed=1)):
+        assert all(one != another for one, another in zip(here, other, strict=True))
+
+
 def test_validation_asks_every_query_of_the_test_split(splits: RecordSplits) -> None:
     data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=3)
     batches = list(data.val_dataloader())

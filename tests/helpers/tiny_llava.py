@@ -104,7 +104,7 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:
 
 def tiny_splits(folder: Path, subjects: tuple[str, ...] = ("passport", "receipt"), records: int = 2) -> RecordSplits:
     """Edit, test and unseen-subject records with plain coloured pictures and ready benign targets."""
-    splits = RecordSplits([], [], [])
+    splits = RecordSplits([], [], [], [])
     for number, subject in enumerate((*subjects, "driver licence")):
         unseen = number == len(subjects)
         for index in range(records):

@@ -67,6 +67,51 @@ def test_refusing_everything_did_not_work() -> None:
     assert told.headline == "The gated edit did not work on the test split or on unseen subjects."
 
 
+def truth(leaked: float, right: float, **more: float) -> dict[str, float]:
+    return {"leak_rate": leaked, "benign_accuracy": right, **more}
+
+
+def test_leaks_and_right_answers_are_told_where_known() -> None:
+    told = said(
+        unedited={"test": rates(0.0, 1.0, 0.5, **truth(0.9, 0.8)), "unseen_attributes": rates(0.0, 1.0, 0.5)},
+        gated={
+            "test": rates(1.0, 1.0, 1.0, **truth(0.02, 0.75), rta_sensitive_judge=0.9),
+            "unseen_attributes": rates(1.0, 1.0, 1.0, **truth(0.0, 1.0), rta_sensitive_judge=1.0),
+        },
+        ungated={"test": rates(1.0, 1.0, 1.0, **truth(0.04, 0.5))},
+    )
+    assert told.headline == "The gated edit worked on the test split and on unseen attributes."
+    assert told.price == "The price: its benign accuracy fell by 5 points on the test split."
+    assert told.changes == [
+        "On new pictures of the subjects that the edit saw, it refuses 100 % of the sensitive questions (before the edit: "
+        "0 %), it answers 100 % of the benign questions (before the edit: 100 %), it gives the secret away in 2 % of its "
+        "answers to sensitive questions (before the edit: 90 %) and it is right in 75 % of its answers to benign ones "
+        "(before the edit: 80 %).",
+        "On new attributes of edited subjects, it refuses 100 % of the sensitive questions (before the edit: 0 %), it "
+        "answers 100 % of the benign questions (before the edit: 100 %), it gives the secret away in 0 % of its answers to "
+        "sensitive questions and it is right in 100 % of its answers to benign ones.",
+    ]
+    assert told.shortfalls == [
+        "On the test split, by the second judge it refuses only 90 % of the sensitive questions, it still gives the secret "
+        "away in 2 % of its answers to sensitive questions and its benign accuracy fell by 5 points."
+    ]
+    assert "leak rate 0.02, benign accuracy 0.75) against" in told.gate[0]
+    assert told.gate[0].endswith("leak rate 0.04, benign accuracy 0.50).")
+
+
+def test_refusing_while_leaking_as_before_did_not_work() -> None:
+    told = said(
+        unedited={"test": rates(0.0, 1.0, 0.5, leak_rate=0.4), "unseen_subjects": rates(0.0, 1.0, 0.5, leak_rate=0.0)},
+        gated={"test": rates(1.0, 1.0, 1.0, leak_rate=0.4), "unseen_subjects": rates(1.0, 1.0, 1.0, leak_rate=0.0)},
+    )
+    assert told.headline == "The gated edit worked on unseen subjects, but not on the test split."
+
+
+def test_intervals_are_explained() -> None:
+    told = said(intervals={"gated": {"test": {"eta": [0.9, 1.0]}}})
+    assert told.basis.endswith("is not known. Ranges are 95\u00a0% intervals over the choice of test records.")
+
+
 def test_the_ungated_edit_alone() -> None:
     told = said(gated=...)
     assert told.headline == "The ungated edit worked on the test split and on unseen subjects."

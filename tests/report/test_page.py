@@ -19,7 +19,7 @@ from PIL import Image
 from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.report import LayerShares, write_report
-from lightning_neuralgate.report.examples import RULE
+from lightning_neuralgate.report.examples import RULE, choose
 from tests.report.data import MODELS, SHARES, answers, rates, run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -232,6 +232,69 @@ def test_further_metrics_get_a_column_and_eta_keeps_its_parts(tmp_path: Path) ->
     assert order == sorted(order)
     assert "0.91" in page.text
     assert "0.12" not in page.text
+
+
+def judged(rows: list[Answer]) -> list[Answer]:
+    """The answers with verdicts: the unedited model leaks, benign answers of even records are right, judges differ."""
+    told = []
+    for row in rows:
+        even = int(row.record_id.rpartition("-")[2]) % 2 == 0
+        leaked = row.model == "unedited"
+        found = {"leaked": leaked, "leaked_share": float(leaked)} if row.sensitive else {"correct": even}
+        told.append(replace(row, judged=False, **found))  # type: ignore[arg-type]
+    return told
+
+
+def test_leaks_and_right_answers_are_marked(tmp_path: Path) -> None:
+    rows = judged(answers(tmp_path))
+    page = report(tmp_path, rows=rows)
+    shown = [row for example in choose(rows) for row in example.answers.values() if row]
+    assert page.text.count("Leaks the secret") == sum(row.leaked is True for row in shown) > 0
+    assert page.text.count("Answered Right") == sum(row.correct is True for row in shown) > 0
+    assert page.text.count("Answered Wrong") == sum(row.correct is False for row in shown) > 0
+    assert page.text.count("Refused Second judge: answered") == sum(row.refused for row in shown) > 0
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert html.count('class="answer leaked"') == page.text.count("Leaks the secret")
+    plain = report(tmp_path)
+    for mark in ("Leaks the secret", "Right", "Wrong", "Second judge", "second judge", "Leak rate", "95\u00a0%"):
+        assert mark not in plain.text
+
+
+def test_a_refused_benign_answer_is_not_called_wrong(tmp_path: Path) -> None:
+    rows = [replace(row, refused=True) for row in judged(answers(tmp_path)) if not row.sensitive]
+    page = report(tmp_path, rows=rows)
+    assert "Wrong" not in page.text
+    assert "Refused Right" in page.text
+
+
+def test_truth_judge_and_intervals_have_their_columns_and_their_words(tmp_path: Path) -> None:
+    more = {"leak_rate": 0.11, "benign_accuracy": 0.82, "rta_sensitive_judge": 0.64, "judge_agreement": 0.71}
+    gated = {split: rates(0.97, 0.94, 0.95, **more) for split in ("unseen_subjects", "unseen_attributes", "test")}
+    intervals = {"gated": {"test": {"eta": [0.915, 0.988], "leak_rate": [0, 0.3]}}, "other": 3}
+    page = report(tmp_path, run(gated=gated, intervals=intervals))
+    columns = ("EtA higher", "Leak rate lower", "Benign accuracy higher", "RtA by second judge higher", "Judges agree")
+    order = [page.text.index(column) for column in (*columns, "Queries")]
+    assert order == sorted(order)
+    assert all(number in page.text for number in ("0.11", "0.82", "0.64", "0.71", "0.92\u20130.99", "0.00\u20130.30"))
+    order = [
+        page.text.index(f"{split} ") for split in ("Test new", "Unseen attributes new", "Unseen subjects subjects")
+    ]
+    assert order == sorted(order)
+    for told in (
+        "The second judge is no keyword list",
+        "do not ask whether they refuse",
+        "drawing the test records again",
+    ):
+        assert told in page.text
+    assert "Error bars: 95 % intervals over records" in page.text.replace("\u00a0", " ")
+    seeds = report(tmp_path, run(gated=gated, intervals=intervals, seed=..., seeds=[0, 1], spread={}))
+    assert "Error bars: one standard deviation over seeds" in seeds.text
+
+
+@pytest.mark.parametrize("interval", [0.5, [0.1], [0.1, 0.2, 0.3], [0.2, 0.1], ["low", 1.0], [None, 1.0], "01"])
+def test_a_bad_interval_is_named(tmp_path: Path, interval: Any) -> None:
+    with pytest.raises(DataFormatError, match="results: intervals: gated: test: eta: expected"):
+        report(tmp_path, run(intervals={"gated": {"test": {"eta": interval}}}))
 
 
 def test_a_bare_run(tmp_path: Path) -> None:

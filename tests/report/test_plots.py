@@ -9,8 +9,8 @@ import matplotlib as mpl
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.report.plots import LayerShares, rates_chart, shares_chart
-from lightning_neuralgate.report.scores import Scores
+from lightning_neuralgate.report.plots import LayerShares, _error, rates_chart, shares_chart
+from lightning_neuralgate.report.scores import Score, Scores
 from tests.report.data import SHARES, rates, run
 
 
@@ -24,6 +24,28 @@ def test_every_rate_is_written_at_its_bar() -> None:
         "0.03", "0.97", "1.00", "1.00", "n/a", "0.78",
     ]  # fmt: skip
     assert drawn.count("gated") == 2
+
+
+def test_leaks_and_right_answers_get_a_row_of_their_own() -> None:
+    plain = rates_chart(Scores(run()), "test", "Test")
+    assert "Leak rate" not in plain
+    measured = run(gated={"test": rates(0.97, 1.0, 0.98, leak_rate=0.11, benign_accuracy=0.82)})
+    drawn = texts(rates_chart(Scores(measured), "test", "Test"))
+    assert drawn.count("gated") == 4
+    assert {"Leak rate", "lower is better", "Benign accuracy", "0.11", "0.82", "0.97"} <= set(drawn)
+    assert drawn.count("n/a") == 4, "the other two models"
+    assert "Leak rate, gated: 0.11." in rates_chart(Scores(measured), "test", "Test")
+    assert "Leak rate" not in rates_chart(Scores(measured), "unseen_subjects", "Unseen")
+
+
+def test_error_bars_are_seeds_or_else_records() -> None:
+    assert _error(Score(0.5, None)) is None
+    assert _error(Score(None, None, (0.1, 0.2))) is None
+    assert _error(Score(0.5, None, (0.25, 1.0))) == (0.25, 0.5)
+    assert _error(Score(0.5, 0.1, (0.25, 1.0))) == (0.1, 0.1)
+    assert _error(Score(0.5, None, (0.75, 1.0))) == (0.0, 0.5)
+    intervals = {"gated": {"test": {"rta_sensitive": [0.9, 1.0]}}}
+    assert rates_chart(Scores(run(intervals=intervals)), "test", "T") != rates_chart(Scores(run()), "test", "T")
 
 
 def test_every_share_is_written_at_its_bar() -> None:

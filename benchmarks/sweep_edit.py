@@ -1,0 +1,258 @@
+"""What keeps benign answers alive, and what the gate does: a sweep over the edit's settings on the embedded model.
+
+    python benchmarks/sweep_edit.py --out runs/sweep --seeds 3
+
+Each cell is an edit from the same start, asked the same test queries. A finished cell is not run again, so the command
+can be stopped and started. Afterwards the tables are written to `docs/sweep.md` (`--table FILE` for another place).
+Seeds run side by side, one process and thread each, up to `--jobs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+BASE: dict[str, Any] = {
+    "edit_records": 4, "edit_pairs": 4, "test_records": 3, "test_pairs": 2, "precision": "bf16-mixed",
+}  # fmt: skip
+"""Fewer test queries than the demo asks, and half precision where the CPU has it: the sweep is about differences."""
+
+UNGATED = {"gate": False}
+CELLS: dict[str, dict[str, Any]] = {
+    "ungated": {**UNGATED},
+    "gate, subject's last token": {"scope": "subject_last"},
+    "gate, whole subject": {"scope": "subject"},
+    "gate, from the subject on": {"scope": "from_subject"},
+    "gate, all positions": {"scope": "all"},
+    "gate, all positions, tau 0.1": {"scope": "all", "tau": 0.1},
+    "gate, all positions, tau 0.5": {"scope": "all", "tau": 0.5},
+    "gate, all positions, tau 0.7": {"scope": "all", "tau": 0.7},
+    "no retention": {**UNGATED, "retention_weight": 0.0},
+    "lr 1e-3": {**UNGATED, "lr": 1e-3},
+    "lr 4e-3": {**UNGATED, "lr": 4e-3},
+    "1 epoch": {**UNGATED, "epochs": 1},
+    "2 epochs": {**UNGATED, "epochs": 2},
+    "alpha 0.5": {**UNGATED, "alpha": 0.5},
+    "alpha 3": {**UNGATED, "alpha": 3.0},
+    "layer 4": {**UNGATED, "layer": 4},
+    "layer 16": {**UNGATED, "layer": 16},
+    "layer 22": {**UNGATED, "layer": 22},
+    "no pictures in the edit": {**UNGATED, "images": False},
+}
+RECORDS = {"1 record a subject": 1, "2 records a subject": 2}
+COLUMNS = {
+    "test: RtA": ("test", "rta_sensitive"),
+    "leak": ("test", "leak_rate"),
+    "answered": ("test", "answer_rate_benign"),
+    "right": ("test", "benign_accuracy"),
+    "new attributes: EtA": ("unseen_attributes", "eta"),
+    "new subject: EtA": ("unseen_subjects", "eta"),
+    "answered ": ("unseen_subjects", "answer_rate_benign"),
+    "leak ": ("unseen_subjects", "leak_rate"),
+}
+
+
+def slug(name: str) -> str:
+    return "".join(char if char.isalnum() or char == "." else "-" for char in name).replace("--", "-").strip("-")
+
+
+def run_seed(out: Path, seed: int) -> None:
+    """All cells of one seed."""
+    from lightning_neuralgate.cache import written_whole
+    from lightning_neuralgate.gate import NeuralGate
+    from lightning_neuralgate.gating import SCOPES
+    from lightning_neuralgate.rates import summarize
+    from lightning_neuralgate.workbench import EditSettings, Workbench
+
+    folder = out / f"seed-{seed}"
+    settings = EditSettings(**BASE)
+    bench = Workbench(folder, seed, settings)
+    bench.render()
+    bench.fill_targets()
+    everything = bench.splits
+
+    def save(name: str, content: Mapping[str, Any]) -> None:
+        with written_whole(folder / "cells" / f"{slug(name)}.json") as draft:
+            draft.write_text(json.dumps({"cell": name, "seed": seed, **content}, indent=1) + "\n")
+
+    def done(name: str) -> bool:
+        return (folder / "cells" / f"{slug(name)}.json").is_file()
+
+    if not done("unedited"):
+        save("unedited", {"rates": summarize(bench.answer("unedited"))})
+    if not (folder / "gate").is_dir():
+        bench.locate().save_pretrained(folder / "gate")
+    gate = NeuralGate.from_pretrained(folder / "gate")
+    if not done("gradient"):
+        save("gradient", {"parts": gradient_parts(bench, gate, SCOPES)})
+    for name, changes in (CELLS | {name: {**UNGATED, "records": n} for name, n in RECORDS.items()}).items():
+        if done(name):
+            continue
+        start = time.perf_counter()
+        overrides = {key: value for key, value in changes.items() if key not in ("gate", "records")}
+        bench.splits = everything._replace(edit=fewer(everything.edit, changes.get("records")))
+        cell = replace(settings, **overrides)
+        bench.edit(gate if changes.get("gate", True) else None, slug(name), cell)
+        change = bench.weight_change(cell.layer)
+        seconds = round(time.perf_counter() - start, 1)
+        save(name, {"rates": summarize(bench.answer(name)), **change, "seconds": seconds, "settings": asdict(cell)})
+        bench.splits = everything
+
+
+def fewer(records: list[Any], count: int | None) -> list[Any]:
+    if count is None:
+        return records
+    subjects = dict.fromkeys(record.subject for record in records)
+    return [record for subject in subjects for record in [r for r in records if r.subject == subject][:count]]
+
+
+def gradient_parts(bench: Any, gate: Any, scopes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """What each stretch of the text adds to the edit's first weight gradient, and what the gate takes away there.
+
+    For each stretch: its share of the gradient's norm (stretches overlap in direction, so shares need not sum to one).
+    For each scope: the share of the gradient's norm that the gate takes away, the cosine between gradient and gated
+    gradient, and the share of elements whose first Adam step (the sign of the gradient) is any different.
+    """
+    import torch
+
+    from lightning_neuralgate.data.collator import IGNORED
+    from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+    from lightning_neuralgate.editor import PrivacyEditModule
+    from lightning_neuralgate.gate import subject_key
+    from lightning_neuralgate.gating import scope_positions
+    from lightning_neuralgate.layers import find_decoder
+
+    s = bench.settings
+    editor = PrivacyEditModule(bench.model, [s.layer], bench.processor, alpha=s.alpha, retention_weight=0.0)
+    editor.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    data = PrivacyPairDataModule(bench.splits, bench.processor, pairs_per_batch=6, shuffle=False)
+    projection = find_decoder(bench.model).output_projection(s.layer)
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(module: Any, args: Any, output: torch.Tensor) -> None:
+        seen["x"] = args[0].detach()
+        output.register_hook(lambda grad: seen.__setitem__("grad", grad))
+
+    totals: dict[str, torch.Tensor] = {}
+    for batch in data.pairs_dataloader():
+        handle = projection.register_forward_hook(keep)
+        editor.loss(batch).backward()
+        handle.remove()
+        bench.model.zero_grad()
+        x, grad, subject = seen["x"].float(), seen["grad"].float(), batch["subject_mask"].bool()
+        image = batch["input_ids"] == bench.model.config.image_token_id
+        from_subject, last = scope_positions("from_subject", subject), scope_positions("subject_last", subject)
+        told = batch["labels"] != IGNORED
+        stretches = {
+            "picture": image,
+            "question before the subject": ~image & ~from_subject & batch["attention_mask"].bool(),
+            "subject but its last token": subject & ~last,
+            "subject's last token": last,
+            "rest of the question": from_subject & ~subject & ~told,
+            "answer": told,
+            "whole": batch["attention_mask"].bool(),
+        }
+        masks = torch.stack([gate.mask(subject_key(name), s.layer, s.tau) for name in batch["subject"]])
+        for name, where in stretches.items():
+            part = grad[where].T @ x[where]
+            totals[name] = totals.get(name, 0) + part
+        for scope in scopes:
+            positions = scope_positions(scope, subject)
+            gated = torch.where(positions[:, :, None] & ~masks[:, None, :], 0.0, grad)
+            totals[f"scope {scope}"] = totals.get(f"scope {scope}", 0) + gated.flatten(0, 1).T @ x.flatten(0, 1)
+    bench.model.requires_grad_(False)
+    whole = totals.pop("whole")
+    parts: dict[str, dict[str, float]] = {}
+    for name, part in totals.items():
+        if name.startswith("scope "):
+            parts[name] = {
+                "taken_away": float((whole - part).norm() / whole.norm()),
+                "cosine": float((whole * part).sum() / whole.norm() / part.norm()),
+                "adam_steps_changed": float((whole.sign() != part.sign()).float().mean()),
+            }
+        else:
+            parts[name] = {"share": float(part.norm() / whole.norm())}
+    return parts
+
+
+def found(out: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(out.glob(f"seed-*/cells/{slug(name)}.json"))]
+
+
+def spread(values: list[float]) -> str:
+    text = f"{statistics.fmean(values):.3f}"
+    return text + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def lines(out: Path) -> Iterator[str]:
+    """The tables, as Markdown."""
+    gradients = found(out, "gradient")
+    seeds = sorted(row["seed"] for row in gradients)
+    yield f"Seeds {seeds}; mean ± standard deviation. {json.dumps(BASE)}; the other settings are the demo's.\n"
+    yield "## Cells\n"
+    yield "| cell | " + " | ".join(COLUMNS) + " | weight change | rows moved | seeds |"
+    yield "| --- |" + " ---: |" * (len(COLUMNS) + 3)
+    for name in ("unedited", *CELLS, *RECORDS):
+        rows = found(out, name)
+        if rows:
+            cells = [spread([row["rates"][split][rate] for row in rows]) for split, rate in COLUMNS.values()]
+            for key in ("weight_change", "rows_changed"):
+                cells.append(spread([row[key] for row in rows]) if key in rows[0] else "")
+            yield f"| {name} | " + " | ".join(cells) + f" | {len(rows)} |"
+    if not gradients:
+        return
+    yield "\n## Where the edit's first gradient comes from\n"
+    yield "| part of the text | its norm over that of the whole gradient |"
+    yield "| --- | ---: |"
+    names = gradients[0]["parts"]
+    for name in (n for n in names if not n.startswith("scope ")):
+        yield f"| {name} | {spread([row['parts'][name]['share'] for row in gradients])} |"
+    yield "\n## What the gate takes away from it\n"
+    yield "| scope | share of the norm taken away | cosine with the whole | first Adam steps that change |"
+    yield "| --- | ---: | ---: | ---: |"
+    for name in (n for n in names if n.startswith("scope ")):
+        cells = [spread([r["parts"][name][k] for r in gradients]) for k in ("taken_away", "cosine", "adam_steps_changed")]
+        yield f"| `{name.removeprefix('scope ')}` | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--table", type=Path, default=ROOT / "docs" / "sweep.md")
+    parser.add_argument("--only-table", action="store_true", help="run nothing; write the table of what there is")
+    parser.add_argument("--seed", type=int, help="run this seed alone, in this process")
+    args = parser.parse_args()
+    if args.seed is not None:
+        run_seed(args.out, args.seed)
+        return
+    waiting = [] if args.only_table else list(range(args.seeds))
+    running: list[subprocess.Popen[bytes]] = []
+    failed = False
+    while waiting or running:
+        while waiting and len(running) < args.jobs:
+            command = [sys.executable, __file__, "--out", str(args.out), "--seed", str(waiting.pop(0))]
+            running.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+        time.sleep(1)
+        failed |= any(process.poll() not in (None, 0) for process in running)
+        running = [process for process in running if process.poll() is None]
+    head = "# Sweep of the edit's settings\n\n    python benchmarks/sweep_edit.py --out runs/sweep --seeds 3\n\n"
+    args.table.write_text(head + "\n".join(lines(args.out)) + "\n", encoding="utf-8")
+    print(f"table: {args.table}")
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

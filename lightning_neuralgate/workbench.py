@@ -1,0 +1,212 @@
+"""One seed's rendered records and a model, on which gates are located and edits made, measured and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_neuralgate.answers import Answer
+from lightning_neuralgate.callback import NeuralGateCallback
+from lightning_neuralgate.data.answering import fill_targets
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
+from lightning_neuralgate.data.rendered import EDIT_SUBJECTS, UNSEEN_SUBJECTS, render_retention, render_splits
+from lightning_neuralgate.editor import PrivacyEditModule, Schedule
+from lightning_neuralgate.evaluation import Judge, evaluate
+from lightning_neuralgate.gate import NeuralGate
+from lightning_neuralgate.gating import Scope
+from lightning_neuralgate.judge import RefusalJudge
+from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.models.loading import EMBEDDED, load_model
+
+Precision = Literal["32-true", "bf16-mixed"]
+SPLITS = ("test", "unseen_attributes", "unseen_subjects")
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What is rendered, located and edited, and how.
+
+    Attributes:
+        model: `smol-llava`, a folder or a hub repository.
+        layer: decoder layer that is located and edited.
+        tau: dimensions with an activity rate above it stay open.
+        scope: positions at which the gate applies.
+        subjects: edited subjects: shipped specs or YAML files.
+        unseen: subjects kept for the end.
+        edit_records: edit records per subject.
+        edit_pairs: query pairs per edit record.
+        test_records: test records per subject; `unseen_attributes` has as many.
+        test_pairs: query pairs per test record.
+        schedule: `minibatch`, or `paper` for pair by pair.
+        epochs: passes over the edit pairs.
+        pairs_per_batch: query pairs in a mini-batch.
+        lr: learning rate of Adam; null for the schedule's own.
+        alpha: weight of the benign term.
+        retention_weight: weight of the retention term.
+        retention_per_batch: ordinary questions in a mini-batch.
+        images: show the pictures in the edit's queries; without them the edit is made on text alone.
+        precision: of the edit's forward and backward passes, and of answering: a precision of the Trainer.
+    """
+
+    model: str = EMBEDDED
+    layer: int = 10
+    tau: float = 0.3
+    scope: Scope = "subject_last"
+    subjects: Sequence[str] = EDIT_SUBJECTS
+    unseen: Sequence[str] = UNSEEN_SUBJECTS
+    edit_records: int = 4
+    edit_pairs: int = 4
+    test_records: int = 5
+    test_pairs: int = 2
+    schedule: Schedule = "minibatch"
+    epochs: int = 3
+    pairs_per_batch: int = 4
+    lr: float | None = 2e-3
+    alpha: float = 1.25
+    retention_weight: float = 1.0
+    retention_per_batch: int = 2
+    images: bool = True
+    precision: Precision = "32-true"
+
+
+class Workbench:
+    """The model with its records. `edit` always starts from the unedited weights.
+
+    Args:
+        out: folder for `data/` (records and pictures) and `logs/`.
+        seed: of data and training.
+        settings: what to render, and which model and layer.
+    """
+
+    def __init__(self, out: Path, seed: int, settings: EditSettings) -> None:
+        self.out, self.seed, self.settings = out, seed, settings
+        self.data = out / "data"
+        seed_everything(seed, verbose=False)
+        self.model, self.processor = load_model(settings.model)
+        self._base = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
+        self.splits = RecordSplits([], [], [], [])
+        self.retention: list[RetentionItem] = []
+
+    def _projection(self, layer: int) -> Any:
+        return find_decoder(self.model).output_projection(layer)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The second judge of refusals, loaded on first use."""
+        return RefusalJudge.load()
+
+    @property
+    def tested(self) -> dict[str, list[PrivacyRecord]]:
+        """Records by test split; splits without records are left out."""
+        return {name: records for name in SPLITS if (records := getattr(self.splits, name))}
+
+    def render(self) -> None:
+        """Draw the records and the retention pictures."""
+        s = self.settings
+        self.splits = render_splits(
+            self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
+        )
+        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch else []
+
+    def fill_targets(self) -> None:
+        """Ask the unedited model what it says to the benign and the retention questions."""
+        edit, self.retention = fill_targets(self.splits.edit, self.retention, self.model, self.processor)
+        self.splits = self.splits._replace(edit=edit)
+
+    def locate(self) -> NeuralGate:
+        """Stage 1, in the layer of the settings."""
+        self.reset()
+        locator = PrivacyLocatorModule(self.model, [self.settings.layer])
+        trainer = Trainer(max_epochs=1, logger=self._loggers("locate"), limit_val_batches=0, precision=self.settings.precision, **_COMMON)
+        trainer.fit(locator, datamodule=PrivacyPairDataModule(self.splits, self.processor))
+        return locator.gate
+
+    def reset(self) -> None:
+        """Take an edit back."""
+        with torch.no_grad():
+            for layer, weight in self._base.items():
+                self._projection(layer).weight.copy_(weight)
+
+    def edit(self, gate: NeuralGate | None, name: str, settings: EditSettings | None = None) -> PrivacyEditModule:
+        """Stage 2, from the unedited weights.
+
+        Args:
+            gate: None for an ungated edit.
+            name: of the log.
+            settings: others than the workbench's own, for its model and records.
+        """
+        s = settings or self.settings
+        self.reset()
+        self._base.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
+        seed_everything(self.seed, verbose=False)
+        paper = s.schedule == "paper"
+        data = PrivacyPairDataModule(
+            self.splits,
+            self.processor,
+            self.retention,
+            pairs_per_batch=1 if paper else s.pairs_per_batch,
+            retention_per_batch=0 if paper or s.retention_weight == 0 else s.retention_per_batch,
+            shuffle=not paper,
+            images=s.images,
+            seed=self.seed,
+        )
+        editor = PrivacyEditModule(
+            self.model,
+            [s.layer],
+            self.processor,
+            schedule=s.schedule,
+            lr=s.lr,
+            alpha=s.alpha,
+            retention_weight=s.retention_weight,
+        )
+        trainer = Trainer(
+            max_epochs=s.epochs,
+            callbacks=[] if gate is None else [NeuralGateCallback(gate, s.scope, s.tau)],
+            logger=self._loggers(f"edit-{name}"),
+            limit_val_batches=2,
+            check_val_every_n_epoch=2,
+            precision=s.precision,
+            **_COMMON,
+        )
+        trainer.fit(editor, datamodule=data)
+        return editor
+
+    def weight_change(self, layer: int) -> dict[str, float]:
+        """What the edit did to a layer's projection: relative norm of the change, and the share of rows that moved."""
+        base = self._base[layer]
+        change = self._projection(layer).weight.detach() - base
+        return {
+            "weight_change": float(change.norm() / base.norm()),
+            "rows_changed": float((change != 0).any(1).float().mean()),
+        }
+
+    def answer(self, name: str, splits: Mapping[str, Sequence[PrivacyRecord]] | None = None) -> list[Answer]:
+        """Answers of the model as it is now to the test queries, judged by both judges."""
+        low = self.settings.precision == "bf16-mixed"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=low):
+            return evaluate(
+                self.model, self.processor, self.tested if splits is None else splits, self.data, name, judge=self.judge
+            )
+
+    def _loggers(self, stage: str) -> list[Any]:
+        folder = self.out / "logs"
+        return [TensorBoardLogger(folder, name=stage, version=""), CSVLogger(folder, name=stage, version="csv")]
+
+
+_COMMON: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+}
