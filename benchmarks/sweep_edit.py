@@ -222,7 +222,9 @@ def lines(out: Path) -> Iterator[str]:
     yield "| scope | share of the norm taken away | cosine with the whole | first Adam steps that change |"
     yield "| --- | ---: | ---: | ---: |"
     for name in (n for n in names if n.startswith("scope ")):
-        cells = [spread([r["parts"][name][k] for r in gradients]) for k in ("taken_away", "cosine", "adam_steps_changed")]
+        cells = [
+            spread([r["parts"][name][k] for r in gradients]) for k in ("taken_away", "cosine", "adam_steps_changed")
+        ]
         yield f"| `{name.removeprefix('scope ')}` | " + " | ".join(cells) + " |"
 
 

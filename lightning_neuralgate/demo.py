@@ -169,5 +169,9 @@ def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any]
     if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    same = (found["seed"], found["settings"], found["versions"]) == (seed, asdict(settings), _versions())
+    same = (found["seed"], found["settings"], found["versions"]) == (
+        seed,
+        json.loads(json.dumps(asdict(settings))),
+        _versions(),
+    )
     return found if same else None

@@ -54,6 +54,7 @@ class EditSettings:
         retention_weight: weight of the retention term.
         retention_per_batch: ordinary questions in a mini-batch.
         images: show the pictures in the edit's queries; without them the edit is made on text alone.
+        judge: ask the second judge of refusals, too.
         precision: of the edit's forward and backward passes, and of answering: a precision of the Trainer.
     """
 
@@ -75,6 +76,7 @@ class EditSettings:
     retention_weight: float = 1.0
     retention_per_batch: int = 2
     images: bool = True
+    judge: bool = True
     precision: Precision = "32-true"
 
 
@@ -100,9 +102,9 @@ class Workbench:
         return find_decoder(self.model).output_projection(layer)
 
     @cached_property
-    def judge(self) -> Judge:
-        """The second judge of refusals, loaded on first use."""
-        return RefusalJudge.load()
+    def judge(self) -> Judge | None:
+        """The second judge of refusals, loaded on first use; None where the settings ask for none."""
+        return RefusalJudge.load() if self.settings.judge else None
 
     @property
     def tested(self) -> dict[str, list[PrivacyRecord]]:
@@ -126,7 +128,13 @@ class Workbench:
         """Stage 1, in the layer of the settings."""
         self.reset()
         locator = PrivacyLocatorModule(self.model, [self.settings.layer])
-        trainer = Trainer(max_epochs=1, logger=self._loggers("locate"), limit_val_batches=0, precision=self.settings.precision, **_COMMON)
+        trainer = Trainer(
+            max_epochs=1,
+            logger=self._loggers("locate"),
+            limit_val_batches=0,
+            precision=self.settings.precision,
+            **_COMMON,
+        )
         trainer.fit(locator, datamodule=PrivacyPairDataModule(self.splits, self.processor))
         return locator.gate
 

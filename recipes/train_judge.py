@@ -363,9 +363,10 @@ def report(judge: RefusalJudge) -> str:
             found = quality(said[inside], truth)
             shares = [f"P {found.precision:.3f}", f"R {found.recall:.3f}"] if truth.any() and not truth.all() else []
             cells.append(
-                ", ".join([*shares, f"{missed} missed" * bool(truth.any()), f"{alarms} false" * bool((~truth).any())])
+                ", ".join(
+                    [*shares, *[f"{missed} missed"] * bool(truth.any()), *[f"{alarms} false"] * bool((~truth).any())]
+                )
             )
-        cells = [re.sub(r"(^|, )(?=, |$)", "", cell) for cell in cells]
         lines.append(f"| {stratum} | {len(truth)} | {int(truth.sum())} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

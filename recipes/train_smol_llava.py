@@ -222,7 +222,9 @@ class TowerModule(L.LightningModule):
         hits = logits.argmax(-1) == truth
         chars_right = hits.flatten()[filled].float().mean()
         digits = (truth > 0) & (truth <= 10)
-        self.log_dict({"chars": chars_right, "digits": hits[digits].float().mean(), "word_loss": word_loss}, prog_bar=True)
+        self.log_dict(
+            {"chars": chars_right, "digits": hits[digits].float().mean(), "word_loss": word_loss}, prog_bar=True
+        )
         self.log_dict(dict(zip(("subject", "colour", "layout", "shape"), right, strict=True)), prog_bar=True)
         return torch.stack(losses).sum() + 0.5 * word_loss
 
@@ -364,11 +366,19 @@ def held_out_accuracy(model: Any, processor: Any, world: World, count: int) -> d
     return {key: round(sum(values) / len(values), 3) for key, values in sorted(right.items())}
 
 
+def steps_done(folder: Path) -> int:
+    """Steps of a stage that its checkpoint holds; the data go on behind them."""
+    last = folder / "last.ckpt"
+    return int(torch.load(last, weights_only=False, map_location="cpu")["global_step"]) if last.is_file() else 0
+
+
 def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int) -> None:
-    keeper = ModelCheckpoint(dirpath=folder, filename="{step}", save_last=True, every_n_train_steps=50, save_top_k=0)
+    keeper = ModelCheckpoint(
+        dirpath=folder, save_last=True, every_n_train_steps=20, save_top_k=0, enable_version_counter=False
+    )
     trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", precision="bf16-mixed", callbacks=[keeper], gradient_clip_val=1.0, log_every_n_steps=10,
-        logger=CSVLogger(folder, name="", version="log"),
+        max_steps=steps, accelerator="cpu", precision="bf16-mixed", callbacks=[keeper], gradient_clip_val=1.0,
+        log_every_n_steps=10, logger=CSVLogger(folder, name="", version="log"),
     )  # fmt: skip
     last = folder / "last.ckpt"
     trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=False)
@@ -403,7 +413,8 @@ def main() -> None:
     if done.is_file():
         tower.load_state_dict(torch.load(done, weights_only=False)["state_dict"])
     else:
-        cards = TowerCards(world, processor, first, args.tower_steps * args.tower_batch)
+        seen = steps_done(args.out / "tower") * args.tower_batch
+        cards = TowerCards(world, processor, first + seen, args.tower_steps * args.tower_batch)
         fit(tower, DataLoader(cards, args.tower_batch, num_workers=args.workers), args.out / "tower", args.tower_steps)
 
     plain = plain_rows(model, processor.tokenizer)
@@ -415,7 +426,8 @@ def main() -> None:
     if done.is_file():
         align.load_state_dict(torch.load(done, weights_only=False)["state_dict"], strict=False)
     else:
-        cards = Dialogues(world, processor, first + 5_000_000, args.align_steps * args.align_batch)
+        seen = steps_done(args.out / "align") * args.align_batch
+        cards = Dialogues(world, processor, first + 5_000_000 + seen, args.align_steps * args.align_batch)
         loader = DataLoader(cards, args.align_batch, num_workers=args.workers, collate_fn=pad_dialogues)
         align.strict_loading = False
         fit(align, loader, args.out / "align", args.align_steps)

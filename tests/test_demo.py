@@ -19,11 +19,12 @@ from lightning_neuralgate.models.loading import load_model
 from lightning_neuralgate.workbench import SPLITS, EditSettings
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
-SMALL = {"edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1}
-RATES = {
-    "rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "partial_leak", "benign_accuracy", "rta_sensitive_judge",
-    "answer_rate_benign_judge", "judge_agreement", "n",
+SMALL = {
+    "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1,
+    "judge": False,
 }  # fmt: skip
+RATES = {"rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "partial_leak", "benign_accuracy", "n"}
+JUDGED = {"rta_sensitive_judge", "answer_rate_benign_judge", "judge_agreement"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def check_results(results: dict[str, Any], out: Path) -> None:
     for arm in ARMS:
         for split in SPLITS:
             row = results[arm][split]
-            assert set(row) == RATES
+            assert set(row) == (RATES | JUDGED if results["settings"]["judge"] else RATES)
             assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
 
 

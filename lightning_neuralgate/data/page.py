@@ -139,7 +139,9 @@ class Page:
         return box[0] * width, box[1] * height, box[2] * width, box[3] * height
 
     def _fill(self, name: str) -> tuple[int, int, int]:
-        return rgb(name) if name.startswith("#") else {"body": self.colour, "accent": self.accent, "ink": self.ink}[name]
+        return (
+            rgb(name) if name.startswith("#") else {"body": self.colour, "accent": self.accent, "ink": self.ink}[name]
+        )
 
     def _letters(self, field: str, value: str, box: Box, style: Font) -> None:
         left, top, right, bottom = self._pixels(box)

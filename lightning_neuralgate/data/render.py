@@ -90,7 +90,9 @@ def render(spec: SubjectSpec, seed: int, size: int = PICTURE_SIZE) -> Rendering:
             page.value(element.field, element.label, value, element.box, "mono" if element.mono else font)
         elif isinstance(element, ShapeElement):
             if values[element.field] not in SHAPES:
-                raise DataFormatError(f"{spec.subject}: emblem '{values[element.field]}' is none of {', '.join(SHAPES)}")
+                raise DataFormatError(
+                    f"{spec.subject}: emblem '{values[element.field]}' is none of {', '.join(SHAPES)}"
+                )
             page.emblem(values[element.field], element.box)
         elif isinstance(element, BlockElement):
             if element.draw == "ellipse":
@@ -130,7 +132,8 @@ ORDINARY_COLOURS = {
 def _finish(page: Page, values: dict[str, str], size: int, variations: VariationSpec, rng: random.Random) -> Rendering:
     image, placed = lay_on_table(page, size, variations, rng)
     characters = tuple(
-        DrawnCharacter(p.char, p.field, p.index, p.x / size, p.y / size, p.width / size, p.height / size) for p in placed
+        DrawnCharacter(p.char, p.field, p.index, p.x / size, p.y / size, p.width / size, p.height / size)
+        for p in placed
     )
     return Rendering(image=image, values=values, characters=characters)
 
