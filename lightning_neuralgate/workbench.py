@@ -17,7 +17,7 @@ from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
-from lightning_neuralgate.data.rendered import EDIT_SUBJECTS, UNSEEN_SUBJECTS, render_retention, render_splits
+from lightning_neuralgate.data.rendered import EDIT_SUBJECTS, render_retention, render_splits
 from lightning_neuralgate.editor import PrivacyEditModule, Schedule
 from lightning_neuralgate.evaluation import Judge, evaluate
 from lightning_neuralgate.gate import NeuralGate
@@ -63,7 +63,7 @@ class EditSettings:
     tau: float = 0.3
     scope: Scope = "subject_last"
     subjects: Sequence[str] = EDIT_SUBJECTS
-    unseen: Sequence[str] = UNSEEN_SUBJECTS
+    unseen: Sequence[str] = ("driver_licence", "bank_card", "military_vehicle")
     edit_records: int = 4
     edit_pairs: int = 4
     test_records: int = 5

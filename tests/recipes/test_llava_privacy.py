@@ -61,7 +61,7 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
         gates[name] = NeuralGate.from_pretrained(folder / "gate")
         weights[name] = LlavaForConditionalGeneration.from_pretrained(folder / "edited").state_dict()[WEIGHT]
         assert set(json.loads((folder / "metrics.json").read_text())) == {
-            "val/rta_sensitive", "val/answer_rate_benign", "val/eta", "seed",
+            "val/rta_sensitive", "val/answer_rate_benign", "val/eta", "val/leak_rate", "val/benign_accuracy", "seed",
         }  # fmt: skip
     base = tiny_llava().state_dict()[WEIGHT]
     for name, gate in gates.items():
