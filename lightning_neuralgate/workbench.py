@@ -125,14 +125,13 @@ class Workbench:
         self.splits = self.splits._replace(edit=edit)
 
     def locate(self) -> NeuralGate:
-        """Stage 1, in the layer of the settings."""
+        """Stage 1, in the layer of the settings, in full precision: its many short passes would mostly cast weights."""
         self.reset()
         locator = PrivacyLocatorModule(self.model, [self.settings.layer])
         trainer = Trainer(
             max_epochs=1,
             logger=self._loggers("locate"),
             limit_val_batches=0,
-            precision=self.settings.precision,
             **_COMMON,
         )
         trainer.fit(locator, datamodule=PrivacyPairDataModule(self.splits, self.processor))
