@@ -112,6 +112,7 @@ def test_several_seeds_are_summed_up_and_not_redone(
     assert again["gated"] == results["gated"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEURALGATE_CACHE")  # building the embedded model takes a minute: once is enough
