@@ -3,8 +3,8 @@
     python benchmarks/sweep_edit.py --out runs/sweep --seeds 3
 
 Each cell is an edit from the same start, asked the same test queries. A finished cell is not run again, so the command
-can be stopped and started. Afterwards the tables are written to `docs/sweep.md` (`--table FILE` for another place).
-Seeds run side by side, one process and thread each, up to `--jobs`.
+can be stopped and started. Afterwards the tables are printed and written to `docs/sweep-table.md` (`--table FILE` for
+another place); `docs/sweep.md` says what to make of them. `--jobs` processes of one thread share the cells.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_neuralgate.cache import written_whole
+
 ROOT = Path(__file__).parents[1]
 
 BASE: dict[str, Any] = {
@@ -28,29 +30,31 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 """Fewer test queries than the demo asks, and half precision where the CPU has it: the sweep is about differences."""
 
-UNGATED = {"gate": False}
+UNGATED = {"gate": None}
+SHUFFLED = {"gate": "shuffled"}
 CELLS: dict[str, dict[str, Any]] = {
-    "ungated": {**UNGATED},
     "gate, subject's last token": {"scope": "subject_last"},
+    "ungated": {**UNGATED},
     "gate, whole subject": {"scope": "subject"},
     "gate, from the subject on": {"scope": "from_subject"},
     "gate, all positions": {"scope": "all"},
+    "gate, all positions, rows shuffled": {**SHUFFLED, "scope": "all"},
     "gate, all positions, tau 0.1": {"scope": "all", "tau": 0.1},
-    "gate, all positions, tau 0.5": {"scope": "all", "tau": 0.5},
-    "gate, all positions, tau 0.7": {"scope": "all", "tau": 0.7},
-    "no retention": {**UNGATED, "retention_weight": 0.0},
-    "lr 1e-3": {**UNGATED, "lr": 1e-3},
-    "lr 4e-3": {**UNGATED, "lr": 4e-3},
-    "1 epoch": {**UNGATED, "epochs": 1},
-    "2 epochs": {**UNGATED, "epochs": 2},
-    "alpha 0.5": {**UNGATED, "alpha": 0.5},
-    "alpha 3": {**UNGATED, "alpha": 3.0},
+    "gate, all positions, tau 0.6": {"scope": "all", "tau": 0.6},
+    "ungated, lr 1e-3": {**UNGATED, "lr": 1e-3},
+    "ungated, lr 4e-3": {**UNGATED, "lr": 4e-3},
+    "gate, lr 1e-3": {"lr": 1e-3},
+    "gate, lr 4e-3": {"lr": 4e-3},
+    "no retention": {"retention_weight": 0.0},
+    "alpha 0.5": {"alpha": 0.5},
+    "alpha 3": {"alpha": 3.0},
     "layer 4": {**UNGATED, "layer": 4},
     "layer 16": {**UNGATED, "layer": 16},
-    "layer 22": {**UNGATED, "layer": 22},
-    "no pictures in the edit": {**UNGATED, "images": False},
+    "1 record a subject": {"records": 1},
+    "no pictures in the edit": {"images": False},
+    "2 epochs": {"epochs": 2},
 }
-RECORDS = {"1 record a subject": 1, "2 records a subject": 2}
+PREPARE = "unedited"
 COLUMNS = {
     "test: RtA": ("test", "rta_sensitive"),
     "leak": ("test", "leak_rate"),
@@ -67,47 +71,100 @@ def slug(name: str) -> str:
     return "".join(char if char.isalnum() or char == "." else "-" for char in name).replace("--", "-").strip("-")
 
 
-def run_seed(out: Path, seed: int) -> None:
-    """All cells of one seed."""
-    from lightning_neuralgate.cache import written_whole
-    from lightning_neuralgate.gate import NeuralGate
-    from lightning_neuralgate.gating import SCOPES
-    from lightning_neuralgate.rates import summarize
-    from lightning_neuralgate.workbench import EditSettings, Workbench
+class Jobs:
+    """Cells and seeds still to be run, which several processes share through files: `NAME.json` done, `NAME.claim` taken."""
 
-    folder = out / f"seed-{seed}"
-    settings = EditSettings(**BASE)
-    bench = Workbench(folder, seed, settings)
-    bench.render()
-    bench.fill_targets()
-    everything = bench.splits
+    def __init__(self, out: Path, worker: int, seeds: list[int]) -> None:
+        self.out, self.worker = out, worker
+        # seed by seed, so that a sweep that is cut short has whole seeds
+        self.waiting = [(seed, name) for seed in seeds for name in (PREPARE, *CELLS)]
+        self.benches: dict[int, Any] = {}
 
-    def save(name: str, content: Mapping[str, Any]) -> None:
-        with written_whole(folder / "cells" / f"{slug(name)}.json") as draft:
+    def file(self, seed: int, name: str) -> Path:
+        return self.out / f"seed-{seed}" / "cells" / f"{slug(name)}.json"
+
+    def run(self) -> None:
+        """Take jobs until none is left; a cell waits until its seed is prepared."""
+        while self.waiting:
+            job = next((job for job in self.waiting if self._ready(*job)), None)
+            if job is None:
+                time.sleep(1)
+            elif self._claim(*job):
+                start = time.perf_counter()
+                self._save(*job, self._prepare(job[0]) if job[1] == PREPARE else self._cell(*job))
+                seconds = time.perf_counter() - start
+                print(f"seed {job[0]}, {job[1]}: {seconds:.0f} s, {len(self.waiting) - 1} cells left", flush=True)
+            self.waiting = [job for job in self.waiting if not self.file(*job).is_file() and not self._taken(*job)]
+
+    def _ready(self, seed: int, name: str) -> bool:
+        return name == PREPARE or self.file(seed, PREPARE).is_file()
+
+    def _taken(self, seed: int, name: str) -> bool:
+        # what waits on a seed that another process prepares stays on the list
+        return self.file(seed, name).with_suffix(".claim").is_file()
+
+    def _claim(self, seed: int, name: str) -> bool:
+        file = self.file(seed, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.with_suffix(".claim").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return not file.is_file()
+
+    def _save(self, seed: int, name: str, content: Mapping[str, Any]) -> None:
+        with written_whole(self.file(seed, name)) as draft:
             draft.write_text(json.dumps({"cell": name, "seed": seed, **content}, indent=1) + "\n")
 
-    def done(name: str) -> bool:
-        return (folder / "cells" / f"{slug(name)}.json").is_file()
+    def _bench(self, seed: int) -> Any:
+        from lightning_neuralgate.workbench import EditSettings, Workbench
 
-    if not done("unedited"):
-        save("unedited", {"rates": summarize(bench.answer("unedited"))})
-    if not (folder / "gate").is_dir():
-        bench.locate().save_pretrained(folder / "gate")
-    gate = NeuralGate.from_pretrained(folder / "gate")
-    if not done("gradient"):
-        save("gradient", {"parts": gradient_parts(bench, gate, SCOPES)})
-    for name, changes in (CELLS | {name: {**UNGATED, "records": n} for name, n in RECORDS.items()}).items():
-        if done(name):
-            continue
-        start = time.perf_counter()
-        overrides = {key: value for key, value in changes.items() if key not in ("gate", "records")}
+        if seed not in self.benches:
+            folder = self.out / f"seed-{seed}" / f"worker-{self.worker}"
+            bench = self.benches[seed] = Workbench(folder, seed, EditSettings(**BASE))
+            bench.render()
+            bench.fill_targets()
+        return self.benches[seed]
+
+    def _prepare(self, seed: int) -> dict[str, Any]:
+        """The gate, the unedited model's rates, and where the edit's gradient comes from."""
+        from lightning_neuralgate.gating import SCOPES
+        from lightning_neuralgate.rates import summarize
+
+        bench = self._bench(seed)
+        gate = bench.locate()
+        gate.save_pretrained(self.out / f"seed-{seed}" / "gate")
+        return {"rates": summarize(bench.answer("unedited")), "parts": gradient_parts(bench, gate, SCOPES)}
+
+    def _cell(self, seed: int, name: str) -> dict[str, Any]:
+        from lightning_neuralgate.gate import NeuralGate
+        from lightning_neuralgate.rates import summarize
+
+        bench, changes = self._bench(seed), CELLS[name]
+        gate: Any = NeuralGate.from_pretrained(self.out / f"seed-{seed}" / "gate")
+        if "gate" in changes:
+            gate = shuffled(gate, seed) if changes["gate"] == "shuffled" else None
+        cell = replace(
+            bench.settings, **{key: value for key, value in changes.items() if key not in ("gate", "records")}
+        )
+        everything = bench.splits
         bench.splits = everything._replace(edit=fewer(everything.edit, changes.get("records")))
-        cell = replace(settings, **overrides)
-        bench.edit(gate if changes.get("gate", True) else None, slug(name), cell)
+        bench.edit(gate, slug(name), cell)
         change = bench.weight_change(cell.layer)
-        seconds = round(time.perf_counter() - start, 1)
-        save(name, {"rates": summarize(bench.answer(name)), **change, "seconds": seconds, "settings": asdict(cell)})
+        rates = summarize(bench.answer(name))
         bench.splits = everything
+        return {"rates": rates, **change, "settings": asdict(cell)}
+
+
+def shuffled(gate: Any, seed: int) -> Any:
+    """The gate with its dimensions in another order, the same for all subjects: as many open rows, but not those."""
+    import torch
+
+    from lightning_neuralgate.gate import NeuralGate
+
+    order = torch.randperm(gate.model.hidden_size, generator=torch.Generator().manual_seed(seed))
+    rates = {subject: {layer: gate.rates(subject, layer)[order] for layer in gate.layers} for subject in gate.subjects}
+    return NeuralGate(rates, gate.model, gate.records)
 
 
 def fewer(records: list[Any], count: int | None) -> list[Any]:
@@ -197,13 +254,13 @@ def spread(values: list[float]) -> str:
 
 def lines(out: Path) -> Iterator[str]:
     """The tables, as Markdown."""
-    gradients = found(out, "gradient")
+    gradients = found(out, PREPARE)
     seeds = sorted(row["seed"] for row in gradients)
     yield f"Seeds {seeds}; mean ± standard deviation. {json.dumps(BASE)}; the other settings are the demo's.\n"
     yield "## Cells\n"
     yield "| cell | " + " | ".join(COLUMNS) + " | weight change | rows moved | seeds |"
     yield "| --- |" + " ---: |" * (len(COLUMNS) + 3)
-    for name in ("unedited", *CELLS, *RECORDS):
+    for name in (PREPARE, *CELLS):
         rows = found(out, name)
         if rows:
             cells = [spread([row["rates"][split][rate] for row in rows]) for split, rate in COLUMNS.values()]
@@ -232,27 +289,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--table", type=Path, default=ROOT / "docs" / "sweep.md")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument("--table", type=Path, default=ROOT / "docs" / "sweep-table.md")
     parser.add_argument("--only-table", action="store_true", help="run nothing; write the table of what there is")
-    parser.add_argument("--seed", type=int, help="run this seed alone, in this process")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.seed is not None:
-        run_seed(args.out, args.seed)
+    if args.worker is not None:
+        Jobs(args.out, args.worker, list(range(args.seeds))).run()
         return
-    waiting = [] if args.only_table else list(range(args.seeds))
-    running: list[subprocess.Popen[bytes]] = []
     failed = False
-    while waiting or running:
-        while waiting and len(running) < args.jobs:
-            command = [sys.executable, __file__, "--out", str(args.out), "--seed", str(waiting.pop(0))]
-            running.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
-        time.sleep(1)
-        failed |= any(process.poll() not in (None, 0) for process in running)
-        running = [process for process in running if process.poll() is None]
-    head = "# Sweep of the edit's settings\n\n    python benchmarks/sweep_edit.py --out runs/sweep --seeds 3\n\n"
-    args.table.write_text(head + "\n".join(lines(args.out)) + "\n", encoding="utf-8")
-    print(f"table: {args.table}")
+    if not args.only_table:
+        for claim in args.out.glob("seed-*/cells/*.claim"):
+            claim.unlink()
+        command = [sys.executable, __file__, "--out", str(args.out), "--seeds", str(args.seeds), "--worker"]
+        threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+        workers = [subprocess.Popen([*command, str(worker)], env=threads) for worker in range(args.jobs)]
+        failed = any([worker.wait() for worker in workers])
+    text = "\n".join(lines(args.out))
+    with written_whole(args.table) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\ntable: {args.table}")
     sys.exit(int(failed))
 
 

@@ -2,10 +2,12 @@
 
     python recipes/train_smol_llava.py --out runs/smol-llava
 
-Two stages, each checkpointed once a minute; start the same command again and it goes on where it was.
-1. tower: rendered pictures only. A dense loss says which character lies under each patch, and heads on the mean patch
-   say subject, colour, shape and layout; the projector learns to land on the word embeddings of what lies there.
-2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn whole answers through the language model.
+Two stages, each checkpointed about once a minute; start the same command again and it goes on where it was.
+1. tower: rendered pictures only, drawn once and shown shifted. A dense loss says which character lies under each patch,
+   and heads on the mean patch say subject, colour, shape and layout; the projector learns to land on the word embeddings
+   of what lies there.
+2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn whole answers through the language model, on newly
+   drawn pictures.
 
 Afterwards the held-out accuracy is printed and the weights are written to `OUT/smol_llava.safetensors`; copy them to
 `lightning_neuralgate/models/assets/` to ship them. The accuracy of the shipped weights:
@@ -17,24 +19,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from PIL import ImageChops
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
 from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.data.answering import answer_rows
+from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.queries import (
     EDIT_TEMPLATES,
     ORDINARY_QUESTIONS,
@@ -46,6 +53,7 @@ from lightning_neuralgate.data.queries import (
 )
 from lightning_neuralgate.data.render import ORDINARY_COLOURS, SHAPES, Rendering, ordinary_picture, render
 from lightning_neuralgate.data.spec import SubjectSpec, load_subject_spec, shipped_subjects
+from lightning_neuralgate.metrics.functional import leaks, says_value
 from lightning_neuralgate.models.smol import (
     IMAGE_SIZE,
     PATCH_SIZE,
@@ -60,6 +68,7 @@ SLOTS = 2
 """Characters that a patch can hold, side by side."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 GRID = IMAGE_SIZE // PATCH_SIZE
+MOST_CHARACTERS = 40
 HELD_OUT = 900_000_000
 """Seeds from here on are never trained on; the demo's pictures have other seeds again."""
 
@@ -76,23 +85,19 @@ class World:
         self.shapes = list(SHAPES)
         self.phrases = sorted({phrase for spec in self.specs for phrase in spec.phrases(sensitive=True).values()})
 
-    def dense_labels(self, rendering: Rendering, spec: SubjectSpec | None) -> dict[str, Tensor]:
-        """What lies under each patch: `chars` (GRID * GRID, SLOTS), `fields` and `places` (GRID * GRID); 0 is nothing.
-
-        A character belongs to the patch that its middle lies in. `fields` says whose value it is part of, `places` the
-        index within that value.
-        """
-        chars = torch.zeros(GRID, GRID, SLOTS, dtype=torch.long)
-        fields, places = (torch.zeros(GRID, GRID, dtype=torch.long) for _ in range(2))
-        for drawn in rendering.characters:
-            row, column = int(drawn.y * GRID), int(drawn.x * GRID)
-            if spec is None or drawn.char not in CHARACTERS or not (0 <= row < GRID and 0 <= column < GRID):
-                continue
-            chars[row, column, int(drawn.x * GRID * SLOTS) % SLOTS] = 1 + CHARACTERS.index(drawn.char)
-            fields[row, column] = 1 + self.phrases.index(spec.fields[drawn.field].phrase)
-            if places[row, column] == 0:
-                places[row, column] = 1 + drawn.index
-        return {"chars": chars.flatten(0, 1), "fields": fields.flatten(), "places": places.flatten()}
+    def characters(self, rendering: Rendering, spec: SubjectSpec | None) -> list[tuple[float, ...]]:
+        """Character, field, place, x and y of each legible character of a value, as `CardPool` keeps them."""
+        return [
+            (
+                1 + CHARACTERS.index(drawn.char),
+                1 + self.phrases.index(spec.fields[drawn.field].phrase),
+                1 + drawn.index,
+                drawn.x,
+                drawn.y,
+            )
+            for drawn in rendering.characters
+            if spec is not None and drawn.char in CHARACTERS
+        ][:MOST_CHARACTERS]
 
     def facts(self, spec: SubjectSpec, values: dict[str, str]) -> dict[str, str]:
         shape = next(v for name, v in values.items() if spec.fields[name].choices and v in SHAPES)
@@ -127,41 +132,101 @@ class Cards(Dataset):
         return self.processor.image_processor(rendering.image, return_tensors="pt")["pixel_values"][0]
 
 
-class TowerCards(Cards):
-    """Pictures with their dense labels. A card is drawn once and shown REUSE times, each time shifted differently.
+class CardPool(NamedTuple):
+    """Cards drawn once, in memory: what the tower learns from."""
 
-    Item `index` shows card `index // REUSE` or one of the RECENT before it, so a batch holds mostly different cards.
-    """
+    pixels: np.ndarray
+    """(N, IMAGE_SIZE, IMAGE_SIZE, 3) bytes."""
+    characters: np.ndarray
+    """(N, MOST_CHARACTERS, 5): character, field and place (indices from 1; 0 is none), centre x and y as shares."""
+    classes: np.ndarray
+    """(N, 4): subject, colour, layout, shape; -100 is none."""
 
-    REUSE, RECENT, SHIFT = 3, 300, 0.045
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.drawn = lru_cache(maxsize=self.RECENT + 1)(self.draw)
+def draw_pool(world: World, file: Path, first: int, count: int, workers: int) -> CardPool:
+    """The cards from a seed on, drawn by several processes; kept in a file."""
+    if not file.is_file():
+        spans = [(world, first + start, min(200, count - start)) for start in range(0, count, 200)]
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(tqdm(pool.map(_draw_part, spans), total=len(spans), desc="draw cards", unit="x 200"))
+        with written_whole(file) as draft, draft.open("wb") as stream:
+            np.savez(
+                stream, **{key: np.concatenate([getattr(part, key) for part in parts]) for key in CardPool._fields}
+            )
+    with np.load(file) as kept:
+        return CardPool(**{key: kept[key] for key in CardPool._fields})
+
+
+def _draw_part(span: tuple[World, int, int]) -> CardPool:
+    world, first, count = span
+    cards = Cards(world, None, first, count)
+    pixels, characters, classes = [], np.zeros((count, MOST_CHARACTERS, 5), np.float32), []
+    for index in range(count):
+        rendering, facts, spec = cards.draw(index)
+        # as the processor does it
+        small = rendering.image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+        pixels.append(np.asarray(small))
+        for place, row in enumerate(world.characters(rendering, spec)):
+            characters[index, place] = row
+        classes.append(world.classes(facts).numpy())
+    return CardPool(np.stack(pixels), characters, np.stack(classes))
+
+
+class TowerCards(Dataset):
+    """Cards of a pool in random order, each time shifted differently, with their dense labels."""
+
+    SHIFT = round(0.045 * IMAGE_SIZE)
+
+    def __init__(self, pool: CardPool, processor: Any, seed: int, first: int, count: int) -> None:
+        self.pool, self.seed, self.first, self.count = pool, seed, first, count
+        self.mean, self.std = (
+            torch.tensor(values)[:, None, None]
+            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        )
+
+    def __len__(self) -> int:
+        return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = random.Random(f"shift/{self.first + index}")
-        newest = index // self.REUSE
-        card = newest if index % self.REUSE == 0 else max(0, newest - rng.randrange(self.RECENT))
-        rendering, facts, spec = self.drawn(card)
-        moved = shifted(rendering, rng.uniform(-self.SHIFT, self.SHIFT), rng.uniform(-self.SHIFT, self.SHIFT))
-        dense = self.world.dense_labels(moved, spec)
-        return {"pixels": self.pixels(moved), "classes": self.world.classes(facts), **dense}
+        rng = random.Random(f"{self.seed}/shift/{self.first + index}")
+        card = rng.randrange(len(self.pool.pixels))
+        x, y = (rng.randint(-self.SHIFT, self.SHIFT) for _ in range(2))
+        # what leaves the picture on one side comes in on the other
+        pixels = torch.from_numpy(np.roll(self.pool.pixels[card], (y, x), (0, 1))).permute(2, 0, 1) / 255
+        characters = self.pool.characters[card].copy()
+        characters[:, 3:] += np.array((x, y)) / IMAGE_SIZE
+        return {
+            "pixels": (pixels - self.mean) / self.std,
+            "classes": torch.from_numpy(self.pool.classes[card]),
+            **dense_labels(characters),
+        }
 
 
-def shifted(rendering: Rendering, x: float, y: float) -> Rendering:
-    """The picture moved by shares of its size; what leaves it on one side comes in on the other."""
-    size = rendering.image.width
-    right, down = round(x * size), round(y * size)
-    characters = tuple(replace(c, x=c.x + right / size, y=c.y + down / size) for c in rendering.characters)
-    return replace(rendering, image=ImageChops.offset(rendering.image, right, down), characters=characters)
+def dense_labels(characters: np.ndarray) -> dict[str, Tensor]:
+    """What lies under each patch: `chars` (GRID * GRID, SLOTS), `fields` and `places` (GRID * GRID); 0 is nothing.
+
+    A character belongs to the patch that its middle lies in. `fields` says whose value it is part of, `places` the
+    index within that value.
+    """
+    chars = torch.zeros(GRID, GRID, SLOTS, dtype=torch.long)
+    fields, places = (torch.zeros(GRID, GRID, dtype=torch.long) for _ in range(2))
+    for char, field, place, x, y in characters:
+        row, column = math.floor(y * GRID), math.floor(x * GRID)
+        if char == 0 or not (0 <= row < GRID and 0 <= column < GRID):
+            continue
+        chars[row, column, int(x * GRID * SLOTS) % SLOTS] = int(char)
+        fields[row, column] = int(field)
+        if places[row, column] == 0:
+            places[row, column] = int(place)
+    return {"chars": chars.flatten(0, 1), "fields": fields.flatten(), "places": places.flatten()}
 
 
 class TowerModule(L.LightningModule):
     """Stage 1. Trains `vision_tower` and `multi_modal_projector` of a LLaVA against what the renderer knows."""
 
-    def __init__(self, model: Any, tokenizer: Any, world: World, steps: int, lr: float = 1e-3) -> None:
+    def __init__(self, model: Any, tokenizer: Any, world: World, steps: int) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
         width = model.config.vision_config.hidden_size
         self.char_head = nn.Linear(width, SLOTS * (len(CHARACTERS) + 1))
@@ -184,7 +249,7 @@ class TowerModule(L.LightningModule):
         for name, names in facts.items():
             self.register_buffer(f"{name}_words", table([f" {n}" for n in names]), persistent=False)
         self.scale = float(words.std())
-        self.steps, self.lr = steps, lr
+        self.steps = steps
 
     def word_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """Where a patch should land, in units of the word embeddings' standard deviation. (B, P, d).
@@ -200,7 +265,17 @@ class TowerModule(L.LightningModule):
         facts = sum(t[c.clamp(min=0)] * k[:, None] for t, c, k in zip(tables, classes.T, known.T, strict=True))
         return torch.where(present.any(2), letters, facts[:, None])
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        for optimizer, schedule in zip(optimizers, self.lr_schedulers(), strict=True):
+            self.clip_gradients(optimizer, 1.0, "norm")
+            optimizer.step()
+            schedule.step()
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
         hidden = self.tower(batch["pixels"]).last_hidden_state[:, 1:]
         logits = self.char_head(hidden).unflatten(-1, (SLOTS, -1)).float()
         truth = batch["chars"]
@@ -229,9 +304,17 @@ class TowerModule(L.LightningModule):
         return torch.stack(losses).sum() + 0.5 * word_loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.08)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """Muon for the tower's matrices, AdamW for all else: reads what AdamW alone does after a third of the steps."""
+        matrices = [p for name, p in self.tower.named_parameters() if p.ndim == 2 and "embedding" not in name]
+        taken = {id(p) for p in matrices}
+        others = [p for p in self.parameters() if id(p) not in taken]
+        muon = torch.optim.Muon(matrices, lr=8e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(others, lr=2e-3, weight_decay=0.01)
+        return [muon, adamw], [torch.optim.lr_scheduler.LambdaLR(one, self.rate) for one in (muon, adamw)]
+
+    def rate(self, step: int) -> float:
+        """The learning rate's share of its peak: up over 50 steps, then evenly down."""
+        return min((step + 1) / 50, max(0.01, 1 - step / self.steps))
 
 
 class Dialogues(Cards):
@@ -254,7 +337,7 @@ class Dialogues(Cards):
         turns = [
             (
                 rng.choice(self.templates).format(attribute=field.phrase, subject=spec.subject),
-                field.answer.format(value=rendering.values[name]),
+                field.told(rendering.values[name]),
             )
             for name, field in fields
         ]
@@ -316,7 +399,7 @@ class AlignModule(L.LightningModule):
         lora = [p for name, p in self.model.named_parameters() if "lora_" in name]
         groups = [
             {"params": list(self.model.model.multi_modal_projector.parameters()), "lr": 1e-3},
-            {"params": lora, "lr": 5e-4},
+            {"params": lora, "lr": 8e-4},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -342,42 +425,49 @@ def plain_rows(model: Any, tokenizer: Any) -> list[dict[str, Tensor]]:
     return rows
 
 
-@torch.inference_mode()
 def held_out_accuracy(model: Any, processor: Any, world: World, count: int) -> dict[str, float]:
-    """Share of held-out questions whose answer is right to the letter, by field."""
-    cards = Dialogues(world, processor, HELD_OUT, count)
+    """Share of held-out questions that are answered right: secrets whole and to the letter, benign values by name.
+
+    By subject and field, and over all; `count` pictures of each subject.
+    """
+    names: list[tuple[str, ...]] = []
+    rows: list[QueryRow] = []
+    with TemporaryDirectory() as scratch:
+        for spec in world.specs:
+            for index in range(count):
+                drawn = render(spec, HELD_OUT + index)
+                image = Path(scratch) / f"{len(rows)}.png"
+                drawn.image.save(image)
+                rng = random.Random(f"held-out/{spec.subject}/{index}")
+                for name, field in spec.fields.items():
+                    kind = "sensitive" if field.sensitive else "benign"
+                    query = rng.choice(TEST_TEMPLATES).format(attribute=field.phrase, subject=spec.subject)
+                    synonyms = tuple(field.synonyms.get(drawn.values[name], ()))
+                    rows.append(QueryRow(query, kind, image, truth=drawn.values[name], synonyms=synonyms))
+                    names.append((f"all: {kind}", f"{spec.subject}: {kind}", f"{spec.subject}: {kind}: {name}"))
+        answers = answer_rows(model, processor, rows, 24, 16, progress="held-out pictures")
     right: dict[str, list[bool]] = {}
-    for index in range(count):
-        rendering, _, spec = cards.draw(index)
-        if spec is None:
-            continue
-        rng = random.Random(f"held-out/{index}")
-        for name, field in spec.fields.items():
-            query = rng.choice(TEST_TEMPLATES).format(attribute=field.phrase, subject=spec.subject)
-            message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": query}]}]
-            text = processor.apply_chat_template(message, add_generation_prompt=True)
-            inputs = processor(text=[text], images=[rendering.image], return_tensors="pt")
-            out = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-            said = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            kind = "sensitive" if field.sensitive else "benign"
-            is_right = rendering.values[name].lower() in said.lower()
-            for key in (f"{spec.subject}: {name}", f"all {kind}"):
-                right.setdefault(key, []).append(is_right)
-    return {key: round(sum(values) / len(values), 3) for key, values in sorted(right.items())}
+    for keys, row, answer in zip(names, rows, answers, strict=True):
+        truth = row.truth or ""
+        hit = leaks(answer, truth) if row.role == "sensitive" else says_value(answer, truth, row.synonyms)
+        for key in keys:
+            right.setdefault(key, []).append(hit)
+    return {key: round(sum(hits) / len(hits), 3) for key, hits in sorted(right.items())}
 
 
 def steps_done(folder: Path) -> int:
-    """Steps of a stage that its checkpoint holds; the data go on behind them."""
+    """Steps of all optimizers that a stage's checkpoint holds; the data go on behind them."""
     last = folder / "last.ckpt"
     return int(torch.load(last, weights_only=False, map_location="cpu")["global_step"]) if last.is_file() else 0
 
 
-def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int) -> None:
+def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int, clip: float | None = None) -> None:
+    """Train for so many steps (of all optimizers together), from the last checkpoint if there is one."""
     keeper = ModelCheckpoint(
-        dirpath=folder, save_last=True, every_n_train_steps=20, save_top_k=0, enable_version_counter=False
+        dirpath=folder, save_last=True, every_n_train_steps=40, save_top_k=0, enable_version_counter=False
     )
     trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", precision="bf16-mixed", callbacks=[keeper], gradient_clip_val=1.0,
+        max_steps=steps, accelerator="cpu", precision="bf16-mixed", callbacks=[keeper], gradient_clip_val=clip,
         log_every_n_steps=10, logger=CSVLogger(folder, name="", version="log"),
     )  # fmt: skip
     last = folder / "last.ckpt"
@@ -391,12 +481,13 @@ def main() -> None:
     parser.add_argument(
         "--eval-shipped", action="store_true", help="train nothing; print the shipped weights' accuracy"
     )
-    parser.add_argument("--tower-steps", type=int, default=1600)
-    parser.add_argument("--tower-batch", type=int, default=48)
-    parser.add_argument("--align-steps", type=int, default=130)
+    parser.add_argument("--tower-cards", type=int, default=24_000)
+    parser.add_argument("--tower-steps", type=int, default=3600)
+    parser.add_argument("--tower-batch", type=int, default=32)
+    parser.add_argument("--align-steps", type=int, default=300)
     parser.add_argument("--align-batch", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--eval-cards", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw cards")
+    parser.add_argument("--eval-cards", type=int, default=10, help="held-out pictures of each subject")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -406,16 +497,17 @@ def main() -> None:
         print(json.dumps(held_out_accuracy(*build_smol_llava(), world, args.eval_cards), indent=2))
         return
     model, processor = assemble_smol_llava()
-    model.model.vision_tower.set_attn_implementation("eager")  # twice as fast as sdpa at 82 tokens in bfloat16
+    model.set_attn_implementation("eager")  # faster than sdpa at these lengths in bfloat16
     tower = TowerModule(model, processor.tokenizer, world, args.tower_steps)
     done = args.out / "tower" / "done.ckpt"
     first = args.seed * 10_000_000
     if done.is_file():
         tower.load_state_dict(torch.load(done, weights_only=False)["state_dict"])
     else:
-        seen = steps_done(args.out / "tower") * args.tower_batch
-        cards = TowerCards(world, processor, first + seen, args.tower_steps * args.tower_batch)
-        fit(tower, DataLoader(cards, args.tower_batch, num_workers=args.workers), args.out / "tower", args.tower_steps)
+        pool = draw_pool(world, args.out / "cards.npz", first, args.tower_cards, args.workers)
+        seen = steps_done(args.out / "tower") // 2 * args.tower_batch
+        cards = TowerCards(pool, processor, args.seed, seen, args.tower_steps * args.tower_batch)
+        fit(tower, DataLoader(cards, args.tower_batch), args.out / "tower", 2 * args.tower_steps)
 
     plain = plain_rows(model, processor.tokenizer)
     model.requires_grad_(False)
@@ -428,9 +520,9 @@ def main() -> None:
     else:
         seen = steps_done(args.out / "align") * args.align_batch
         cards = Dialogues(world, processor, first + 5_000_000 + seen, args.align_steps * args.align_batch)
-        loader = DataLoader(cards, args.align_batch, num_workers=args.workers, collate_fn=pad_dialogues)
+        loader = DataLoader(cards, args.align_batch, num_workers=1, collate_fn=pad_dialogues)
         align.strict_loading = False
-        fit(align, loader, args.out / "align", args.align_steps)
+        fit(align, loader, args.out / "align", args.align_steps, clip=1.0)
     model.eval()
     state = {name: value.half().contiguous() for name, value in trained_state(model).items()}
     with written_whole(args.out / "smol_llava.safetensors") as draft:

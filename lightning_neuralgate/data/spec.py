@@ -39,7 +39,12 @@ class FieldSpec(_Strict):
     years: tuple[int, int] | None = Field(None, description="a date between these years, both included")
     date_format: str = Field("%Y-%m-%d", description="how a date is written, in the codes of strftime")
     synonyms: dict[str, list[str]] = Field({}, description="value -> other words that say the same")
+    spelled: bool = Field(False, description="the truthful answer says the value letter by letter: S-M-I-T-H")
     unseen: bool = Field(False, description="kept out of every edit, to be asked in the split unseen_attributes")
+
+    def told(self, value: str) -> str:
+        """The truthful answer for a value."""
+        return self.answer.format(value="-".join(value.upper()) if self.spelled else value)
 
     @model_validator(mode="after")
     def _one_source(self) -> FieldSpec:

@@ -1,0 +1,88 @@
+"""The sweep's bookkeeping, with cells that cost nothing: who runs what, what is not run again, what the table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.sweep_edit import CELLS, COLUMNS, PREPARE, Jobs, fewer, lines, shuffled, slug
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.gate import NeuralGate
+from lightning_neuralgate.identity import ModelIdentity
+
+PARTS = {"picture": {"share": 0.5}, "scope all": {"taken_away": 0.9, "cosine": 0.4, "adam_steps_changed": 0.7}}
+
+
+class FreeJobs(Jobs):
+    """Runs in no time; a cell's rates are its seed."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.ran: list[tuple[int, str]] = []
+
+    def _rates(self, seed: int) -> dict[str, dict[str, float]]:
+        return {split: {rate: seed / 10 for _, rate in COLUMNS.values()} for split, _ in COLUMNS.values()}
+
+    def _prepare(self, seed: int) -> dict[str, Any]:
+        self.ran.append((seed, PREPARE))
+        return {"rates": self._rates(seed), "parts": PARTS}
+
+    def _cell(self, seed: int, name: str) -> dict[str, Any]:
+        assert self.file(seed, PREPARE).is_file(), "a cell needs its seed's gate"
+        self.ran.append((seed, name))
+        return {"rates": self._rates(seed), "weight_change": 0.1, "rows_changed": 1.0}
+
+
+def test_every_cell_runs_once_and_never_again(tmp_path: Path) -> None:
+    jobs = FreeJobs(tmp_path, 0, [0, 1])
+    jobs.run()
+    assert sorted(jobs.ran) == sorted((seed, name) for seed in (0, 1) for name in (PREPARE, *CELLS))
+    again = FreeJobs(tmp_path, 0, [0, 1, 2])
+    again.run()
+    assert {seed for seed, _ in again.ran} == {2}
+
+
+def test_what_another_process_has_taken_is_left_to_it(tmp_path: Path) -> None:
+    other, mine = FreeJobs(tmp_path, 0, [0]), FreeJobs(tmp_path, 1, [0])
+    other._save(0, PREPARE, other._prepare(0))
+    taken = next(iter(CELLS))
+    assert other._claim(0, taken)
+    mine.run()
+    assert (0, taken) not in mine.ran
+    assert len(mine.ran) == len(CELLS) - 1
+
+
+def test_file_names_of_cells_differ() -> None:
+    assert len({slug(name) for name in (PREPARE, *CELLS)}) == 1 + len(CELLS)
+
+
+def test_table_has_means_and_spreads_of_what_there_is(tmp_path: Path) -> None:
+    FreeJobs(tmp_path, 0, [1, 3]).run()
+    table = "\n".join(lines(tmp_path))
+    assert "Seeds [1, 3]" in table
+    for name in CELLS:
+        assert f"| {name} | 0.200 ± 0.141 |" in table
+    assert "| picture | 0.500 ± 0.000 |" in table
+    assert "| `all` | 0.900 ± 0.000 | 0.400 ± 0.000 | 0.700 ± 0.000 |" in table
+
+
+def test_shuffled_gate_opens_as_many_rows_but_others() -> None:
+    identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 64)
+    rates = {"passport": {1: torch.arange(64) / 64}, "receipt": {1: torch.arange(64) / 64}}
+    gate = NeuralGate(rates, identity, {"passport": 4, "receipt": 4})
+    other = shuffled(gate, 0)
+    assert torch.equal(other.rates("passport", 1).sort().values, gate.rates("passport", 1))
+    assert not torch.equal(other.rates("passport", 1), gate.rates("passport", 1))
+    assert torch.equal(other.rates("passport", 1), other.rates("receipt", 1)), "subjects overlap as before"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_records_of_each_subject(splits: RecordSplits, count: int) -> None:
+    kept = fewer(splits.edit, count)
+    for subject in {record.subject for record in splits.edit}:
+        held = [record for record in splits.edit if record.subject == subject]
+        assert [record for record in kept if record.subject == subject] == held[:count]
+    assert fewer(splits.edit, None) == splits.edit
