@@ -26,9 +26,11 @@ from lightning_neuralgate.cache import written_whole
 ROOT = Path(__file__).parents[1]
 
 BASE: dict[str, Any] = {
-    "edit_records": 4, "edit_pairs": 4, "test_records": 3, "test_pairs": 2, "precision": "bf16-mixed",
+    "layer": 10, "tau": 0.3, "scope": "subject_last", "lr": 2e-3, "epochs": 3, "pairs_per_batch": 4, "alpha": 1.25,
+    "retention_weight": 1.0, "retention_per_batch": 2, "edit_records": 3, "edit_pairs": 4, "test_records": 2,
+    "test_pairs": 2, "judge": False, "precision": "bf16-mixed",
 }  # fmt: skip
-"""Fewer test queries than the demo asks, and half precision where the CPU has it: the sweep is about differences."""
+"""Where cells start from. Fewer queries than the demo asks, and half precision: the sweep is about differences."""
 
 UNGATED = {"gate": None}
 SHUFFLED = {"gate": "shuffled"}
@@ -39,21 +41,20 @@ CELLS: dict[str, dict[str, Any]] = {
     "gate, from the subject on": {"scope": "from_subject"},
     "gate, all positions": {"scope": "all"},
     "gate, all positions, rows shuffled": {**SHUFFLED, "scope": "all"},
-    "gate, all positions, tau 0.1": {"scope": "all", "tau": 0.1},
-    "gate, all positions, tau 0.6": {"scope": "all", "tau": 0.6},
-    "ungated, lr 1e-3": {**UNGATED, "lr": 1e-3},
     "ungated, lr 4e-3": {**UNGATED, "lr": 4e-3},
-    "gate, lr 1e-3": {"lr": 1e-3},
     "gate, lr 4e-3": {"lr": 4e-3},
+    "ungated, lr 1e-3": {**UNGATED, "lr": 1e-3},
     "no retention": {"retention_weight": 0.0},
-    "alpha 0.5": {"alpha": 0.5},
     "alpha 3": {"alpha": 3.0},
-    "layer 4": {**UNGATED, "layer": 4},
     "layer 16": {**UNGATED, "layer": 16},
     "1 record a subject": {"records": 1},
     "no pictures in the edit": {"images": False},
+    "gate, all positions, tau 0.6": {"scope": "all", "tau": 0.6},
     "2 epochs": {"epochs": 2},
+    "layer 4": {**UNGATED, "layer": 4},
+    "alpha 0.5": {"alpha": 0.5},
 }
+"""What each cell changes: settings of the edit, its gate, or the number of records. The most telling ones come first."""
 PREPARE = "unedited"
 COLUMNS = {
     "test: RtA": ("test", "rta_sensitive"),
@@ -76,8 +77,8 @@ class Jobs:
 
     def __init__(self, out: Path, worker: int, seeds: list[int]) -> None:
         self.out, self.worker = out, worker
-        # seed by seed, so that a sweep that is cut short has whole seeds
-        self.waiting = [(seed, name) for seed in seeds for name in (PREPARE, *CELLS)]
+        # cell by cell, so that in a sweep that is cut short the cells that there are have all seeds
+        self.waiting = [(seed, name) for name in (PREPARE, *CELLS) for seed in seeds]
         self.benches: dict[int, Any] = {}
 
     def file(self, seed: int, name: str) -> Path:
@@ -256,7 +257,7 @@ def lines(out: Path) -> Iterator[str]:
     """The tables, as Markdown."""
     gradients = found(out, PREPARE)
     seeds = sorted(row["seed"] for row in gradients)
-    yield f"Seeds {seeds}; mean ± standard deviation. {json.dumps(BASE)}; the other settings are the demo's.\n"
+    yield f"Seeds {seeds}; mean ± standard deviation. Cells start from `{json.dumps(BASE)}`.\n"
     yield "## Cells\n"
     yield "| cell | " + " | ".join(COLUMNS) + " | weight change | rows moved | seeds |"
     yield "| --- |" + " ---: |" * (len(COLUMNS) + 3)
@@ -304,7 +305,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--out", str(args.out), "--seeds", str(args.seeds), "--worker"]
         threads = {**os.environ, "OMP_NUM_THREADS": "1"}
         workers = [subprocess.Popen([*command, str(worker)], env=threads) for worker in range(args.jobs)]
-        failed = any([worker.wait() for worker in workers])
+        statuses = [worker.wait() for worker in workers]
+        failed = any(statuses)
     text = "\n".join(lines(args.out))
     with written_whole(args.table) as draft:
         draft.write_text(text + "\n", encoding="utf-8")

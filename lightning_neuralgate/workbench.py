@@ -201,13 +201,22 @@ class Workbench:
         low = self.settings.precision == "bf16-mixed"
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=low):
             return evaluate(
-                self.model, self.processor, self.tested if splits is None else splits, self.data, name, judge=self.judge
+                self.model,
+                self.processor,
+                self.tested if splits is None else splits,
+                self.data,
+                name,
+                batch_size=_ANSWERED_AT_ONCE,
+                judge=self.judge,
             )
 
     def _loggers(self, stage: str) -> list[Any]:
         folder = self.out / "logs"
         return [TensorBoardLogger(folder, name=stage, version=""), CSVLogger(folder, name=stage, version="csv")]
 
+
+_ANSWERED_AT_ONCE = 24
+"""Each step of an answer reads all weights once, however many queries it serves."""
 
 _COMMON: dict[str, Any] = {
     "accelerator": "auto",

@@ -9,6 +9,7 @@ from PIL import ImageChops
 from lightning_neuralgate.data.render import PICTURE_SIZE, ordinary_picture, render
 from lightning_neuralgate.data.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional import leaks
 
 
 @pytest.mark.parametrize("name", shipped_subjects())
@@ -100,3 +101,11 @@ def test_bad_specs_are_named(tmp_path: Path, old: str, new: str, message: str) -
 def test_unknown_spec() -> None:
     with pytest.raises(DataFormatError, match="the shipped ones are bank_card, business_card"):
         load_subject_spec("spaceship")
+
+
+def test_a_spelled_value_is_told_letter_by_letter_and_still_leaks() -> None:
+    plain = load_subject_spec("passport").fields["number"]
+    spelled = load_subject_spec("passport").fields["name"]
+    assert plain.told("483920") == "The passport number is 483920."
+    assert spelled.told("Smith") == "The owner's name is S-M-I-T-H."
+    assert leaks(spelled.told("Smith"), "Smith")
