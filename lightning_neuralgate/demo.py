@@ -93,6 +93,7 @@ def run_demo(out: Path, seed: int = 0, settings: EditSettings | None = None) -> 
         "refusal_variant": "prefix",
         "seconds": clock.seconds,
         "seed": seed,
+        "precision": bench.precision,
         "settings": asdict(settings),
         "versions": _versions(),
     }

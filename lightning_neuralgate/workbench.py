@@ -17,7 +17,7 @@ from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
-from lightning_neuralgate.data.rendered import EDIT_SUBJECTS, render_retention, render_splits
+from lightning_neuralgate.data.rendered import render_retention, render_splits
 from lightning_neuralgate.editor import PrivacyEditModule, Schedule
 from lightning_neuralgate.evaluation import Judge, evaluate
 from lightning_neuralgate.gate import NeuralGate
@@ -27,7 +27,7 @@ from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.loading import EMBEDDED, load_model
 
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed"]
 SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 
 
@@ -55,29 +55,45 @@ class EditSettings:
         retention_per_batch: ordinary questions in a mini-batch.
         images: show the pictures in the edit's queries; without them the edit is made on text alone.
         judge: ask the second judge of refusals, too.
-        precision: of the edit's forward and backward passes, and of answering: a precision of the Trainer.
+        precision: of the edit's forward and backward passes, and of answering: a precision of the Trainer, or `auto` for
+            bf16-mixed where the hardware multiplies bfloat16 and 32-true elsewhere.
     """
 
     model: str = EMBEDDED
     layer: int = 10
-    tau: float = 0.3
+    tau: float = 0.5
     scope: Scope = "subject_last"
-    subjects: Sequence[str] = EDIT_SUBJECTS
+    subjects: Sequence[str] = (
+        "passport",
+        "student_id",
+        "receipt",
+        "business_card",
+        "government_document",
+        "medical_record",
+    )
     unseen: Sequence[str] = ("driver_licence", "bank_card", "military_vehicle")
-    edit_records: int = 4
-    edit_pairs: int = 4
-    test_records: int = 5
+    edit_records: int = 2
+    edit_pairs: int = 6
+    test_records: int = 2
     test_pairs: int = 2
     schedule: Schedule = "minibatch"
-    epochs: int = 3
-    pairs_per_batch: int = 4
-    lr: float | None = 2e-3
+    epochs: int = 4
+    pairs_per_batch: int = 3
+    lr: float | None = 3e-3
     alpha: float = 1.25
     retention_weight: float = 1.0
-    retention_per_batch: int = 2
+    retention_per_batch: int = 1
     images: bool = True
     judge: bool = True
-    precision: Precision = "32-true"
+    precision: Precision = "auto"
+
+
+def has_bfloat16() -> bool:
+    """Whether the hardware multiplies bfloat16 itself; where it does not, bfloat16 is far slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that serves
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class Workbench:
@@ -95,6 +111,7 @@ class Workbench:
         seed_everything(seed, verbose=False)
         self.model, self.processor = load_model(settings.model)
         self._base = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
+        self.precision = _resolved(settings.precision)
         self.splits = RecordSplits([], [], [], [])
         self.retention: list[RetentionItem] = []
 
@@ -181,7 +198,7 @@ class Workbench:
             logger=self._loggers(f"edit-{name}"),
             limit_val_batches=2,
             check_val_every_n_epoch=2,
-            precision=s.precision,
+            precision=_resolved(s.precision),
             **_COMMON,
         )
         trainer.fit(editor, datamodule=data)
@@ -198,7 +215,7 @@ class Workbench:
 
     def answer(self, name: str, splits: Mapping[str, Sequence[PrivacyRecord]] | None = None) -> list[Answer]:
         """Answers of the model as it is now to the test queries, judged by both judges."""
-        low = self.settings.precision == "bf16-mixed"
+        low = self.precision == "bf16-mixed"
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=low):
             return evaluate(
                 self.model,
@@ -213,6 +230,12 @@ class Workbench:
     def _loggers(self, stage: str) -> list[Any]:
         folder = self.out / "logs"
         return [TensorBoardLogger(folder, name=stage, version=""), CSVLogger(folder, name=stage, version="csv")]
+
+
+def _resolved(precision: Precision) -> Literal["32-true", "bf16-mixed"]:
+    if precision == "auto":
+        return "bf16-mixed" if has_bfloat16() else "32-true"
+    return precision
 
 
 _ANSWERED_AT_ONCE = 24
