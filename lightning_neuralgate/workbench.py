@@ -92,7 +92,8 @@ def has_bfloat16() -> bool:
     """Whether the hardware multiplies bfloat16 itself; where it does not, bfloat16 is far slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that serves
+    # newer than the oldest torch that serves
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

@@ -61,8 +61,9 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
     settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
-    assert gated == [("subject_last", 0.3)], "one of the two edits has the gate"
+    assert gated == [(settings.scope, settings.tau)], "one of the two edits has the gate"
     assert results["seed"] == 5
+    assert results["precision"] == ("bf16-mixed" if workbench.has_bfloat16() else "32-true")
     assert results["settings"]["layer"] == 1
     assert {"model", "render", "targets", "locate", "edit_gated", "edit_ungated", "answer_unedited"} <= set(
         results["seconds"]
@@ -77,6 +78,19 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/") >= 2
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_half_precision_is_for_hardware_that_has_it(
+    capabilities: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert workbench.has_bfloat16() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not workbench.has_bfloat16(), "an older torch cannot say"
 
 
 def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -> None:
