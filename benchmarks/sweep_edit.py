@@ -75,10 +75,10 @@ def slug(name: str) -> str:
 class Jobs:
     """Cells and seeds still to be run, which several processes share through files: `NAME.json` done, `NAME.claim` taken."""
 
-    def __init__(self, out: Path, worker: int, seeds: list[int]) -> None:
+    def __init__(self, out: Path, worker: int, seeds: list[int], cells: int = len(CELLS)) -> None:
         self.out, self.worker = out, worker
         # cell by cell, so that in a sweep that is cut short the cells that there are have all seeds
-        self.waiting = [(seed, name) for name in (PREPARE, *CELLS) for seed in seeds]
+        self.waiting = [(seed, name) for name in (PREPARE, *list(CELLS)[:cells]) for seed in seeds]
         self.benches: dict[int, Any] = {}
 
     def file(self, seed: int, name: str) -> Path:
@@ -128,13 +128,16 @@ class Jobs:
         return self.benches[seed]
 
     def _prepare(self, seed: int) -> dict[str, Any]:
-        """The gate, the unedited model's rates, and where the edit's gradient comes from."""
+        """The gate (unless it is there), the unedited model's rates, and where the edit's gradient comes from."""
+        from lightning_neuralgate.gate import NeuralGate
         from lightning_neuralgate.gating import SCOPES
         from lightning_neuralgate.rates import summarize
 
         bench = self._bench(seed)
-        gate = bench.locate()
-        gate.save_pretrained(self.out / f"seed-{seed}" / "gate")
+        folder = self.out / f"seed-{seed}" / "gate"
+        if not folder.is_dir():
+            bench.locate().save_pretrained(folder)
+        gate = NeuralGate.from_pretrained(folder)
         return {"rates": summarize(bench.answer("unedited")), "parts": gradient_parts(bench, gate, SCOPES)}
 
     def _cell(self, seed: int, name: str) -> dict[str, Any]:
@@ -290,19 +293,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells; 0: no edit at all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "sweep-table.md")
     parser.add_argument("--only-table", action="store_true", help="run nothing; write the table of what there is")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
-        Jobs(args.out, args.worker, list(range(args.seeds))).run()
+        Jobs(args.out, args.worker, list(range(args.seeds)), args.cells).run()
         return
     failed = False
     if not args.only_table:
         for claim in args.out.glob("seed-*/cells/*.claim"):
             claim.unlink()
-        command = [sys.executable, __file__, "--out", str(args.out), "--seeds", str(args.seeds), "--worker"]
+        options = {"--out": args.out, "--seeds": args.seeds, "--cells": args.cells}
+        command = [sys.executable, __file__, *(str(part) for pair in options.items() for part in pair), "--worker"]
         threads = {**os.environ, "OMP_NUM_THREADS": "1"}
         workers = [subprocess.Popen([*command, str(worker)], env=threads) for worker in range(args.jobs)]
         statuses = [worker.wait() for worker in workers]

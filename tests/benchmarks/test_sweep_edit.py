@@ -45,6 +45,13 @@ def test_every_cell_runs_once_and_never_again(tmp_path: Path) -> None:
     assert {seed for seed, _ in again.ran} == {2}
 
 
+def test_a_sweep_can_be_kept_to_the_first_cells_or_to_none(tmp_path: Path) -> None:
+    for cells in (0, 2):
+        FreeJobs(tmp_path, 0, [0], cells).run()
+        done = {file.stem for file in (tmp_path / "seed-0" / "cells").glob("*.json")}
+        assert done == {slug(name) for name in (PREPARE, *list(CELLS)[:cells])}
+
+
 def test_what_another_process_has_taken_is_left_to_it(tmp_path: Path) -> None:
     other, mine = FreeJobs(tmp_path, 0, [0]), FreeJobs(tmp_path, 1, [0])
     other._save(0, PREPARE, other._prepare(0))
