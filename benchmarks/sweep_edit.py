@@ -92,7 +92,11 @@ class Jobs:
                 time.sleep(1)
             elif self._claim(*job):
                 start = time.perf_counter()
-                self._save(*job, self._prepare(job[0]) if job[1] == PREPARE else self._cell(*job))
+                try:
+                    self._save(*job, self._prepare(job[0]) if job[1] == PREPARE else self._cell(*job))
+                except BaseException:
+                    self.file(*job).with_suffix(".claim").unlink()  # or the others wait for it for ever
+                    raise
                 seconds = time.perf_counter() - start
                 print(f"seed {job[0]}, {job[1]}: {seconds:.0f} s, {len(self.waiting) - 1} cells left", flush=True)
             self.waiting = [job for job in self.waiting if not self.file(*job).is_file() and not self._taken(*job)]

@@ -62,6 +62,20 @@ def test_what_another_process_has_taken_is_left_to_it(tmp_path: Path) -> None:
     assert len(mine.ran) == len(CELLS) - 1
 
 
+def test_a_job_that_fails_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(seed: int) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    jobs = FreeJobs(tmp_path, 0, [0])
+    monkeypatch.setattr(jobs, "_prepare", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        jobs.run()
+    assert not jobs.file(0, PREPARE).is_file()
+    other = FreeJobs(tmp_path, 1, [0])
+    other.run()
+    assert len(other.ran) == 1 + len(CELLS)
+
+
 def test_file_names_of_cells_differ() -> None:
     assert len({slug(name) for name in (PREPARE, *CELLS)}) == 1 + len(CELLS)
 
