@@ -37,22 +37,22 @@ SHUFFLED = {"gate": "shuffled"}
 CELLS: dict[str, dict[str, Any]] = {
     "gate, subject's last token": {"scope": "subject_last"},
     "ungated": {**UNGATED},
-    "gate, whole subject": {"scope": "subject"},
-    "gate, from the subject on": {"scope": "from_subject"},
     "gate, all positions": {"scope": "all"},
+    "gate, from the subject on": {"scope": "from_subject"},
+    "no pictures in the edit": {"images": False},
+    "1 record a subject": {"records": 1},
+    "ungated, lr 1.5e-3": {**UNGATED, "lr": 1.5e-3},
+    "no retention": {"retention_weight": 0.0},
+    "2 epochs": {"epochs": 2},
+    "layer 16": {**UNGATED, "layer": 16},
+    "alpha 0.5": {"alpha": 0.5},
+    "gate, all positions, tau 0.3": {"scope": "all", "tau": 0.3},
     "gate, all positions, rows shuffled": {**SHUFFLED, "scope": "all"},
     "ungated, lr 6e-3": {**UNGATED, "lr": 6e-3},
     "gate, lr 6e-3": {"lr": 6e-3},
-    "ungated, lr 1.5e-3": {**UNGATED, "lr": 1.5e-3},
-    "no retention": {"retention_weight": 0.0},
     "alpha 3": {"alpha": 3.0},
-    "layer 16": {**UNGATED, "layer": 16},
-    "1 record a subject": {"records": 1},
-    "no pictures in the edit": {"images": False},
-    "gate, all positions, tau 0.3": {"scope": "all", "tau": 0.3},
-    "2 epochs": {"epochs": 2},
     "layer 4": {**UNGATED, "layer": 4},
-    "alpha 0.5": {"alpha": 0.5},
+    "gate, whole subject": {"scope": "subject"},
 }
 """What each cell changes: settings of the edit, its gate, or the number of records. The most telling ones come first."""
 PREPARE = "unedited"
@@ -162,6 +162,19 @@ class Jobs:
         rates = summarize(bench.answer(name))
         bench.splits = everything
         return {"rates": rates, **change, "settings": asdict(cell)}
+
+
+def take_from_demo(demo: Path, out: Path, seeds: int) -> None:
+    """The demo's two edits as cells, where it was run with the settings that cells start from."""
+    for seed in range(seeds):
+        run = json.loads((demo / f"seed-{seed}" / "results.json").read_text())
+        other = {key: run["settings"][key] for key in BASE if key != "judge" and run["settings"][key] != BASE[key]}
+        if other:
+            sys.exit(f"{demo}/seed-{seed} was run with other settings than the cells: {other}")
+        for arm, name in (("gated", "gate, subject's last token"), ("ungated", "ungated")):
+            jobs = Jobs(out, 0, [seed])
+            jobs.file(seed, name).parent.mkdir(parents=True, exist_ok=True)
+            jobs._save(seed, name, {"rates": run[arm], **run["weight_change"][arm], "settings": run["settings"]})
 
 
 def shuffled(gate: Any, seed: int) -> Any:
@@ -300,6 +313,9 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells; 0: no edit at all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "sweep-table.md")
+    parser.add_argument(
+        "--demo", type=Path, help="a finished demo over these seeds, whose edits need not be made again"
+    )
     parser.add_argument("--only-table", action="store_true", help="run nothing; write the table of what there is")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -308,6 +324,8 @@ def main() -> None:
         return
     failed = False
     if not args.only_table:
+        if args.demo is not None:
+            take_from_demo(args.demo, args.out, args.seeds)
         for claim in args.out.glob("seed-*/cells/*.claim"):
             claim.unlink()
         options = {"--out": args.out, "--seeds": args.seeds, "--cells": args.cells}

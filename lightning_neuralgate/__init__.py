@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_neuralgate.callback import NeuralGateCallback
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+    from lightning_neuralgate.delta import EditDelta
     from lightning_neuralgate.editor import PrivacyEditModule
     from lightning_neuralgate.gate import NeuralGate
     from lightning_neuralgate.locator import PrivacyLocatorModule
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BenignAccuracy",
+    "EditDelta",
     "ExpectToAnswer",
     "LeakRate",
     "NeuralGate",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "BenignAccuracy": "metrics",
+    "EditDelta": "delta",
     "ExpectToAnswer": "metrics",
     "LeakRate": "metrics",
     "NeuralGate": "gate",

@@ -37,3 +37,11 @@ class UnsupportedSetupError(NeuralGateError):
 
 class MissingDependencyError(NeuralGateError, ImportError):
     """An optional library or file is needed and not there."""
+
+
+class WeightFilesError(NeuralGateError, ValueError):
+    """The weights of a model folder cannot be read, or are not those that an edit belongs to."""
+
+
+class DeltaFormatError(NeuralGateError, ValueError):
+    """A saved edit cannot be read."""

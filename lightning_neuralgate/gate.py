@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,9 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError
+from lightning_neuralgate.hub import local_folder
 from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.versions import library_versions
 
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
@@ -48,16 +48,6 @@ class ClassShares(NamedTuple):
     inactive: float
     weak: float
     strong: float
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("lightning-neuralgate", "torch", "transformers", "lightning"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class NeuralGate:
@@ -93,7 +83,7 @@ class NeuralGate:
     ) -> None:
         self.model = model
         self.settings = dict(settings or {})
-        self.versions = dict(versions or _versions())
+        self.versions = dict(versions or library_versions())
         self.records = {subject_key(subject): int(count) for subject, count in records.items()}
         self._rates: dict[str, dict[int, Tensor]] = {}
         for subject, layers in rates.items():
@@ -212,9 +202,7 @@ class NeuralGate:
         Raises:
             GateFormatError: a file is missing, unreadable, or the two do not belong together.
         """
-        folder = Path(source)
-        if not folder.is_dir():
-            folder = _download(str(source))
+        folder = local_folder(source, GateFormatError, (WEIGHTS_NAME, CONFIG_NAME))
         config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
         for file in (config_file, weights_file):
             if not file.is_file():
@@ -254,13 +242,3 @@ class NeuralGate:
                     f"{weak:.1%} weakly active, {strong:.1%} strongly active".replace("%", " %")
                 )
         return "\n".join(lines)
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise GateFormatError(f"'{repository}' is neither a folder nor a reachable hub repository: {error}") from error

@@ -17,6 +17,9 @@ SUBCOMMANDS = {
     "demo": "the whole job on the embedded model: locate, gate, edit, measure, report",
     "locate": "stage 1: learn which neurons encode privacy, and write a gate",
     "edit": "stage 2: edit a model, gated or not, and write it as a Hugging Face folder",
+    "diff": "say what an edit changed, and write it as one small file",
+    "apply": "make an edit that lies in such a file",
+    "revert": "take such an edit back, bit for bit",
     "eval": "ask a model the test queries and print refusal and answer rates",
     "render": "draw pictures with known attributes, with their questions",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.delta import DELTA_NAME, EditDelta
 from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.errors import DataFormatError, WeightFilesError
+from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import Scope
+from lightning_neuralgate.models.loading import model_folder
+from lightning_neuralgate.versions import library_versions
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -59,9 +64,23 @@ def run(options: Namespace) -> None:
         seed=options.seed,
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
-    if options.gate is not None:
-        options.trainer.callbacks.append(NeuralGateCallback(options.gate, options.scope, options.tau))
+    gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
+    if gate is not None:
+        options.trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau))
     options.trainer.fit(editor, datamodule=data)
     editor.save_pretrained(options.out)
     if options.trainer.is_global_zero:
         print(f"edited model written to {options.out}")
+        gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
+        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
+        _keep_delta(options.model.name, options.out, gated | settings)
+
+
+def _keep_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
+    """Write what the edit changed beside the edited model, where the base lies in the same type."""
+    try:
+        EditDelta.between(model_folder(base), edited, provenance).save(edited / DELTA_NAME)
+    except WeightFilesError as error:
+        print(f"the edit is not kept as a file of its own: {error}")
+    else:
+        print(f"what changed, to take it back with `neuralgate revert`: {edited / DELTA_NAME}")

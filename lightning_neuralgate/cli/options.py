@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -41,3 +42,13 @@ def add_trainer(parser: ArgumentParser, **defaults: Any) -> None:
     parser.add_class_arguments(Trainer, "trainer", instantiate=True)
     quiet = {"enable_checkpointing": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     parser.set_defaults({f"trainer.{name}": value for name, value in {**quiet, **defaults}.items()})
+
+
+def add_delta(parser: ArgumentParser, side: str) -> None:
+    """An edit's file, the model on one side of it, and the folder for the other side."""
+    add_config(parser)
+    parser.add_argument("--edit", type=Path, required=True, help="File of the edit.")
+    parser.add_argument(
+        "--model", type=str, required=True, help=f"Its {side} model: a folder, hub repository or smol-llava."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="Folder for the result; must not exist.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_neuralgate.errors import ModelLayoutError
+from lightning_neuralgate.hub import local_folder
 
 EMBEDDED = "smol-llava"
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -25,10 +26,7 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    if str(source) == EMBEDDED:
-        from lightning_neuralgate.models.smol import smol_llava_folder
-
-        source = smol_llava_folder()
+    source = _embedded_folder() if str(source) == EMBEDDED else source
     options = {"trust_remote_code": trust_remote_code}
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **options)
@@ -39,3 +37,21 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
             f"Give a folder with config.json and safetensors weights, a hub repository, or '{EMBEDDED}'."
         ) from error
     return model.eval(), processor
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder with a model's files, fetched from the hub if need be.
+
+    Args:
+        source: a folder, a hub repository, or `smol-llava` for the embedded model.
+
+    Raises:
+        ModelLayoutError: there is no such folder or repository.
+    """
+    return _embedded_folder() if str(source) == EMBEDDED else local_folder(source, ModelLayoutError)
+
+
+def _embedded_folder() -> Path:
+    from lightning_neuralgate.models.smol import smol_llava_folder
+
+    return smol_llava_folder()

@@ -15,6 +15,8 @@ from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import SUBCOMMANDS, main
 from lightning_neuralgate.data.spec import SUBJECTS_FOLDER
+from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.weight_files import WeightFiles
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 
@@ -53,6 +55,26 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     weight = "model.language_model.layers.1.mlp.down_proj.weight"
     model = LlavaForConditionalGeneration.from_pretrained(edited)
     assert not model.state_dict()[weight].equal(tiny_llava().state_dict()[weight])
+
+    delta = EditDelta.load(edited / "edit.safetensors")
+    assert [name.endswith("layers.1.mlp.down_proj.weight") for name in delta.tensors] == [True]
+    assert delta.provenance["gate"] == NeuralGate.from_pretrained(gate).fingerprint
+    edit = ["--edit", str(edited / "edit.safetensors")]
+    capsys.readouterr()
+    assert main(["diff", *edit]) == 0
+    assert "rows changed" in capsys.readouterr().out
+    reverted, again = tmp_path / "reverted", tmp_path / "again"
+    assert main(["revert", *edit, "--model", str(edited), "--out", str(reverted)]) == 0
+    assert WeightFiles(reverted).checksum == WeightFiles(checkpoint).checksum
+    assert main(["apply", *edit, "--model", str(reverted), "--out", str(again)]) == 0
+    assert WeightFiles(again).checksum == WeightFiles(edited).checksum
+    assert main(["revert", *edit, "--model", str(checkpoint), "--out", str(tmp_path / "no")]) == 1
+    assert "nothing to be done" in capsys.readouterr().err
+    written = tmp_path / "diff.safetensors"
+    assert main(["diff", "--base", str(checkpoint), "--edited", str(edited), "--out", str(written)]) == 0
+    assert EditDelta.load(written).edited == delta.edited
+    assert main(["diff", "--base", str(checkpoint)]) == 1
+    assert "give --base and --edited" in capsys.readouterr().err
 
     ungated = tmp_path / "ungated"
     options.write_text(options.read_text().replace(f"gate: {gate}\n", ""))

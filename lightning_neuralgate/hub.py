@@ -1,0 +1,27 @@
+"""Folders that may live on a model hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_neuralgate.errors import NeuralGateError
+
+
+def local_folder(source: str | Path, error: type[NeuralGateError], only: Sequence[str] | None = None) -> Path:
+    """A folder as it is, or a hub repository fetched into the hub's cache.
+
+    Args:
+        source: a folder or a hub repository.
+        error: what to raise if it is neither.
+        only: patterns of the files to fetch; all of them when left out.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=None if only is None else list(only)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
+        raise error(f"'{source}' is neither a folder nor a reachable hub repository: {cause}") from cause
