@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_neuralgate.closed_rows import ClosedRows
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
-from lightning_neuralgate.gating import SCOPES, Scope, gate_output, gated_linears, scope_positions
-from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.gating import SCOPES, GatedPlace, Scope, gated_places, scope_positions
+from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class _GatedBatch:
     positions: Tensor
     subjects: tuple[str, ...]
 
-    def open_rows(self, masks: Mapping[str, Tensor], width: int) -> Tensor:
-        everything = torch.ones(width, dtype=torch.bool, device=self.positions.device)
-        rows = torch.stack([masks.get(subject, everything) for subject in self.subjects])
-        return rows[:, None, :] | ~self.positions[:, :, None]
+    def openness(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """How far each sample's gate is open, (B, d); a row without a subject has none that could close."""
+        everything = torch.ones_like(next(iter(gates.values())))
+        return torch.stack([gates.get(subject, everything) for subject in self.subjects])
 
 
 _UNTRIED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
@@ -39,13 +41,22 @@ class NeuralGateCallback(Callback):
     """Applies a gate to the gradient of the gated layers' MLP output projections while a model trains.
 
     Stage 2 of Neural Gate: ``theta <- theta - eta * ([M_l > tau] * grad_theta^S L + grad_theta^notS L)``. In the
-    backward pass each sample uses its own subject's mask at the positions of the scope; gradients of all other
-    positions, and all forward values, stay whole. The batch must be a mapping with `subject_mask` (B, T), True at the
-    subject's tokens, and `subject`, B names; `PrivacyPairDataModule` makes both. A row without True in its mask is
+    backward pass each sample uses its own subject's gate at the positions of the scope; gradients of all other
+    positions, and all forward values, stay whole. Weight, bias and the LoRA and DoRA adapters of a projection are gated,
+    whichever of them train.
+
+    **Where the subjects stand.** By default the batch says it: a mapping with `subject_mask`, (B, T) and True at the
+    subject's tokens, and `subject`, B names; `PrivacyPairDataModule` makes both. With `tokenizer` the callback reads the
+    token ids that the Hugging Face model is called with and finds the gate's subjects in them (see `SubjectsInText`), so
+    your LightningModule and your batches stay as they are. With `find_subjects` you say it. A row without a subject is
     left alone.
 
-    A closed row gets no gradient, but an optimizer may still move it: by weight decay, or by momentum from before the gate.
-    With `scope="all"` closed rows stay bit-identical under a fresh optimizer without weight decay.
+    **Closed rows.** With `scope="all"` rows that no sample of a step opens stay bit-identical in that step, also under
+    weight decay and under momentum from before the gate: the callback keeps the weights inside the optimizer's own step and
+    puts those rows back (`ClosedRows`). Rows that no subject of the gate opens so never move, as long as every row of every
+    batch has a subject. Of an adapter these are the rows of its last factor and of DoRA's magnitude; a row of the merged
+    weight stays where its row of the last factor is zero, as it is in a fresh adapter. In the other scopes every row gets
+    gradient from outside the scope.
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -55,10 +66,15 @@ class NeuralGateCallback(Callback):
         layers: which of the gate's layers to gate; all of them when left out.
         subject_mask_key: the batch's key of the mask.
         subject_key: the batch's key of the subjects.
+        soft: let a dimension's gradient through in the measure of its activity rate, instead of whole above tau and not at
+            all below.
+        tokenizer: the model's tokenizer (or its processor), for batches that do not say where their subjects stand.
+        find_subjects: a function of the batch that answers with the mask of the subjects' tokens, (B, T), and B subjects.
 
     Raises:
         GateMismatchError: when training starts, if the gate was located in another model or lacks a subject or layer.
-        UnsupportedSetupError: when training starts, if nothing trains in a gated layer or the batch lacks a key.
+        UnsupportedSetupError: when training starts, if nothing trains in a gated layer; when a batch does not say where its
+            subjects stand.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -76,31 +92,41 @@ class NeuralGateCallback(Callback):
         layers: Sequence[int] | None = None,
         subject_mask_key: str = "subject_mask",
         subject_key: str = "subject",
+        soft: bool = False,
+        tokenizer: Any = None,
+        find_subjects: SubjectFinder | None = None,
     ) -> None:
         super().__init__()
         if scope not in SCOPES:
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got '{scope}'")
         if not 0.0 <= tau <= 1.0:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        if tokenizer is not None and find_subjects is not None:
+            raise ValueError("give tokenizer or find_subjects, not both: each says where the subjects stand")
         self.gate = gate if isinstance(gate, NeuralGate) else NeuralGate.from_pretrained(gate)
         self.scope: Scope = scope
         self.tau = tau
+        self.soft = soft
         self.layers = list(self.gate.layers if layers is None else layers)
         unknown = sorted(set(self.layers) - set(self.gate.layers))
         if unknown:
             raise GateMismatchError(f"the gate has no layers {unknown}; it covers {self.gate.layers}")
-        self.subject_mask_key = subject_mask_key
-        self.subject_key = subject_key
+        self._find: SubjectFinder = find_subjects or SubjectsInBatch(subject_mask_key, subject_key)
+        self._in_text = None
+        if tokenizer is not None:
+            self._in_text = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
         self._batch: _GatedBatch | None = None
+        self._training = False
         self._handles: list[RemovableHandle] = []
-        self._gated: dict[str, nn.Linear] = {}
+        self._gated: dict[str, GatedPlace] = {}
+        self._closed: dict[int, ClosedRows] = {}
         self._applied: set[str] = set()
         self._resumed = False
 
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(scope=self.scope, tau=self.tau, layers=self.layers)
+        return self._generate_state_key(scope=self.scope, tau=self.tau, layers=self.layers, soft=self.soft)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -128,77 +154,101 @@ class NeuralGateCallback(Callback):
             self.gate.check_fits(pl_module)
         layout = find_decoder(pl_module)
         for layer in self.layers:
-            masks = {subject: self.gate.mask(subject, layer, self.tau) for subject in self.gate.subjects}
-            masks = {subject: mask.to(pl_module.device) for subject, mask in masks.items()}
-            projection = layout.output_projection(layer)
+            gates = {subject: self._openness(subject, layer).to(pl_module.device) for subject in self.gate.subjects}
             path = layout.projection_path(layer)
-            for number, (linear, gate_input) in enumerate(gated_linears(projection, path)):
-                place = f"{path} ({number})"
-                self._gated[place] = linear
-                self._handles.append(linear.register_forward_hook(self._hook(place, masks, gate_input)))
+            for number, place in enumerate(gated_places(layout.output_projection(layer), path)):
+                name = f"{path} ({number})"
+                self._gated[name] = place
+                self._handles.append(place.module.register_forward_hook(self._hook(name, place, gates)))
+        if self._in_text is not None:
+            model = find_hf_model(pl_module)
+            self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
+        if self.scope == "all":
+            self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
 
-    def _hook(self, place: str, masks: Mapping[str, Tensor], gate_input: bool) -> Any:
-        def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            batch = self._batch
-            if batch is None or not torch.is_grad_enabled() or not output.requires_grad:
+    def _openness(self, subject: str, layer: int) -> Tensor:
+        return self.gate.rates(subject, layer) if self.soft else self.gate.mask(subject, layer, self.tau)
+
+    def _hook(self, name: str, place: GatedPlace, gates: Mapping[str, Tensor]) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if not self._training or not torch.is_grad_enabled() or not output.requires_grad:
                 return None
+            batch = self._batch
+            if batch is None:
+                raise UnsupportedSetupError(
+                    f"{name} was run before the callback had seen the token ids: it reads them where "
+                    f"{type(self).__name__} finds the Hugging Face model, so call that model as a whole, with input_ids; or "
+                    "say where the subjects stand with find_subjects"
+                )
             if output.shape[:-1] != batch.positions.shape:
                 raise UnsupportedSetupError(
-                    f"the gated layer saw {tuple(output.shape[:-1])} tokens, but the batch's "
-                    f"'{self.subject_mask_key}' is "
+                    f"the gated layer saw {tuple(output.shape[:-1])} tokens, but the mask of the subjects is "
                     f"{tuple(batch.positions.shape)}; give the mask for the image-expanded sequence and run the model "
                     "on the whole batch at once"
                 )
-            self._applied.add(place)
-            return gate_output(module, args[0], output, batch.open_rows(masks, output.shape[-1]), gate_input)
+            self._applied.add(name)
+            openness = batch.openness(gates)
+            for rows in self._closed.values():
+                rows.saw(name, openness)
+            return place.gate(args[0], output, batch.positions, openness)
 
         return hook
 
+    def _read_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if self._training and torch.is_grad_enabled() and isinstance(ids, Tensor):
+            assert self._in_text is not None
+            self._batch = self._checked(*self._in_text({"input_ids": ids, "labels": kwargs.get("labels")}))
+
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for key in (self.subject_mask_key, self.subject_key):
-            if not isinstance(batch, Mapping) or key not in batch:
-                found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-                raise UnsupportedSetupError(
-                    f"NeuralGateCallback needs '{key}' in the training batch, found {found}; "
-                    "PrivacyPairDataModule makes "
-                    "it, or name your own key with subject_mask_key and subject_key"
-                )
-        mask = batch[self.subject_mask_key].bool()
-        subjects = tuple(subject_key(str(subject or "")) for subject in batch[self.subject_key])
+        self._training = True
+        if self._in_text is None:
+            self._batch = self._checked(*self._find(batch))
+
+    def _checked(self, mask: Tensor, names: Sequence[str | None]) -> _GatedBatch:
+        mask = mask.bool()
+        subjects = tuple(subject_key(str(subject or "")) for subject in names)
         if mask.ndim != 2 or len(subjects) != len(mask):
             raise UnsupportedSetupError(
-                f"'{self.subject_mask_key}' must be (B, T) with one subject a row; got shape {tuple(mask.shape)} "
+                f"the mask of the subjects must be (B, T) with one subject a row; got shape {tuple(mask.shape)} "
                 f"and {len(subjects)} subjects"
             )
-        for subject, present in zip(subjects, mask.any(-1).tolist(), strict=True):
+        has_subject = mask.any(-1)
+        for subject, present in zip(subjects, has_subject.tolist(), strict=True):
             if present and subject not in self.gate.subjects:
                 raise GateMismatchError(
                     f"the batch holds the subject '{subject}', the gate knows {', '.join(self.gate.subjects)}; "
                     "locate that subject too, or leave its subject_mask empty"
                 )
-        positions = scope_positions(self.scope, mask) & mask.any(-1, keepdim=True)
-        self._batch = _GatedBatch(positions, subjects)
+        # a named subject that does not stand in its row closes nothing
+        subjects = tuple(s if present else "" for s, present in zip(subjects, has_subject.tolist(), strict=True))
+        return _GatedBatch(scope_positions(self.scope, mask) & has_subject[:, None], subjects)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        for place, linear in self._gated.items():
-            if linear.weight.grad is not None and place not in self._applied:
+        for name, place in self._gated.items():
+            has_gradient = any(getattr(module, row).grad is not None for module, row in place.rows)
+            if has_gradient and name not in self._applied:
                 raise UnsupportedSetupError(
-                    f"{place} has a gradient, but its forward hook never ran, so the gate was not applied: was the model "
+                    f"{name} has a gradient, but its forward hook never ran, so the gate was not applied: was the model "
                     "compiled before training started, or its weight used without calling the module?"
                 )
+        if id(optimizer) in self._closed:
+            self._closed[id(optimizer)].begin_step()
 
     @override
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._batch = None
+        self._batch, self._training = None, False
 
     def _remove_hooks(self) -> None:
-        self._batch = None
+        self._batch, self._training = None, False
         self._gated.clear()
         self._applied.clear()
         while self._handles:
             self._handles.pop().remove()
+        while self._closed:
+            self._closed.popitem()[1].remove()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,17 +1,18 @@
 """How a gate meets a gradient.
 
 The weight gradient of the MLP output projection y = W x is a sum over token positions. At the positions of the scope a
-row j contributes only where the gate is open; at all others it contributes whole:
+row j contributes only as far as the gate is open; at all others it contributes whole:
 
     grad W[j] = sum_{t not in scope} g_t[j] x_t  +  gate[j] * sum_{t in scope} g_t[j] x_t
 
 The split has to happen before the sum, so it lives in the autograd graph, where every strategy sees the same. Values stay
-what they were, and so does the gradient that flows on to x; only behind the second factor of a low-rank adapter it is
-gated, too, since the first factor shares its rows.
+what they were. With full weights the gradient that flows on to x stays what it was, too; an adapter is gated as a whole,
+since its parts share the rows: what flows through it is gated on its way in.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -41,12 +42,30 @@ def scope_positions(scope: Scope, subject_mask: Tensor) -> Tensor:
     return torch.ones_like(subject_mask)
 
 
+def gated_gradient(grad: Tensor, positions: Tensor, openness: Tensor) -> Tensor:
+    """The gradient of a projection's output behind the gate.
+
+    Args:
+        grad: (B, T, d).
+        positions: (B, T) bool, where the gate applies.
+        openness: (B, d), how far it is open for each sample: bool, or float in [0, 1].
+
+    >>> gated_gradient(torch.ones(1, 2, 2), torch.tensor([[True, False]]), torch.tensor([[False, True]]))
+    tensor([[[0., 1.],
+             [1., 1.]]])
+    """
+    where, openness = positions[:, :, None], openness[:, None, :]
+    if openness.dtype == torch.bool:
+        return torch.where(where & ~openness, grad.new_zeros(()), grad)
+    return torch.where(where, grad * openness.to(grad.dtype), grad)
+
+
 class GatedLinear(torch.autograd.Function):
     """The backward pass of y = x W^T + b, with the gate in the gradient of W and b; y is handed in, not recomputed."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, open_rows: Tensor, gate_input: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, positions: Tensor, openness: Tensor
     ) -> Tensor:
         """Return `y` as it is.
 
@@ -56,61 +75,97 @@ class GatedLinear(torch.autograd.Function):
             weight: (d, k).
             bias: (d,) or None.
             y: output of the projection, (B, T, d), detached.
-            open_rows: (B, T, d) bool, False where a row's gradient is cut.
-            gate_input: cut the gradient that flows on to x as well (for the second factor of a low-rank adapter).
+            positions: as in `gated_gradient`.
+            openness: as in `gated_gradient`.
         """
-        ctx.save_for_backward(x, weight, open_rows)
-        ctx.has_bias, ctx.gate_input = bias is not None, gate_input
+        ctx.save_for_backward(x, weight, positions, openness)
+        ctx.has_bias = bias is not None
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, open_rows = ctx.saved_tensors
+        x, weight, positions, openness = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        gated = torch.where(open_rows, grad, grad.new_zeros(()))
-        grad_x = (gated if ctx.gate_input else grad) @ weight.to(grad.dtype) if needs_x else None
+        gated = gated_gradient(grad, positions, openness).flatten(0, -2)
+        grad_x = (grad @ weight.to(grad.dtype)).to(x.dtype) if needs_x else None
         grad_weight = grad_bias = None
         if needs_weight:
-            grad_weight = (gated.flatten(0, -2).T @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype)
+            grad_weight = (gated.T @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype)
         if needs_bias and ctx.has_bias:
-            grad_bias = gated.flatten(0, -2).sum(0).to(weight.dtype)
-        return (grad_x.to(x.dtype) if grad_x is not None else None), grad_weight, grad_bias, None, None, None
+            grad_bias = gated.sum(0).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
-def gate_output(module: nn.Linear, x: Tensor, y: Tensor, open_rows: Tensor, gate_input: bool = False) -> Tensor:
-    """`y = module(x)` with the gate in its backward pass. Shapes as in `GatedLinear`."""
-    return GatedLinear.apply(x, module.weight, module.bias, y.detach(), open_rows, gate_input)
+class GatedOutput(torch.autograd.Function):
+    """The identity, with the gate in its gradient: everything that made the output sees the gated gradient alone."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, positions: Tensor, openness: Tensor) -> Tensor:
+        """Return `y`, (B, T, d), as it is; see `gated_gradient` for the others."""
+        ctx.save_for_backward(positions, openness)
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return gated_gradient(grad, *ctx.saved_tensors), None, None
 
 
-def gated_linears(projection: nn.Module, place: str) -> list[tuple[nn.Linear, bool]]:
-    """The linear maps of a projection whose rows are the layer's dimensions and that train, each with `gate_input`.
+@dataclass(frozen=True)
+class GatedPlace:
+    """A module whose output has the layer's dimensions, and what trains in it.
+
+    Attributes:
+        module: the projection itself, or the part of an adapter that adds to its output.
+        rows: the parameters of which each row (or entry, for a vector) belongs to one dimension, as module and name.
+        adapter: whether all that lies before the output is gated with it.
+    """
+
+    module: nn.Module
+    rows: tuple[tuple[nn.Module, str], ...]
+    adapter: bool
+
+    def gate(self, x: Tensor, y: Tensor, positions: Tensor, openness: Tensor) -> Tensor:
+        """`y`, which the module made of `x`, with the gate in its backward pass."""
+        if self.adapter:
+            return GatedOutput.apply(y, positions, openness)
+        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, openness)
+
+
+def gated_places(projection: nn.Module, place: str) -> list[GatedPlace]:
+    """Where a projection has to be gated: its own weight and bias if they train, and its LoRA or DoRA adapters.
 
     Args:
-        projection: an `nn.Linear`, or one that peft has wrapped with LoRA.
+        projection: an `nn.Linear`, or one that peft has wrapped.
         place: its path, for the error.
 
     Raises:
         UnsupportedSetupError: nothing there trains, or it is a kind whose rows cannot be gated.
     """
-    found: list[tuple[nn.Linear, bool]] = []
+    found: list[GatedPlace] = []
     base = getattr(projection, "base_layer", projection)
     if not isinstance(base, nn.Linear):
         raise UnsupportedSetupError(
-            f"{place} is a {type(base).__name__}; only nn.Linear projections (and LoRA on them) can be gated"
+            f"{place} is a {type(base).__name__}; only nn.Linear projections (and LoRA or DoRA on them) can be gated"
         )
-    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
-        found.append((base, False))
-    if len(getattr(projection, "lora_magnitude_vector", ())):
-        raise UnsupportedSetupError(f"{place} has a DoRA adapter; its normalization mixes rows. Use plain LoRA")
+    if rows := _trained(base):
+        found.append(GatedPlace(base, rows, adapter=False))
+    magnitudes = getattr(projection, "lora_magnitude_vector", {})
     for name, factor in getattr(projection, "lora_B", {}).items():
-        if factor.weight.requires_grad:
-            if not isinstance(factor, nn.Linear):
-                raise UnsupportedSetupError(f"{place}: adapter '{name}' has a {type(factor).__name__} as lora_B")
-            found.append((factor, True))
+        if not isinstance(factor, nn.Linear):
+            raise UnsupportedSetupError(f"{place}: adapter '{name}' has a {type(factor).__name__} as lora_B")
+        # DoRA's magnitude scales the base's output, too, so its gate sits behind both
+        last = magnitudes[name] if name in magnitudes else factor  # noqa: SIM401 - a ModuleDict has no get
+        if rows := _trained(factor) + (_trained(last) if last is not factor else ()):
+            found.append(GatedPlace(last, rows, adapter=True))
     if not found:
         raise UnsupportedSetupError(
             f"nothing at {place} trains, so there is nothing to gate: set requires_grad on its weight, "
             "put LoRA on it, or choose other layers"
         )
     return found
+
+
+def _trained(module: nn.Module) -> tuple[tuple[nn.Module, str], ...]:
+    return tuple((module, name) for name, value in module.named_parameters(recurse=False) if value.requires_grad)

@@ -81,19 +81,48 @@ def subject_token_span(
             "name the subject in the query, or correct the record's 'subject'"
         )
 
-    def decoded(length: int) -> str:
-        return tokenizer.decode(token_ids[:length], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    start = _query_start(decoded(len(token_ids)), query)
+    start = _query_start(_decoded(token_ids, tokenizer), query)
     if start is None:
         raise SubjectNotFoundError(
             f"record {record}: the query '{query}' cannot be found in the decoded prompt; "
             "does the chat template or the tokenizer rewrite or truncate it?"
         )
-    begin, end = start + within[0], start + within[1]
+    return _token_span(token_ids, tokenizer, start + within[0], start + within[1])
+
+
+def named_subject(
+    token_ids: Sequence[int], tokenizer: Decoder, subjects: Sequence[str]
+) -> tuple[str, TokenSpan] | None:
+    """The subject that a text names last, and the tokens of that occurrence; None if it names none.
+
+    Of two that end at the same place the longer one counts: "student ID", not "ID".
+
+    Args:
+        token_ids: one row; image and padding tokens may stand in it.
+        tokenizer: whatever decodes the ids.
+        subjects: the subjects to look for.
+    """
+    text = _decoded(token_ids, tokenizer)
+    found = [(span[1], -span[0], subject) for subject in subjects if (span := find_subject(text, subject)) is not None]
+    if not found:
+        return None
+    end, begin, subject = max(found)
+    return subject, _token_span(token_ids, tokenizer, -begin, end)
+
+
+def _decoded(token_ids: Sequence[int], tokenizer: Decoder) -> str:
+    return tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _token_span(token_ids: Sequence[int], tokenizer: Decoder, begin: int, end: int) -> TokenSpan:
+    """Tokens of a range of characters in the decoded text."""
+
+    def decoded_length(length: int) -> int:
+        return len(_decoded(token_ids[:length], tokenizer))
+
     lengths = range(len(token_ids) + 1)
-    last = bisect_left(lengths, end, key=lambda length: len(decoded(length))) - 1
-    first = bisect_left(lengths, begin + 1, key=lambda length: len(decoded(length))) - 1
+    last = bisect_left(lengths, end, key=decoded_length) - 1
+    first = bisect_left(lengths, begin + 1, key=decoded_length) - 1
     return TokenSpan(first, last)
 
 

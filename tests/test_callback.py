@@ -9,70 +9,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.gating import SCOPES, Scope, scope_positions
+from lightning_neuralgate.gating import SCOPES, Scope, gated_gradient, scope_positions
 from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from tests.helpers.reference import plain_gated_gradient, relative_error
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-
-SUBJECTS = ("passport", "receipt")
-
-
-def random_gate(model: nn.Module, layers: tuple[int, ...] = (1,), subjects: tuple[str, ...] = SUBJECTS) -> NeuralGate:
-    identity = ModelIdentity.of(model)
-    generator = torch.Generator().manual_seed(3)
-    rates = {s: {layer: torch.rand(identity.hidden_size, generator=generator) for layer in layers} for s in subjects}
-    return NeuralGate(rates, identity, dict.fromkeys(subjects, 4))
-
-
-class SomebodysModule(LightningModule):
-    """A module that knows nothing of gates: own attribute names, own optimizer, plain gradient descent."""
-
-    def __init__(self, network: nn.Module, layers: tuple[int, ...] = (1,), lr: float = 0.1) -> None:
-        super().__init__()
-        self.network, self.lr = network.requires_grad_(False), lr
-        for layer in layers:
-            find_decoder(network).output_projection(layer).requires_grad_(True)
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        means = mean_by_role(batch_nll(self.network, batch), batch["role"])
-        return means["sensitive"] + 1.25 * means["benign"]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
-
-
-class Gradients(Callback):
-    """Keeps the batches and the gradients of each step."""
-
-    def __init__(self) -> None:
-        self.batches: list[dict[str, Any]] = []
-        self.grads: list[dict[str, Tensor]] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.batches.append(batch)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.grads.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
-
-
-def train(module: LightningModule, data: Any, *callbacks: Callback, **options: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
-    }  # fmt: skip
-    trainer = Trainer(**{**settings, **options}, callbacks=list(callbacks))
-    trainer.fit(module, datamodule=data)
-    return trainer
-
-
-def datamodule(splits: RecordSplits, **options: Any) -> PrivacyPairDataModule:
-    return PrivacyPairDataModule(splits, tiny_processor(), **{"pairs_per_batch": 8, "shuffle": False, **options})
+from tests.helpers.tiny_llava import tiny_llava
+from tests.helpers.training import SUBJECTS, Gradients, SomebodysModule, datamodule, random_gate, train
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -118,18 +64,6 @@ def test_a_gate_that_is_open_everywhere_changes_nothing(splits: RecordSplits) ->
         assert relative_error(with_gate.grads[0][name], gradient) < 1e-6
 
 
-def test_closed_rows_stay_bit_identical_where_every_position_is_gated(splits: RecordSplits) -> None:
-    model = tiny_llava()
-    gate = random_gate(model, subjects=("passport",))
-    splits = splits._replace(edit=[record for record in splits.edit if record.subject == "passport"])
-    projection: Any = find_decoder(model).output_projection(1)
-    before = projection.weight.detach().clone()
-    train(SomebodysModule(model), datamodule(splits, pairs_per_batch=2), NeuralGateCallback(gate, "all"), max_steps=3)
-    closed = ~gate.mask("passport", 1)
-    assert torch.equal(projection.weight[closed], before[closed])
-    assert not torch.equal(projection.weight[~closed], before[~closed])
-
-
 def test_forward_values_never_change(splits: RecordSplits) -> None:
     model = tiny_llava()
     data = datamodule(splits)
@@ -155,9 +89,11 @@ def test_rows_without_a_subject_pass_whole(splits: RecordSplits) -> None:
     callback = NeuralGateCallback(random_gate(model), "all")
     blank: Any = {"subject": ["", "passport"], "subject_mask": torch.tensor([[False, False], [False, True]])}
     callback.on_train_batch_start(None, None, blank, 0)  # type: ignore[arg-type]
-    assert callback._batch is not None
-    masks = {"passport": torch.zeros(3, dtype=torch.bool)}
-    assert callback._batch.open_rows(masks, 3).tolist() == [[[True] * 3] * 2, [[False] * 3] * 2]
+    batch = callback._batch
+    assert batch is not None
+    openness = batch.openness({"passport": torch.zeros(3, dtype=torch.bool)})
+    gated = gated_gradient(torch.ones(2, 2, 3), batch.positions, openness)
+    assert gated.tolist() == [[[1.0] * 3] * 2, [[0.0] * 3] * 2]
 
 
 def test_hooks_are_gone_after_fit_and_after_an_exception(splits: RecordSplits) -> None:
@@ -183,24 +119,109 @@ def test_hooks_are_gone_after_fit_and_after_an_exception(splits: RecordSplits) -
     assert callback._batch is None
 
 
-def test_lora_rows_obey_the_gate(splits: RecordSplits) -> None:
+def adapted(model: nn.Module, dora: bool, dropout: float = 0.0) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    config = LoraConfig(
+        r=4,
+        target_modules=r".*language_model\.layers\.1\.mlp\.down_proj",
+        use_dora=dora,
+        lora_dropout=dropout,
+    )
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+class AdapterModule(SomebodysModule):
+    """Trains what peft has added, and nothing else."""
+
+    def __init__(self, wrapped: nn.Module, lr: float = 0.5) -> None:
+        LightningModule.__init__(self)
+        self.network, self.lr = wrapped, lr
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_rows_of_an_adapter_obey_the_gate(splits: RecordSplits, dora: bool, dropout: float) -> None:
     model = tiny_llava()
     gate = random_gate(model, subjects=("passport",))
-    config = LoraConfig(r=4, target_modules=r".*language_model\.layers\.1\.mlp\.down_proj", init_lora_weights=True)
-    wrapped = get_peft_model(model, config)
-
-    class Adapter(SomebodysModule):
-        def __init__(self) -> None:
-            LightningModule.__init__(self)
-            self.network, self.lr = wrapped, 0.5
-
+    wrapped: Any = adapted(model, dora, dropout)
     splits = splits._replace(edit=[record for record in splits.edit if record.subject == "passport"])
-    train(Adapter(), datamodule(splits, pairs_per_batch=2), NeuralGateCallback(gate, "all"), max_steps=3)
+    before = find_decoder(wrapped).output_projection(1).base_layer.weight.detach().clone()
+    train(AdapterModule(wrapped), datamodule(splits, pairs_per_batch=2), NeuralGateCallback(gate, "all"), max_steps=3)
     projection: Any = find_decoder(wrapped).output_projection(1)
     changed = projection.get_delta_weight("default").abs().sum(1) > 0
     assert torch.equal(changed, gate.mask("passport", 1))
+    merged = find_decoder(wrapped.merge_and_unload()).output_projection(1).weight.detach()
+    closed = ~gate.mask("passport", 1)
+    assert torch.allclose(merged[closed], before[closed], rtol=1e-6, atol=0)
+    assert not torch.isclose(merged[~closed], before[~closed], rtol=1e-6).all(1).any()
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_gradients_of_an_adapter_equal_those_of_a_loss_without_closed_parts(splits: RecordSplits, dora: bool) -> None:
+    """What the adapter adds in closed dimensions of gated positions is a constant to the plain loss."""
+    model = tiny_llava()
+    gate = random_gate(model)
+    wrapped: Any = adapted(model, dora)
+    projection: Any = find_decoder(wrapped).output_projection(1)
+    nn.init.normal_(projection.lora_B["default"].weight, std=0.1)  # or the first factor has no gradient
+    spy = Gradients()
+    train(AdapterModule(wrapped, lr=0.0), datamodule(splits), NeuralGateCallback(gate, "subject", tau=0.5), spy)
+    batch = spy.batches[0]
+    positions = scope_positions("subject", batch["subject_mask"])
+    masks = torch.stack([gate.mask(subject, 1, 0.5) for subject in batch["subject"]])
+    closed = positions[:, :, None] & ~masks[:, None, :]
+
+    def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        own = projection.base_layer(args[0])
+        added = output - own
+        return own + torch.where(closed, added.detach(), added)
+
+    wrapped.zero_grad()
+    handle = projection.register_forward_hook(cut)
+    means = mean_by_role(batch_nll(wrapped, batch), batch["role"])
+    (means["sensitive"] + 1.25 * means["benign"]).backward()
+    handle.remove()
+    found = {name: grad for name, grad in spy.grads[0].items() if "lora_" in name}
+    assert len(found) == (3 if dora else 2)
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            assert relative_error(found[f"network.{name}"], parameter.grad) < 1e-5
+
+
+def test_a_bias_obeys_the_gate(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    mlp: Any = find_decoder(model).layer(1).mlp
+    with_bias = nn.Linear(48, 32)
+    with_bias.load_state_dict({"weight": mlp.down_proj.weight, "bias": torch.zeros(32)})
+    mlp.down_proj = with_bias
+    gate = random_gate(model, subjects=("passport",))
+    splits = splits._replace(edit=[record for record in splits.edit if record.subject == "passport"])
+    module = SomebodysModule(model)
+    with_bias.weight.requires_grad_(False)
+    train(module, datamodule(splits, pairs_per_batch=2), NeuralGateCallback(gate, "all"), max_steps=2)
+    assert torch.equal(with_bias.bias != 0, gate.mask("passport", 1))
+
+
+def test_a_soft_gate_weighs_by_activity_rate(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    spy = Gradients()
+    train(
+        SomebodysModule(model, lr=0.0),
+        datamodule(splits, pairs_per_batch=2),
+        NeuralGateCallback(gate, "from_subject", soft=True),
+        spy,
+        accumulate_grad_batches=2,
+    )
+    assert len(spy.batches) == 2
+    projection = find_decoder(model).output_projection(1)
+    expected = torch.zeros_like(projection.weight)
+    for batch in spy.batches:
+        rates = [[gate.rates(subject, 1) for subject in batch["subject"]]]
+        positions = scope_positions("from_subject", batch["subject_mask"])
+        expected += plain_gated_gradient(model, batch, [projection], positions, rates)[0] / len(spy.batches)  # type: ignore[list-item]
+    assert relative_error(spy.grads[0][f"network.{find_decoder(model).projection_path(1)}.weight"], expected) < 1e-5
 
 
 def test_a_gate_of_another_model_is_refused(splits: RecordSplits) -> None:

@@ -86,7 +86,7 @@ def plain_gated_gradient(
 
     Args:
         positions: (B, T) bool, where the gate applies.
-        masks: per projection, per row, the open dimensions (d,).
+        masks: per projection, per row, how far each dimension is open, (d,) bool or float.
     """
     gradients = [torch.zeros_like(projection.weight) for projection in projections]
     counts = {role: batch["role"].count(role) for role in batch["role"]}
@@ -110,7 +110,7 @@ def plain_gated_gradient(
             for position in range(x.shape[1]):
                 gradient = torch.outer(y.grad[0, position], x[0, position])
                 if at[position]:
-                    gradient[~masks[number][index]] = 0.0
+                    gradient *= masks[number][index].float()[:, None]
                 gradients[number] += gradient
     model.zero_grad()
     return gradients

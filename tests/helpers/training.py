@@ -1,0 +1,71 @@
+"""Somebody's own training, to which the callback is added: a module that knows nothing of gates, and a short fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.gate import NeuralGate
+from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.objective import batch_nll, mean_by_role
+from tests.helpers.tiny_llava import tiny_processor
+
+SUBJECTS = ("passport", "receipt")
+
+
+def random_gate(model: nn.Module, layers: tuple[int, ...] = (1,), subjects: tuple[str, ...] = SUBJECTS) -> NeuralGate:
+    identity = ModelIdentity.of(model)
+    generator = torch.Generator().manual_seed(3)
+    rates = {s: {layer: torch.rand(identity.hidden_size, generator=generator) for layer in layers} for s in subjects}
+    return NeuralGate(rates, identity, dict.fromkeys(subjects, 4))
+
+
+class SomebodysModule(LightningModule):
+    """A module that knows nothing of gates: own attribute names, own optimizer, plain gradient descent."""
+
+    def __init__(self, network: nn.Module, layers: tuple[int, ...] = (1,), lr: float = 0.1) -> None:
+        super().__init__()
+        self.network, self.lr = network.requires_grad_(False), lr
+        for layer in layers:
+            find_decoder(network).output_projection(layer).requires_grad_(True)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        means = mean_by_role(batch_nll(self.network, batch), batch["role"])
+        return means["sensitive"] + 1.25 * means["benign"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+class Gradients(Callback):
+    """Keeps the batches and the gradients of each step."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.grads: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.grads.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+
+def train(module: LightningModule, data: Any, *callbacks: Callback, **options: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
+    }  # fmt: skip
+    trainer = Trainer(**{**settings, **options}, callbacks=list(callbacks))
+    trainer.fit(module, data)
+    return trainer
+
+
+def datamodule(splits: RecordSplits, **options: Any) -> PrivacyPairDataModule:
+    return PrivacyPairDataModule(splits, tiny_processor(), **{"pairs_per_batch": 8, "shuffle": False, **options})
