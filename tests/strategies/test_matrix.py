@@ -1,0 +1,62 @@
+"""The same weights under every strategy as from a plain loop, and closed rows that never move."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_neuralgate.layers import find_decoder
+from tests.helpers.reference import relative_error
+from tests.helpers.tiny_llava import tiny_llava
+from tests.helpers.training import random_gate
+from tests.strategies.runs import CASES, LAYER, TAU, Case, plain, result
+
+ROOT = Path(__file__).parents[2]
+WORLD = {"one": 1, "ddp": 2, "fsdp": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases of all strategies, each strategy in one launch."""
+    out = tmp_path_factory.mktemp("strategies")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for strategy, world in WORLD.items():
+        launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(world)]
+        command = [sys.executable, *launcher, "-m", "tests.strategies.runs", strategy, str(out)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=400
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("strategy", WORLD)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
+    found = result(folder, strategy, case)
+    before, expected = plain(WORLD[strategy], case, tmp_path)
+    assert found.keys() == expected.keys() == before.keys()
+    for name, weight in expected.items():
+        assert relative_error(weight, before[name]) > 1e-2, "a training that does not move shows nothing"
+        if case.precision == "32-true":
+            assert relative_error(found[name], weight) < 1e-6
+        else:  # half precision rounds sums that are taken in another order
+            assert relative_error(found[name] - before[name], weight - before[name]) < 0.03
+
+
+@pytest.mark.parametrize("strategy", WORLD)
+@pytest.mark.parametrize("case", [case for case in CASES if case.scope == "all"], ids=str)
+def test_closed_rows_are_bit_identical(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
+    before, _ = plain(WORLD[strategy], case, tmp_path)
+    (name,) = (name for name in before if not name.endswith("lora_A.default.weight"))
+    model = tiny_llava()
+    gate = random_gate(model, (LAYER,))
+    opened = torch.stack([gate.mask(subject, LAYER, TAU) for subject in gate.subjects]).any(0)
+    assert 0 < int(opened.sum()) < find_decoder(model).hidden_size
+    moved = (result(folder, strategy, case)[name] != before[name]).any(1)
+    assert torch.equal(moved, opened)
