@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_neuralgate.closed_rows import ClosedRows
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
-from lightning_neuralgate.gating import SCOPES, GatedPlace, Scope, gated_places, scope_positions
+from lightning_neuralgate.gating import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
@@ -57,6 +57,10 @@ class NeuralGateCallback(Callback):
     batch has a subject. Of an adapter these are the rows of its last factor and of DoRA's magnitude; a row of the merged
     weight stays where its row of the last factor is zero, as it is in a fresh adapter. In the other scopes every row gets
     gradient from outside the scope.
+
+    **Logged**, in whatever logger the Trainer has and as often as it logs: `gate/layer_10/passed` and
+    `gate/layer_10/blocked`, the norms of what the gate lets through of the layer's gradient and of what it takes away, over
+    that of the whole (`GradientMeter`; mean of the processes).
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -119,8 +123,10 @@ class NeuralGateCallback(Callback):
         self._training = False
         self._handles: list[RemovableHandle] = []
         self._gated: dict[str, GatedPlace] = {}
+        self._log_names: dict[str, str] = {}
         self._closed: dict[int, ClosedRows] = {}
         self._applied: set[str] = set()
+        self._meters: dict[str, GradientMeter] | None = None
         self._resumed = False
 
     @property
@@ -158,6 +164,7 @@ class NeuralGateCallback(Callback):
             path = layout.projection_path(layer)
             for number, place in enumerate(gated_places(layout.output_projection(layer), path)):
                 name = f"{path} ({number})"
+                self._log_names[name] = f"gate/layer_{layer}" + (f"/{number}" if number else "")
                 self._gated[name] = place
                 self._handles.append(place.module.register_forward_hook(self._hook(name, place, gates)))
         if self._in_text is not None:
@@ -190,7 +197,8 @@ class NeuralGateCallback(Callback):
             openness = batch.openness(gates)
             for rows in self._closed.values():
                 rows.saw(name, openness)
-            return place.gate(args[0], output, batch.positions, openness)
+            meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
+            return place.gate(args[0], output, batch.positions, openness, meter)
 
         return hook
 
@@ -203,6 +211,7 @@ class NeuralGateCallback(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._training = True
+        self._meters = {} if _is_logged(trainer) else None
         if self._in_text is None:
             self._batch = self._checked(*self._find(batch))
 
@@ -238,8 +247,20 @@ class NeuralGateCallback(Callback):
             self._closed[id(optimizer)].begin_step()
 
     @override
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._batch, self._training = None, False
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._meters is not None:
+            shares = {
+                f"{self._log_names[name]}/{part}": getattr(self._meters[name], part)
+                for name in self._gated
+                if name in self._meters
+                for part in ("passed", "blocked")
+            }
+            # a pass without any gradient has no shares; every process has to log the same names
+            told = {name: float("nan") if share is None else share for name, share in shares.items()}
+            pl_module.log_dict(told, batch_size=1, sync_dist=trainer.world_size > 1)
+        self._batch, self._training, self._meters = None, False, None
 
     def _remove_hooks(self) -> None:
         self._batch, self._training = None, False
@@ -261,3 +282,8 @@ class NeuralGateCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove_hooks()
+
+
+def _is_logged(trainer: Trainer) -> bool:
+    """Whether what is logged in the batch that begins will reach a logger."""
+    return bool(trainer.loggers) and trainer._logger_connector.should_update_logs

@@ -65,7 +65,14 @@ class GatedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, positions: Tensor, openness: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        positions: Tensor,
+        openness: Tensor,
+        meter: GradientMeter | None,
     ) -> Tensor:
         """Return `y` as it is.
 
@@ -77,9 +84,10 @@ class GatedLinear(torch.autograd.Function):
             y: output of the projection, (B, T, d), detached.
             positions: as in `gated_gradient`.
             openness: as in `gated_gradient`.
+            meter: sees the gradient, if there is one.
         """
         ctx.save_for_backward(x, weight, positions, openness)
-        ctx.has_bias = bias is not None
+        ctx.has_bias, ctx.meter = bias is not None, meter
         return y.view_as(y)
 
     @staticmethod
@@ -87,29 +95,62 @@ class GatedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, positions, openness = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        gated = gated_gradient(grad, positions, openness).flatten(0, -2)
+        whole, gated = grad.flatten(0, -2), gated_gradient(grad, positions, openness).flatten(0, -2)
+        if ctx.meter is not None:
+            ctx.meter.measure(x.flatten(0, -2), whole, gated)
         grad_x = (grad @ weight.to(grad.dtype)).to(x.dtype) if needs_x else None
         grad_weight = grad_bias = None
         if needs_weight:
             grad_weight = (gated.T @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype)
         if needs_bias and ctx.has_bias:
             grad_bias = gated.sum(0).to(weight.dtype)
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 class GatedOutput(torch.autograd.Function):
     """The identity, with the gate in its gradient: everything that made the output sees the gated gradient alone."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, positions: Tensor, openness: Tensor) -> Tensor:
-        """Return `y`, (B, T, d), as it is; see `gated_gradient` for the others."""
-        ctx.save_for_backward(positions, openness)
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, positions: Tensor, openness: Tensor, meter: GradientMeter | None
+    ) -> Tensor:
+        """Return `y`, (B, T, d), as it is; `x`, what it was made of, is for the meter. See `GatedLinear`."""
+        ctx.save_for_backward(positions, openness, *([] if meter is None else [x.detach()]))
+        ctx.meter = meter
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return gated_gradient(grad, *ctx.saved_tensors), None, None
+        positions, openness, *x = ctx.saved_tensors
+        gated = gated_gradient(grad, positions, openness)
+        if ctx.meter is not None:
+            ctx.meter.measure(x[0].flatten(0, -2), grad.flatten(0, -2), gated.flatten(0, -2))
+        return None, gated, None, None, None
+
+
+@dataclass
+class GradientMeter:
+    """How much of a weight gradient the gate lets through in one backward pass.
+
+    For an adapter it is the gradient of what the adapter stands for, a matrix from the input of its last part to the
+    layer's dimensions. The norms of what passes and of what is blocked need not add up: both may point anywhere.
+
+    Attributes:
+        passed: norm of the gradient behind the gate, over that before it; None before a backward pass.
+        blocked: norm of what the gate takes away, over the same.
+    """
+
+    passed: float | None = None
+    blocked: float | None = None
+
+    def measure(self, x: Tensor, whole: Tensor, gated: Tensor) -> None:
+        """Compare gradients, given the inputs (n, k) and the output's gradient (n, d) before and behind the gate."""
+        x = x.to(whole.dtype)
+        before, after = (whole.T @ x).float(), (gated.T @ x).float()
+        norm = float(before.norm())
+        if norm > 0:
+            self.passed, self.blocked = float(after.norm()) / norm, float((before - after).norm()) / norm
 
 
 @dataclass(frozen=True)
@@ -126,11 +167,13 @@ class GatedPlace:
     rows: tuple[tuple[nn.Module, str], ...]
     adapter: bool
 
-    def gate(self, x: Tensor, y: Tensor, positions: Tensor, openness: Tensor) -> Tensor:
+    def gate(
+        self, x: Tensor, y: Tensor, positions: Tensor, openness: Tensor, meter: GradientMeter | None = None
+    ) -> Tensor:
         """`y`, which the module made of `x`, with the gate in its backward pass."""
         if self.adapter:
-            return GatedOutput.apply(y, positions, openness)
-        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, openness)
+            return GatedOutput.apply(x, y, positions, openness, meter)
+        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, openness, meter)
 
 
 def gated_places(projection: nn.Module, place: str) -> list[GatedPlace]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def test_forward_values_never_change(splits: RecordSplits) -> None:
 def test_rows_without_a_subject_pass_whole(splits: RecordSplits) -> None:
     model = tiny_llava()
     callback = NeuralGateCallback(random_gate(model), "all")
+    trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     blank: Any = {"subject": ["", "passport"], "subject_mask": torch.tensor([[False, False], [False, True]])}
-    callback.on_train_batch_start(None, None, blank, 0)  # type: ignore[arg-type]
+    callback.on_train_batch_start(trainer, None, blank, 0)  # type: ignore[arg-type]
     batch = callback._batch
     assert batch is not None
     openness = batch.openness({"passport": torch.zeros(3, dtype=torch.bool)})
@@ -330,3 +332,59 @@ def test_bad_arguments_are_refused() -> None:
         NeuralGateCallback(gate, tau=1.5)
     with pytest.raises(GateMismatchError, match=r"no layers \[2\]; it covers \[1\]"):
         NeuralGateCallback(gate, layers=[2])
+
+
+@pytest.mark.parametrize("trained", ["full", "lora", "dora"])
+@pytest.mark.parametrize("scope", ["subject", "all"])
+def test_what_passes_and_what_is_blocked_is_logged(
+    splits: RecordSplits, tmp_path: Path, trained: str, scope: Scope
+) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    model = tiny_llava()
+    gate = random_gate(model)
+    if trained == "full":
+        module = SomebodysModule(model, lr=0.0)
+        projection: Any = find_decoder(model).output_projection(1)
+    else:
+        module = AdapterModule(adapted(model, dora=trained == "dora"), lr=0.0)
+        projection = find_decoder(model).output_projection(1)
+        nn.init.normal_(projection.lora_B["default"].weight, std=0.1)
+    spy = Gradients()
+    logger = CSVLogger(tmp_path, "", "")
+    train(
+        module,
+        datamodule(splits, pairs_per_batch=2),
+        NeuralGateCallback(gate, scope, tau=0.5),
+        spy,
+        max_steps=2,
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert len(rows) == 2
+    # the gradient before and behind the gate, from the output's gradient seen outside of it
+    last = {"full": projection, "lora": None, "dora": None}[trained]
+    if last is None:
+        last = projection.lora_magnitude_vector["default"] if trained == "dora" else projection.lora_B["default"]
+    for row, batch in zip(rows, spy.batches, strict=True):
+        seen: dict[str, Tensor] = {}
+
+        def keep(part: nn.Module, args: Any, output: Tensor, seen: dict[str, Tensor] = seen) -> None:
+            if output.ndim == 3:
+                seen["x"] = args[0].detach()
+                output.register_hook(lambda grad: seen.__setitem__("grad", grad))
+
+        handle = last.register_forward_hook(keep)
+        means = mean_by_role(batch_nll(module.network, batch), batch["role"])
+        (means["sensitive"] + 1.25 * means["benign"]).backward()
+        handle.remove()
+        positions = scope_positions(scope, batch["subject_mask"])
+        masks = torch.stack([gate.mask(subject, 1, 0.5) for subject in batch["subject"]])
+        whole = torch.einsum("btd,btk->dk", seen["grad"], seen["x"])
+        shut = torch.where(positions[:, :, None] & ~masks[:, None, :], seen["grad"], 0.0)
+        blocked = torch.einsum("btd,btk->dk", shut, seen["x"])
+        assert float(row["gate/layer_1/blocked"]) == pytest.approx(float(blocked.norm() / whole.norm()), rel=1e-4)
+        assert float(row["gate/layer_1/passed"]) == pytest.approx(
+            float((whole - blocked).norm() / whole.norm()), rel=1e-4
+        )
