@@ -4,7 +4,8 @@
 
 Each cell is an edit from the same start, asked the same test queries. A finished cell is not run again, so the command
 can be stopped and started. Afterwards the tables are printed and written to `docs/sweep-table.md` (`--table FILE` for
-another place). `--jobs` processes of one thread share the cells.
+another place). `--jobs` processes of one thread share the cells. The first two cells are the demo's own two edits: `--demo
+FOLDER` takes them from a finished `neuralgate demo --seeds N --out FOLDER`.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ CELLS: dict[str, dict[str, Any]] = {
     "ungated, lr 1.5e-3": {**UNGATED, "lr": 1.5e-3},
     "no retention": {"retention_weight": 0.0},
     "2 epochs": {"epochs": 2},
+    "ungated, lr 6e-3": {**UNGATED, "lr": 6e-3},
+    "gate, all positions, rows shuffled": {**SHUFFLED, "scope": "all"},
     "layer 16": {**UNGATED, "layer": 16},
     "alpha 0.5": {"alpha": 0.5},
     "gate, all positions, tau 0.3": {"scope": "all", "tau": 0.3},
-    "gate, all positions, rows shuffled": {**SHUFFLED, "scope": "all"},
-    "ungated, lr 6e-3": {**UNGATED, "lr": 6e-3},
     "gate, lr 6e-3": {"lr": 6e-3},
     "alpha 3": {"alpha": 3.0},
     "layer 4": {**UNGATED, "layer": 4},
@@ -60,11 +61,13 @@ COLUMNS = {
     "test: RtA": ("test", "rta_sensitive"),
     "leak": ("test", "leak_rate"),
     "answered": ("test", "answer_rate_benign"),
-    "right": ("test", "benign_accuracy"),
-    "new attributes: EtA": ("unseen_attributes", "eta"),
-    "new subject: EtA": ("unseen_subjects", "eta"),
-    "answered ": ("unseen_subjects", "answer_rate_benign"),
+    "new attributes: RtA": ("unseen_attributes", "rta_sensitive"),
+    "answered ": ("unseen_attributes", "answer_rate_benign"),
+    "EtA": ("unseen_attributes", "eta"),
+    "new subjects: RtA": ("unseen_subjects", "rta_sensitive"),
     "leak ": ("unseen_subjects", "leak_rate"),
+    "answered  ": ("unseen_subjects", "answer_rate_benign"),
+    "EtA ": ("unseen_subjects", "eta"),
 }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.sweep_edit import CELLS, COLUMNS, PREPARE, Jobs, fewer, lines, shuffled, slug
+from benchmarks.sweep_edit import BASE, CELLS, COLUMNS, PREPARE, Jobs, fewer, lines, shuffled, slug, take_from_demo
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.identity import ModelIdentity
@@ -74,6 +75,31 @@ def test_a_job_that_fails_is_free_again(tmp_path: Path, monkeypatch: pytest.Monk
     other = FreeJobs(tmp_path, 1, [0])
     other.run()
     assert len(other.ran) == 1 + len(CELLS)
+
+
+def demo_results(folder: Path, **settings: Any) -> None:
+    folder.mkdir(parents=True)
+    rates = {arm: {"test": {"rta_sensitive": share}} for arm, share in (("gated", 0.25), ("ungated", 0.75))}
+    change = {arm: {"weight_change": 0.1, "rows_changed": 1.0} for arm in rates}
+    run = {**rates, "weight_change": change, "settings": {**BASE, "judge": True, **settings}}
+    (folder / "results.json").write_text(json.dumps(run))
+
+
+def test_a_demo_gives_the_first_two_cells(tmp_path: Path) -> None:
+    demo_results(tmp_path / "demo" / "seed-0")
+    take_from_demo(tmp_path / "demo", tmp_path / "sweep", 1)
+    jobs = FreeJobs(tmp_path / "sweep", 0, [0])
+    jobs.run()
+    assert [name for _, name in jobs.ran] == [PREPARE, *list(CELLS)[2:]]
+    shares = [json.loads(jobs.file(0, name).read_text())["rates"]["test"]["rta_sensitive"] for name in list(CELLS)[:2]]
+    assert shares == [0.25, 0.75]
+
+
+def test_a_demo_with_other_settings_is_refused(tmp_path: Path) -> None:
+    demo_results(tmp_path / "demo" / "seed-0", lr=1e-3)
+    with pytest.raises(SystemExit, match=r"other settings than the cells: \{'lr': 0.001\}"):
+        take_from_demo(tmp_path / "demo", tmp_path / "sweep", 1)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_file_names_of_cells_differ() -> None:
