@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +389,47 @@ def test_what_passes_and_what_is_blocked_is_logged(
         assert float(row["gate/layer_1/passed"]) == pytest.approx(
             float((whole - blocked).norm() / whole.norm()), rel=1e-4
         )
+
+
+def gradient_of_a_step(splits: RecordSplits, prepare: Callable[[Any], object]) -> Tensor:
+    model = tiny_llava()
+    gate, module = random_gate(model), SomebodysModule(model, lr=0.0)
+    spy = Gradients()
+    prepare(model)
+    train(module, datamodule(splits), NeuralGateCallback(gate, "from_subject", tau=0.5), spy)
+    return spy.grads[0][f"network.{find_decoder(model).projection_path(1)}.weight"]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gates_alike(splits: RecordSplits, reentrant: bool) -> None:
+    runs: list[int] = []
+
+    def checkpointed(model: Any) -> None:
+        model.train()  # transformers checkpoints in training mode alone
+        options = {"use_reentrant": reentrant}
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        model.enable_input_require_grads()
+        find_decoder(model).layer(1).mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+
+    assert torch.equal(
+        gradient_of_a_step(splits, checkpointed), gradient_of_a_step(splits, lambda model: model.train())
+    )
+    assert len(runs) == 2, "the layer was not run again in the backward pass"
+
+
+def test_compiled_models_gate_alike(splits: RecordSplits) -> None:
+    """Over batches of other subjects and lengths; the backend is the one that needs no compiler."""
+    weights = []
+    for compiled in (False, True):
+        model = tiny_llava()
+        if compiled:
+            model.compile(backend="aot_eager")
+        module = SomebodysModule(model)
+        train(module, datamodule(splits, pairs_per_batch=1), NeuralGateCallback(random_gate(model), "all"), max_steps=4)
+        weights.append(find_decoder(model).output_projection(1).weight.detach())
+    base: Any = find_decoder(tiny_llava()).output_projection(1).weight
+    assert relative_error(weights[1], weights[0]) < 1e-6
+    assert relative_error(weights[0], base) > 1e-2

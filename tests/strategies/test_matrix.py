@@ -14,10 +14,11 @@ from lightning_neuralgate.layers import find_decoder
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import random_gate
-from tests.strategies.runs import CASES, LAYER, TAU, Case, plain, result
+from tests.strategies.runs import LAYER, TAU, Case, cases_of, plain, result
 
 ROOT = Path(__file__).parents[2]
-WORLD = {"one": 1, "ddp": 2, "fsdp": 2}
+WORLD = {"one": 1, "ddp": 2, "ddp_static": 2, "ddp_buckets": 2, "ddp_fork": 2, "fsdp": 2}
+RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("strategies")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for strategy, world in WORLD.items():
-        launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(world)]
+        launcher = (
+            [] if strategy in ("one", "ddp_fork") else ["-m", "torch.distributed.run", "--nproc-per-node", str(world)]
+        )
         command = [sys.executable, *launcher, "-m", "tests.strategies.runs", strategy, str(out)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=400
@@ -35,8 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("strategy", WORLD)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
 def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
     found = result(folder, strategy, case)
     before, expected = plain(WORLD[strategy], case, tmp_path)
@@ -49,8 +51,7 @@ def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case
             assert relative_error(found[name] - before[name], weight - before[name]) < 0.03
 
 
-@pytest.mark.parametrize("strategy", WORLD)
-@pytest.mark.parametrize("case", [case for case in CASES if case.scope == "all"], ids=str)
+@pytest.mark.parametrize(("strategy", "case"), [run for run in RUNS if run[1].scope == "all"], ids=str)
 def test_closed_rows_are_bit_identical(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
     before, _ = plain(WORLD[strategy], case, tmp_path)
     (name,) = (name for name in before if not name.endswith("lora_A.default.weight"))
