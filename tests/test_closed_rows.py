@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.closed_rows import ClosedRows
+from lightning_neuralgate.closed_rows import ClosedRows, _local_rows
 from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import gated_places
 from lightning_neuralgate.layers import find_decoder
@@ -185,3 +187,11 @@ def test_each_optimizer_keeps_its_own_rows(splits: RecordSplits) -> None:
     train(module, datamodule(of_passports(splits), pairs_per_batch=2), Before(gate, "all"), max_steps=2)
     for layer, weight, before in zip((0, 1), weights, seen, strict=True):
         assert torch.equal((weight != before).any(1), gate.mask("passport", layer))
+
+
+def test_weights_that_are_not_sharded_by_rows_are_refused() -> None:
+    from torch.distributed.tensor import Replicate, Shard
+
+    by_column = SimpleNamespace(placements=(Replicate(), Shard(1)))
+    with pytest.raises(UnsupportedSetupError, match=r"Leave tensor parallelism off"):
+        _local_rows(torch.ones(4, dtype=torch.bool), by_column)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_neuralgate.cli import SUBCOMMANDS, build_parser
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from lightning_neuralgate.layers import find_decoder
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
+from tests.helpers.training import SomebodysModule, datamodule, random_gate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,3 +65,29 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_link_or_file_it_names_is_missing() -> None:
     for path in re.findall(r"`((?:recipes|tests|docs)/[\w./-]+)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_page_on_trainers_shows_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, flags=re.DOTALL)
+    code = "".join(line[2:] + "\n" for line in diff.splitlines())
+    assert sum(line.startswith("+") for line in diff.splitlines()) == 2
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llava()
+    random_gate(model).save_pretrained("gate")
+    weight: Any = find_decoder(model).output_projection(1).weight
+    before = weight.detach().clone()
+    batches = datamodule(tiny_splits(tmp_path), pairs_per_batch=2).pairs_dataloader()
+    quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False, "
+    for shown, here in (
+        ('strategy="ddp"', "strategy='auto'"),
+        ("devices=2", "devices=1"),
+        ("Trainer(\n", f"Trainer({quiet}\n"),
+    ):
+        assert shown in code
+        code = code.replace(shown, here)
+    exec(
+        code,
+        {"YourModule": SomebodysModule, "model": model, "processor": tiny_processor(), "your_dataloader": batches},
+    )
+    assert not torch.equal(weight, before)
