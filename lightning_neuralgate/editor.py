@@ -2,6 +2,8 @@
 
     L = L_sen + alpha * L_ben  (+ retention_weight * L_ret)
 
+The whole weight trains, or a low-rank change of it (LoRA).
+
 The gate is not in here: add `NeuralGateCallback` to the Trainer for a gated edit, leave it out for an ungated one.
 """
 
@@ -21,6 +23,7 @@ from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.lora import add_lora, merged_lora
 from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.sharding import everywhere, full_state_dict, shard
@@ -29,17 +32,18 @@ Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
 
 
-def _check_trainable(projection: nn.Module, place: str) -> None:
+def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
     if hasattr(projection, "base_layer"):
         raise UnsupportedSetupError(
-            f"{place} carries a peft adapter, PrivacyEditModule trains the full weight: merge the adapter first, or train it "
-            "in a LightningModule of your own with NeuralGateCallback"
+            f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
+            "LightningModule of your own with NeuralGateCallback"
         )
     narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if p.dtype.itemsize < 4}
-    if narrow:
+    if narrow and not lora_rank:
         raise UnsupportedSetupError(
             f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
-            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision"
+            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision; or train a LoRA with "
+            "lora_rank, whose factors are float32"
         )
 
 
@@ -71,6 +75,8 @@ class PrivacyEditModule(LightningModule):
         steps_per_pair: schedule `paper` only.
         stop_loss: schedule `paper` only.
         max_new_tokens: length of answers in validation.
+        lora_rank: train a LoRA of this rank on the projections, put into the model in place, instead of their whole
+            weights; the model may then be loaded in half precision. 0: whole weights.
 
     Raises:
         ModelLayoutError: there is no such layer, or it has no MLP output projection.
@@ -93,6 +99,7 @@ class PrivacyEditModule(LightningModule):
         steps_per_pair: int = 10,
         stop_loss: float = 1e-3,
         max_new_tokens: int = 16,
+        lora_rank: int = 0,
     ) -> None:
         super().__init__()
         if schedule not in _DEFAULTS:
@@ -108,8 +115,12 @@ class PrivacyEditModule(LightningModule):
         self.model = model.requires_grad_(False).eval()
         layout = find_decoder(model)
         for layer in layers:
-            _check_trainable(layout.output_projection(layer), layout.projection_path(layer))
-            layout.output_projection(layer).requires_grad_(True)
+            _check_trainable(layout.output_projection(layer), layout.projection_path(layer), lora_rank)
+        if lora_rank:
+            add_lora(model, layers, lora_rank)
+        else:
+            for layer in layers:
+                layout.output_projection(layer).requires_grad_(True)
         self.answers = ExpectToAnswer()
         self.leak_rate = LeakRate()
         self.benign_accuracy = BenignAccuracy()
@@ -190,12 +201,12 @@ class PrivacyEditModule(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the edited model (and the processor, if given) as a normal Hugging Face folder.
+        """Write the edited model (and the processor, if given) as a normal Hugging Face folder, a LoRA merged into it.
 
         Under a sharded strategy every process must call this; rank 0 writes.
         """
         model = find_hf_model(self.model)
-        state = full_state_dict(model)
+        state = merged_lora(model, full_state_dict(model))
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
         with written_whole(Path(folder)) as draft:

@@ -1,11 +1,13 @@
 """Make a LLaVA refuse what is private: locate, gate, edit and measure on PrivacyPair data.
 
     python recipes/llava_privacy.py --config recipes/llava_privacy.yaml
-    python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --strategy ddp --devices 2
-    torchrun --nproc-per-node 2 recipes/llava_privacy.py --config recipes/llava_privacy.yaml --strategy fsdp --devices 2
+    python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --config recipes/ddp.yaml
+    torchrun --nproc-per-node 2 recipes/llava_privacy.py --config recipes/llava_privacy.yaml --config recipes/fsdp2.yaml
+    python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --config recipes/lora.yaml
 
-`--strategy fsdp` is FSDP2 (Lightning's ModelParallelStrategy); each process first loads the whole model into memory (28 GB
-for 7B parameters in float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients.
+A later `--config` overrides an earlier one, an option on the command line overrides both. `strategy: fsdp` is FSDP2
+(Lightning's ModelParallelStrategy); each process first loads the whole model into memory (28 GB for 7B parameters in
+float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gating import Scope
-from lightning_neuralgate.models.loading import load_model
+from lightning_neuralgate.models.loading import Precision, load_model
 
 
 def main(
@@ -41,6 +43,8 @@ def main(
     alpha: float = 1.25,
     epochs: int = 1,
     pairs_per_batch: int = 4,
+    lora_rank: int = 0,
+    dtype: Precision = "float32",
     max_steps: int = 25,
     strategy: Literal["auto", "ddp", "fsdp"] = "auto",
     accelerator: str = "auto",
@@ -54,8 +58,7 @@ def main(
         data: the records; see `neuralgate locate --help`.
         out: folder for gate/, edited/, logs/ and metrics.json.
         model: folder or hub repository of a LLaVA checkpoint, or smol-llava.
-        precision: what the Trainer computes in; weights are kept in float32, since an edit's small steps would be lost in
-            half precision.
+        precision: what the Trainer computes in.
         layers: decoder layers to locate and edit (the authors' choice for LLaVA-1.5-7B is 11).
         tau: dimensions with an activity rate above tau stay open.
         scope: positions at which the gate applies.
@@ -64,6 +67,9 @@ def main(
         alpha: weight of the benign term.
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs in a mini-batch.
+        lora_rank: edit by a LoRA of this rank, merged when saved; 0: the whole weight.
+        dtype: what the weights are kept in. An edit of whole weights needs float32, since its small steps would be lost in
+            half precision; a LoRA's factors are float32 in any case.
         max_steps: upper bound of the locator's steps for a record.
         strategy: one device, DDP, or FSDP2.
         accelerator: gpu, cpu, or auto.
@@ -72,7 +78,7 @@ def main(
         seed: seeds everything.
     """
     seed_everything(seed)
-    network, processor = load_model(model)
+    network, processor = load_model(model, dtype)
     splits = data.read()
     edit, _ = fill_targets(splits.edit, [], network, processor)
     splits = splits._replace(edit=edit)
@@ -97,7 +103,9 @@ def main(
         print(gate)
 
     paper = schedule == "paper"
-    editor = PrivacyEditModule(network, list(layers), processor, schedule=schedule, lr=lr, alpha=alpha)
+    editor = PrivacyEditModule(
+        network, list(layers), processor, schedule=schedule, lr=lr, alpha=alpha, lora_rank=lora_rank
+    )
     trainer = Trainer(
         max_epochs=epochs, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "edit", ""),
         callbacks=[NeuralGateCallback(gate, scope, tau)], **common,

@@ -16,9 +16,10 @@ from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.errors import ModelLayoutError, UnsupportedSetupError
 from lightning_neuralgate.gating import scope_positions
 from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.objective import batch_nll, mean_by_role
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.test_callback import datamodule, random_gate, train
+from tests.helpers.training import datamodule, random_gate, train
 
 LAYER = 1
 TOLD = {"sensitive": "I cannot say", "benign": "It is red"}
@@ -210,3 +211,50 @@ def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
         train(PrivacyEditModule(tiny_llava(), [LAYER], schedule="paper"), datamodule(splits, pairs_per_batch=3))
     with pytest.raises(UnsupportedSetupError, match="give PrivacyEditModule the model's processor"):
         train(PrivacyEditModule(tiny_llava(), [LAYER]), datamodule(splits), limit_val_batches=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scope", ["subject_last", "all"])
+def test_a_lora_trains_obeys_the_gate_and_is_saved_merged(
+    splits: RecordSplits, tmp_path: Path, dtype: torch.dtype, scope: Any
+) -> None:
+    model = tiny_llava().to(dtype)
+    gate = random_gate(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    editor = PrivacyEditModule(model, [LAYER], lr=0.05, lora_rank=4)
+    trained = {name.rpartition(".lora_")[2] for name, p in editor.named_parameters() if p.requires_grad}
+    assert trained == {"A.default.weight", "B.default.weight"}
+    batch = next(iter(datamodule(splits).pairs_dataloader()))
+    with torch.no_grad():
+        first = float(editor_loss(editor, batch))
+    train(editor, datamodule(splits), NeuralGateCallback(gate, scope, tau=0.5), max_steps=6)
+    with torch.no_grad():
+        assert float(editor_loss(editor, batch)) < first - 0.1
+
+    editor.save_pretrained(tmp_path / "edited")
+    saved = LlavaForConditionalGeneration.from_pretrained(tmp_path / "edited", dtype=dtype)
+    name = f"{find_decoder(saved).projection_path(LAYER)}.weight"
+    after = saved.state_dict()
+    assert after.keys() == before.keys()
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {name}
+    assert after[name].dtype == dtype
+    change = (after[name].float() - before[name].float()).abs().sum(1) > 0
+    opened = gate.mask("passport", LAYER, 0.5) | gate.mask("receipt", LAYER, 0.5)
+    assert torch.equal(change, opened) if scope == "all" else bool(change.all())
+    with torch.no_grad():
+        assert float(editor_loss(editor, batch)) == pytest.approx(
+            float(editor_loss(PrivacyEditModule(saved.float(), [LAYER]), batch)),
+            rel=0.05 if dtype.itemsize < 4 else 1e-5,
+        )
+
+
+def editor_loss(editor: PrivacyEditModule, batch: dict[str, Any]) -> torch.Tensor:
+    means = mean_by_role(batch_nll(editor.model, batch), batch["role"])
+    return means["sensitive"] + 1.25 * means["benign"]
+
+
+def test_a_lora_on_top_of_an_adapter_is_refused() -> None:
+    model = tiny_llava()
+    PrivacyEditModule(model, [LAYER], lora_rank=2)
+    with pytest.raises(UnsupportedSetupError, match="carries a peft adapter already"):
+        PrivacyEditModule(model, [LAYER], lora_rank=2)

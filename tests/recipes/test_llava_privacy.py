@@ -52,11 +52,13 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
     common = [word for option in options.items() for word in option]
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     run([*common, "--out", str(tmp_path / "one")])
-    run([*common, "--out", str(tmp_path / "ddp"), "--strategy", "ddp", "--devices", "2"])
-    run([*common, "--out", str(tmp_path / "fsdp"), "--strategy", "fsdp", "--devices", "2"], torchrun)
+    run([*common, "--config", "recipes/ddp.yaml", "--out", str(tmp_path / "ddp")])
+    run([*common, "--config", "recipes/fsdp2.yaml", "--out", str(tmp_path / "fsdp")], torchrun)
+    lora = ["--config", "recipes/lora.yaml", "--dtype", "float32", "--lora_rank", "4", "--schedule", "paper"]
+    run([*common, *lora, "--lr", "0.01", "--out", str(tmp_path / "lora")])
 
     weights, gates = {}, {}
-    for name in ("one", "ddp", "fsdp"):
+    for name in ("one", "ddp", "fsdp", "lora"):
         folder = tmp_path / name
         gates[name] = NeuralGate.from_pretrained(folder / "gate")
         weights[name] = LlavaForConditionalGeneration.from_pretrained(folder / "edited").state_dict()[WEIGHT]
@@ -75,6 +77,19 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
     # DDP and FSDP2 average over the same two halves of the data, so they take the same steps
     assert relative_error(weights["fsdp"], weights["ddp"]) < 1e-5
     assert relative_error(weights["ddp"], weights["one"]) > 1e-5
+
+
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp2", "lora"])
+def test_overlays_are_understood_and_say_how_to_launch(overlay: str) -> None:
+    import yaml
+
+    file = ROOT / "recipes" / f"{overlay}.yaml"
+    configs = ["--config", "recipes/llava_privacy.yaml", "--config", f"recipes/{overlay}.yaml"]
+    printed = yaml.safe_load(run([*configs, "--print_config"]))
+    changes = yaml.safe_load(file.read_text())
+    assert {name: printed[name] for name in changes} == changes
+    assert printed["model"] == "llava-hf/llava-1.5-7b-hf"
+    assert f"llava_privacy.py {' '.join(configs)}" in file.read_text()
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.py")))
