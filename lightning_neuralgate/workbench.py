@@ -79,7 +79,7 @@ class EditSettings:
     schedule: Schedule = "minibatch"
     epochs: int = 4
     pairs_per_batch: int = 3
-    lr: float | None = 3e-3
+    lr: float | None = 6e-3
     alpha: float = 1.25
     retention_weight: float = 1.0
     retention_per_batch: int = 1
