@@ -4,8 +4,8 @@
 
 Each cell is an edit from the same start, asked the same test queries. A finished cell is not run again, so the command
 can be stopped and started. Afterwards the tables are printed and written to `docs/sweep-table.md` (`--table FILE` for
-another place). `--jobs` processes of one thread share the cells. The first two cells are the demo's own two edits: `--demo
-FOLDER` takes them from a finished `neuralgate demo --seeds N --out FOLDER`.
+another place). `--jobs` processes of one thread share the cells. `--demo FOLDER` takes the cells that have the demo's
+settings from a finished `neuralgate demo --seeds N --out FOLDER`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
     "retention_weight": 1.0, "retention_per_batch": 1, "edit_records": 2, "edit_pairs": 6, "test_records": 2,
     "test_pairs": 2, "judge": False,
 }  # fmt: skip
-"""Where cells start from: the demo's edit, without the second judge."""
+"""Where cells start from: the demo's edit before this sweep settled its learning rate, without the second judge."""
 
 UNGATED = {"gate": None}
 SHUFFLED = {"gate": "shuffled"}
@@ -168,16 +168,27 @@ class Jobs:
 
 
 def take_from_demo(demo: Path, out: Path, seeds: int) -> None:
-    """The demo's two edits as cells, where it was run with the settings that cells start from."""
+    """The demo's two edits as the cells that have their settings."""
     for seed in range(seeds):
         run = json.loads((demo / f"seed-{seed}" / "results.json").read_text())
-        other = {key: run["settings"][key] for key in BASE if key != "judge" and run["settings"][key] != BASE[key]}
-        if other:
-            sys.exit(f"{demo}/seed-{seed} was run with other settings than the cells: {other}")
-        for arm, name in (("gated", "gate, subject's last token"), ("ungated", "ungated")):
+        for arm in ("gated", "ungated"):
+            name = cell_of(run["settings"], gated=arm == "gated")
+            if name is None:
+                sys.exit(f"no cell has the settings of the {arm} edit in {demo}/seed-{seed}: {run['settings']}")
             jobs = Jobs(out, 0, [seed])
             jobs.file(seed, name).parent.mkdir(parents=True, exist_ok=True)
             jobs._save(seed, name, {"rates": run[arm], **run["weight_change"][arm], "settings": run["settings"]})
+
+
+def cell_of(settings: Mapping[str, Any], gated: bool) -> str | None:
+    """The cell with these settings of an edit, but for the second judge, which changes no answer."""
+    for name, changes in CELLS.items():
+        wanted = {**BASE, "gate": "located", "records": None, "images": True, **changes}
+        if (wanted.pop("gate"), wanted.pop("records")) != ("located" if gated else None, None):
+            continue
+        if all(settings[key] == value for key, value in wanted.items() if key != "judge"):
+            return name
+    return None
 
 
 def shuffled(gate: Any, seed: int) -> Any:

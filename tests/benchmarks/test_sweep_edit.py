@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.sweep_edit import BASE, CELLS, COLUMNS, PREPARE, Jobs, fewer, lines, shuffled, slug, take_from_demo
+from benchmarks.sweep_edit import (
+    BASE,
+    CELLS,
+    COLUMNS,
+    PREPARE,
+    Jobs,
+    cell_of,
+    fewer,
+    lines,
+    shuffled,
+    slug,
+    take_from_demo,
+)
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.workbench import EditSettings
 
 PARTS = {"picture": {"share": 0.5}, "scope all": {"taken_away": 0.9, "cosine": 0.4, "adam_steps_changed": 0.7}}
 
@@ -81,25 +95,39 @@ def demo_results(folder: Path, **settings: Any) -> None:
     folder.mkdir(parents=True)
     rates = {arm: {"test": {"rta_sensitive": share}} for arm, share in (("gated", 0.25), ("ungated", 0.75))}
     change = {arm: {"weight_change": 0.1, "rows_changed": 1.0} for arm in rates}
-    run = {**rates, "weight_change": change, "settings": {**BASE, "judge": True, **settings}}
+    run = {**rates, "weight_change": change, "settings": {**BASE, "judge": True, "images": True, **settings}}
     (folder / "results.json").write_text(json.dumps(run))
 
 
-def test_a_demo_gives_the_first_two_cells(tmp_path: Path) -> None:
-    demo_results(tmp_path / "demo" / "seed-0")
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ["gate, subject's last token", "ungated"]),
+        ({"lr": 6e-3}, ["gate, lr 6e-3", "ungated, lr 6e-3"]),
+    ],
+)
+def test_a_demo_gives_the_cells_with_its_settings(tmp_path: Path, settings: dict[str, Any], names: list[str]) -> None:
+    demo_results(tmp_path / "demo" / "seed-0", **settings)
     take_from_demo(tmp_path / "demo", tmp_path / "sweep", 1)
     jobs = FreeJobs(tmp_path / "sweep", 0, [0])
     jobs.run()
-    assert [name for _, name in jobs.ran] == [PREPARE, *list(CELLS)[2:]]
-    shares = [json.loads(jobs.file(0, name).read_text())["rates"]["test"]["rta_sensitive"] for name in list(CELLS)[:2]]
+    assert {name for _, name in jobs.ran} == {PREPARE, *CELLS} - set(names)
+    shares = [json.loads(jobs.file(0, name).read_text())["rates"]["test"]["rta_sensitive"] for name in names]
     assert shares == [0.25, 0.75]
 
 
-def test_a_demo_with_other_settings_is_refused(tmp_path: Path) -> None:
-    demo_results(tmp_path / "demo" / "seed-0", lr=1e-3)
-    with pytest.raises(SystemExit, match=r"other settings than the cells: \{'lr': 0.001\}"):
+@pytest.mark.parametrize("settings", [{"lr": 1e-3}, {"images": False}])
+def test_a_demo_with_other_settings_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    demo_results(tmp_path / "demo" / "seed-0", **settings, alpha=0.7)
+    with pytest.raises(SystemExit, match="no cell has the settings of the gated edit"):
         take_from_demo(tmp_path / "demo", tmp_path / "sweep", 1)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_demo_is_a_cell() -> None:
+    settings = asdict(EditSettings())
+    assert cell_of(settings, gated=True) is not None
+    assert cell_of(settings, gated=False) is not None
 
 
 def test_file_names_of_cells_differ() -> None:
