@@ -24,10 +24,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.callback import NeuralGateCallback
+from lightning_neuralgate.closed_rows import ClosedRows
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
 from lightning_neuralgate.data.rendered import render_splits
@@ -46,7 +48,11 @@ class EveryOtherStep(NeuralGateCallback):
     gated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        while self._closed:  # a plain step does without them
+            self._closed.popitem()[1].remove()
         if self.gated:
+            if self.scope == "all":
+                self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 
@@ -79,7 +85,7 @@ def _finished() -> None:
         torch.cuda.synchronize()
 
 
-def fit(model_name: str, layer: int, scope: Any, pairs: int, arm: str) -> Stopwatch:
+def fit(model_name: str, layer: int, scope: Any, pairs: int, arm: str, logged: bool = False) -> Stopwatch:
     """Train; `arm` is `both`, or `gated` or `plain` alone."""
     seed_everything(0, verbose=False)
     model, processor = load_model(model_name)
@@ -94,12 +100,14 @@ def fit(model_name: str, layer: int, scope: Any, pairs: int, arm: str) -> Stopwa
     watch = Stopwatch(gate)
     editor = PrivacyEditModule(model, [layer])
     callbacks: dict[str, list[Callback]] = {"both": [watch, gate], "gated": [gate], "plain": []}
-    trainer = Trainer(
-        max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-        callbacks=callbacks[arm], limit_val_batches=0, enable_progress_bar=arm == "both",
-    )  # fmt: skip
     steps = [batch for batch in batches for _ in range(2)]
-    trainer.fit(editor, DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_epochs=1, devices=1, logger=CSVLogger(folder) if logged else False, log_every_n_steps=1,
+            enable_checkpointing=False, enable_model_summary=False, callbacks=callbacks[arm], limit_val_batches=0,
+            enable_progress_bar=arm == "both",
+        )  # fmt: skip
+        trainer.fit(editor, DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
     return watch
 
 
@@ -131,6 +139,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=10)
     parser.add_argument("--scope", choices=SCOPES, default="subject_last")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of steps")
+    parser.add_argument("--logged", action="store_true", help="log in every step what the gate passes and blocks")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--arm", choices=("gated", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -138,7 +147,7 @@ def main() -> None:
         fit(args.model, args.layer, args.scope, 1, args.arm)
         print(peak_memory())
         return
-    pairs = list(fit(args.model, args.layer, args.scope, args.pairs, "both").pairs())
+    pairs = list(fit(args.model, args.layer, args.scope, args.pairs, "both", args.logged).pairs())
     options = ["--model", args.model, "--layer", str(args.layer), "--scope", args.scope]
     memory: dict[str, list[int]] = {"plain": [], "gated": []}
     for _ in range(3):
@@ -152,6 +161,7 @@ def main() -> None:
         "seconds_gated": statistics.median(gated for _, gated in pairs),
         "pairs": len(pairs),
         "scope": args.scope,
+        "logged": args.logged,
         "model": args.model,
     }
     print("| scope | plain step | gated step | overhead | peak memory |")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -18,6 +19,7 @@ from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.gating import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
 from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.sharding import reshard
 from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
 
@@ -34,6 +36,8 @@ class _GatedBatch:
         return torch.stack([gates.get(subject, everything) for subject in self.subjects])
 
 
+_PATIENCE = 10
+"""So many batches without a subject are no accident."""
 _UNTRIED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
 
@@ -60,7 +64,7 @@ class NeuralGateCallback(Callback):
 
     **Logged**, in whatever logger the Trainer has and as often as it logs: `gate/layer_10/passed` and
     `gate/layer_10/blocked`, the norms of what the gate lets through of the layer's gradient and of what it takes away, over
-    that of the whole (`GradientMeter`; mean of the processes).
+    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes).
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -121,6 +125,8 @@ class NeuralGateCallback(Callback):
             self._in_text = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
         self._batch: _GatedBatch | None = None
         self._training = False
+        self._forwards = 0
+        self._batches_without: int | None = 0
         self._handles: list[RemovableHandle] = []
         self._gated: dict[str, GatedPlace] = {}
         self._log_names: dict[str, str] = {}
@@ -149,6 +155,19 @@ class NeuralGateCallback(Callback):
         self._resumed = True
 
     @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # state is filed under the settings; a gate counts also where they are others
+        states = [
+            state
+            for key, state in checkpoint.get("callbacks", {}).items()
+            if str(key).startswith(type(self).__qualname__)
+        ]
+        gates = [state["gate"] for state in states if isinstance(state, dict) and "gate" in state]
+        if gates and self.gate.fingerprint not in gates:
+            self.load_state_dict({"gate": gates[0]})
+        self._resumed = bool(gates)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = type(trainer.strategy).__name__
         if strategy in _UNTRIED_STRATEGIES:
@@ -165,13 +184,28 @@ class NeuralGateCallback(Callback):
             for number, place in enumerate(gated_places(layout.output_projection(layer), path)):
                 name = f"{path} ({number})"
                 self._log_names[name] = f"gate/layer_{layer}" + (f"/{number}" if number else "")
+                if any(getattr(hook, "is_gate", False) for hook in place.module._forward_hooks.values()):
+                    raise UnsupportedSetupError(
+                        f"{name} is gated by another NeuralGateCallback already; one gate can hold many subjects, give each "
+                        "layer to one callback"
+                    )
                 self._gated[name] = place
-                self._handles.append(place.module.register_forward_hook(self._hook(name, place, gates)))
+                # first of all hooks, so that it sees what the module alone has made
+                hook = self._hook(name, place, gates)
+                self._handles.append(place.module.register_forward_hook(hook, prepend=True))
         if self._in_text is not None:
             model = find_hf_model(pl_module)
             self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
         if self.scope == "all":
+            reshard(pl_module)
             self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
+            kept = {id(parameter) for rows in self._closed.values() for parameter in rows.parameters}
+            for name, place in self._gated.items():
+                if any(id(getattr(module, row)) not in kept for module, row in place.rows):
+                    raise UnsupportedSetupError(
+                        f"{name} trains, but is in no optimizer of the Trainer, so its closed rows cannot be kept: freeze "
+                        "it, or give it to an optimizer"
+                    )
 
     def _openness(self, subject: str, layer: int) -> Tensor:
         return self.gate.rates(subject, layer) if self.soft else self.gate.mask(subject, layer, self.tau)
@@ -193,6 +227,11 @@ class NeuralGateCallback(Callback):
                     f"{tuple(batch.positions.shape)}; give the mask for the image-expanded sequence and run the model "
                     "on the whole batch at once"
                 )
+            if self._forwards > 1 and torch._C._current_graph_task_id() != -1:
+                raise UnsupportedSetupError(
+                    f"{name} was run again in a backward pass over {self._forwards} forward passes, and nothing says which: "
+                    "with activation checkpointing, call backward after each forward pass, or make one batch of them"
+                )
             self._applied.add(name)
             openness = batch.openness(gates)
             for rows in self._closed.values():
@@ -200,17 +239,23 @@ class NeuralGateCallback(Callback):
             meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
             return place.gate(args[0], output, batch.positions, openness, meter)
 
+        hook.is_gate = True  # type: ignore[attr-defined]
         return hook
 
     def _read_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if self._training and torch.is_grad_enabled() and isinstance(ids, Tensor):
             assert self._in_text is not None
+            self._forwards += 1
             self._batch = self._checked(*self._in_text({"input_ids": ids, "labels": kwargs.get("labels")}))
 
     @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forwards = 0
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._training = True
+        self._training, self._forwards = True, 0
         self._meters = {} if _is_logged(trainer) else None
         if self._in_text is None:
             self._batch = self._checked(*self._find(batch))
@@ -230,19 +275,34 @@ class NeuralGateCallback(Callback):
                     f"the batch holds the subject '{subject}', the gate knows {', '.join(self.gate.subjects)}; "
                     "locate that subject too, or leave its subject_mask empty"
                 )
+        self._say_if_nothing_is_found(bool(has_subject.any()))
         # a named subject that does not stand in its row closes nothing
         subjects = tuple(s if present else "" for s, present in zip(subjects, has_subject.tolist(), strict=True))
         return _GatedBatch(scope_positions(self.scope, mask) & has_subject[:, None], subjects)
 
+    def _say_if_nothing_is_found(self, found: bool) -> None:
+        if self._batches_without is None:
+            return
+        self._batches_without = None if found else self._batches_without + 1
+        if self._batches_without == _PATIENCE:
+            rank_zero_warn(
+                f"none of the first {_PATIENCE} batches names a subject of the gate ({', '.join(self.gate.subjects)}), so "
+                "nothing has been gated: is the gate the right one, and do your batches hold the questions?"
+            )
+
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, place in self._gated.items():
-            has_gradient = any(getattr(module, row).grad is not None for module, row in place.rows)
-            if has_gradient and name not in self._applied:
+            rows = [getattr(module, row) for module, row in place.rows]
+            if not any(row.grad is not None and id(row) in stepped for row in rows):
+                continue
+            if name not in self._applied:
                 raise UnsupportedSetupError(
                     f"{name} has a gradient, but its forward hook never ran, so the gate was not applied: was the model "
                     "compiled before training started, or its weight used without calling the module?"
                 )
+            self._applied.discard(name)
         if id(optimizer) in self._closed:
             self._closed[id(optimizer)].begin_step()
 
@@ -264,6 +324,7 @@ class NeuralGateCallback(Callback):
 
     def _remove_hooks(self) -> None:
         self._batch, self._training = None, False
+        self._resumed = False
         self._gated.clear()
         self._applied.clear()
         while self._handles:

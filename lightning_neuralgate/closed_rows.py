@@ -24,17 +24,17 @@ class ClosedRows:
     """Keeps closed rows through the steps of an optimizer.
 
     Args:
-        places: name -> what is gated there; what the optimizer does not train is left out.
+        places: name -> what is gated there, sharded if it is sharded; what the optimizer does not train is left out.
         optimizer: the optimizer.
     """
 
     def __init__(self, places: Mapping[str, GatedPlace], optimizer: Optimizer) -> None:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._rows = [
-            (name, module, parameter)
+            (name, getattr(module, row))
             for name, place in places.items()
-            for module, parameter in place.rows
-            if id(getattr(module, parameter)) in trained
+            for module, row in place.rows
+            if id(getattr(module, row)) in trained
         ]
         self._opened: dict[str, Tensor] = {}
         self._due: dict[str, Tensor] | None = None
@@ -46,6 +46,11 @@ class ClosedRows:
                 optimizer.register_step_post_hook(self._put_back),
             ]
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What is kept."""
+        return [parameter for _, parameter in self._rows]
+
     def saw(self, place: str, openness: Tensor) -> None:
         """A forward pass in which rows were open as `openness`, (B, d), says."""
         opened = (openness != 0).any(0)
@@ -56,14 +61,13 @@ class ClosedRows:
         self._due, self._opened = self._opened, {}
 
     def _keep(self, *_: Any) -> None:
-        self._before = [_local(getattr(module, name)).clone() for _, module, name in self._rows]
+        self._before = [_local(parameter).clone() for _, parameter in self._rows]
 
     def _put_back(self, *_: Any) -> None:
         if self._due is None:  # a step that Lightning did not announce
             self.begin_step()
         with torch.no_grad():
-            for (place, module, name), before in zip(self._rows, self._before, strict=True):
-                parameter = getattr(module, name)
+            for (place, parameter), before in zip(self._rows, self._before, strict=True):
                 closed = _local_rows(~self._opened_anywhere(place, parameter), parameter)
                 _local(parameter)[closed] = before[closed]
         self._before, self._due = [], None

@@ -118,14 +118,18 @@ class EditDelta:
         self._check_fits(WeightFiles(folder), expected)
         with written_whole(out) as draft:
             # an edit's file in there tells of that folder, not of the new one
-            shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME))
+            try:
+                shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME))
+            except (shutil.Error, OSError) as error:
+                raise WeightFilesError(f"{folder} cannot be copied: {error}") from error
             files = WeightFiles(draft)
             for name, changed in self.tensors.items():
                 place = files.tensors[name]
                 place.file.chmod(0o644)  # what comes from a hub's cache may be read-only
-                rows = place.bytes_by_row("r+")
-                rows[changed.rows] ^= changed.bits
-                rows.flush()  # type: ignore[attr-defined]
+                if changed.bits.size:
+                    rows = place.bytes_by_row("r+")
+                    rows[changed.rows] ^= changed.bits
+                    rows.flush()  # type: ignore[attr-defined]
             if files.checksum != result:
                 raise WeightFilesError(
                     f"the edit does not lead from {folder} to the weights it names; its file is broken"
@@ -188,10 +192,13 @@ class EditDelta:
                     )
                     for name, entry in json.loads(metadata["tensors"]).items()
                 }
-                return cls(tensors, metadata["base"], metadata["edited"], json.loads(metadata["provenance"]))
+                provenance = json.loads(metadata["provenance"])
+                if not isinstance(provenance, dict):
+                    raise DeltaFormatError("its provenance is no mapping")
+                return cls(tensors, metadata["base"], metadata["edited"], provenance)
         except FileNotFoundError as error:
             raise DeltaFormatError(f"there is no edit at {file}") from error
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DeltaFormatError(f"{file} holds no edit: {error}") from error
 
     def described(self) -> Iterator[str]:

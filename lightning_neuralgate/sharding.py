@@ -31,9 +31,25 @@ def shard(module: nn.Module, mesh: Any) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether every process has to take part in every forward pass of this module."""
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    # after a pass without gradient the parameters of an FSDPModule may be whole for a while
+    return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in module.parameters()
+    )
+
+
+def reshard(module: nn.Module) -> None:
+    """Give the parameters of a sharded module the form that its optimizer knows.
+
+    A forward pass without gradient (a sanity check, a validation) may leave them unsharded, as other tensors.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def original_class(module: nn.Module) -> type:
@@ -74,6 +90,7 @@ def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
     """All weights on the CPU, gathered where they are sharded (then every process must call; rank 0 gets them)."""
     if not is_sharded(module):
         return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    reshard(module)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

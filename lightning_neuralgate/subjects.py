@@ -6,8 +6,8 @@ subject a row; a row without True in its mask has none.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from lightning_neuralgate.spans import Decoder, TokenSpan, named_subject
 SubjectFinder = Callable[[Any], tuple[Tensor, Sequence[str | None]]]
 NOT_TOLD = -100
 """Label of tokens that are asked and not answered (the convention of torch's cross entropy)."""
+_SKIPPED = -1
+_KNOWN_AT_MOST = 16384
 
 
 class SubjectsInBatch:
@@ -47,8 +49,9 @@ class SubjectsInBatch:
 class SubjectsInText:
     """Finds the subjects that a text names, in the token ids that a model is given.
 
-    The last one that a row names counts. Where labels are given, what is answered is not searched, so that an answer that
-    names the subject again does not move its place.
+    The last one that a row names counts. Where labels are given, what has no label (the question, commonly) is searched
+    first, so that an answer that names the subject again does not move its place; where that names nothing, as when the
+    question is labelled too, the whole row is.
 
     Args:
         tokenizer: whatever decodes the ids.
@@ -66,26 +69,36 @@ class SubjectsInText:
 
     def __init__(self, tokenizer: Decoder, subjects: Sequence[str]) -> None:
         self.tokenizer, self.subjects = tokenizer, tuple(subjects)
-        self._find = lru_cache(maxsize=4096)(self._find_in)  # rows come again every epoch
+        self._known: dict[bytes, tuple[str, TokenSpan] | None] = {}  # rows come again every epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}
 
     def __call__(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Sequence[str | None]]:
-        ids: Tensor = inputs["input_ids"]
-        asked = ids.detach().clone()
+        ids: Tensor = inputs["input_ids"].detach()
         labels = inputs.get("labels")
+        asked = None
         if isinstance(labels, Tensor) and labels.shape == ids.shape:
-            told = labels != NOT_TOLD
-            # some label everything; then nothing tells question from answer
-            asked[told & ~told.all(1, keepdim=True)] = -1
+            asked = ids.masked_fill(labels.to(ids.device) != NOT_TOLD, _SKIPPED).cpu()
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         names: list[str | None] = []
-        for row, values in enumerate(asked.tolist()):
-            found = self._find(tuple(values))
+        for row, whole in enumerate(ids.cpu()):
+            found = None if asked is None else self._find(asked[row])
+            found = found or self._find(whole)
             names.append(None if found is None else found[0])
             if found is not None:
                 mask[row, found[1].first : found[1].last + 1] = True
         return mask.to(ids.device), names
 
-    def _find_in(self, values: tuple[int, ...]) -> tuple[str, TokenSpan] | None:
+    def _find(self, ids: Tensor) -> tuple[str, TokenSpan] | None:
+        key = hashlib.blake2b(ids.numpy().tobytes(), digest_size=16).digest()
+        if key not in self._known:
+            if len(self._known) >= _KNOWN_AT_MOST:
+                self._known.clear()
+            self._known[key] = self._find_in(ids.tolist())
+        return self._known[key]
+
+    def _find_in(self, values: list[int]) -> tuple[str, TokenSpan] | None:
         places = [place for place, value in enumerate(values) if value >= 0]  # some processors mark images by -200
         found = named_subject([values[place] for place in places], self.tokenizer, self.subjects)
         if found is None:

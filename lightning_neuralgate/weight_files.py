@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,23 @@ import numpy as np
 from lightning_neuralgate.errors import WeightFilesError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHT_PATTERNS = ("*.safetensors", _INDEX)
+"""The files in which weights are looked for."""
+_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+}
+_BYTES |= {"BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,9 @@ class WeightFiles:
             )
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("a shard's name is no text")
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise WeightFilesError(f"{index} is not an index of shards: {error!r}") from error
         for name in names:
             if Path(name).name != name or not (self.folder / name).is_file():
@@ -114,11 +134,17 @@ def _header(file: Path) -> dict[str, TensorPlace]:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            begin, end = (8 + length + offset for offset in entry["data_offsets"])
-            shape = tuple(entry["shape"])
-            if not 8 + length <= begin <= end <= size or (shape and shape[0] and (end - begin) % shape[0]):
+            shape, offsets = tuple(entry["shape"]), tuple(entry["data_offsets"])
+            if not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
+                raise ValueError(f"the shape or place of '{name}' is no list of counts")
+            begin, end = (8 + length + offset for offset in offsets)
+            count, size_of = math.prod(shape), _BYTES.get(entry["dtype"])
+            fills = (
+                (end - begin) == count * size_of if size_of else not shape or not count or (end - begin) % shape[0] == 0
+            )
+            if not 8 + length <= begin <= end <= size or not fills or (not count and end > begin):
                 raise ValueError(f"'{name}' lies outside the file or does not fill its shape")
             places[name] = TensorPlace(file, entry["dtype"], shape, begin, end)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightFilesError(f"{file} is no whole safetensors file: {error}") from error
     return places

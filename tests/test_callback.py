@@ -20,7 +20,15 @@ from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava
-from tests.helpers.training import SUBJECTS, Gradients, SomebodysModule, datamodule, random_gate, train
+from tests.helpers.training import (
+    SUBJECTS,
+    Gradients,
+    SomebodysModule,
+    datamodule,
+    enable_checkpointing,
+    random_gate,
+    train,
+)
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -406,12 +414,7 @@ def test_activation_checkpointing_gates_alike(splits: RecordSplits, reentrant: b
 
     def checkpointed(model: Any) -> None:
         model.train()  # transformers checkpoints in training mode alone
-        options = {"use_reentrant": reentrant}
-        if hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        model.enable_input_require_grads()
+        enable_checkpointing(model, reentrant)
         find_decoder(model).layer(1).mlp.register_forward_pre_hook(lambda *_: runs.append(1))
 
     assert torch.equal(
@@ -433,3 +436,93 @@ def test_compiled_models_gate_alike(splits: RecordSplits) -> None:
     base: Any = find_decoder(tiny_llava()).output_projection(1).weight
     assert relative_error(weights[1], weights[0]) < 1e-6
     assert relative_error(weights[0], base) > 1e-2
+
+
+def test_two_gates_on_a_layer_are_refused(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    with pytest.raises(UnsupportedSetupError, match="is gated by another NeuralGateCallback already"):
+        train(
+            SomebodysModule(model),
+            datamodule(splits),
+            NeuralGateCallback(gate),
+            NeuralGateCallback(gate, "all", tau=0.5),
+        )
+    assert hooks_of(model) == 0
+
+
+def test_hooks_of_others_keep_their_gradients(splits: RecordSplits) -> None:
+    class Scaled(SomebodysModule):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__(network, lr=0.0)
+            self.scale = nn.Parameter(torch.tensor(0.5))
+            projection = find_decoder(network).output_projection(1)
+            projection.register_forward_hook(lambda module, args, output: output * self.scale)
+
+    gradients = []
+    for gated in (True, False):
+        model = tiny_llava()
+        spy = Gradients()
+        callbacks = [NeuralGateCallback(random_gate(model), "all")] if gated else []
+        train(Scaled(model), datamodule(splits), *callbacks, spy)
+        gradients.append(spy.grads[0]["scale"])
+    assert gradients[0].abs() > 1e-3
+    assert torch.allclose(gradients[0], gradients[1])
+
+
+def test_a_gate_that_is_bypassed_later_is_noticed(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    mlp = find_decoder(model).layer(1).mlp
+
+    class Patched(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                mlp.forward = lambda x: nn.functional.linear(
+                    mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x), mlp.down_proj.weight
+                )
+
+    data = datamodule(splits, pairs_per_batch=1)
+    with pytest.raises(UnsupportedSetupError, match="its forward hook never ran"):
+        train(SomebodysModule(model), data, NeuralGateCallback(random_gate(model)), Patched(), max_steps=3)
+
+
+@pytest.mark.parametrize("settings", [{"tau": 0.4}, {"scope": "all"}, {"soft": True}])
+def test_a_checkpoint_knows_its_gate_whatever_the_settings(
+    splits: RecordSplits, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    module = SomebodysModule(model)
+    model.requires_grad_(True)
+    train(module, datamodule(splits), NeuralGateCallback(gate)).save_checkpoint(tmp_path / "one.ckpt")
+    rates = {subject: {1: 1 - gate.rates(subject, 1)} for subject in gate.subjects}
+    other = NeuralGate(rates, gate.model, gate.records)
+
+    def resume(chosen: NeuralGate) -> Trainer:
+        fresh = SomebodysModule(tiny_llava())
+        fresh.network.requires_grad_(True)
+        trainer = Trainer(
+            max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            callbacks=[NeuralGateCallback(chosen, **settings)],
+        )  # fmt: skip
+        trainer.fit(fresh, datamodule=datamodule(splits), ckpt_path=tmp_path / "one.ckpt", weights_only=False)
+        return trainer
+
+    assert resume(gate).global_step == 2
+    with pytest.raises(GateMismatchError, match=gate.fingerprint):
+        resume(other)
+
+
+def test_a_callback_that_was_resumed_once_checks_its_next_model(splits: RecordSplits, tmp_path: Path) -> None:
+    model = tiny_llava()
+    callback = NeuralGateCallback(random_gate(model))
+    train(SomebodysModule(model), datamodule(splits), callback).save_checkpoint(tmp_path / "one.ckpt")
+    resumed = Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback])
+    resumed.fit(
+        SomebodysModule(tiny_llava()),
+        datamodule=datamodule(splits),
+        ckpt_path=tmp_path / "one.ckpt",
+        weights_only=False,
+    )
+    with pytest.raises(GateMismatchError, match="located in another model"):
+        train(SomebodysModule(tiny_llava(seed=1)), datamodule(splits), callback)

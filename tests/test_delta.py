@@ -183,6 +183,9 @@ def test_files_that_are_no_edits(base: Path, tmp_path: Path) -> None:
     place = saved(tmp_path / "bits.safetensors", {"w.rows": np.array([1]), "w.bits": bits}, good | described)
     with pytest.raises(DeltaFormatError, match="expected bits for 1 rows"):
         EditDelta.load(place)
+    place = saved(tmp_path / "list.safetensors", {}, good | {"tensors": "{}", "provenance": "[1]"})
+    with pytest.raises(DeltaFormatError, match="its provenance is no mapping"):
+        EditDelta.load(place)
     place = saved(tmp_path / "lost.safetensors", {"w.rows": np.array([1])}, good | described)
     with pytest.raises(DeltaFormatError, match=r"w\.bits"):
         EditDelta.load(place)
@@ -211,7 +214,7 @@ class TestWeightFiles:
         with pytest.raises(WeightFilesError, match="no file of that folder"):
             WeightFiles(folder)
 
-    @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}'])
+    @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"w": 3}}', "[" * 100_000])
     def test_a_broken_index(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(content)
         with pytest.raises(WeightFilesError, match="not an index of shards"):
@@ -223,6 +226,40 @@ class TestWeightFiles:
         file.write_bytes(file.read_bytes()[:kept])
         with pytest.raises(WeightFilesError, match="no whole safetensors file"):
             WeightFiles(base)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [4], "data_offsets": [0.0, 16]},
+            {"dtype": "F32", "shape": [True, 4], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [2, 999], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]},
+            {"dtype": "F32", "shape": [4], "data_offsets": [0]},
+            {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]},
+            ["F32", [4], [0, 16]],
+        ],
+    )
+    def test_headers_that_lie(self, tmp_path: Path, entry: Any) -> None:
+        header = json.dumps({"w": entry}).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+            WeightFiles(tmp_path)
+
+    def test_a_header_that_nests_without_end(self, tmp_path: Path) -> None:
+        header = b"[" * 100_000
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+            WeightFiles(tmp_path)
+
+    def test_a_folder_that_cannot_be_copied(self, base: Path, tmp_path: Path) -> None:
+        delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
+        (base / "gone").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(WeightFilesError, match="cannot be copied"):
+            delta.apply(base, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     def test_scalars_and_empty_tensors(self, tmp_path: Path) -> None:
         tensors = {"scalar": torch.tensor(2.0), "empty": torch.zeros(0, 3), "thin": torch.zeros(3, 0)}

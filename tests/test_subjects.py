@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,7 +19,7 @@ from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.subjects import SubjectsInBatch, SubjectsInText
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SUBJECTS, Gradients, datamodule, random_gate, train
+from tests.helpers.training import SUBJECTS, Gradients, datamodule, enable_checkpointing, random_gate, train
 
 
 def collated(splits: RecordSplits, **options: Any) -> list[dict[str, Any]]:
@@ -127,7 +128,8 @@ def test_answers_are_not_searched() -> None:
     labels = [-100] * len(asked) + [1] * len(told)
     assert found(asked + told, labels) == ("passport", "passport")
     assert found(asked + told) == ("ID", "id")
-    # a language model that learns every token has no answer to be told apart
+    # where the question is learnt as well, nothing tells it from the answer
+    assert found("# " + asked + told, [-100] * 2 + [1] * len(asked + told)) == ("ID", "id")
     assert found(asked + told, [1] * len(asked + told)) == ("ID", "id")
 
 
@@ -200,3 +202,72 @@ def test_a_batch_that_says_it_is_believed(splits: RecordSplits) -> None:
     assert mask is batch["subject_mask"]
     assert subjects == batch["subject"]
     assert "subject_mask" not in model_inputs(batch)
+
+
+def test_labels_on_the_question_do_not_hide_the_subject(splits: RecordSplits) -> None:
+    """What many collators do: everything is a label but padding and the image."""
+    find = SubjectsInText(tiny_processor().tokenizer, SUBJECTS)
+    image = tiny_processor().tokenizer.convert_tokens_to_ids("<image>")
+    for batch in collated(splits):
+        labels = batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == image), -100)
+        mask, names = find({"input_ids": batch["input_ids"], "labels": labels})
+        assert names == batch["subject"]
+        # the benign answers of these records name the subject again
+        asked = [row for row, role in enumerate(batch["role"]) if role == "sensitive"]
+        assert torch.equal(mask[asked], batch["subject_mask"][asked])
+
+
+def test_a_gate_that_never_finds_its_subjects_is_said(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    batches = collated(splits) * 6
+    gate = random_gate(model, subjects=("drone",))
+    with pytest.warns(UserWarning, match=r"none of the first 10 batches names a subject of the gate \(drone\)"):
+        train(TheirModule(model), theirs(batches), NeuralGateCallback(gate, tokenizer=tiny_processor()), max_steps=11)
+
+
+def test_survives_pickling(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    callback = pickle.loads(pickle.dumps(NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())))
+    spy = Gradients()
+    train(TheirModule(model), theirs(collated(splits)), callback, spy)
+    expected = Gradients()
+    again = tiny_llava()
+    told = NeuralGateCallback(random_gate(again))
+    train(ToldModule(again), DataLoader(collated(splits), batch_size=None), told, expected)  # type: ignore[arg-type]
+    name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
+    assert torch.equal(spy.grads[0][name], expected.grads[0][name])
+
+
+class TwoPasses(TheirModule):
+    """One batch in two forward passes, of passports and of receipts, and one backward pass over both."""
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        rows = torch.arange(len(batch.tokens))
+        losses = [super(TwoPasses, self).training_step(Sample(*(v[part] for v in batch)), 0) for part in rows.chunk(2)]
+        return torch.stack([loss for loss in losses if loss is not None]).mean()
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_several_passes_before_a_backward_pass(splits: RecordSplits, reentrant: bool | None) -> None:
+    model = tiny_llava()
+    batches = list(datamodule(splits, pairs_per_batch=8).pairs_dataloader())
+    assert len(set(batches[0]["subject"])) == 2
+    gate = random_gate(model)
+    callback = NeuralGateCallback(gate, "from_subject", tokenizer=tiny_processor())
+    if reentrant is None:
+        spy = Gradients()
+        train(TwoPasses(model), theirs(batches), callback, spy)
+        single, whole = tiny_llava(), Gradients()
+        halves = list(datamodule(splits, pairs_per_batch=4).pairs_dataloader())
+        assert len(halves) == 2
+        told = NeuralGateCallback(random_gate(single), "from_subject")
+        data = DataLoader(halves, batch_size=None)  # type: ignore[arg-type]
+        train(ToldModule(single), data, told, whole, accumulate_grad_batches=2)
+        name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
+        # halves are padded to their own lengths, and weigh their labels alike
+        assert relative_error(spy.grads[0][name], whole.grads[0][name]) < 1e-5
+        return
+    model.train()
+    enable_checkpointing(model, reentrant)
+    with pytest.raises(UnsupportedSetupError, match="call backward after each forward pass"):
+        train(TwoPasses(model), theirs(batches), callback)

@@ -15,11 +15,12 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.delta import DELTA_NAME, EditDelta
 from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.errors import DataFormatError, WeightFilesError
+from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import Scope
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.versions import library_versions
+from lightning_neuralgate.weight_files import WEIGHT_PATTERNS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -68,6 +69,8 @@ def run(options: Namespace) -> None:
     if gate is not None:
         options.trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau))
     options.trainer.fit(editor, datamodule=data)
+    if options.trainer.is_global_zero:
+        (options.out / DELTA_NAME).unlink(missing_ok=True)  # it tells of weights that are about to be replaced
     editor.save_pretrained(options.out)
     if options.trainer.is_global_zero:
         print(f"edited model written to {options.out}")
@@ -79,8 +82,8 @@ def run(options: Namespace) -> None:
 def _keep_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
     """Write what the edit changed beside the edited model, where the base lies in the same type."""
     try:
-        EditDelta.between(model_folder(base), edited, provenance).save(edited / DELTA_NAME)
-    except WeightFilesError as error:
+        EditDelta.between(model_folder(base, WEIGHT_PATTERNS), edited, provenance).save(edited / DELTA_NAME)
+    except NeuralGateError as error:
         print(f"the edit is not kept as a file of its own: {error}")
     else:
         print(f"what changed, to take it back with `neuralgate revert`: {edited / DELTA_NAME}")

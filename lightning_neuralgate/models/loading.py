@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,16 +40,17 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     return model.eval(), processor
 
 
-def model_folder(source: str | Path) -> Path:
+def model_folder(source: str | Path, only: Sequence[str] | None = None) -> Path:
     """The folder with a model's files, fetched from the hub if need be.
 
     Args:
         source: a folder, a hub repository, or `smol-llava` for the embedded model.
+        only: patterns of the files that are needed; all of them when left out.
 
     Raises:
         ModelLayoutError: there is no such folder or repository.
     """
-    return _embedded_folder() if str(source) == EMBEDDED else local_folder(source, ModelLayoutError)
+    return _embedded_folder() if str(source) == EMBEDDED else local_folder(source, ModelLayoutError, only)
 
 
 def _embedded_folder() -> Path:

@@ -77,8 +77,11 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     assert "give --base and --edited" in capsys.readouterr().err
 
     ungated = tmp_path / "ungated"
+    ungated.mkdir()
+    (ungated / "edit.safetensors").write_text("of an earlier edit")
     options.write_text(options.read_text().replace(f"gate: {gate}\n", ""))
     assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(ungated)]) == 0
+    assert EditDelta.load(ungated / "edit.safetensors").edited == WeightFiles(ungated).checksum
     plain = LlavaForConditionalGeneration.from_pretrained(ungated)
     assert not model.state_dict()[weight].equal(plain.state_dict()[weight]), "the gate left its mark"
     halfway = ["--data.retention", str(data / "retention.jsonl"), "--editor.layers", "[1]"]

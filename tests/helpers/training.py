@@ -69,3 +69,13 @@ def train(module: LightningModule, data: Any, *callbacks: Callback, **options: A
 
 def datamodule(splits: RecordSplits, **options: Any) -> PrivacyPairDataModule:
     return PrivacyPairDataModule(splits, tiny_processor(), **{"pairs_per_batch": 8, "shuffle": False, **options})
+
+
+def enable_checkpointing(model: Any, reentrant: bool) -> None:
+    """Activation checkpointing, as transformers calls it in this version."""
+    options = {"use_reentrant": reentrant}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model.enable_input_require_grads()

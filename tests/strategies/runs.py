@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lightning_neuralgate.callback import NeuralGateCallback
@@ -94,13 +95,22 @@ def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
 class Training(LightningModule):
     """Somebody's training; each process takes its share of the batches."""
 
-    def __init__(self, network: nn.Module, batches: list[dict[str, Any]]) -> None:
+    def __init__(self, network: nn.Module, batches: list[dict[str, Any]], by_layer: bool) -> None:
         super().__init__()
-        self.network, self.batches = network, batches
+        self.network, self.batches, self.by_layer = network, batches, by_layer
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:
+        if self.device_mesh is not None and self.by_layer:
             shard(self.network, self.device_mesh)
+        elif self.device_mesh is not None:
+            fully_shard(self.network, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.batches[:1], batch_size=None)  # type: ignore[arg-type]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """A pass without gradient between steps, which the gate has nothing to do with."""
+        loss_of(self.network, batch)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         return loss_of(self.network, batch)
@@ -128,6 +138,7 @@ def run(strategy: str, case: Case, folder: Path) -> None:
         "ddp_buckets": DDPStrategy(gradient_as_bucket_view=True),
         "ddp_fork": "ddp_fork",
         "fsdp": ModelParallelStrategy(2, 1),
+        "fsdp_root": ModelParallelStrategy(2, 1),
     }
     trainer = Trainer(
         accelerator="cpu",
@@ -136,6 +147,7 @@ def run(strategy: str, case: Case, folder: Path) -> None:
         precision=case.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=case.accumulate,
         max_epochs=1,
+        val_check_interval=case.accumulate,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -143,7 +155,7 @@ def run(strategy: str, case: Case, folder: Path) -> None:
         enable_model_summary=False,
         callbacks=[NeuralGateCallback(gate, case.scope, TAU)],
     )
-    module = Training(network, micro_batches(folder / f"data-{trainer.global_rank}"))
+    module = Training(network, micro_batches(folder / f"data-{trainer.global_rank}"), strategy != "fsdp_root")
     trainer.fit(module)
     state = full_state_dict(module.network)
     if trainer.is_global_zero:

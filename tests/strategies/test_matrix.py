@@ -17,7 +17,7 @@ from tests.helpers.training import random_gate
 from tests.strategies.runs import LAYER, TAU, Case, cases_of, plain, result
 
 ROOT = Path(__file__).parents[2]
-WORLD = {"one": 1, "ddp": 2, "ddp_static": 2, "ddp_buckets": 2, "ddp_fork": 2, "fsdp": 2}
+WORLD = {"one": 1, "ddp": 2, "ddp_static": 2, "ddp_buckets": 2, "ddp_fork": 2, "fsdp": 2, "fsdp_root": 2}
 RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 
 
