@@ -40,6 +40,8 @@ from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.models.loading import load_model
 
 WARM_UP = 2
+_PEAK_RESET = Path("/proc/self/clear_refs")
+"""Linux alone can forget a process's peak; elsewhere the peak is that of the whole process."""
 
 
 class EveryOtherStep(NeuralGateCallback):
@@ -54,6 +56,10 @@ class EveryOtherStep(NeuralGateCallback):
             if self.scope == "all":
                 self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if self.gated:
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
 
 class Stopwatch(Callback):
@@ -107,6 +113,7 @@ def fit(model_name: str, layer: int, scope: Any, pairs: int, arm: str, logged: b
             enable_checkpointing=False, enable_model_summary=False, callbacks=callbacks[arm], limit_val_batches=0,
             enable_progress_bar=arm == "both",
         )  # fmt: skip
+        forget_peak()
         trainer.fit(editor, DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
     return watch
 
@@ -120,10 +127,21 @@ def _told(pair: QueryPair) -> QueryPair:
     return pair.model_copy(update={"benign_target": f"It is {pair.benign_truth}"})
 
 
+def forget_peak() -> None:
+    """Let the peak start anew: loading a model takes more memory than training one of its layers."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif _PEAK_RESET.exists():
+        _PEAK_RESET.write_text("5")
+
+
 def peak_memory() -> int:
-    """Bytes, of this process or its device."""
+    """Bytes since `forget_peak`, of the device or of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if _PEAK_RESET.exists():
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
