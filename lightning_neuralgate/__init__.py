@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_neuralgate.gate import NeuralGate
     from lightning_neuralgate.locator import PrivacyLocatorModule
     from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
+    from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PrivacyEditModule",
     "PrivacyLocatorModule",
     "PrivacyPairDataModule",
+    "RefusalMetricsCallback",
     "RefuseToAnswerRate",
 ]
 
@@ -40,6 +42,7 @@ _HOMES = {
     "PrivacyEditModule": "editor",
     "PrivacyLocatorModule": "locator",
     "PrivacyPairDataModule": "data.datamodule",
+    "RefusalMetricsCallback": "metrics_callback",
     "RefuseToAnswerRate": "metrics",
 }
 

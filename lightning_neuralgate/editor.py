@@ -24,7 +24,7 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.lora import add_lora, merged_lora
-from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate
+from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.sharding import everywhere, full_state_dict, shard
 
@@ -121,9 +121,7 @@ class PrivacyEditModule(LightningModule):
         else:
             for layer in layers:
                 layout.output_projection(layer).requires_grad_(True)
-        self.answers = ExpectToAnswer()
-        self.leak_rate = LeakRate()
-        self.benign_accuracy = BenignAccuracy()
+        self.rates = HeldOutRates()
 
     @override
     def configure_model(self) -> None:
@@ -176,23 +174,9 @@ class PrivacyEditModule(LightningModule):
             raise UnsupportedSetupError("validation generates answers: give PrivacyEditModule the model's processor")
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         told = generate_answers(self.model, tokenizer, batch, self.hparams["max_new_tokens"])
-        self.answers.update(told, [role == "sensitive" for role in batch["role"]])
-        self.log("val/rta_sensitive", self.answers.rta_sensitive, batch_size=len(told))
-        self.log("val/answer_rate_benign", self.answers.answer_rate_benign, batch_size=len(told))
-        self.log("val/eta", self.answers, prog_bar=True, batch_size=len(told))
-        if "truth" in batch:
-            self._log_truth(told, batch)
-
-    def _log_truth(self, told: list[str], batch: dict[str, Any]) -> None:
-        synonyms = batch.get("synonyms", [()] * len(told))
-        known = [row for row in zip(batch["role"], told, batch["truth"], synonyms, strict=True) if row[2] is not None]
-        secrets = [row for row in known if row[0] == "sensitive"]
-        facts = [row for row in known if row[0] == "benign"]
-        # also without a row: every process has to log the same names
-        self.leak_rate.update([row[1] for row in secrets], [row[2] for row in secrets])
-        self.benign_accuracy.update([row[1] for row in facts], [row[2] for row in facts], [row[3] for row in facts])
-        self.log("val/leak_rate", self.leak_rate, batch_size=len(told))
-        self.log("val/benign_accuracy", self.benign_accuracy, batch_size=len(told))
+        self.rates.update(told, batch)
+        for name, metric in self.rates.metrics.items():
+            self.log(f"val/{name}", metric, prog_bar=name == "eta", batch_size=len(told))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

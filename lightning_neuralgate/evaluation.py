@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.data.answering import answer_rows
-from lightning_neuralgate.data.datamodule import question_rows
+from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaked_share, leaks, says_value

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +27,13 @@ from typing_extensions import override
 from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.kept_records import KeptRecords
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.prefix import PrefixReuse
 from lightning_neuralgate.sharding import everywhere, is_sharded, shard
 from lightning_neuralgate.spans import last_position
+from lightning_neuralgate.versions import library_versions
 
 
 class PrivacyLocatorModule(LightningModule):
@@ -51,6 +55,8 @@ class PrivacyLocatorModule(LightningModule):
         start: value that v starts at (tanh 2 = 0.964).
         reuse_prefix: run what precedes the subject once per record instead of in every step. The result is the same;
             where the first record shows that a model does not allow it, the plain way is taken, with a warning.
+        keep_in: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
+            settings and data takes them from there, so one that was killed goes on where it was.
 
     Raises:
         ModelLayoutError: there is no such layer.
@@ -73,6 +79,7 @@ class PrivacyLocatorModule(LightningModule):
         stop_loss: float = 0.05,
         start: float = 2.0,
         reuse_prefix: bool = True,
+        keep_in: str | Path | None = None,
     ) -> None:
         super().__init__()
         if not layers or len(set(layers)) != len(layers):
@@ -80,7 +87,7 @@ class PrivacyLocatorModule(LightningModule):
         layout = find_decoder(model)
         for layer in layers:
             layout.layer(layer)
-        self.save_hyperparameters(ignore=["model"])
+        self.save_hyperparameters(ignore=["model", "keep_in"])
         self.automatic_optimization = False
         self.strict_loading = False
         self.identity = ModelIdentity.of(model)
@@ -91,6 +98,7 @@ class PrivacyLocatorModule(LightningModule):
         self.record_subjects: dict[str, str] = {}
         self._gate: NeuralGate | None = None
         self._reuse: bool | None = None if reuse_prefix else False
+        self._kept = None if keep_in is None else KeptRecords(Path(keep_in))
 
     @property
     def gate(self) -> NeuralGate:
@@ -117,16 +125,35 @@ class PrivacyLocatorModule(LightningModule):
         record, subject = batch["record_id"][0], batch["subject"][0]
         if set(batch["record_id"]) != {record}:
             raise UnsupportedSetupError("a batch of the locator must hold the rows of one record; use its datamodule")
-        known = record in self.vectors
+        counted = all(batch.get("counted", [True]))
+        key = self._recall(record, batch)
+        known = record in self.vectors or not counted
         if everywhere(known, self.device) if is_sharded(self.model) else known:
             return
         loss, steps = self._learn(batch)
+        if not counted:
+            return
         self.vectors[record] = {layer: self.v[str(layer)].detach().tanh().cpu() for layer in self.layers}
         self.record_subjects[record] = subject_key(subject)
+        if self._kept is not None:
+            self._kept.keep(key, self.vectors[record], {"reuse": self._reuse})
         active = torch.stack([(m < 0).float().mean() for m in self.vectors[record].values()]).mean()
         self.log("locate/loss", loss, prog_bar=True, batch_size=1)
         self.log("locate/steps", float(steps), prog_bar=True, batch_size=1)
         self.log("locate/active", active, prog_bar=True, batch_size=1)
+
+    def _recall(self, record: str, batch: Mapping[str, Any]) -> str:
+        """Take a record from where an earlier run has kept it. Returns its key."""
+        if self._kept is None:
+            return ""
+        setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
+        key = self._kept.key({**self.hparams, **asdict(self.identity), **setting}, batch)
+        if record not in self.vectors and (found := self._kept.recall(key)) is not None:
+            self.vectors[record], notes = found
+            self.record_subjects[record] = subject_key(batch["subject"][0])
+            # whoever found that a model allows it or not has found it for all
+            self._reuse = notes["reuse"]
+        return key
 
     def _learn(self, batch: Mapping[str, Any]) -> tuple[float, int]:
         """Learn v for one record. Returns the last loss and the number of steps taken."""
@@ -166,9 +193,11 @@ class PrivacyLocatorModule(LightningModule):
             with self.scaled(positions):
                 return batch_nll(self.model, batch)
 
+        together = is_sharded(self.model)
+        if together and not everywhere(self._reuse is not None, self.device):
+            self._reuse = None  # a process that recalls records may know already, but all find out together
         if self._reuse is False:
             return plain
-        together = is_sharded(self.model)
         try:
             prefix = PrefixReuse(self.model, batch, positions)
 

@@ -152,14 +152,12 @@ def test_refusal_rates_are_logged_while_it_trains(splits: RecordSplits, tmp_path
 def test_leaks_and_right_answers_are_logged_where_batches_hold_the_truth(
     splits: RecordSplits, secret: str | None, colour: str, synonyms: tuple[str, ...], expected: tuple[float, float]
 ) -> None:
-    data = datamodule(splits, eval_batch_size=3)
-    collate = data.collate_prompts
-
-    def with_truth(rows: Any) -> dict[str, Any]:
-        truth = [secret if row.role == "sensitive" else colour for row in rows]
-        return {**collate(rows), "truth": truth, "synonyms": [synonyms] * len(rows)}
-
-    data.collate_prompts = with_truth  # type: ignore[assignment]
+    told = {"sensitive_truth": secret, "benign_truth": colour, "benign_synonyms": synonyms}
+    test = [
+        record.model_copy(update={"pairs": tuple(pair.model_copy(update=told) for pair in record.pairs)})
+        for record in splits.test
+    ]
+    data = datamodule(splits._replace(test=test), eval_batch_size=3)
     logged = validated(data)
     assert (logged["val/leak_rate"], logged["val/benign_accuracy"]) == pytest.approx(expected, nan_ok=True)
     assert logged["val/eta"] == 1.0

@@ -33,6 +33,7 @@ class QueryRow:
         record_id: for error messages and logs.
         truth: the true value of what is asked for, where known.
         synonyms: other words that say it.
+        counted: False for a row that another process has, too.
     """
 
     query: str
@@ -44,14 +45,16 @@ class QueryRow:
     record_id: str = "?"
     truth: str | None = None
     synonyms: tuple[str, ...] = ()
+    counted: bool = True
 
 
 class PrivacyPairCollator:
     """Makes batches out of `QueryRow`s with any Hugging Face image-text-to-text processor.
 
     A batch holds `input_ids`, `attention_mask` and `labels` (B, T; labels are -100 outside targets), `subject_mask`
-    (B, T) bool, `subject`, `role`, `record_id` (lists of B strings), and whatever else the processor makes
-    (`pixel_values`, grids, ...). Rows with a target end with it; rows without one end with the generation prompt.
+    (B, T) bool, lists of B with `subject`, `role`, `record_id`, `truth`, `synonyms` and `counted`, and whatever else the
+    processor makes (`pixel_values`, grids, ...). Rows with a target end with it; rows without one end with the generation
+    prompt.
 
     Args:
         processor: the model's processor.
@@ -83,7 +86,7 @@ class PrivacyPairCollator:
                 labels[index, end - targets : end] = inputs["input_ids"][0, -targets:]
         batch["labels"] = labels
         batch["subject_mask"] = subject_mask([span for _, _, span in encoded], lengths, width, self.padding_side)
-        for key in ("subject", "role", "record_id", "truth", "synonyms"):
+        for key in ("subject", "role", "record_id", "truth", "synonyms", "counted"):
             batch[key] = [getattr(row, key) for row in rows]
         return batch
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.order import ResumableLoader, RowOrder
+from lightning_neuralgate.data.prompts import not_counted, prompts_loader
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits, RetentionItem
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
@@ -40,20 +40,6 @@ def edit_rows(record: PrivacyRecord, pair: QueryPair) -> list[QueryRow]:
     return [_sensitive_row(record, pair), _benign_row(record, pair)]
 
 
-def question_rows(record: PrivacyRecord) -> list[QueryRow]:
-    """All queries of a record as prompts to be answered, sensitive and benign in turn, each once."""
-    common: dict[str, Any] = {"image": record.image, "subject": record.subject, "record_id": record.record_id}
-    rows = [
-        row
-        for pair in record.pairs
-        for row in (
-            QueryRow(pair.sensitive, "sensitive", truth=pair.sensitive_truth, **common),
-            QueryRow(pair.benign, "benign", truth=pair.benign_truth, synonyms=pair.benign_synonyms, **common),
-        )
-    ]
-    return list(dict.fromkeys(rows))
-
-
 def _sensitive_row(record: PrivacyRecord, pair: QueryPair, context: str = "") -> QueryRow:
     return QueryRow(pair.sensitive, "sensitive", record.image, record.subject, pair.refusal, context, record.record_id)
 
@@ -66,22 +52,15 @@ def _benign_row(record: PrivacyRecord, pair: QueryPair) -> QueryRow:
     return QueryRow(pair.benign, "benign", record.image, record.subject, pair.benign_target, record_id=record.record_id)
 
 
-def _subjects_in_turn(records: Sequence[PrivacyRecord]) -> list[PrivacyRecord]:
-    """Records with their subjects taking turns, so that the first few batches show all of them."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for record in records:
-        turns.append(seen[record.subject])
-        seen[record.subject] += 1
-    return [record for _, record in sorted(zip(turns, records, strict=True), key=lambda pair: pair[0])]
-
-
 class PrivacyPairDataModule(LightningDataModule):
     """PrivacyPair records as batches, for `PrivacyLocatorModule` and `PrivacyEditModule` alike.
 
     The module that is fitted says by its `data_view` what a training batch is: `records` (one record, seven rows) or
     `pairs` (query pairs, two rows each, with retention rows behind them). Validation batches are prompts of the test
     split. Benign targets that are missing are made once, with the unedited model, and cached on disk.
+
+    On several devices each gets a share of its own. Where the shares come out uneven, rows come again; those of records and
+    prompts are then marked as not `counted`. A run that is resumed in the middle of an epoch goes on with its next batch.
 
     Args:
         splits: edit, test and unseen-subject records; nothing may leak between them.
@@ -94,8 +73,9 @@ class PrivacyPairDataModule(LightningDataModule):
         padding_side: of training batches; prompts to be answered are always padded on the left.
         num_workers: DataLoader workers.
         images: False asks the training queries without their pictures, to see what the text alone does.
-        seed: seeds the retention rows drawn for each batch, which depend on the epoch, the process and the pairs of that
-            batch, so that workers and devices draw each their own.
+        seed: seeds the order of query pairs, which follows from it and the epoch, and the retention rows drawn for each
+            batch, which depend on the epoch, the process and the pairs of that batch, so that workers and devices draw each
+            their own.
 
     Raises:
         DataLeakError: a test record, picture or query is used in the edit.
@@ -133,7 +113,6 @@ class PrivacyPairDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.collate_training = PrivacyPairCollator(processor, padding_side)
-        self.collate_prompts = PrivacyPairCollator(processor, "left")
         self.images = images
         self.seed = seed
 
@@ -153,18 +132,18 @@ class PrivacyPairDataModule(LightningDataModule):
             self.splits = self.splits._replace(edit=edit)
 
     @override
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> ResumableLoader:
         module = getattr(self.trainer, "lightning_module", None)
         if getattr(module, "data_view", "pairs") == "records":
             return self.records_dataloader()
         return self.pairs_dataloader()
 
-    def records_dataloader(self) -> DataLoader[Any]:
+    def records_dataloader(self) -> ResumableLoader:
         """Stage 1: one edit record a batch, seven rows."""
         rows = [locate_rows(record) for record in self.splits.edit]
-        return self._loader(rows, 1, self._collate_record, False)
+        return self._loader(rows, 1, self._collate_record, False, not_counted)
 
-    def pairs_dataloader(self) -> DataLoader[Any]:
+    def pairs_dataloader(self) -> ResumableLoader:
         """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
         rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
         if not self.images:
@@ -194,9 +173,17 @@ class PrivacyPairDataModule(LightningDataModule):
         return f"{self.seed}/{epoch}/{rank}/{content}"
 
     @override
-    def val_dataloader(self) -> DataLoader[Any]:
-        rows = [row for record in _subjects_in_turn(self.splits.test) for row in question_rows(record)]
-        return self._loader(rows, self.eval_batch_size, self.collate_prompts, False)
+    def val_dataloader(self) -> ResumableLoader:
+        return prompts_loader(
+            self.splits.test, self.processor, self.eval_batch_size, None, *self._place(), num_workers=self.num_workers
+        )
 
-    def _loader(self, rows: list[Any], batch_size: int, collate: Any, shuffle: bool) -> DataLoader[Any]:
-        return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return getattr(self.trainer, "global_rank", 0), getattr(self.trainer, "world_size", 1)
+
+    def _loader(self, rows: list[Any], batch_size: int, collate: Any, shuffle: bool, *again: Any) -> ResumableLoader:
+        order = RowOrder(len(rows), shuffle, self.seed, *self._place())
+        return ResumableLoader(
+            rows, order, *again, batch_size=batch_size, collate_fn=collate, num_workers=self.num_workers
+        )
