@@ -39,6 +39,10 @@ class MissingDependencyError(NeuralGateError, ImportError):
     """An optional library or file is needed and not there."""
 
 
+class ResumeError(NeuralGateError):
+    """What an earlier run has left cannot be gone on with."""
+
+
 class WeightFilesError(NeuralGateError, ValueError):
     """The weights of a model folder cannot be read, or are not those that an edit belongs to."""
 

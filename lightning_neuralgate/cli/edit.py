@@ -10,15 +10,19 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
 
 from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer
+from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.data.records import records_checksum
 from lightning_neuralgate.delta import DELTA_NAME, EditDelta
 from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import Scope
+from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
 from lightning_neuralgate.models.loading import model_folder
+from lightning_neuralgate.resuming import fit_resumably, forget_progress
 from lightning_neuralgate.versions import library_versions
 from lightning_neuralgate.weight_files import WEIGHT_PATTERNS
 
@@ -37,6 +41,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--retention_per_batch", type=int, default=0, help="Ordinary questions from --data.retention in each batch."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the order of mini-batches.")
+    parser.add_argument(
+        "--keep_every",
+        type=float,
+        default=120.0,
+        help="Seconds after which progress is kept, for the case that it is killed.",
+    )
+    parser.add_argument(
+        "--measure_every", type=int, default=0,
+        help="Ask the test split before, every so many optimizer steps of, and after the edit, and log it; 0: never.",
+    )  # fmt: skip
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyEditModule, "editor", skip={"model", "processor"}, instantiate=False)
@@ -44,7 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Edit, and save the model."""
+    """Edit, and save the model. Started again after it was killed, it goes on where it was."""
     seed_everything(options.seed, verbose=False)
     retention = options.data.read_retention()
     asked = (bool(retention), options.retention_per_batch > 0, options.editor.retention_weight > 0)
@@ -53,10 +67,12 @@ def run(options: Namespace) -> None:
             "the retention term needs all of --data.retention, --retention_per_batch and --editor.retention_weight"
         )
     model, processor = options.model.load()
+    base = model_checksum(model)
     arguments: dict[str, Any] = options.editor.as_dict()
     paper = arguments["schedule"] == "paper"
+    splits = options.data.read()
     data = PrivacyPairDataModule(
-        options.data.read(),
+        splits,
         processor,
         retention,
         pairs_per_batch=1 if paper else options.pairs_per_batch,
@@ -66,17 +82,50 @@ def run(options: Namespace) -> None:
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
+    trainer = options.trainer
     if gate is not None:
-        options.trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau))
-    options.trainer.fit(editor, datamodule=data)
-    if options.trainer.is_global_zero:
+        trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau))
+    if options.measure_every:
+        trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
+    gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
+    settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
+    fit_resumably(
+        trainer,
+        editor,
+        data,
+        options.out / UNFINISHED,
+        {
+            **gated,
+            **settings,
+            "model": base,
+            "records": records_checksum(splits.edit),
+            "retention": records_checksum(retention),
+            "pairs_per_batch": options.pairs_per_batch,
+            "retention_per_batch": options.retention_per_batch,
+            **{name: getattr(trainer, name) for name in _DEPENDS_ON},
+        },
+        options.keep_every,
+    )
+    if trainer.is_global_zero:
         (options.out / DELTA_NAME).unlink(missing_ok=True)  # it tells of weights that are about to be replaced
     editor.save_pretrained(options.out)
-    if options.trainer.is_global_zero:
+    if trainer.is_global_zero:
         print(f"edited model written to {options.out}")
-        gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
-        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
         _keep_delta(options.model.name, options.out, gated | settings)
+        forget_progress(options.out / UNFINISHED)
+
+
+_DEPENDS_ON = (
+    "world_size",
+    "precision",
+    "max_epochs",
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+)
+"""Of the Trainer, what an edit depends on."""
 
 
 def _keep_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer
+from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.resuming import forget_progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,16 +19,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="Folder for gate.safetensors and gate.json.")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
-    parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model"}, instantiate=False)
+    parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model", "keep_in"}, instantiate=False)
     add_trainer(parser, max_epochs=1, logger=False)
 
 
 def run(options: Namespace) -> None:
-    """Locate, and save the gate."""
+    """Locate, and save the gate. Started again after it was killed, it does not do finished records again."""
+    unfinished = options.out / UNFINISHED
     model, processor = options.model.load()
     data = PrivacyPairDataModule(options.data.read(), processor)
-    locator = PrivacyLocatorModule(model, **options.locator.as_dict())
+    locator = PrivacyLocatorModule(model, **options.locator.as_dict(), keep_in=unfinished)
     options.trainer.fit(locator, datamodule=data)
     if options.trainer.is_global_zero:
         locator.gate.save_pretrained(options.out)
+        forget_progress(unfinished)
         print(f"{locator.gate!r}\nwritten to {options.out}")

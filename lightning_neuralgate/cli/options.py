@@ -10,6 +10,9 @@ from jsonargparse import ArgumentParser
 
 from lightning_neuralgate.models.loading import EMBEDDED, Precision, load_model
 
+UNFINISHED = "unfinished"
+"""Folder, inside that of the result, from which a run that was killed goes on."""
+
 
 @dataclass
 class ModelOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -104,6 +105,15 @@ def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
                 content = record.model_dump(mode="json")
                 content["image"] = record.image.resolve().relative_to(image_root.resolve()).as_posix()
                 lines.write(json.dumps({"split": split, **content}) + "\n")
+
+
+def records_checksum(records: Iterable[PrivacyRecord | RetentionItem]) -> str:
+    """Checksum of records or retention items: all fields, and their pictures' bytes in the place of their paths."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(record.model_dump_json(exclude={"image"}).encode())
+        digest.update(b"" if record.image is None else hashlib.sha256(Path(record.image).read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def write_retention(path: Path, items: Iterable[RetentionItem], image_root: Path) -> None:
