@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,21 @@ def written_whole(target: Path) -> Iterator[Path]:
     the new files are moved one by one, so whatever else it holds stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    with TemporaryDirectory(dir=target.parent, prefix=_draft_prefix(target)) as scratch:
         draft = Path(scratch) / target.name
         yield draft
         _move(draft, target)
+
+
+def remove_drafts(*targets: Path) -> None:
+    """Remove what `written_whole` left beside some targets when the process was killed. Nobody may be writing them."""
+    for target in targets:
+        for draft in target.parent.glob(f"{_draft_prefix(target)}*"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _draft_prefix(target: Path) -> str:
+    return f".{target.name}.draft-"
 
 
 def _move(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.lora import add_lora, merged_lora
 from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.objective import batch_nll, mean_by_role
-from lightning_neuralgate.sharding import everywhere, full_state_dict, shard
+from lightning_neuralgate.sharding import everywhere, full_state_dict, is_sharded_state, shard
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
@@ -180,9 +180,16 @@ class PrivacyEditModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Only what trains goes into checkpoints; the base model is where it came from."""
+        """Only what trains goes into checkpoints; the base model is where it came from.
+
+        A checkpoint that is saved in shards (`ModelParallelStrategy(save_distributed_checkpoint=True)`) holds all, since
+        it can only be loaded as a whole.
+        """
+        state = checkpoint["state_dict"]
+        if is_sharded_state(state):
+            return
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the edited model (and the processor, if given) as a normal Hugging Face folder, a LoRA merged into it.

@@ -31,7 +31,7 @@ from lightning_neuralgate.kept_records import KeptRecords
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.prefix import PrefixReuse
-from lightning_neuralgate.sharding import everywhere, is_sharded, shard
+from lightning_neuralgate.sharding import everywhere, is_sharded, is_sharded_state, shard
 from lightning_neuralgate.spans import last_position
 from lightning_neuralgate.versions import library_versions
 
@@ -287,10 +287,12 @@ class PrivacyLocatorModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The frozen model stays out of checkpoints; what was located, in any process, goes in."""
         self._gather()
+        checkpoint["located"] = {"vectors": self.vectors, "subjects": self.record_subjects}
+        if is_sharded_state(checkpoint["state_dict"]):  # can only be loaded as a whole
+            return
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("model.")
         }
-        checkpoint["located"] = {"vectors": self.vectors, "subjects": self.record_subjects}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -127,7 +127,9 @@ def main(
 def make_strategy(name: str, devices: int) -> str | Strategy:
     """Lightning's strategy of that name; a fresh one for each Trainer."""
     if name == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+        return ModelParallelStrategy(
+            data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     return name
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
 
+from lightning_neuralgate.cache import remove_drafts
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
@@ -84,7 +85,7 @@ def run(options: Namespace) -> None:
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
     trainer = options.trainer
     if gate is not None:
-        trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau))
+        trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau, arguments["layers"]))
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
     gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
@@ -113,6 +114,7 @@ def run(options: Namespace) -> None:
         print(f"edited model written to {options.out}")
         _keep_delta(options.model.name, options.out, gated | settings)
         forget_progress(options.out / UNFINISHED)
+        remove_drafts(options.out, options.out / DELTA_NAME)
 
 
 _DEPENDS_ON = (

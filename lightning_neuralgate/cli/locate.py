@@ -6,9 +6,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_neuralgate.cache import remove_drafts
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.gate import CONFIG_NAME, WEIGHTS_NAME
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.resuming import forget_progress
 
@@ -33,4 +35,5 @@ def run(options: Namespace) -> None:
     if options.trainer.is_global_zero:
         locator.gate.save_pretrained(options.out)
         forget_progress(unfinished)
+        remove_drafts(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
         print(f"{locator.gate!r}\nwritten to {options.out}")

@@ -1,0 +1,80 @@
+"""One, two and three processes locate the same gate and measure the same rates; a broken run is gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lightning_neuralgate.gate import NeuralGate
+from tests.helpers.tiny_llava import tiny_llava
+from tests.strategies.jobs import LAYER, TAU, WEIGHT
+from tests.strategies.launch import launch
+
+WORLD = {"one": 1, "ddp-2": 2, "ddp-3": 3, "fsdp-2": 2, "full-2": 2}
+SEVERAL = [strategy for strategy in WORLD if strategy != "one"]
+RECORDS, QUERIES = 5, 14
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("jobs")
+    for strategy, world in WORLD.items():
+        launch("tests.strategies.jobs", world, strategy, str(out))
+    return out
+
+
+def told(folder: Path, strategy: str) -> list[dict[str, Any]]:
+    """What each process says."""
+    return [json.loads((folder / f"{strategy}-{rank}.json").read_text()) for rank in range(WORLD[strategy])]
+
+
+@pytest.mark.parametrize("strategy", SEVERAL)
+def test_the_gate_is_the_same(folder: Path, strategy: str) -> None:
+    one, several = (NeuralGate.from_pretrained(folder / f"{name}-gate") for name in ("one", strategy))
+    assert several.records == one.records
+    assert sum(one.records.values()) == RECORDS
+    for subject in one.subjects:
+        for layer in one.layers:
+            assert torch.equal(several.mask(subject, layer, TAU), one.mask(subject, layer, TAU))
+            assert torch.equal(several.rates(subject, layer), one.rates(subject, layer))
+    assert 0 < one.mask(one.subjects[0], LAYER, TAU).float().mean() < 1
+
+
+@pytest.mark.parametrize("strategy", ["one", "ddp-2", "ddp-3"])
+def test_no_record_is_located_twice(folder: Path, strategy: str) -> None:
+    assert sum(process["learnt"] for process in told(folder, strategy)) == RECORDS
+    assert len(list((folder / f"{strategy}-records").iterdir())) == RECORDS
+
+
+@pytest.mark.parametrize("strategy", SEVERAL)
+def test_rates_are_those_of_one_process(folder: Path, strategy: str) -> None:
+    expected = told(folder, "one")[0]["whole"]
+    rates = expected["history"][0][1]
+    assert 0 < rates["held_out/test/eta"] < 1
+    assert 0 < rates["held_out/test/leak_rate"] < 1
+    processes = told(folder, strategy)
+    for process in processes:
+        for step, values in process["whole"]["history"]:
+            assert values == rates, f"after {step} steps"
+        assert process["whole"]["validated"] == expected["validated"]
+    assert sum(process["whole"]["counted"] for process in processes) == QUERIES
+
+
+@pytest.mark.parametrize("strategy", WORLD)
+def test_they_are_measured_every_two_steps(folder: Path, strategy: str) -> None:
+    for process in told(folder, strategy):
+        for run in ("whole", "broken"):
+            steps = [step for step, _ in process[run]["history"]]
+            assert steps == list(range(0, process[run]["steps"] + 1, 2))
+
+
+@pytest.mark.parametrize("strategy", WORLD)
+def test_a_broken_run_ends_in_the_same_weights(folder: Path, strategy: str) -> None:
+    edited = load_file(folder / f"{strategy}-edited.safetensors")
+    assert torch.equal(edited["broken"], edited["whole"])
+    assert not torch.equal(edited["whole"], tiny_llava().state_dict()[WEIGHT])
