@@ -15,9 +15,21 @@ from typing_extensions import override
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import ResumeError
+from lightning_neuralgate.versions import library_versions
 
 RUN_NAME = "run.json"
 _PREFIX, _DRAFT = "step-", ".draft"
+_DEPENDS_ON = (
+    "world_size",
+    "precision",
+    "max_epochs",
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+)
+"""Of the Trainer, what a result depends on."""
 
 
 class KeepProgress(Callback):
@@ -89,13 +101,21 @@ def fit_resumably(
         module: what is trained.
         datamodule: its data.
         folder: where progress is kept; one folder a run.
-        settings: all that the result depends on, as JSON can hold it.
+        settings: what else the result depends on, as JSON can hold it, beside versions, the Trainer's settings, the module's
+            hyperparameters, and the datamodule's `identity` if it has one.
         every_seconds: least time between two checkpoints; 0: after every optimizer step.
 
     Raises:
         ResumeError: the folder holds the progress of a run with other settings.
     """
-    _same_run(folder, settings, write=trainer.is_global_zero)
+    whole = {
+        **settings,
+        **library_versions(),
+        **{name: getattr(trainer, name) for name in _DEPENDS_ON},
+        "module": dict(module.hparams),
+        "data": getattr(datamodule, "identity", {}),
+    }
+    _same_run(folder, whole, write=trainer.is_global_zero)
     found = _checkpoints(folder)
     trainer.callbacks.append(KeepProgress(folder, every_seconds))  # type: ignore[attr-defined]
     # checkpoints hold tensors and plain values, so nothing in them needs to be run
@@ -119,6 +139,7 @@ def _same_run(folder: Path, settings: Mapping[str, Any], write: bool) -> None:
         before = dict(json.loads(file.read_text(encoding="utf-8")))
     except (UnicodeDecodeError, ValueError, TypeError) as error:
         raise ResumeError(f"{file} cannot be read ({error}); delete {folder} to start anew") from error
+    before, settings = _flat(before), _flat(settings)
     names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     if names:
         told = "; ".join(f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now" for name in names)
@@ -126,6 +147,13 @@ def _same_run(folder: Path, settings: Mapping[str, Any], write: bool) -> None:
             f"{folder} holds the progress of a run with other settings ({told}); start that one again to end it, or delete "
             "the folder to start anew"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": v for key, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -7,7 +7,8 @@
 
 A later `--config` overrides an earlier one, an option on the command line overrides both. `strategy: fsdp` is FSDP2
 (Lightning's ModelParallelStrategy); each process first loads the whole model into memory (28 GB for 7B parameters in
-float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients.
+float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients. Started again after it was
+killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,16 +19,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import auto_cli
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from lightning_neuralgate import NeuralGateCallback, PrivacyEditModule, PrivacyLocatorModule, PrivacyPairDataModule
+from lightning_neuralgate import (
+    NeuralGateCallback,
+    PrivacyEditModule,
+    PrivacyLocatorModule,
+    PrivacyPairDataModule,
+    RefusalMetricsCallback,
+)
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gating import Scope
+from lightning_neuralgate.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
+from lightning_neuralgate.resuming import fit_resumably, forget_progress
 
 
 def main(
@@ -50,6 +59,8 @@ def main(
     accelerator: str = "auto",
     devices: int = 1,
     eval_batches: int | float = 1.0,
+    measure_every: int = 0,
+    keep_every: float = 300.0,
     seed: int = 0,
 ) -> None:
     """Locate, edit and measure.
@@ -75,10 +86,14 @@ def main(
         accelerator: gpu, cpu, or auto.
         devices: number of processes, one device each.
         eval_batches: validation batches after each epoch; 1.0 is all of them.
+        measure_every: ask the test split before, every so many optimizer steps of, and after the edit, too; 0: never.
+        keep_every: seconds after which the edit's progress is kept.
         seed: seeds everything.
     """
     seed_everything(seed)
+    unfinished = out / "unfinished"
     network, processor = load_model(model, dtype)
+    base = model_checksum(network)
     splits = data.read()
     edit, _ = fill_targets(splits.edit, [], network, processor)
     splits = splits._replace(edit=edit)
@@ -92,7 +107,9 @@ def main(
         "log_every_n_steps": 1,
     }
 
-    locator = PrivacyLocatorModule(network, list(layers), alpha=alpha, max_steps=max_steps)
+    locator = PrivacyLocatorModule(
+        network, list(layers), alpha=alpha, max_steps=max_steps, keep_in=unfinished / "records"
+    )
     trainer = Trainer(
         max_epochs=1, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "locate", ""), **common
     )
@@ -106,22 +123,25 @@ def main(
     editor = PrivacyEditModule(
         network, list(layers), processor, schedule=schedule, lr=lr, alpha=alpha, lora_rank=lora_rank
     )
+    callbacks: list[Callback] = [NeuralGateCallback(gate, scope, tau)]
+    if measure_every:
+        callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, measure_every))
     trainer = Trainer(
         max_epochs=epochs, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "edit", ""),
-        callbacks=[NeuralGateCallback(gate, scope, tau)], **common,
+        callbacks=callbacks, **common,
     )  # fmt: skip
-    trainer.fit(
-        editor,
-        datamodule=PrivacyPairDataModule(
-            splits, processor, pairs_per_batch=1 if paper else pairs_per_batch, shuffle=not paper, seed=seed
-        ),
+    pairs = PrivacyPairDataModule(
+        splits, processor, pairs_per_batch=1 if paper else pairs_per_batch, shuffle=not paper, seed=seed
     )
+    settings = {"model": base, "gate": gate.fingerprint, "scope": scope, "tau": tau}
+    fit_resumably(trainer, editor, pairs, unfinished / "edit", settings, keep_every)
     editor.save_pretrained(out / "edited")
     if trainer.is_global_zero:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         with written_whole(out / "metrics.json") as draft:
             draft.write_text(json.dumps({**measured, "seed": seed}, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(measured, indent=2))
+        forget_progress(unfinished)
 
 
 def make_strategy(name: str, devices: int) -> str | Strategy:

@@ -113,7 +113,7 @@ def test_a_half_written_checkpoint_is_not_gone_on_with(splits: RecordSplits, tmp
 def test_another_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         edit(splits, tmp_path / "run", Kill(1), {"schedule": "minibatch", "alpha": 1.0})
-    with pytest.raises(ResumeError, match=r"alpha: 1\.0 there, 2\.0 now.*delete the folder"):
+    with pytest.raises(ResumeError, match=r"alpha: 1\.0 there, 2\.0 now; module\.alpha.*delete the folder"):
         edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 2.0})
     (tmp_path / "run" / "run.json").write_text("[1", encoding="utf-8")
     with pytest.raises(ResumeError, match=r"run\.json cannot be read"):

@@ -14,7 +14,6 @@ from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.data.records import records_checksum
 from lightning_neuralgate.delta import DELTA_NAME, EditDelta
 from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
@@ -89,45 +88,17 @@ def run(options: Namespace) -> None:
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
     gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
-    settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
-    fit_resumably(
-        trainer,
-        editor,
-        data,
-        options.out / UNFINISHED,
-        {
-            **gated,
-            **settings,
-            "model": base,
-            "records": records_checksum(splits.edit),
-            "retention": records_checksum(retention),
-            "pairs_per_batch": options.pairs_per_batch,
-            "retention_per_batch": options.retention_per_batch,
-            **{name: getattr(trainer, name) for name in _DEPENDS_ON},
-        },
-        options.keep_every,
-    )
+    unfinished = options.out / UNFINISHED
+    fit_resumably(trainer, editor, data, unfinished, {"model": base, **gated}, options.keep_every)
     if trainer.is_global_zero:
         (options.out / DELTA_NAME).unlink(missing_ok=True)  # it tells of weights that are about to be replaced
     editor.save_pretrained(options.out)
     if trainer.is_global_zero:
         print(f"edited model written to {options.out}")
+        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
         _keep_delta(options.model.name, options.out, gated | settings)
-        forget_progress(options.out / UNFINISHED)
+        forget_progress(unfinished)
         remove_drafts(options.out, options.out / DELTA_NAME)
-
-
-_DEPENDS_ON = (
-    "world_size",
-    "precision",
-    "max_epochs",
-    "max_steps",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "limit_train_batches",
-)
-"""Of the Trainer, what an edit depends on."""
 
 
 def _keep_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:

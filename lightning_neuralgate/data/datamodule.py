@@ -14,7 +14,13 @@ from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.order import ResumableLoader, RowOrder
 from lightning_neuralgate.data.prompts import not_counted, prompts_loader
-from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits, RetentionItem
+from lightning_neuralgate.data.records import (
+    PrivacyRecord,
+    QueryPair,
+    RecordSplits,
+    RetentionItem,
+    records_checksum,
+)
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
 
@@ -115,6 +121,20 @@ class PrivacyPairDataModule(LightningDataModule):
         self.collate_training = PrivacyPairCollator(processor, padding_side)
         self.images = images
         self.seed = seed
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What batches are made of, as JSON can hold it: two modules of one identity make the same."""
+        return {
+            "records": records_checksum(self.splits.edit),
+            "retention": records_checksum(self.retention),
+            "pairs_per_batch": self.pairs_per_batch,
+            "retention_per_batch": self.retention_per_batch,
+            "shuffle": self.shuffle,
+            "padding_side": self.collate_training.padding_side,
+            "images": self.images,
+            "seed": self.seed,
+        }
 
     @override
     def prepare_data(self) -> None:

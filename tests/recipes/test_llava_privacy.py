@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -51,7 +52,11 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
     }  # fmt: skip
     common = [word for option in options.items() for word in option]
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    run([*common, "--out", str(tmp_path / "one")])
+    run([*common, "--measure_every", "5", "--out", str(tmp_path / "one")])
+    with (tmp_path / "one" / "logs" / "edit" / "metrics.csv").open() as lines:
+        steps = [int(row["step"]) for row in csv.DictReader(lines) if row["held_out/test/eta"]]
+    assert steps[0] == 0
+    assert len(steps) > 2
     run([*common, "--config", "recipes/ddp.yaml", "--out", str(tmp_path / "ddp")])
     run([*common, "--config", "recipes/fsdp2.yaml", "--out", str(tmp_path / "fsdp")], torchrun)
     lora = ["--config", "recipes/lora.yaml", "--dtype", "float32", "--lora_rank", "4", "--schedule", "paper"]
@@ -65,6 +70,7 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
         assert set(json.loads((folder / "metrics.json").read_text())) == {
             "val/rta_sensitive", "val/answer_rate_benign", "val/eta", "val/leak_rate", "val/benign_accuracy", "seed",
         }  # fmt: skip
+        assert not (folder / "unfinished").exists()
     base = tiny_llava().state_dict()[WEIGHT]
     for name, gate in gates.items():
         assert gate.records == {"passport": 2, "student id": 2, "receipt": 2}
