@@ -30,9 +30,9 @@ from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.kept_records import KeptRecords
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
-from lightning_neuralgate.prefix import PrefixReuse
 from lightning_neuralgate.sharding import everywhere, is_sharded, is_sharded_state, shard
 from lightning_neuralgate.spans import last_position
+from lightning_neuralgate.upper_pass import UpperPass
 from lightning_neuralgate.versions import library_versions
 
 
@@ -53,8 +53,8 @@ class PrivacyLocatorModule(LightningModule):
         max_steps: upper bound of optimizer steps for a record.
         stop_loss: a record is done when its loss is below.
         start: value that v starts at (tanh 2 = 0.964).
-        reuse_prefix: run what precedes the subject once per record instead of in every step. The result is the same;
-            where the first record shows that a model does not allow it, the plain way is taken, with a warning.
+        reuse_prefix: run what is the same in every step once per record (`UpperPass`). The result is the same; where the
+            first record shows that a model does not allow it, the plain way is taken, with a warning.
         keep_in: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
             settings and data takes them from there, so one that was killed goes on where it was.
 
@@ -199,11 +199,11 @@ class PrivacyLocatorModule(LightningModule):
         if self._reuse is False:
             return plain
         try:
-            prefix = PrefixReuse(self.model, batch, positions)
+            upper = UpperPass(self.model, batch, positions, self.layers[0])
 
             def fast() -> Tensor:
-                with self.scaled(prefix.positions):
-                    return prefix.nll()
+                with self.scaled(upper.positions):
+                    return upper.nll()
 
             if self._reuse is None:
                 with torch.no_grad():

@@ -1,0 +1,176 @@
+"""Passes that begin above a layer and at the subject: all that a locator's steps have to compute anew.
+
+Stage 1 changes the output of some layers at one position, the subject's last token. Whatever does not come behind that in
+both depth and time is the same in every step: the lower layers at all positions, and, with causal attention, the upper layers
+before the subject. It is run once, and what all rows of a record begin with (system prompt, picture) once for all of them:
+
+    tokens   [ shared | each row's own, up to the subject | from the subject's last token on ]
+    run      once      once a row                           lower layers once, upper layers in every step
+
+Rows are laid out anew for that, with the subject's last tokens in one column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lightning_neuralgate.data.collator import IGNORED
+from lightning_neuralgate.generation import model_inputs
+from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
+
+
+class UpperPass:
+    """One batch with everything run that stays the same; `nll` then runs the rest, with gradient.
+
+    Args:
+        model: the frozen Hugging Face model.
+        batch: a collated batch in which every row has a target.
+        positions: (B, T) bool, the subject's last token of each row, exactly one a row.
+        layer: the lowest layer whose output is going to be changed.
+
+    Raises:
+        ValueError: the model's cache is not a plain growing one.
+    """
+
+    def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layer: int) -> None:
+        self.model = model
+        inputs = model_inputs(batch)
+        attention = inputs["attention_mask"].bool()
+        sequences = {key: value for key, value in inputs.items() if value.shape == attention.shape}
+        rest = {key: value for key, value in inputs.items() if key not in sequences}
+        del sequences["attention_mask"]
+        rows = len(attention)
+        first, subject, end = _bounds(attention, positions)
+        shared = _shared_tokens(model, sequences, rest, first, subject)
+        own, after = int((subject - first).max()) - shared, int((end - subject).max())
+        source = subject[:, None] + torch.arange(-own, after, device=attention.device)
+        real = (source >= first[:, None] + shared) & (source < end[:, None])
+        places = (source - first[:, None]).clamp(min=0)
+        source = source.clamp(0, attention.shape[1] - 1)
+        laid = {key: value.gather(1, source) * real.to(value.dtype) for key, value in sequences.items()}
+        labels = torch.where(real, batch["labels"].gather(1, source), IGNORED)
+        self._count = columns_with_targets(labels)
+        self._labels = labels[:, -self._count :]
+        mask = torch.cat([real.new_ones(rows, shared), real], 1).long()
+
+        layers = find_decoder(model).layers
+        self._below = layers[: layer + 1]
+        with torch.no_grad():
+            cache = DynamicCache(config=find_hf_model(model).config.get_text_config())
+            if shared:
+                start = int(first[0])
+                begun = {key: value[:1, start : start + shared] for key, value in sequences.items()}
+                ones = mask.new_ones(1, shared)
+                alone = {key: value.chunk(rows)[0] for key, value in rest.items()}
+                last_logits(model, {**alone, **begun, "attention_mask": ones, **_cached(cache, ones.cumsum(1) - 1)}, 1)
+                for kept in cache.layers:
+                    kept.keys, kept.values = (part.expand(rows, -1, -1, -1) for part in (kept.keys, kept.values))
+                rest = {}
+            with _output_of(layers[layer]) as seen:
+                last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
+        self._hidden = seen[0][:, own:].clone()
+        self._cache = cache
+        self._kept = [
+            _before(kept, mask.shape[1], shared + own, needed=index > layer) for index, kept in enumerate(cache.layers)
+        ]
+        self._inputs = {"inputs_embeds": self._hidden, "attention_mask": mask, **_cached(cache, places[:, own:])}
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the subject's last token stands in what `nll` runs: its first column, (B, Q) bool."""
+        positions = torch.zeros(self._hidden.shape[:2], dtype=torch.bool, device=self._hidden.device)
+        positions[:, 0] = True
+        return positions
+
+    def nll(self) -> Tensor:
+        """Mean NLL per target token of each row, (B,)."""
+        for layer, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
+            layer.keys, layer.values = keys, values
+        with _passed_through(self._below):
+            output = last_logits(self.model, self._inputs, self._count + 1)
+        return row_nll(output.logits, self._labels)
+
+
+def _cached(cache: Any, places: Tensor) -> dict[str, Any]:
+    return {"past_key_values": cache, "use_cache": True, "position_ids": places}
+
+
+def _bounds(attention: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns of each row's first token, of its subject's last token, and behind its last token, (B,) each."""
+    columns = torch.arange(attention.shape[1], device=attention.device)
+    first = torch.where(attention, columns, attention.shape[1]).amin(1)
+    end = torch.where(attention, columns, -1).amax(1) + 1
+    return first, (positions * columns).sum(1), end
+
+
+def _shared_tokens(
+    model: nn.Module, sequences: Mapping[str, Tensor], rest: Mapping[str, Tensor], first: Tensor, subject: Tensor
+) -> int:
+    """How many tokens all rows begin with, pictures included; 0 where rows cannot share them."""
+    rows, ids = len(first), sequences["input_ids"]
+    if rows < 2 or any(len(value) % rows for value in rest.values()):
+        return 0
+    if any(not torch.equal(part, parts[0]) for parts in (v.chunk(rows) for v in rest.values()) for part in parts):
+        return 0
+    longest = int((subject - first).min())
+    source = first[:, None] + torch.arange(longest, device=ids.device)
+    same = torch.ones(longest, dtype=torch.bool, device=ids.device)
+    for value in sequences.values():
+        begun = value.gather(1, source)
+        same &= (begun == begun[:1]).all(0)
+    shared = int(same.long().cumprod(0).sum())
+    if rest:
+        config = find_hf_model(model).config
+        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        # a picture has to lie in what is shared, all of it
+        if token is None or bool((ids == token).sum(1).ne((ids.gather(1, source[:, :shared]) == token).sum(1)).any()):
+            return 0
+    return shared
+
+
+def _before(layer: Any, whole: int, columns: int, needed: bool) -> tuple[Tensor, Tensor]:
+    """A cached layer's keys and values of the first columns; of a layer that nothing will look at, their shape alone."""
+    if layer.keys.shape[-2] != whole:
+        raise ValueError("the model's cache does not keep the whole prefix")
+    parts = [part[..., :columns, :] for part in (layer.keys, layer.values)]
+    if not needed:
+        parts = [part.new_zeros(()).expand(part.shape) for part in parts]
+    return parts[0], parts[1]
+
+
+@contextmanager
+def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _unchanged(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def _passed_through(layers: nn.ModuleList) -> Iterator[None]:
+    """While the block runs, these layers hand on what they are given. Their hooks run."""
+    own = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = _unchanged  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
