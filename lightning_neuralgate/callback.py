@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_neuralgate.closed_rows import ClosedRows
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.figures import log_figure
 from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.gating import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
 from lightning_neuralgate.layers import find_decoder, find_hf_model
@@ -64,7 +65,8 @@ class NeuralGateCallback(Callback):
 
     **Logged**, in whatever logger the Trainer has and as often as it logs: `gate/layer_10/passed` and
     `gate/layer_10/blocked`, the norms of what the gate lets through of the layer's gradient and of what it takes away, over
-    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes).
+    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes). When
+    training starts, `gate/rates`, the gate's `plot()`, in loggers that take figures, where matplotlib is installed.
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -206,6 +208,7 @@ class NeuralGateCallback(Callback):
                         f"{name} trains, but is in no optimizer of the Trainer, so its closed rows cannot be kept: freeze "
                         "it, or give it to an optimizer"
                     )
+        log_figure(trainer, "gate/rates", lambda: self.gate.plot(None if self.soft else self.tau, self.layers)[0])
 
     def _openness(self, subject: str, layer: int) -> Tensor:
         return self.gate.rates(subject, layer) if self.soft else self.gate.mask(subject, layer, self.tau)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -24,9 +24,14 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError
+from lightning_neuralgate.gate_figure import MAX_PANELS, draw_gate
 from lightning_neuralgate.hub import local_folder
 from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.versions import library_versions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
@@ -148,6 +153,47 @@ class NeuralGate:
             weak=float((~inactive & ~strong).double().mean()),
             strong=float(strong.double().mean()),
         )
+
+    def plot(
+        self,
+        tau: float | None = 0.3,
+        layers: Sequence[int] | None = None,
+        subjects: Sequence[str] | None = None,
+        max_layers: int = MAX_PANELS,
+    ) -> tuple[Figure, list[Axes]]:
+        """Draw the activity rates: a panel for each layer, in it a curve for each subject, sorted, most active neuron first.
+
+        Args:
+            tau: drawn as a line; the legends tell the share of neurons above it. None for a soft gate, which has no tau:
+                the legends then tell the mean rate.
+            layers: which layers; all of them when left out.
+            subjects: which subjects; all of them when left out. Beyond ten they are grey.
+            max_layers: of more layers than these, so many are drawn, evenly spaced.
+
+        Returns:
+            The figure, to save with `figure.savefig("gate.png")`, and one axes a drawn layer. pyplot is not involved.
+
+        Raises:
+            GateMismatchError: the gate does not know a subject or a layer.
+            MissingDependencyError: matplotlib is not installed.
+
+        Example:
+            >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+            >>> gate = NeuralGate({"Passport": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"passport": 5})
+            >>> figure, axes = gate.plot()
+            >>> [text.get_text() for text in axes[0].get_legend().get_texts()]
+            ['\u200750 %  passport']
+        """
+        if tau is not None and not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        if max_layers < 1:
+            raise ValueError(f"max_layers must be at least 1, got {max_layers}")
+        # a plot of nothing is asked for by nobody: an empty choice is no choice
+        rates = {
+            layer: {subject_key(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
+            for layer in layers or self.layers
+        }
+        return draw_gate(rates, tau, f"Neural gate in {self.model.architecture}", max_layers)
 
     def check_fits(self, module: nn.Module) -> None:
         """Refuse a model that the gate was not located in.

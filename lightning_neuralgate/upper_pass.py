@@ -63,7 +63,7 @@ class UpperPass:
         layers = find_decoder(model).layers
         self._below = layers[: layer + 1]
         with torch.no_grad():
-            cache = DynamicCache(config=find_hf_model(model).config.get_text_config())
+            cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
             if shared:
                 start = int(first[0])
                 begun = {key: value[:1, start : start + shared] for key, value in sequences.items()}
@@ -166,7 +166,7 @@ def _passed_through(layers: nn.ModuleList) -> Iterator[None]:
     """While the block runs, these layers hand on what they are given. Their hooks run."""
     own = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = _unchanged  # type: ignore[assignment, method-assign]
+        layer.forward = _unchanged
     try:
         yield
     finally:
