@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_neuralgate.changed_rows import ChangedRows
 from lightning_neuralgate.closed_rows import ClosedRows
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
@@ -64,7 +65,9 @@ class NeuralGateCallback(Callback):
 
     **Logged**, in whatever logger the Trainer has and as often as it logs: `gate/layer_10/passed` and
     `gate/layer_10/blocked`, the norms of what the gate lets through of the layer's gradient and of what it takes away, over
-    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes).
+    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes); and
+    `gate/layer_10/rows_changed`, the share of the projection's rows that differ, bit for bit, from what they were when
+    training with the gate began (`ChangedRows`), across resumes too.
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -133,6 +136,7 @@ class NeuralGateCallback(Callback):
         self._closed: dict[int, ClosedRows] = {}
         self._applied: set[str] = set()
         self._meters: dict[str, GradientMeter] | None = None
+        self._changed = ChangedRows()
         self._resumed = False
 
     @property
@@ -142,7 +146,7 @@ class NeuralGateCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"gate": self.gate.fingerprint}
+        return {"gate": self.gate.fingerprint, "rows": self._changed.beginning}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -152,6 +156,7 @@ class NeuralGateCallback(Callback):
                 f"{self.gate.fingerprint}; "
                 "resume with the same gate, or start a new run"
             )
+        self._changed.resume(state_dict.get("rows", {}))  # older checkpoints have none
         self._resumed = True
 
     @override
@@ -165,6 +170,9 @@ class NeuralGateCallback(Callback):
         gates = [state["gate"] for state in states if isinstance(state, dict) and "gate" in state]
         if gates and self.gate.fingerprint not in gates:
             self.load_state_dict({"gate": gates[0]})
+        for state in states:
+            if isinstance(state, dict) and state.get("gate") == self.gate.fingerprint:
+                self._changed.resume(state.get("rows", {}))
         self._resumed = bool(gates)
 
     @override
@@ -196,8 +204,9 @@ class NeuralGateCallback(Callback):
         if self._in_text is not None:
             model = find_hf_model(pl_module)
             self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
+        reshard(pl_module)
+        self._changed.begin({self._log_names[name]: place for name, place in self._gated.items()})
         if self.scope == "all":
-            reshard(pl_module)
             self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
             kept = {id(parameter) for rows in self._closed.values() for parameter in rows.parameters}
             for name, place in self._gated.items():
@@ -320,11 +329,20 @@ class NeuralGateCallback(Callback):
             # a pass without any gradient has no shares; every process has to log the same names
             told = {name: float("nan") if share is None else share for name, share in shares.items()}
             pl_module.log_dict(told, batch_size=1, sync_dist=trainer.world_size > 1)
+            self._log_changed_rows(pl_module)
         self._batch, self._training, self._meters = None, False, None
+
+    def _log_changed_rows(self, pl_module: LightningModule) -> None:
+        reshard(pl_module)
+        for name, place in self._gated.items():
+            share = self._changed.share(self._log_names[name], place)
+            if share is not None:
+                pl_module.log(f"{self._log_names[name]}/rows_changed", share, batch_size=1)
 
     def _remove_hooks(self) -> None:
         self._batch, self._training = None, False
         self._resumed = False
+        self._changed.forget_resumed()
         self._gated.clear()
         self._applied.clear()
         while self._handles:

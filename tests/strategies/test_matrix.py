@@ -14,10 +14,9 @@ from lightning_neuralgate.layers import find_decoder
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import random_gate
-from tests.strategies.runs import LAYER, TAU, Case, cases_of, plain, result
+from tests.strategies.runs import INTERRUPTED, LAYER, TAU, WORLD, Case, cases_of, plain, result, told
 
 ROOT = Path(__file__).parents[2]
-WORLD = {"one": 1, "ddp": 2, "ddp_static": 2, "ddp_buckets": 2, "ddp_fork": 2, "fsdp": 2, "fsdp_root": 2}
 RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 
 
@@ -41,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
 def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
     found = result(folder, strategy, case)
-    before, expected = plain(WORLD[strategy], case, tmp_path)
+    before, expected, _ = plain(WORLD[strategy], case, tmp_path)
     assert found.keys() == expected.keys() == before.keys()
     for name, weight in expected.items():
         assert relative_error(weight, before[name]) > 1e-2, "a training that does not move shows nothing"
@@ -53,7 +52,7 @@ def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case
 
 @pytest.mark.parametrize(("strategy", "case"), [run for run in RUNS if run[1].scope == "all"], ids=str)
 def test_closed_rows_are_bit_identical(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
-    before, _ = plain(WORLD[strategy], case, tmp_path)
+    before, _, _ = plain(WORLD[strategy], case, tmp_path)
     (name,) = (name for name in before if not name.endswith("lora_A.default.weight"))
     model = tiny_llava()
     gate = random_gate(model, (LAYER,))
@@ -61,3 +60,21 @@ def test_closed_rows_are_bit_identical(folder: Path, tmp_path: Path, strategy: s
     assert 0 < int(opened.sum()) < find_decoder(model).hidden_size
     moved = (result(folder, strategy, case)[name] != before[name]).any(1)
     assert torch.equal(moved, opened)
+
+
+@pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
+def test_every_process_logs_the_share_of_changed_rows(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
+    changed = plain(WORLD[strategy], case, tmp_path).changed
+    assert (0 < changed[0] <= changed[-1] < 1) if case.scope == "all" else set(changed) == {1.0}
+    assert told(folder, strategy, case) == [changed] * WORLD[strategy]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "case"), [(s, case) for s, cases in INTERRUPTED.items() for case in cases], ids=str
+)
+def test_a_resumed_training_compares_with_the_first_beginning(
+    folder: Path, tmp_path: Path, strategy: str, case: Case
+) -> None:
+    changed = plain(WORLD[strategy], case, tmp_path).changed
+    assert changed[0] < changed[-1], "forgotten rows would not be missed"
+    assert told(folder, strategy, case, resumed=True) == [changed] * WORLD[strategy]
