@@ -20,7 +20,7 @@ from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.gating import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
 from lightning_neuralgate.layers import find_decoder, find_hf_model
-from lightning_neuralgate.sharding import reshard
+from lightning_neuralgate.sharding import UNTRIED_STRATEGIES, hides_parameters, is_flattened, refuse_strategies, reshard
 from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
 
@@ -39,7 +39,6 @@ class _GatedBatch:
 
 _PATIENCE = 10
 """So many batches without a subject are no accident."""
-_UNTRIED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
 
 class NeuralGateCallback(Callback):
@@ -84,7 +83,8 @@ class NeuralGateCallback(Callback):
 
     Raises:
         GateMismatchError: when training starts, if the gate was located in another model or lacks a subject or layer.
-        UnsupportedSetupError: when training starts, if nothing trains in a gated layer; when a batch does not say where its
+        UnsupportedSetupError: when training starts, if nothing trains in a gated layer, or the strategy has not been shown to
+            work (`docs/trainer.md` lists them); when a batch does not say where its
             subjects stand.
 
     Example:
@@ -177,14 +177,20 @@ class NeuralGateCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        strategy = type(trainer.strategy).__name__
-        if strategy in _UNTRIED_STRATEGIES:
+        refuse_strategies(trainer.strategy, UNTRIED_STRATEGIES, "NeuralGateCallback")
+        root = trainer.strategy.model or pl_module
+        flattened = is_flattened(root)
+        if flattened and self.scope == "all":
             raise UnsupportedSetupError(
-                f"NeuralGateCallback has not been shown to work with {strategy}; use 'ddp', or FSDP2 through "
-                "ModelParallelStrategy"
+                "scope 'all' keeps closed rows, and FSDP1 (FSDPStrategy) leaves no rows to be kept between passes: use FSDP2 "
+                "through ModelParallelStrategy, or choose another scope"
+            )
+        if hides_parameters(root):
+            raise UnsupportedSetupError(
+                "FSDP1 has put flat parameters in place of the weights: give FSDPStrategy use_orig_params=True, its default"
             )
         if not self._resumed:  # resumed weights have been trained since; their checkpoint named this very gate
-            self.gate.check_fits(pl_module)
+            self.gate.check_fits(root if flattened else pl_module)
         layout = find_decoder(pl_module)
         for layer in self.layers:
             gates = {subject: self._openness(subject, layer).to(pl_module.device) for subject in self.gate.subjects}
@@ -205,7 +211,9 @@ class NeuralGateCallback(Callback):
             model = find_hf_model(pl_module)
             self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
         reshard(pl_module)
-        self._changed.begin({self._log_names[name]: place for name, place in self._gated.items()})
+        # of a flattened weight no process has rows to compare
+        watched = {} if flattened else self._gated
+        self._changed.begin({self._log_names[name]: place for name, place in watched.items()})
         if self.scope == "all":
             self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
             kept = {id(parameter) for rows in self._closed.values() for parameter in rows.parameters}

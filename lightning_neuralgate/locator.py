@@ -28,7 +28,7 @@ from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.prefix import PrefixReuse
-from lightning_neuralgate.sharding import everywhere, is_sharded, shard
+from lightning_neuralgate.sharding import UNTRIED_STRATEGIES, everywhere, is_sharded, refuse_strategies, shard
 from lightning_neuralgate.spans import last_position
 
 
@@ -105,6 +105,8 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def configure_model(self) -> None:
+        if self._trainer is not None:
+            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyLocatorModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 

@@ -21,16 +21,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lightning_neuralgate.callback import NeuralGateCallback
+from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.gating import Scope, scope_positions
 from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.objective import batch_nll, mean_by_role
 from lightning_neuralgate.sharding import full_state_dict, shard
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
@@ -46,6 +50,8 @@ WORLD = {
     "fsdp": 2,
     "fsdp_root": 2,
     "fsdp_uneven": 3,
+    "fsdp1": 2,
+    "fsdp1_root": 2,
 }
 
 
@@ -73,6 +79,8 @@ INTERRUPTED = {
 
 def cases_of(strategy: str) -> list[Case]:
     """What a strategy is tried with: everything, or a part where it is a variant of another."""
+    if strategy in ("fsdp1", "fsdp1_root"):  # its half precision takes a GPU, and scope 'all' is refused
+        return [case for case in CASES if case.precision == "32-true" and case.scope != "all"]
     if strategy in ("one", "ddp", "fsdp"):
         return CASES
     few = [case for case in CASES if case.precision == "32-true" and case.scope == "all"]
@@ -157,6 +165,13 @@ def trained_weights(network: nn.Module, state: dict[str, Tensor]) -> dict[str, T
     return {name: value.clone().contiguous() for name, value in state.items() if name in names}
 
 
+class FSDP1OnCPU(FSDPStrategy):
+    """Lightning takes `FSDPStrategy` itself to a GPU alone, and FSDP1 a CPU only if it is told so."""
+
+    def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
+
+
 class Told(Logger):
     """Keeps what is logged, in every process."""
 
@@ -173,7 +188,7 @@ class Told(Logger):
         """There are none."""
 
 
-def trainer_of(strategy: str, case: Case, **options: Any) -> Trainer:
+def trainer_of(strategy: str, case: Case, /, **options: Any) -> Trainer:
     """A Trainer with the callback."""
     gate = random_gate(tiny_llava(), (LAYER,))
     kinds: dict[str, Any] = {
@@ -185,11 +200,12 @@ def trainer_of(strategy: str, case: Case, **options: Any) -> Trainer:
         "fsdp": ModelParallelStrategy(2, 1),
         "fsdp_root": ModelParallelStrategy(2, 1),
         "fsdp_uneven": ModelParallelStrategy(3, 1),
+        "fsdp1": FSDP1OnCPU(auto_wrap_policy={LlamaDecoderLayer}),
+        "fsdp1_root": FSDP1OnCPU(),
     }
     return Trainer(
         accelerator="cpu",
         devices=WORLD[strategy],
-        strategy=kinds[strategy],
         precision=case.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=case.accumulate,
         log_every_n_steps=1,
@@ -199,8 +215,12 @@ def trainer_of(strategy: str, case: Case, **options: Any) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[NeuralGateCallback(gate, case.scope, TAU)],
-        **{"max_epochs": 1, **options},
+        **{
+            "strategy": kinds[strategy],
+            "max_epochs": 1,
+            "callbacks": [NeuralGateCallback(gate, case.scope, TAU)],
+            **options,
+        },
     )
 
 
@@ -211,9 +231,41 @@ def run(strategy: str, case: Case, folder: Path) -> None:
     batches = micro_batches(folder / f"data-{trainer.global_rank}")
     module = Training(network, batches, folder / f"{strategy}-{case}", strategy != "fsdp_root")
     trainer.fit(module)
-    state = full_state_dict(module.network)
+    if isinstance(trainer.strategy, FSDPStrategy):
+        with FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False):  # type: ignore[arg-type]
+            weights = {
+                name.replace("_fsdp_wrapped_module.", ""): parameter.detach().clone()
+                for name, parameter in module.network.named_parameters()
+                if parameter.requires_grad
+            }
+    else:
+        weights = trained_weights(module.network, full_state_dict(module.network))
     if trainer.is_global_zero:
-        save_file(trained_weights(module.network, state), folder / f"{strategy}-{case}.safetensors")
+        save_file(weights, folder / f"{strategy}-{case}.safetensors")
+
+
+def refusals_under_fsdp1(folder: Path) -> None:
+    """What each process is told of what FSDP1 cannot do."""
+    other = random_gate(tiny_llava(seed=1), (LAYER,))
+    tried: dict[str, tuple[LightningModule, dict[str, Any]]] = {
+        "all": (Training(prepared("full"), [], folder), {}),
+        "hidden": (
+            Training(prepared("full").requires_grad_(True), [], folder),
+            {"strategy": FSDP1OnCPU(use_orig_params=False)},
+        ),
+        "other": (Training(prepared("full"), [], folder), {"callbacks": [NeuralGateCallback(other)]}),
+        "locator": (PrivacyLocatorModule(tiny_llava(), [LAYER]), {}),
+        "editor": (PrivacyEditModule(tiny_llava(), [LAYER]), {}),
+    }
+    told: dict[str, str] = {}
+    for name, (module, options) in tried.items():
+        trainer = trainer_of("fsdp1", Case(1, "32-true", "full", "all" if name == "all" else "subject"), **options)
+        batches = micro_batches(folder / f"data-{trainer.global_rank}")
+        try:
+            trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        except NeuralGateError as error:
+            told[name] = f"{type(error).__name__}: {error}"
+    _told_file(folder / "refusals", trainer.global_rank).write_text(json.dumps(told), encoding="utf-8")
 
 
 def run_with_a_break(strategy: str, case: Case, folder: Path) -> None:
@@ -309,6 +361,8 @@ if __name__ == "__main__":
         run(sys.argv[1], chosen, Path(sys.argv[2]))
         if chosen in INTERRUPTED.get(sys.argv[1], []):
             run_with_a_break(sys.argv[1], chosen, Path(sys.argv[2]))
+    if sys.argv[1] == "fsdp1":
+        refusals_under_fsdp1(Path(sys.argv[2]))
     if dist.is_initialized():  # nobody leaves while another one is still at work
         dist.barrier()
         dist.destroy_process_group()
