@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_neuralgate.changed_rows import ChangedRows
 from lightning_neuralgate.closed_rows import ClosedRows
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.figures import log_figure
 from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.gating import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
 from lightning_neuralgate.layers import find_decoder, find_hf_model
-from lightning_neuralgate.sharding import reshard
+from lightning_neuralgate.sharding import UNTRIED_STRATEGIES, hides_parameters, is_flattened, refuse_strategies, reshard
 from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
 
@@ -39,7 +40,6 @@ class _GatedBatch:
 
 _PATIENCE = 10
 """So many batches without a subject are no accident."""
-_UNTRIED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
 
 class NeuralGateCallback(Callback):
@@ -65,8 +65,10 @@ class NeuralGateCallback(Callback):
 
     **Logged**, in whatever logger the Trainer has and as often as it logs: `gate/layer_10/passed` and
     `gate/layer_10/blocked`, the norms of what the gate lets through of the layer's gradient and of what it takes away, over
-    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes). When
-    training starts, `gate/rates`, the gate's `plot()`, in loggers that take figures, where matplotlib is installed.
+    that of the whole, in the last backward pass before they are logged (`GradientMeter`; mean of the processes); and
+    `gate/layer_10/rows_changed`, the share of the projection's rows that differ, bit for bit, from what they were when
+    training with the gate began (`ChangedRows`), across resumes too. When training starts, `gate/rates`, the gate's
+    `plot()`, in loggers that take figures, where matplotlib is installed.
 
     Args:
         gate: the gate, or a folder or hub repository to read it from.
@@ -83,7 +85,8 @@ class NeuralGateCallback(Callback):
 
     Raises:
         GateMismatchError: when training starts, if the gate was located in another model or lacks a subject or layer.
-        UnsupportedSetupError: when training starts, if nothing trains in a gated layer; when a batch does not say where its
+        UnsupportedSetupError: when training starts, if nothing trains in a gated layer, or the strategy has not been shown to
+            work (`docs/trainer.md` lists them); when a batch does not say where its
             subjects stand.
 
     Example:
@@ -135,6 +138,7 @@ class NeuralGateCallback(Callback):
         self._closed: dict[int, ClosedRows] = {}
         self._applied: set[str] = set()
         self._meters: dict[str, GradientMeter] | None = None
+        self._changed = ChangedRows()
         self._resumed = False
 
     @property
@@ -144,7 +148,7 @@ class NeuralGateCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"gate": self.gate.fingerprint}
+        return {"gate": self.gate.fingerprint, "rows": self._changed.beginning}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -154,6 +158,7 @@ class NeuralGateCallback(Callback):
                 f"{self.gate.fingerprint}; "
                 "resume with the same gate, or start a new run"
             )
+        self._changed.resume(state_dict.get("rows", {}))  # older checkpoints have none
         self._resumed = True
 
     @override
@@ -167,18 +172,27 @@ class NeuralGateCallback(Callback):
         gates = [state["gate"] for state in states if isinstance(state, dict) and "gate" in state]
         if gates and self.gate.fingerprint not in gates:
             self.load_state_dict({"gate": gates[0]})
+        for state in states:
+            if isinstance(state, dict) and state.get("gate") == self.gate.fingerprint:
+                self._changed.resume(state.get("rows", {}))
         self._resumed = bool(gates)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        strategy = type(trainer.strategy).__name__
-        if strategy in _UNTRIED_STRATEGIES:
+        refuse_strategies(trainer.strategy, UNTRIED_STRATEGIES, "NeuralGateCallback")
+        root = trainer.strategy.model or pl_module
+        flattened = is_flattened(root)
+        if flattened and self.scope == "all":
             raise UnsupportedSetupError(
-                f"NeuralGateCallback has not been shown to work with {strategy}; use 'ddp', or FSDP2 through "
-                "ModelParallelStrategy"
+                "scope 'all' keeps closed rows, and FSDP1 (FSDPStrategy) leaves no rows to be kept between passes: use FSDP2 "
+                "through ModelParallelStrategy, or choose another scope"
+            )
+        if hides_parameters(root):
+            raise UnsupportedSetupError(
+                "FSDP1 has put flat parameters in place of the weights: give FSDPStrategy use_orig_params=True, its default"
             )
         if not self._resumed:  # resumed weights have been trained since; their checkpoint named this very gate
-            self.gate.check_fits(pl_module)
+            self.gate.check_fits(root if flattened else pl_module)
         layout = find_decoder(pl_module)
         for layer in self.layers:
             gates = {subject: self._openness(subject, layer).to(pl_module.device) for subject in self.gate.subjects}
@@ -198,8 +212,11 @@ class NeuralGateCallback(Callback):
         if self._in_text is not None:
             model = find_hf_model(pl_module)
             self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
+        reshard(pl_module)
+        # of a flattened weight no process has rows to compare
+        watched = {} if flattened else self._gated
+        self._changed.begin({self._log_names[name]: place for name, place in watched.items()})
         if self.scope == "all":
-            reshard(pl_module)
             self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
             kept = {id(parameter) for rows in self._closed.values() for parameter in rows.parameters}
             for name, place in self._gated.items():
@@ -323,11 +340,20 @@ class NeuralGateCallback(Callback):
             # a pass without any gradient has no shares; every process has to log the same names
             told = {name: float("nan") if share is None else share for name, share in shares.items()}
             pl_module.log_dict(told, batch_size=1, sync_dist=trainer.world_size > 1)
+            self._log_changed_rows(pl_module)
         self._batch, self._training, self._meters = None, False, None
+
+    def _log_changed_rows(self, pl_module: LightningModule) -> None:
+        reshard(pl_module)
+        for name, place in self._gated.items():
+            share = self._changed.share(self._log_names[name], place)
+            if share is not None:
+                pl_module.log(f"{self._log_names[name]}/rows_changed", share, batch_size=1)
 
     def _remove_hooks(self) -> None:
         self._batch, self._training = None, False
         self._resumed = False
+        self._changed.forget_resumed()
         self._gated.clear()
         self._applied.clear()
         while self._handles:

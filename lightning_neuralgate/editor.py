@@ -26,7 +26,14 @@ from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.lora import add_lora, merged_lora
 from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.objective import batch_nll, mean_by_role
-from lightning_neuralgate.sharding import everywhere, full_state_dict, is_sharded_state, shard
+from lightning_neuralgate.sharding import (
+    UNTRIED_STRATEGIES,
+    everywhere,
+    full_state_dict,
+    is_sharded_state,
+    refuse_strategies,
+    shard,
+)
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
@@ -125,6 +132,8 @@ class PrivacyEditModule(LightningModule):
 
     @override
     def configure_model(self) -> None:
+        if self._trainer is not None:
+            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyEditModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 

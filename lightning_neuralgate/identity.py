@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_neuralgate.layers import DecoderLayout, find_decoder, find_hf_model
-from lightning_neuralgate.sharding import original_class
+from lightning_neuralgate.sharding import first_rows, original_class
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModelIdentity:
         model, layout = find_hf_model(module), find_decoder(module)
         return cls(
             architecture=original_class(model).__name__,
-            checksum=_untouched_weights_checksum(model, layout),
+            checksum=_untouched_weights_checksum(module, model, layout),
             layers_path=layout.layers_path,
             projection=layout.projection,
             num_layers=layout.num_layers,
@@ -56,19 +56,17 @@ def _name(model: nn.Module) -> str:
     return Path(source).name if Path(source).is_dir() else source
 
 
-def _untouched_weights_checksum(model: nn.Module, layout: DecoderLayout) -> str:
-    samples = [model.get_input_embeddings().weight[:8]]  # type: ignore[operator]
+def _untouched_weights_checksum(root: nn.Module, model: nn.Module, layout: DecoderLayout) -> str:
+    wanted: list[tuple[nn.Parameter, int]] = [(model.get_input_embeddings().weight, 8)]  # type: ignore[operator]
     for layer in layout.layers:
-        samples += [
-            parameter[:1]
+        wanted += [
+            (parameter, 1)
             for name, parameter in layer.named_parameters()
-            if not name.startswith(layout.projection) and "lora_" not in name
+            if not name.replace("_fsdp_wrapped_module.", "").startswith(layout.projection) and "lora_" not in name
         ]
     digest = hashlib.sha256()
-    for sample in samples:
-        if hasattr(sample, "full_tensor"):  # sharded by FSDP2
-            sample = sample.full_tensor()
-        values = sample.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+    for sample in first_rows(root, wanted):
+        values = sample.to(torch.bfloat16).contiguous().view(torch.int16)
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
 

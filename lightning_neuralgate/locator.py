@@ -30,7 +30,14 @@ from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.kept_records import KeptRecords
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.objective import batch_nll, mean_by_role
-from lightning_neuralgate.sharding import everywhere, is_sharded, is_sharded_state, shard
+from lightning_neuralgate.sharding import (
+    UNTRIED_STRATEGIES,
+    everywhere,
+    is_sharded,
+    is_sharded_state,
+    refuse_strategies,
+    shard,
+)
 from lightning_neuralgate.spans import last_position
 from lightning_neuralgate.upper_pass import UpperPass
 from lightning_neuralgate.versions import library_versions
@@ -113,6 +120,8 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def configure_model(self) -> None:
+        if self._trainer is not None:
+            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyLocatorModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 

@@ -1,8 +1,8 @@
-"""FSDP2 for a Hugging Face model inside a LightningModule, and what differs when weights are sharded."""
+"""FSDP2 for a Hugging Face model inside a LightningModule, what differs when weights are sharded, and who is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,69 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.layers import find_decoder, find_hf_model
+
+UNTRIED_STRATEGIES = ("DeepSpeedStrategy", "XLAFSDPStrategy")
+"""Not shown to work with anything here."""
+
+
+def refuse_strategies(strategy: object, names: Collection[str], who: str) -> None:
+    """Refuse strategies by the names of their classes, derived ones too; their libraries need not be there.
+
+    Raises:
+        UnsupportedSetupError: naming the strategy and those that work.
+    """
+    for kind in type(strategy).__mro__:
+        if kind.__name__ in names:
+            raise UnsupportedSetupError(
+                f"{who} has not been shown to work with {kind.__name__}; use 'ddp', or FSDP2 through ModelParallelStrategy"
+            )
+
+
+def is_flattened(root: nn.Module) -> bool:
+    """Whether parameters are parts of FSDP1's flat ones: between passes a process has a piece of each, without its shape."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return any(isinstance(part, FullyShardedDataParallel) for part in root.modules())
+
+
+def hides_parameters(root: nn.Module) -> bool:
+    """Whether FSDP1 has put flat parameters in the place of the model's own (`use_orig_params=False`)."""
+    from torch.distributed.fsdp import FlatParameter
+
+    return any(isinstance(parameter, FlatParameter) for parameter in root.parameters())
+
+
+def first_rows(root: nn.Module, wanted: Sequence[tuple[nn.Parameter, int]]) -> list[torch.Tensor]:
+    """The first so many rows of parameters of a module, on the CPU, gathered where they are sharded.
+
+    Then every process has to call. Where FSDP1 has flattened them, `root` has to hold the outermost unit, and no more than
+    one unit is gathered at a time.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found: dict[int, torch.Tensor] = {}
+    for unit in root.modules():  # the outermost first: FSDP1 takes the one that is used first for the root
+        if isinstance(unit, FullyShardedDataParallel):
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+                own = {id(parameter) for part in _parts(unit) for parameter in part.parameters(recurse=False)}
+                found.update({id(p): p.detach()[:rows].cpu().clone() for p, rows in wanted if id(p) in own})
+    for parameter, rows in wanted:
+        if id(parameter) not in found:
+            sample: Any = parameter.detach()[:rows]
+            found[id(parameter)] = (sample.full_tensor() if hasattr(sample, "full_tensor") else sample).cpu()
+    return [found[id(parameter)] for parameter, _ in wanted]
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of an FSDP1 unit, without those of the units inside."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    yield module
+    for child in module.children():
+        if not isinstance(child, FullyShardedDataParallel):
+            yield from _parts(child)
 
 
 def shard(module: nn.Module, mesh: Any) -> None:
