@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,20 +12,16 @@ from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.data.rendered import render_splits
+from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "llava_privacy.py"
 WEIGHT = "model.language_model.layers.1.mlp.down_proj.weight"
 
 
-def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launcher, str(RECIPE), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def run(arguments: list[str], world: int = 1) -> str:
+    return launch(str(RECIPE), *arguments, world=world)
 
 
 def test_the_yaml_holds_the_papers_settings() -> None:
@@ -51,14 +44,13 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
         "--max_steps": "8", "--lr": "0.01", "--accelerator": "cpu",
     }  # fmt: skip
     common = [word for option in options.items() for word in option]
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     run([*common, "--measure_every", "5", "--out", str(tmp_path / "one")])
     with (tmp_path / "one" / "logs" / "edit" / "metrics.csv").open() as lines:
         steps = [int(row["step"]) for row in csv.DictReader(lines) if row["held_out/test/eta"]]
     assert steps[0] == 0
     assert len(steps) > 2
     run([*common, "--config", "recipes/ddp.yaml", "--out", str(tmp_path / "ddp")])
-    run([*common, "--config", "recipes/fsdp2.yaml", "--out", str(tmp_path / "fsdp")], torchrun)
+    run([*common, "--config", "recipes/fsdp2.yaml", "--out", str(tmp_path / "fsdp")], world=2)
     lora = ["--config", "recipes/lora.yaml", "--dtype", "float32", "--lora_rank", "4", "--schedule", "paper"]
     run([*common, *lora, "--lr", "0.01", "--out", str(tmp_path / "lora")])
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_neuralgate.gate import NeuralGate
+from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava
 from tests.strategies.jobs import LAYER, TAU, WEIGHT
-from tests.strategies.launch import launch
 
 WORLD = {"one": 1, "ddp-2": 2, "ddp-3": 3, "fsdp-2": 2, "full-2": 2}
 SEVERAL = [strategy for strategy in WORLD if strategy != "one"]
@@ -24,7 +24,7 @@ RECORDS, QUERIES = 5, 14
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("jobs")
     for strategy, world in WORLD.items():
-        launch("tests.strategies.jobs", world, strategy, str(out))
+        launch("-m", "tests.strategies.jobs", strategy, str(out), world=world)
     return out
 
 

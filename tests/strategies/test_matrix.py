@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +16,12 @@ from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
+from tests.helpers.launch import launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import SomebodysModule, datamodule, random_gate, train
 from tests.strategies.runs import INTERRUPTED, LAYER, TAU, WORLD, Case, cases_of, plain, result, told
 
-ROOT = Path(__file__).parents[2]
 RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 
 
@@ -32,16 +29,9 @@ RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases of all strategies, each strategy in one launch."""
     out = tmp_path_factory.mktemp("strategies")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for strategy, world in WORLD.items():
-        launcher = (
-            [] if strategy in ("one", "ddp_fork") else ["-m", "torch.distributed.run", "--nproc-per-node", str(world)]
-        )
-        command = [sys.executable, *launcher, "-m", "tests.strategies.runs", strategy, str(out)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=400
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        processes = 1 if strategy == "ddp_fork" else world
+        launch("-m", "tests.strategies.runs", strategy, str(out), world=processes)
     return out
 
 
