@@ -29,7 +29,7 @@ from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.kept_records import KeptRecords
 from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.objective import batch_nll, mean_by_role
+from lightning_neuralgate.objective import batch_nll, role_weights
 from lightning_neuralgate.sharding import (
     UNTRIED_STRATEGIES,
     everywhere,
@@ -173,24 +173,31 @@ class PrivacyLocatorModule(LightningModule):
         optimizer = torch.optim.Adam(vectors, lr=settings["lr"], eps=settings["eps"])
         together = is_sharded(self.model)
         nll = self._row_loss(batch)
-        done, value, steps = False, float("nan"), 0
+        weights = role_weights(batch["role"], {"sensitive": 1.0, "benign": settings["alpha"]}, self.device)
+        done = torch.zeros((), dtype=torch.bool, device=self.device)
+        value, steps = torch.full((), float("nan"), device=self.device), torch.zeros((), device=self.device)
+        learnt = [vector.detach().clone() for vector in vectors]
         for step in range(settings["max_steps"]):
-            means = mean_by_role(nll(), batch["role"])
             drift = torch.stack([(vector - settings["start"]).abs().mean() for vector in vectors]).mean()
-            loss = means["sensitive"] + settings["alpha"] * means["benign"] + settings["beta"] * drift
-            if not done:
-                value, steps = float(loss.detach()), step
-                done = value < settings["stop_loss"]
+            loss = weights @ nll() + settings["beta"] * drift
+            # whether the record is done is left to the device, and looked at now and then: asking waits for all its work
+            value = torch.where(done, value, loss.detach())
+            done = done | (loss.detach() < settings["stop_loss"])
             # sharded weights need every process in every pass, so one that is done waits for the others
-            if everywhere(done, loss.device) if together else done:
+            if step % self._look_every == 0 and (everywhere(bool(done), loss.device) if together else bool(done)):
                 break
-            gradients = torch.autograd.grad(loss, vectors)
-            if not done:
-                for vector, gradient in zip(vectors, gradients, strict=True):
-                    vector.grad = gradient
-                optimizer.step()
-                steps = step + 1
-        return value, steps
+            for vector, gradient in zip(vectors, torch.autograd.grad(loss, vectors), strict=True):
+                vector.grad = gradient
+            optimizer.step()
+            learnt = [torch.where(done, kept, vector.detach()) for kept, vector in zip(learnt, vectors, strict=True)]
+            steps = steps + (~done).to(steps.dtype)
+        for vector, kept in zip(vectors, learnt, strict=True):
+            vector.data.copy_(kept)
+        return float(value), int(steps)
+
+    @property
+    def _look_every(self) -> int:
+        return 1 if self.device.type == "cpu" else 5
 
     def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
         """A function that gives the NLL of each row under the current v."""
@@ -221,8 +228,8 @@ class PrivacyLocatorModule(LightningModule):
                 agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
                 self._reuse = everywhere(agrees, expected.device) if together else agrees
                 reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
-        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-            if self._reuse or together:
+        except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
+            if self._reuse or together or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             self._reuse, reason = False, repr(error)
         if not self._reuse:

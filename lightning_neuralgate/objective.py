@@ -44,7 +44,10 @@ def row_nll(logits: Tensor, labels: Tensor) -> Tensor:
 def last_logits(model: Any, inputs: Mapping[str, Any], count: int) -> Any:
     """A forward pass whose `logits` are those of the last `count` positions only, where the model can be asked to."""
     if "logits_to_keep" in inspect.signature(find_hf_model(model).forward).parameters:
-        return model(**inputs, logits_to_keep=count)
+        given = next(inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs)
+        # as indices: a slice would be a view, and its product with the vocabulary one product a row
+        last = torch.arange(given.shape[1] - count, given.shape[1], device=given.device)
+        return model(**inputs, logits_to_keep=last)
     output = model(**inputs)
     output.logits = output.logits[:, -count:]
     return output
@@ -64,3 +67,12 @@ def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         rows = torch.tensor([other == role for other in roles], device=nll.device)
         means[role] = nll[rows].mean()
     return means
+
+
+def role_weights(roles: Sequence[str], weights: Mapping[str, float], device: torch.device) -> Tensor:
+    """What each row counts, (B,) float32, so that `weights @ nll` is the weighted sum of the roles' means.
+
+    >>> role_weights(["sensitive", "sensitive", "benign"], {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
+    tensor([0.5000, 0.5000, 1.2500])
+    """
+    return torch.tensor([weights[role] / roles.count(role) for role in roles], device=device)

@@ -13,17 +13,19 @@ Rows are laid out anew for that, with the subject's last tokens in one column.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.generation import model_inputs
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
+from lightning_neuralgate.split_attention import SplitAttention, SplitLayer
 
 
 class UpperPass:
@@ -76,10 +78,22 @@ class UpperPass:
             with _output_of(layers[layer]) as seen:
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
         self._hidden = seen[0][:, own:].clone()
+        if any(kept.keys.shape[-2] != mask.shape[1] for kept in cache.layers):
+            raise ValueError("the model's cache does not keep the whole prefix")
+        self._split = find_hf_model(model).config.get_text_config()._attn_implementation == "sdpa"
+        for index, kept in enumerate(cache.layers):
+            keys, values = (part[..., : shared + own, :] for part in (kept.keys, kept.values))
+            if index <= layer:  # nothing will look at it but for its length
+                cache.layers[index] = _grown(*(part.new_zeros(()).expand(part.shape) for part in (keys, values)))
+            elif not self._split:
+                cache.layers[index] = _grown(keys.clone(), values.clone())
+            else:
+                cache.layers[index] = SplitLayer(
+                    (keys[:1, :, :shared].clone(), values[:1, :, :shared].clone()),
+                    (keys[:, :, shared:].clone(), values[:, :, shared:].clone()),
+                )
         self._cache = cache
-        self._kept = [
-            _before(kept, mask.shape[1], shared + own, needed=index > layer) for index, kept in enumerate(cache.layers)
-        ]
+        self._kept = [(kept.keys, kept.values) for kept in cache.layers]
         self._inputs = {"inputs_embeds": self._hidden, "attention_mask": mask, **_cached(cache, places[:, own:])}
 
     @property
@@ -93,13 +107,21 @@ class UpperPass:
         """Mean NLL per target token of each row, (B,)."""
         for layer, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
             layer.keys, layer.values = keys, values
-        with _passed_through(self._below):
+        with _passed_through(self._below), SplitAttention(self._cache.layers) if self._split else nullcontext():
             output = last_logits(self.model, self._inputs, self._count + 1)
         return row_nll(output.logits, self._labels)
 
 
 def _cached(cache: Any, places: Tensor) -> dict[str, Any]:
     return {"past_key_values": cache, "use_cache": True, "position_ids": places}
+
+
+def _grown(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """A cached layer that holds these; also in the place of one that slides, since all of its prefix is there."""
+    layer = DynamicLayer()
+    layer.keys, layer.values = keys, values
+    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+    return layer
 
 
 def _bounds(attention: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,16 +155,6 @@ def _shared_tokens(
         if token is None or bool((ids == token).sum(1).ne((ids.gather(1, source[:, :shared]) == token).sum(1)).any()):
             return 0
     return shared
-
-
-def _before(layer: Any, whole: int, columns: int, needed: bool) -> tuple[Tensor, Tensor]:
-    """A cached layer's keys and values of the first columns; of a layer that nothing will look at, their shape alone."""
-    if layer.keys.shape[-2] != whole:
-        raise ValueError("the model's cache does not keep the whole prefix")
-    parts = [part[..., :columns, :] for part in (layer.keys, layer.values)]
-    if not needed:
-        parts = [part.new_zeros(()).expand(part.shape) for part in parts]
-    return parts[0], parts[1]
 
 
 @contextmanager

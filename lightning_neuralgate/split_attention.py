@@ -1,0 +1,119 @@
+"""Attention of a few new tokens to a long prefix that is the same in every step, most of it the same for all rows.
+
+The prefix is a constant: no gradient flows into it, and what rows share of it is multiplied once for all of them,
+
+    softmax([q K_shared^T | q K_own^T | q K_new^T]) [V_shared; V_own; V_new]
+
+which is what attention over the whole is, in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import DynamicLayer
+
+Pair = tuple[Tensor, Tensor]
+
+
+class SplitLayer(DynamicLayer):
+    """A layer of a `DynamicCache` whose prefix stays in parts; `update` hands back the new keys and values alone.
+
+    Only `SplitAttention` can attend to it.
+
+    Args:
+        shared: keys and values that all rows share, (1, H, C, d) each.
+        own: each row's own, (B, H, W, d) each.
+    """
+
+    def __init__(self, shared: Pair, own: Pair) -> None:
+        super().__init__()
+        self.shared, self.own = shared, own
+        rows, heads, width, size = own[0].shape
+        self.dtype, self.device = own[0].dtype, own[0].device
+        # what others read off is how long it is
+        self.keys = own[0].new_zeros(()).expand(rows, heads, shared[0].shape[-2] + width, size)
+        self.values = self.keys
+        self.is_initialized = True
+        self.awaited = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
+        self.awaited = True
+        return key_states, value_states
+
+
+class SplitAttention(TorchFunctionMode):
+    """While the block runs, `scaled_dot_product_attention` knows the prefix of the `SplitLayer` that was just updated.
+
+    Args:
+        layers: the cache's layers.
+
+    Raises:
+        NotImplementedError: attention in a form that has no parts here.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        super().__init__()
+        self._layers = [layer for layer in layers if isinstance(layer, SplitLayer)]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            for layer in self._layers:
+                if layer.awaited:
+                    layer.awaited = False
+                    return _attend(layer, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attend(
+    layer: SplitLayer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention of `query`, (B, Hq, Q, d), to the layer's prefix and to `key` and `value`, (B, Hq or H, Q, d)."""
+    if is_causal or dropout_p:
+        raise NotImplementedError("split attention with dropout or without a mask of the whole")
+    rows, heads, count, size = query.shape
+    groups = layer.own[0].shape[1]
+    # query heads that share their keys become rows of one product
+    query = query.reshape(rows, groups, heads // groups, count, size) * (size**-0.5 if scale is None else scale)
+    key, value = (part.reshape(rows, groups, -1, *part.shape[-2:])[:, :, 0] for part in (key, value))
+    each = query.flatten(2, 3)
+    together = query.transpose(0, 1).reshape(groups, -1, size)
+    (keys, values), (own_keys, own_values) = layer.shared, layer.own
+    shared = keys.shape[-2]
+
+    def apart(products: Tensor) -> Tensor:
+        """(H, B * ..., x) -> (B, H, ..., x)"""
+        return products.unflatten(1, (rows, -1)).transpose(0, 1)
+
+    parts = [each @ own_keys.mT, each @ key.mT]
+    if shared:
+        parts.insert(0, apart(together @ keys[0].mT))
+    scores = torch.cat(parts, -1)
+    if attn_mask is not None:
+        whole = scores.unflatten(2, (heads // groups, count))
+        mask = attn_mask.unsqueeze(2)
+        if mask.shape[1] not in (1, groups):
+            raise NotImplementedError("a mask of its own for each head")
+        whole = whole.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else whole + mask
+        scores = whole.flatten(2, 3)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    of_shared, of_own, of_new = weights.split([shared, own_keys.shape[-2], key.shape[-2]], -1)
+    output = of_own @ own_values + of_new @ value
+    if shared:
+        output = output + apart(of_shared.transpose(0, 1).flatten(1, 2) @ values[0])
+    return output.unflatten(2, (heads // groups, count)).flatten(1, 2)

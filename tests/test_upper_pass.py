@@ -1,0 +1,199 @@
+"""Passes above the located layer, from the subject on, against whole ones."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_neuralgate.data.collator import IGNORED
+from lightning_neuralgate.data.datamodule import locate_rows
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.objective import batch_nll
+from lightning_neuralgate.spans import last_position
+from lightning_neuralgate.split_attention import SplitAttention, SplitLayer
+from lightning_neuralgate.upper_pass import UpperPass
+from tests.helpers.reference import relative_error
+from tests.helpers.tiny_llava import tiny_llava
+from tests.helpers.tiny_models import TINY_FAMILIES, Geometry
+from tests.helpers.training import datamodule
+
+SHARED = 5
+
+
+def record_batch(splits: RecordSplits, side: str = "left") -> dict[str, Any]:
+    return datamodule(splits, padding_side=side).collate_training(locate_rows(splits.edit[0]))
+
+
+def words_batch() -> dict[str, Any]:
+    """Five rows without pictures, with five tokens in common, two of them padded on the left."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 60, (5, 20), generator=generator)
+    attention = torch.ones_like(ids)
+    starts = (0, 3, 1, 0, 0)
+    for row, start in enumerate(starts):
+        attention[row, :start] = 0
+        ids[row, start : start + SHARED] = torch.arange(10, 10 + SHARED)
+        ids[row, start + SHARED] = 20 + row
+    labels = ids.clone()
+    labels[:, :-3] = IGNORED
+    subject = torch.zeros_like(ids, dtype=torch.bool)
+    subject[torch.arange(5), torch.tensor([12, 13, 11, 12, 10])] = True
+    return {"input_ids": ids * attention, "attention_mask": attention, "labels": labels, "subject_mask": subject}
+
+
+def compared(model: Any, batch: dict[str, Any], layers: list[int]) -> UpperPass:
+    """The fast pass, after it has given the same values and gradients as the plain one, twice."""
+    positions = last_position(batch["subject_mask"])
+    locator = PrivacyLocatorModule(model, layers)
+    upper = UpperPass(model, batch, positions, min(layers))
+    vectors = list(locator.v.values())
+    for value in (2.0, -0.7):
+        for vector in vectors:
+            torch.nn.init.normal_(vector, value, 0.5)
+        with locator.scaled(positions):
+            expected = batch_nll(model, batch)
+        with locator.scaled(upper.positions):
+            found = upper.nll()
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert expected.std() > 1e-3, "rows that are all alike show nothing"
+        weights = torch.linspace(0.5, 1.5, len(expected))
+        for one, other in zip(
+            torch.autograd.grad(weights @ found, vectors), torch.autograd.grad(weights @ expected, vectors), strict=True
+        ):
+            assert float(other.norm()) > 0
+            assert relative_error(one, other) < 1e-4
+    return upper
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_equals_whole_passes(splits: RecordSplits, side: str, attention: str) -> None:
+    model = tiny_llava(layers=4)
+    model.set_attn_implementation(attention)
+    batch = record_batch(splits, side)
+    upper = compared(model, batch, [1, 2])
+    tokens = int(batch["attention_mask"].sum(1).max())
+    assert upper.positions.shape[1] < tokens / 2, "what comes before the subject is not run again"
+    assert not any("forward" in layer.__dict__ for layer in find_decoder(model).layers)
+
+
+def test_rows_share_what_they_begin_with(splits: RecordSplits) -> None:
+    model = tiny_llava(layers=3)
+    batch = record_batch(splits)
+    seen: list[tuple[int, ...]] = []
+    handle = (
+        find_decoder(model).layer(0).register_forward_hook(lambda m, args, output: seen.append(tuple(output.shape)))
+    )
+    towers: list[int] = []
+    tower = model.model.vision_tower.register_forward_hook(lambda m, args, output: towers.append(1))
+    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), 0)
+    handle.remove()
+    tower.remove()
+    (one, shared, _), (rows, rest, _) = seen
+    assert (one, rows) == (1, 7)
+    assert shared >= 5, "the picture and what stands before it"
+    assert shared + rest < batch["input_ids"].shape[1] + 8
+    assert len(towers) == 1
+    assert upper.positions.shape[0] == 7
+
+
+def test_rows_with_pictures_of_their_own_share_none(splits: RecordSplits) -> None:
+    rows = locate_rows(splits.edit[0])[:3] + locate_rows(splits.edit[2])[:3]
+    batch = datamodule(splits).collate_training(rows)
+    compared(tiny_llava(layers=3), batch, [1])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"])
+def test_families(family: str) -> None:
+    torch.manual_seed(0)
+    model = TINY_FAMILIES[family].build(Geometry(text_layers=4)).eval()
+    for parameter in find_decoder(model).layers.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    compared(model, words_batch(), [1])
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("shared", [0, 6])
+@pytest.mark.parametrize("mask", ["bool", "float", "none"])
+def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> None:
+    torch.manual_seed(1)
+    rows, heads, groups, own, new, size = 3, 4, 2 if grouped else 4, 5, 3, 8
+    query = torch.randn(rows, heads, new, size, requires_grad=True)
+    fresh = [torch.randn(rows, groups, new, size, requires_grad=True) for _ in range(2)]
+    common = [torch.randn(1, groups, shared, size) for _ in range(2)]
+    owned = [torch.randn(rows, groups, own, size) for _ in range(2)]
+    seen = torch.rand(rows, 1, new, shared + own + new) > 0.3
+    seen[..., -new:] |= torch.eye(new, dtype=torch.bool)
+    masks: dict[str, Tensor | None] = {
+        "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, float("-inf")), "none": None,
+    }  # fmt: skip
+
+    def repeated(part: Tensor) -> Tensor:
+        return part.repeat_interleave(heads // groups, 1)
+
+    whole = [torch.cat([c.expand(rows, -1, -1, -1), o, f], 2) for c, o, f in zip(common, owned, fresh, strict=True)]
+    expected = F.scaled_dot_product_attention(query, *map(repeated, whole), attn_mask=masks[mask], scale=0.2)
+    layer = SplitLayer((common[0], common[1]), (owned[0], owned[1]))
+    assert layer.get_seq_length() == shared + own
+    with SplitAttention([layer]):
+        keys, values = layer.update(*fresh)
+        found = F.scaled_dot_product_attention(
+            query, repeated(keys), repeated(values), attn_mask=masks[mask], scale=0.2
+        )
+        plain = F.scaled_dot_product_attention(query, *map(repeated, whole), attn_mask=masks[mask], scale=0.2)
+    assert torch.equal(plain, expected), "attention that follows no update is left alone"
+    assert torch.allclose(found, expected, atol=1e-6)
+    weights = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), [query, *fresh]),
+        torch.autograd.grad((expected * weights).sum(), [query, *fresh]),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_split_attention_refuses_what_it_cannot_do() -> None:
+    layer = SplitLayer((torch.zeros(1, 1, 0, 4),) * 2, (torch.zeros(1, 1, 2, 4),) * 2)
+    tokens = torch.zeros(1, 1, 1, 4)
+    with SplitAttention([layer]):
+        layer.update(tokens, tokens)
+        with pytest.raises(NotImplementedError):
+            F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
+
+
+def test_no_step_waits_for_the_device(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    locator = PrivacyLocatorModule(tiny_llava(), [1], max_steps=11, stop_loss=-1.0)
+    locator._reuse = True
+    monkeypatch.setattr(PrivacyLocatorModule, "_look_every", 5)
+    asked: list[str] = []
+
+    def counted(name: str) -> Any:
+        method = getattr(Tensor, name)
+
+        def call(tensor: Tensor, *args: Any, **options: Any) -> Any:
+            # Adam counts its steps on the CPU wherever the weights are
+            if not any(frame.filename.endswith("adam.py") for frame in traceback.extract_stack()):
+                asked.append(name)
+            return method(tensor, *args, **options)
+
+        return call
+
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "nonzero"):
+        monkeypatch.setattr(Tensor, name, counted(name))
+    batch = record_batch(splits)
+    counts = []
+    for steps in (1, 6, 11):
+        asked.clear()
+        locator.hparams["max_steps"] = steps
+        locator._learn(batch)
+        counts.append(len(asked))
+    # one look in five steps
+    assert counts[2] - counts[1] == counts[1] - counts[0] == 1, asked
