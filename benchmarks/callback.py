@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from benchmarks.side_by_side import forget_peak, peak_memory
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.closed_rows import ClosedRows
@@ -40,8 +40,6 @@ from lightning_neuralgate.identity import ModelIdentity
 from lightning_neuralgate.models.loading import load_model
 
 WARM_UP = 2
-_PEAK_RESET = Path("/proc/self/clear_refs")
-"""Linux alone can forget a process's peak; elsewhere the peak is that of the whole process."""
 
 
 class EveryOtherStep(NeuralGateCallback):
@@ -125,24 +123,6 @@ def told(records: list[PrivacyRecord]) -> list[PrivacyRecord]:
 
 def _told(pair: QueryPair) -> QueryPair:
     return pair.model_copy(update={"benign_target": f"It is {pair.benign_truth}"})
-
-
-def forget_peak() -> None:
-    """Let the peak start anew: loading a model takes more memory than training one of its layers."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif _PEAK_RESET.exists():
-        _PEAK_RESET.write_text("5")
-
-
-def peak_memory() -> int:
-    """Bytes since `forget_peak`, of the device or of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if _PEAK_RESET.exists():
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def memory_of(arm: str, options: list[str]) -> int:

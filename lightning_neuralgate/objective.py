@@ -30,13 +30,13 @@ def row_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log-likelihood per target token of each row, in nats, float32.
 
     Args:
-        logits: (B, K + 1, V), the predictions for the tokens one to the right of the last K + 1 columns.
-        labels: (B, K), the last K columns; -100 where there is no target.
+        logits: (B, K, V), the predictions for K columns.
+        labels: (B, K), what stands there; -100 where there is no target.
 
     Returns:
         (B,)
     """
-    each = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    each = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     targets = labels != IGNORED
     return each.sum(1) / targets.sum(1)
 
@@ -57,7 +57,7 @@ def batch_nll(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """Mean NLL per target token of each row of a collated batch, (B,)."""
     count = columns_with_targets(batch["labels"])
     output = last_logits(model, {**model_inputs(batch), "use_cache": False}, count + 1)
-    return row_nll(output.logits, batch["labels"][:, -count:])
+    return row_nll(output.logits[:, :-1], batch["labels"][:, -count:])
 
 
 def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:

@@ -37,6 +37,10 @@ class UpperPass:
         positions: (B, T) bool, the subject's last token of each row, exactly one a row.
         layer: the lowest layer whose output is going to be changed.
 
+    Attributes:
+        shared: how many tokens all rows begin with, and were run once for.
+        real: (B, Q) bool, what `nll` runs, without padding.
+
     Raises:
         ValueError: the model's cache is not a plain growing one.
     """
@@ -77,7 +81,8 @@ class UpperPass:
                 rest = {}
             with _output_of(layers[layer]) as seen:
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
-        self._hidden = seen[0][:, own:].clone()
+        self._hidden = seen[0][:, own:-1].clone()  # nothing is asked of what the last token says
+        self.shared, self.real = shared, real[:, own:-1]
         if any(kept.keys.shape[-2] != mask.shape[1] for kept in cache.layers):
             raise ValueError("the model's cache does not keep the whole prefix")
         self._split = find_hf_model(model).config.get_text_config()._attn_implementation == "sdpa"
@@ -94,7 +99,11 @@ class UpperPass:
                 )
         self._cache = cache
         self._kept = [(kept.keys, kept.values) for kept in cache.layers]
-        self._inputs = {"inputs_embeds": self._hidden, "attention_mask": mask, **_cached(cache, places[:, own:])}
+        self._inputs = {
+            "inputs_embeds": self._hidden,
+            "attention_mask": mask[:, :-1],
+            **_cached(cache, places[:, own:-1]),
+        }
 
     @property
     def positions(self) -> Tensor:
@@ -108,7 +117,7 @@ class UpperPass:
         for layer, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
             layer.keys, layer.values = keys, values
         with _passed_through(self._below), SplitAttention(self._cache.layers) if self._split else nullcontext():
-            output = last_logits(self.model, self._inputs, self._count + 1)
+            output = last_logits(self.model, self._inputs, self._count)
         return row_nll(output.logits, self._labels)
 
 
