@@ -67,7 +67,7 @@ def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) ->
     """Products with weights that the method needs for a record."""
     decoder = find_decoder(model).layers
     each = [sum(p.numel() for p in one.parameters() if p.ndim == 2) for one in decoder]
-    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), layer)
+    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), [layer])
     whole = int(batch["attention_mask"].sum())
     rows = len(batch["input_ids"])
     shared = upper.shared

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class PrivacyLocatorModule(LightningModule):
 
     Args:
         model: a Hugging Face image-text-to-text model; it is frozen and put in eval mode.
-        layers: decoder layers whose outputs are scaled, learnt jointly (counted from 0).
+        layers: decoder layers whose outputs are scaled (counted from 0).
         alpha: weight of the benign term.
         beta: weight of the pull towards the start value.
         lr: learning rate of Adam on v.
@@ -62,6 +63,8 @@ class PrivacyLocatorModule(LightningModule):
         start: value that v starts at (tanh 2 = 0.964).
         reuse_prefix: run what is the same in every step once per record (`UpperPass`). The result is the same; where the
             first record shows that a model does not allow it, the plain way is taken, with a warning.
+        jointly: learn the layers of a record together, one loss for all; off: each layer alone, as in a search for the layer
+            to edit.
         keep_in: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
             settings and data takes them from there, so one that was killed goes on where it was.
 
@@ -86,6 +89,7 @@ class PrivacyLocatorModule(LightningModule):
         stop_loss: float = 0.05,
         start: float = 2.0,
         reuse_prefix: bool = True,
+        jointly: bool = True,
         keep_in: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -165,15 +169,22 @@ class PrivacyLocatorModule(LightningModule):
         return key
 
     def _learn(self, batch: Mapping[str, Any]) -> tuple[float, int]:
-        """Learn v for one record. Returns the last loss and the number of steps taken."""
+        """Learn v for one record. Returns the last loss and the number of steps taken, as means of what is learnt alone."""
+        nll = self._row_loss(batch)
+        groups = [self.layers] if self.hparams["jointly"] else [[layer] for layer in self.layers]
+        found = [self._learn_together(layers, partial(nll, layers), batch["role"]) for layers in groups]
+        return sum(loss for loss, _ in found) / len(found), round(sum(steps for _, steps in found) / len(found))
+
+    def _learn_together(
+        self, layers: Sequence[int], nll: Callable[[], Tensor], roles: Sequence[str]
+    ) -> tuple[float, int]:
         settings = self.hparams
-        vectors = list(self.v.values())
+        vectors = [self.v[str(layer)] for layer in layers]
         for vector in vectors:
             vector.data.fill_(settings["start"])
         optimizer = torch.optim.Adam(vectors, lr=settings["lr"], eps=settings["eps"])
         together = is_sharded(self.model)
-        nll = self._row_loss(batch)
-        weights = role_weights(batch["role"], {"sensitive": 1.0, "benign": settings["alpha"]}, self.device)
+        weights = role_weights(roles, {"sensitive": 1.0, "benign": settings["alpha"]}, self.device)
         done = torch.zeros((), dtype=torch.bool, device=self.device)
         value, steps = torch.full((), float("nan"), device=self.device), torch.zeros((), device=self.device)
         learnt = [vector.detach().clone() for vector in vectors]
@@ -199,14 +210,14 @@ class PrivacyLocatorModule(LightningModule):
     def _look_every(self) -> int:
         return 1 if self.device.type == "cpu" else 5
 
-    def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
-        """A function that gives the NLL of each row under the current v."""
+    def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[Sequence[int]], Tensor]:
+        """A function of layers that gives the NLL of each row under their current v."""
         positions = last_position(batch["subject_mask"])
         if not bool(positions.any(1).all()):
             raise UnsupportedSetupError("every row of a located record needs its subject in 'subject_mask'")
 
-        def plain() -> Tensor:
-            with self.scaled(positions):
+        def plain(layers: Sequence[int]) -> Tensor:
+            with self.scaled(positions, layers):
                 return batch_nll(self.model, batch)
 
         together = is_sharded(self.model)
@@ -215,15 +226,15 @@ class PrivacyLocatorModule(LightningModule):
         if self._reuse is False:
             return plain
         try:
-            upper = UpperPass(self.model, batch, positions, self.layers[0])
+            upper = UpperPass(self.model, batch, positions, self.layers)
 
-            def fast() -> Tensor:
-                with self.scaled(upper.positions):
-                    return upper.nll()
+            def fast(layers: Sequence[int]) -> Tensor:
+                with self.scaled(upper.positions, layers):
+                    return upper.nll(min(layers))
 
             if self._reuse is None:
                 with torch.no_grad():
-                    expected, found = plain(), fast()
+                    expected, found = plain(self.layers), fast(self.layers)
                 tolerance = 1e-3 if expected.dtype == next(self.model.parameters()).dtype else 5e-2
                 agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
                 self._reuse = everywhere(agrees, expected.device) if together else agrees
@@ -238,8 +249,8 @@ class PrivacyLocatorModule(LightningModule):
         return fast
 
     @contextmanager
-    def scaled(self, positions: Tensor) -> Iterator[None]:
-        """Scale the chosen layers' outputs by m = tanh(v) at `positions` (B, T) while the block runs."""
+    def scaled(self, positions: Tensor, layers: Sequence[int] | None = None) -> Iterator[None]:
+        """Scale outputs by m = tanh(v) at `positions` (B, T) while the block runs, those of all located layers or of some."""
         layout = find_decoder(self.model)
 
         def hook(vector: Tensor) -> Callable[..., Any]:
@@ -250,7 +261,9 @@ class PrivacyLocatorModule(LightningModule):
 
             return scale
 
-        handles = [layout.layer(layer).register_forward_hook(hook(self.v[str(layer)])) for layer in self.layers]
+        handles = [
+            layout.layer(layer).register_forward_hook(hook(self.v[str(layer)])) for layer in layers or self.layers
+        ]
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ Rows are laid out anew for that, with the subject's last tokens in one column.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -35,7 +35,7 @@ class UpperPass:
         model: the frozen Hugging Face model.
         batch: a collated batch in which every row has a target.
         positions: (B, T) bool, the subject's last token of each row, exactly one a row.
-        layer: the lowest layer whose output is going to be changed.
+        layers: the layers whose outputs are going to be changed; one pass serves them all.
 
     Attributes:
         shared: how many tokens all rows begin with, and were run once for.
@@ -45,7 +45,7 @@ class UpperPass:
         ValueError: the model's cache is not a plain growing one.
     """
 
-    def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layer: int) -> None:
+    def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
         self.model = model
         inputs = model_inputs(batch)
         attention = inputs["attention_mask"].bool()
@@ -66,8 +66,8 @@ class UpperPass:
         self._labels = labels[:, -self._count :]
         mask = torch.cat([real.new_ones(rows, shared), real], 1).long()
 
-        layers = find_decoder(model).layers
-        self._below = layers[: layer + 1]
+        self._layers = find_decoder(model).layers
+        lowest = min(layers)
         with torch.no_grad():
             cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
             if shared:
@@ -79,16 +79,17 @@ class UpperPass:
                 for kept in cache.layers:
                     kept.keys, kept.values = (part.expand(rows, -1, -1, -1) for part in (kept.keys, kept.values))
                 rest = {}
-            with _output_of(layers[layer]) as seen:
+            with _outputs_of(self._layers, layers) as seen:
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
-        self._hidden = seen[0][:, own:-1].clone()  # nothing is asked of what the last token says
+        # nothing is asked of what the last token says
+        self._hidden = {layer: output[:, own:-1].clone() for layer, output in seen.items()}
         self.shared, self.real = shared, real[:, own:-1]
         if any(kept.keys.shape[-2] != mask.shape[1] for kept in cache.layers):
             raise ValueError("the model's cache does not keep the whole prefix")
         self._split = find_hf_model(model).config.get_text_config()._attn_implementation == "sdpa"
         for index, kept in enumerate(cache.layers):
             keys, values = (part[..., : shared + own, :] for part in (kept.keys, kept.values))
-            if index <= layer:  # nothing will look at it but for its length
+            if index <= lowest:  # nothing will look at it but for its length
                 cache.layers[index] = _grown(*(part.new_zeros(()).expand(part.shape) for part in (keys, values)))
             elif not self._split:
                 cache.layers[index] = _grown(keys.clone(), values.clone())
@@ -100,7 +101,6 @@ class UpperPass:
         self._cache = cache
         self._kept = [(kept.keys, kept.values) for kept in cache.layers]
         self._inputs = {
-            "inputs_embeds": self._hidden,
             "attention_mask": mask[:, :-1],
             **_cached(cache, places[:, own:-1]),
         }
@@ -108,16 +108,18 @@ class UpperPass:
     @property
     def positions(self) -> Tensor:
         """Where the subject's last token stands in what `nll` runs: its first column, (B, Q) bool."""
-        positions = torch.zeros(self._hidden.shape[:2], dtype=torch.bool, device=self._hidden.device)
+        positions = torch.zeros_like(self.real)
         positions[:, 0] = True
         return positions
 
-    def nll(self) -> Tensor:
-        """Mean NLL per target token of each row, (B,)."""
-        for layer, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
-            layer.keys, layer.values = keys, values
-        with _passed_through(self._below), SplitAttention(self._cache.layers) if self._split else nullcontext():
-            output = last_logits(self.model, self._inputs, self._count)
+    def nll(self, layer: int | None = None) -> Tensor:
+        """Mean NLL per target token of each row, (B,), when outputs change from this layer on; by default the lowest."""
+        start = min(self._hidden) if layer is None else layer
+        for cached, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
+            cached.keys, cached.values = keys, values
+        below = self._layers[: start + 1]
+        with _passed_through(below), SplitAttention(self._cache.layers) if self._split else nullcontext():
+            output = last_logits(self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._count)
         return row_nll(output.logits, self._labels)
 
 
@@ -167,15 +169,22 @@ def _shared_tokens(
 
 
 @contextmanager
-def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(
-        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
-    )
+def _outputs_of(layers: nn.ModuleList, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collects the outputs of some layers, layer -> (B, T, d)."""
+    seen: dict[int, Tensor] = {}
+
+    def hook(index: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    handles = [layers[index].register_forward_hook(hook(index)) for index in wanted]
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _unchanged(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

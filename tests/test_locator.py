@@ -146,3 +146,15 @@ def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
         PrivacyLocatorModule(tiny_llava(), [1, 1])
     with pytest.raises(NeuralGateError, match="nothing is located yet"):
         _ = PrivacyLocatorModule(tiny_llava(), [1]).gate
+
+
+def test_layers_that_are_learnt_alone(splits: RecordSplits) -> None:
+    together = fit(PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=STEPS, jointly=False), splits)
+    plain = fit(PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=STEPS, jointly=False, reuse_prefix=False), splits)
+    joint = fit(PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=STEPS), splits)
+    for layer in (0, 1):
+        alone = fit(PrivacyLocatorModule(tiny_llava(), [layer], max_steps=STEPS), splits)
+        for record, vectors in alone.vectors.items():
+            assert torch.allclose(together.vectors[record][layer], vectors[layer], atol=1e-4)
+            assert torch.allclose(plain.vectors[record][layer], vectors[layer], atol=1e-4)
+            assert not torch.allclose(joint.vectors[record][layer], vectors[layer], atol=1e-2)

@@ -52,7 +52,7 @@ def compared(model: Any, batch: dict[str, Any], layers: list[int]) -> UpperPass:
     """The fast pass, after it has given the same values and gradients as the plain one, twice."""
     positions = last_position(batch["subject_mask"])
     locator = PrivacyLocatorModule(model, layers)
-    upper = UpperPass(model, batch, positions, min(layers))
+    upper = UpperPass(model, batch, positions, layers)
     vectors = list(locator.v.values())
     for value in (2.0, -0.7):
         for vector in vectors:
@@ -93,7 +93,7 @@ def test_rows_share_what_they_begin_with(splits: RecordSplits) -> None:
     )
     towers: list[int] = []
     tower = model.model.vision_tower.register_forward_hook(lambda m, args, output: towers.append(1))
-    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), 0)
+    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), [0])
     handle.remove()
     tower.remove()
     (one, shared, _), (rows, rest, _) = seen
