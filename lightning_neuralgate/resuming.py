@@ -115,7 +115,7 @@ def fit_resumably(
         "module": dict(module.hparams),
         "data": getattr(datamodule, "identity", {}),
     }
-    _same_run(folder, whole, write=trainer.is_global_zero)
+    same_run(folder, whole, write=trainer.is_global_zero)
     found = _checkpoints(folder)
     trainer.callbacks.append(KeepProgress(folder, every_seconds))  # type: ignore[attr-defined]
     # checkpoints hold tensors and plain values, so nothing in them needs to be run
@@ -127,7 +127,12 @@ def forget_progress(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _same_run(folder: Path, settings: Mapping[str, Any], write: bool) -> None:
+def same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> None:
+    """Say of a folder of progress which run it belongs to, unless it is said already; then it has to be the same.
+
+    Raises:
+        ResumeError: naming the settings that differ.
+    """
     settings = json.loads(json.dumps(settings, default=str))
     file = folder / RUN_NAME
     if not file.is_file():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SUBCOMMANDS = {
     "demo": "the whole job on the embedded model: locate, gate, edit, measure, report",
     "locate": "stage 1: learn which neurons encode privacy, and write a gate",
+    "layers": "search the layer to edit: locate in each, propose, and compare edits",
     "edit": "stage 2: edit a model, gated or not, and write it as a Hugging Face folder",
     "diff": "say what an edit changed, and write it as one small file",
     "apply": "make an edit that lies in such a file",

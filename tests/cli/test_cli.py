@@ -167,3 +167,22 @@ def test_help_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
     assert all(name in done.stdout for name in SUBCOMMANDS)
+
+
+def test_layers(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "layers"
+    common = ["--model.name", str(checkpoint), "--data.folder", str(data), "--accelerator", "cpu", "--out", str(out)]
+    search = ["--layers", "[2,0,1]", "--radius", "1", "--locator.max_steps", "8", "--tau", "0.2"]
+    assert main(["layers", *common, *search, "--compare", "true", "--editor.lr", "0.01", "--limit", "4"]) == 0
+    printed = capsys.readouterr().out
+    told = json.loads((out / "layers.json").read_text())
+    gate = NeuralGate.from_pretrained(out / "gate")
+    assert gate.layers == [0, 1, 2]
+    strong = {layer: told["shares"][str(layer)]["strong"] for layer in gate.layers}
+    assert strong[told["centre"]] == max(strong.values()) > 0
+    assert f"centre: layer {told['centre']}" in printed
+    assert [int(layer) for layer in told["edits"]] == told["candidates"]
+    assert all(0 <= rates["test"]["eta"] <= 1 for rates in told["edits"].values())
+    assert {path.name for path in out.iterdir()} == {"gate", "shares.csv", "activity.csv", "layers.png", "layers.json"}
+    assert main(["layers", *common, "--layers", "[7]"]) == 1
+    assert "the model has layers 0 to 2" in capsys.readouterr().err
