@@ -12,7 +12,6 @@ the subject, forward and back to it, and of the vocabulary where a target is.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,8 +35,8 @@ from lightning_neuralgate.upper_pass import UpperPass
 SUBJECTS = ("passport", "student_id", "receipt")
 
 
-def batches(processor: Any, records: int) -> list[dict[str, Any]]:
-    """Located records, one a subject in turn."""
+def batches(processor: Any, records: int, together: int) -> list[dict[str, Any]]:
+    """Records to locate, so many in a batch."""
     with TemporaryDirectory() as folder:
         splits = render_splits(
             Path(folder),
@@ -48,33 +47,37 @@ def batches(processor: Any, records: int) -> list[dict[str, Any]]:
             test_pairs=1,
             subjects=SUBJECTS,
         )
-        collate = PrivacyPairCollator(processor)
-        return [collate(locate_rows(record)) for record in told(splits.edit)[:records]]
+        collate, rows = PrivacyPairCollator(processor), [locate_rows(record) for record in told(splits.edit)[:records]]
+        return [
+            collate([row for group in rows[start : start + together] for row in group])
+            for start in range(0, records, together)
+        ]
 
 
 def learn(
     model: Any, layers: list[int], batch: Mapping[str, Any], steps: int, fast: bool
-) -> tuple[Cost, dict[int, Tensor]]:
-    """What it costs to learn a record, and its vectors."""
+) -> tuple[Cost, dict[str, dict[int, Tensor]]]:
+    """What it costs to learn the records of a batch, and their vectors."""
     locator = PrivacyLocatorModule(model, layers, max_steps=steps, stop_loss=-1.0, reuse_prefix=fast).to(model.device)
     locator._reuse = fast  # whether it holds is what is compared here
     with measured() as cost:
-        locator._learn(batch)
-    return cost, {layer: locator.v[str(layer)].detach().tanh().cpu() for layer in layers}
+        vectors, _, _ = locator._learn(batch)
+    return cost, vectors
 
 
 def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) -> float:
-    """Products with weights that the method needs for a record."""
+    """Products with weights that the method needs for a batch of records."""
     decoder = find_decoder(model).layers
     each = [sum(p.numel() for p in one.parameters() if p.ndim == 2) for one in decoder]
     upper = UpperPass(model, batch, last_position(batch["subject_mask"]), [layer])
     whole = int(batch["attention_mask"].sum())
     rows = len(batch["input_ids"])
+    records = len(set(batch["record_id"]))
     shared = upper.shared
     again = int(upper.real.sum())
     tower = sum(p.numel() for name, p in model.named_parameters() if "vision" in name and p.ndim == 2)
     image = int((batch["input_ids"][0] == model.config.image_token_id).sum())
-    once = 2 * sum(each) * (shared + whole - rows * shared) + 2 * tower * image
+    once = 2 * sum(each) * (records * shared + whole - rows * shared) + 2 * tower * image * records
     targets = int((batch["labels"] != IGNORED).sum())
     vocabulary = model.get_output_embeddings().weight.numel()
     step = 2 * 2 * (sum(each[layer + 1 :]) * again + vocabulary * targets)
@@ -84,7 +87,8 @@ def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) ->
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--layer", type=int, default=10)
-    made.add_argument("--records", type=int, default=3)
+    made.add_argument("--records", type=int, default=4)
+    made.add_argument("--together", type=int, default=4, help="records that the fast side learns side by side")
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--plain-steps", type=int, default=2)
     args = made.parse_args()
@@ -92,37 +96,38 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     model, processor = load_geometry(args.geometry, args.model)
     model.requires_grad_(False)
-    records = [
-        {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        for batch in batches(processor, args.records)
-    ]
+    alone, joined = (batches(processor, args.records, count) for count in (1, args.together))
     rate = matmul_rate(model.device, model.dtype)
-    learn(model, [args.layer], records[0], 1, True)  # the first pass of all pays for what is set up
-    fast, plain, shares, off, flips = [], [], [], 0.0, 0
-    for batch in records:
-        fast.append(learn(model, [args.layer], batch, args.steps, True)[0])
-        shares.append(floor_flops(model, args.layer, batch, args.steps) / rate / fast[-1].seconds)
-        _, found = learn(model, [args.layer], batch, args.plain_steps, True)
+    learn(model, [args.layer], alone[0], 1, True)  # the first pass of all pays for what is set up
+    fast, plain, floor = Cost(), Cost(), 0.0
+    found: dict[str, dict[int, Tensor]] = {}
+    for batch in joined:
+        cost, _ = learn(model, [args.layer], batch, args.steps, True)
+        fast = Cost(fast.seconds + cost.seconds, max(fast.peak_memory, cost.peak_memory))
+        floor += floor_flops(model, args.layer, batch, args.steps) / rate
+        found |= learn(model, [args.layer], batch, args.plain_steps, True)[1]
+    off, flips = 0.0, 0
+    for batch in alone:
         cost, expected = learn(model, [args.layer], batch, args.plain_steps, False)
-        plain.append(Cost(cost.seconds * args.steps / args.plain_steps, cost.peak_memory))
-        for layer, vector in expected.items():
-            off = max(off, float((found[layer] - vector).abs().max()))
-            flips += int(((found[layer] < 0) != (vector < 0)).sum())
-    ratios = [slow.seconds / quick.seconds for slow, quick in zip(plain, fast, strict=True)]
+        seconds = cost.seconds * args.steps / args.plain_steps
+        plain = Cost(plain.seconds + seconds, max(plain.peak_memory, cost.peak_memory))
+        for record, vectors in expected.items():
+            for layer, vector in vectors.items():
+                off = max(off, float((found[record][layer] - vector).abs().max()))
+                flips += int(((found[record][layer] < 0) != (vector < 0)).sum())
     results = {
-        "seconds_plain": statistics.median(cost.seconds for cost in plain),
-        "seconds_fast": statistics.median(cost.seconds for cost in fast),
-        "ratio": statistics.median(ratios),
+        "seconds_plain": plain.seconds,
+        "seconds_fast": fast.seconds,
+        "ratio": plain.seconds / fast.seconds,
         "agree": off <= 1e-4 and not flips,
         "largest_difference": off,
-        "peak_memory_ratio": statistics.median(
-            quick.peak_memory / slow.peak_memory for quick, slow in zip(fast, plain, strict=True)
-        ),
-        "floor_share": statistics.median(shares),
+        "peak_memory_ratio": fast.peak_memory / plain.peak_memory,
+        "floor_share": floor / fast.seconds,
         "records": args.records,
         "steps": args.steps,
         "plain_steps": args.plain_steps,
-        "tokens": records[0]["input_ids"].shape[1],
+        "together": args.together,
+        "tokens": alone[0]["input_ids"].shape[1],
         "geometry": args.geometry,
         "model": args.model,
         "layer": args.layer,

@@ -1,4 +1,4 @@
-"""Located records on disk, one file each, so that a locator that was killed need not do them again."""
+"""Located records on disk, one file a batch of them, so that a locator that was killed need not do them again."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class KeptRecords:
         >>> key = kept.key({"lr": 0.5}, {"input_ids": torch.tensor([[1, 2]]), "role": ["benign"]})
         >>> kept.recall(key) is None
         True
-        >>> kept.keep(key, {10: torch.ones(2)}, {"reuse": True})
+        >>> kept.keep(key, {"passport-3": {10: torch.ones(2)}}, {"reuse": True})
         >>> kept.recall(key)
-        ({10: tensor([1., 1.])}, {'reuse': True})
+        ({'passport-3': {10: tensor([1., 1.])}}, {'reuse': True})
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,13 +54,14 @@ class KeptRecords:
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def keep(self, key: str, vectors: Mapping[int, Tensor], notes: Mapping[str, Any]) -> None:
-        """Keep the vectors of a record, layer -> (d,), with some notes that JSON can hold."""
+    def keep(self, key: str, vectors: Mapping[str, Mapping[int, Tensor]], notes: Mapping[str, Any]) -> None:
+        """Keep the vectors of records, record -> layer -> (d,), with some notes that JSON can hold."""
+        named = {f"{layer}/{record}": m for record, layers in vectors.items() for layer, m in layers.items()}
         with written_whole(self._file(key)) as draft:
-            save_file({str(layer): vector for layer, vector in vectors.items()}, draft, {"notes": json.dumps(notes)})
+            save_file({name: m.contiguous() for name, m in named.items()}, draft, {"notes": json.dumps(notes)})
 
-    def recall(self, key: str) -> tuple[dict[int, Tensor], dict[str, Any]] | None:
-        """Vectors and notes of a record; None where there are none under this key.
+    def recall(self, key: str) -> tuple[dict[str, dict[int, Tensor]], dict[str, Any]] | None:
+        """Vectors and notes of what is kept under this key; None where there is nothing.
 
         Raises:
             DataFormatError: the file cannot be read.
@@ -69,8 +70,11 @@ class KeptRecords:
         if not file.is_file():
             return None
         try:
+            vectors: dict[str, dict[int, Tensor]] = {}
             with safe_open(file, "pt") as content:
-                vectors = {int(layer): content.get_tensor(layer) for layer in content.keys()}  # noqa: SIM118
+                for name in content.keys():  # noqa: SIM118
+                    layer, _, record = name.partition("/")
+                    vectors.setdefault(record, {})[int(layer)] = content.get_tensor(name)
                 return vectors, dict(json.loads(content.metadata()["notes"]))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataFormatError(f"{file} holds no located record ({error}); delete it") from error
+            raise DataFormatError(f"{file} holds no located records ({error}); delete it") from error

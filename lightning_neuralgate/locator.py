@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,9 @@ from lightning_neuralgate.versions import library_versions
 class PrivacyLocatorModule(LightningModule):
     """Learns one feature vector per record and layer, and turns them into a `NeuralGate`.
 
-    `Trainer.fit` runs it: a training batch is one record (`PrivacyPairDataModule` makes them), one epoch is all there
-    is. Afterwards `gate` holds the activity rates and `vectors` each record's m_l. The defaults are the paper's
-    settings.
+    `Trainer.fit` runs it: a training batch is the rows of one or more records (`PrivacyPairDataModule` makes them), which
+    are learnt side by side; one epoch is all there is. Afterwards `gate` holds the activity rates and `vectors` each
+    record's m_l. The defaults are the paper's settings.
 
     Args:
         model: a Hugging Face image-text-to-text model; it is frozen and put in eval mode.
@@ -104,6 +103,7 @@ class PrivacyLocatorModule(LightningModule):
         self.identity = ModelIdentity.of(model)
         self.model = model.requires_grad_(False).eval()
         self.layers = sorted(layers)
+        # where every record starts from; what is learnt goes to `vectors`
         self.v = nn.ParameterDict({str(layer): torch.full((layout.hidden_size,), start) for layer in self.layers})
         self.vectors: dict[str, dict[int, Tensor]] = {}
         self.record_subjects: dict[str, str] = {}
@@ -135,89 +135,125 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        record, subject = batch["record_id"][0], batch["subject"][0]
-        if set(batch["record_id"]) != {record}:
-            raise UnsupportedSetupError("a batch of the locator must hold the rows of one record; use its datamodule")
-        counted = all(batch.get("counted", [True]))
-        key = self._recall(record, batch)
-        known = record in self.vectors or not counted
+        records = dict.fromkeys(batch["record_id"])
+        counted = set(records)
+        for record, here in zip(batch["record_id"], batch.get("counted", [True] * len(batch["role"])), strict=True):
+            counted -= set() if here else {record}
+        subjects = dict(zip(batch["record_id"], map(subject_key, batch["subject"]), strict=True))
+        key = self._recall(subjects, batch)
+        known = counted <= self.vectors.keys()
         if everywhere(known, self.device) if is_sharded(self.model) else known:
             return
-        loss, steps = self._learn(batch)
-        if not counted:
-            return
-        self.vectors[record] = {layer: self.v[str(layer)].detach().tanh().cpu() for layer in self.layers}
-        self.record_subjects[record] = subject_key(subject)
+        vectors, loss, steps = self._learn(batch)
+        self._take(vectors, {record: subjects[record] for record in counted})
         if self._kept is not None:
-            self._kept.keep(key, self.vectors[record], {"reuse": self._reuse})
-        active = torch.stack([(m < 0).float().mean() for m in self.vectors[record].values()]).mean()
+            self._kept.keep(key, vectors, {"reuse": self._reuse})
+        active = torch.stack([(m < 0).float().mean() for layers in vectors.values() for m in layers.values()]).mean()
         self.log("locate/loss", loss, prog_bar=True, batch_size=1)
-        self.log("locate/steps", float(steps), prog_bar=True, batch_size=1)
+        self.log("locate/steps", steps, prog_bar=True, batch_size=1)
         self.log("locate/active", active, prog_bar=True, batch_size=1)
 
-    def _recall(self, record: str, batch: Mapping[str, Any]) -> str:
-        """Take a record from where an earlier run has kept it. Returns its key."""
+    def _take(self, vectors: Mapping[str, Mapping[int, Tensor]], subjects: Mapping[str, str]) -> None:
+        """Count located records in, those of which a subject is given."""
+        for record, subject in subjects.items():
+            self.vectors[record] = dict(vectors[record])
+            self.record_subjects[record] = subject
+
+    def _recall(self, subjects: Mapping[str, str], batch: Mapping[str, Any]) -> str:
+        """Take a batch of records from where an earlier run has kept it. Returns its key."""
         if self._kept is None:
             return ""
         setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
         key = self._kept.key({**self.hparams, **asdict(self.identity), **setting}, batch)
-        if record not in self.vectors and (found := self._kept.recall(key)) is not None:
-            self.vectors[record], notes = found
-            self.record_subjects[record] = subject_key(batch["subject"][0])
+        if not subjects.keys() <= self.vectors.keys() and (found := self._kept.recall(key)) is not None:
+            vectors, notes = found
+            self._take(vectors, subjects)
             # whoever found that a model allows it or not has found it for all
             self._reuse = notes["reuse"]
         return key
 
-    def _learn(self, batch: Mapping[str, Any]) -> tuple[float, int]:
-        """Learn v for one record. Returns the last loss and the number of steps taken, as means of what is learnt alone."""
+    def _learn(self, batch: Mapping[str, Any]) -> tuple[dict[str, dict[int, Tensor]], float, float]:
+        """Learn the vectors of the batch's records.
+
+        Returns:
+            Record -> layer -> m_l; the last loss and the number of steps taken, as means of all that is learnt alone.
+        """
+        records = list(dict.fromkeys(batch["record_id"]))
+        owner = torch.tensor([records.index(record) for record in batch["record_id"]], device=self.device)
+        weights = role_weights(
+            batch["role"], batch["record_id"], {"sensitive": 1.0, "benign": self.hparams["alpha"]}, self.device
+        )
         nll = self._row_loss(batch)
         groups = [self.layers] if self.hparams["jointly"] else [[layer] for layer in self.layers]
-        found = [self._learn_together(layers, partial(nll, layers), batch["role"]) for layers in groups]
-        return sum(loss for loss, _ in found) / len(found), round(sum(steps for _, steps in found) / len(found))
+        learnt: dict[str, dict[int, Tensor]] = {record: {} for record in records}
+        losses, steps = [], []
+        for layers in groups:
+            found, loss, taken = self._learn_together(layers, nll, owner, weights)
+            losses.append(loss.mean())
+            steps.append(taken.mean())
+            for layer, vectors in found.items():
+                for record, vector in zip(records, vectors.tanh().cpu(), strict=True):
+                    learnt[record][layer] = vector
+        return learnt, float(torch.stack(losses).mean()), float(torch.stack(steps).mean())
 
     def _learn_together(
-        self, layers: Sequence[int], nll: Callable[[], Tensor], roles: Sequence[str]
-    ) -> tuple[float, int]:
-        settings = self.hparams
-        vectors = [self.v[str(layer)] for layer in layers]
-        for vector in vectors:
-            vector.data.fill_(settings["start"])
-        optimizer = torch.optim.Adam(vectors, lr=settings["lr"], eps=settings["eps"])
+        self, layers: Sequence[int], nll: Callable[[Mapping[int, Tensor]], Tensor], owner: Tensor, weights: Tensor
+    ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
+        """Learn v of R records for some layers, one loss a record.
+
+        Records have nothing to do with each other, and Adam looks at each element alone, so it is as if each had its own.
+
+        Args:
+            layers: the layers.
+            nll: layer -> v of each row, (B, d) -> NLL of each row, (B,).
+            owner: (B,), the number of each row's record.
+            weights: (B,), what each row counts in its record's loss.
+
+        Returns:
+            Layer -> v, (R, d); each record's last loss and its number of steps, (R,).
+        """
+        settings, count = self.hparams, int(owner.max()) + 1
+        size = next(iter(self.v.values())).shape[0]
+        start = torch.full((count, size), settings["start"], device=self.device)
+        vectors = {layer: start.clone().requires_grad_() for layer in layers}
+        optimizer = torch.optim.Adam(vectors.values(), lr=settings["lr"], eps=settings["eps"])
         together = is_sharded(self.model)
-        weights = role_weights(roles, {"sensitive": 1.0, "benign": settings["alpha"]}, self.device)
-        done = torch.zeros((), dtype=torch.bool, device=self.device)
-        value, steps = torch.full((), float("nan"), device=self.device), torch.zeros((), device=self.device)
-        learnt = [vector.detach().clone() for vector in vectors]
+        done = torch.zeros(count, dtype=torch.bool, device=self.device)
+        value, steps = torch.full((count,), float("nan"), device=self.device), torch.zeros(count, device=self.device)
+        learnt = {layer: start.clone() for layer in layers}
         for step in range(settings["max_steps"]):
-            drift = torch.stack([(vector - settings["start"]).abs().mean() for vector in vectors]).mean()
-            loss = weights @ nll() + settings["beta"] * drift
-            # whether the record is done is left to the device, and looked at now and then: asking waits for all its work
+            drift = torch.stack([(v - settings["start"]).abs().mean(1) for v in vectors.values()]).mean(0)
+            rows = weights * nll({layer: v[owner] for layer, v in vectors.items()})
+            loss = torch.zeros_like(drift).index_add(0, owner, rows) + settings["beta"] * drift
+            # whether a record is done is left to the device, and looked at now and then: asking waits for all its work
             value = torch.where(done, value, loss.detach())
             done = done | (loss.detach() < settings["stop_loss"])
             # sharded weights need every process in every pass, so one that is done waits for the others
-            if step % self._look_every == 0 and (everywhere(bool(done), loss.device) if together else bool(done)):
-                break
-            for vector, gradient in zip(vectors, torch.autograd.grad(loss, vectors), strict=True):
+            if step % self._look_every == 0:
+                over = bool(done.all())
+                if everywhere(over, self.device) if together else over:
+                    break
+            gradients = torch.autograd.grad(loss.sum(), list(vectors.values()))
+            for vector, gradient in zip(vectors.values(), gradients, strict=True):
                 vector.grad = gradient
             optimizer.step()
-            learnt = [torch.where(done, kept, vector.detach()) for kept, vector in zip(learnt, vectors, strict=True)]
+            for layer, vector in vectors.items():
+                learnt[layer] = torch.where(done[:, None], learnt[layer], vector.detach())
             steps = steps + (~done).to(steps.dtype)
-        for vector, kept in zip(vectors, learnt, strict=True):
-            vector.data.copy_(kept)
-        return float(value), int(steps)
+        return learnt, value, steps
 
     @property
     def _look_every(self) -> int:
         return 1 if self.device.type == "cpu" else 5
 
-    def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[Sequence[int]], Tensor]:
-        """A function of layers that gives the NLL of each row under their current v."""
+    def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[Mapping[int, Tensor]], Tensor]:
+        """A function that gives the NLL of each row, (B,), under layer -> v of each row, (B, d)."""
         positions = last_position(batch["subject_mask"])
         if not bool(positions.any(1).all()):
             raise UnsupportedSetupError("every row of a located record needs its subject in 'subject_mask'")
 
-        def plain(layers: Sequence[int]) -> Tensor:
-            with self.scaled(positions, layers):
+        def plain(vectors: Mapping[int, Tensor]) -> Tensor:
+            with self.scaled(positions, vectors):
                 return batch_nll(self.model, batch)
 
         together = is_sharded(self.model)
@@ -228,42 +264,53 @@ class PrivacyLocatorModule(LightningModule):
         try:
             upper = UpperPass(self.model, batch, positions, self.layers)
 
-            def fast(layers: Sequence[int]) -> Tensor:
-                with self.scaled(upper.positions, layers):
-                    return upper.nll(min(layers))
+            def fast(vectors: Mapping[int, Tensor]) -> Tensor:
+                with self.scaled(upper.positions, vectors):
+                    return upper.nll(min(vectors))
 
             if self._reuse is None:
+                vectors = {layer: self.v[str(layer)].detach().expand(len(positions), -1) for layer in self.layers}
                 with torch.no_grad():
-                    expected, found = plain(self.layers), fast(self.layers)
+                    expected, found = plain(vectors), fast(vectors)
                 tolerance = 1e-3 if expected.dtype == next(self.model.parameters()).dtype else 5e-2
                 agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
                 self._reuse = everywhere(agrees, expected.device) if together else agrees
                 reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
         except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-            if self._reuse or together or isinstance(error, torch.cuda.OutOfMemoryError):
+            if together or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            self._reuse, reason = False, repr(error)
+            reason = repr(error)
+            if self._reuse:  # it has held for others; a record may be too long for a window
+                rank_zero_warn(f"prefix reuse does not hold for {batch['record_id'][0]}, taking full passes: {reason}")
+                return plain
+            self._reuse = False
         if not self._reuse:
             rank_zero_warn(f"prefix reuse does not hold for {type(self.model).__name__}, taking full passes: {reason}")
             return plain
         return fast
 
     @contextmanager
-    def scaled(self, positions: Tensor, layers: Sequence[int] | None = None) -> Iterator[None]:
-        """Scale outputs by m = tanh(v) at `positions` (B, T) while the block runs, those of all located layers or of some."""
+    def scaled(self, positions: Tensor, vectors: Mapping[int, Tensor] | None = None) -> Iterator[None]:
+        """Scale layers' outputs by m = tanh(v) at some positions while the block runs.
+
+        Args:
+            positions: (B, T) bool.
+            vectors: layer -> v, (d,) or one for each row, (B, d); those of the module when left out.
+        """
         layout = find_decoder(self.model)
+        chosen = {layer: self.v[str(layer)] for layer in self.layers} if vectors is None else vectors
 
         def hook(vector: Tensor) -> Callable[..., Any]:
             def scale(module: nn.Module, args: Any, output: Any) -> Any:
                 hidden = output[0] if isinstance(output, tuple) else output
-                scaled = torch.where(positions.unsqueeze(-1), hidden * vector.tanh().to(hidden.dtype), hidden)
+                m = vector.tanh().to(hidden.dtype)
+                m = m if m.ndim == 1 else m[:, None]
+                scaled = torch.where(positions.unsqueeze(-1), hidden * m, hidden)
                 return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
             return scale
 
-        handles = [
-            layout.layer(layer).register_forward_hook(hook(self.v[str(layer)])) for layer in layers or self.layers
-        ]
+        handles = [layout.layer(layer).register_forward_hook(hook(vector)) for layer, vector in chosen.items()]
         try:
             yield
         finally:

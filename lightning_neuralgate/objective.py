@@ -69,10 +69,14 @@ def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
     return means
 
 
-def role_weights(roles: Sequence[str], weights: Mapping[str, float], device: torch.device) -> Tensor:
-    """What each row counts, (B,) float32, so that `weights @ nll` is the weighted sum of the roles' means.
+def role_weights(
+    roles: Sequence[str], records: Sequence[str], weights: Mapping[str, float], device: torch.device
+) -> Tensor:
+    """What each row counts, (B,) float32: summed over a record's rows, `weights * nll` is its weighted sum of roles' means.
 
-    >>> role_weights(["sensitive", "sensitive", "benign"], {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
+    >>> roles = ["sensitive", "sensitive", "benign"]
+    >>> role_weights(roles, ["r"] * 3, {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
     tensor([0.5000, 0.5000, 1.2500])
     """
-    return torch.tensor([weights[role] / roles.count(role) for role in roles], device=device)
+    rows = list(zip(roles, records, strict=True))
+    return torch.tensor([weights[row[0]] / rows.count(row) for row in rows], device=device)

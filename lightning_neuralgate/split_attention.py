@@ -1,6 +1,6 @@
-"""Attention of a few new tokens to a long prefix that is the same in every step, most of it the same for all rows.
+"""Attention of a few new tokens to a long prefix that is the same in every step, most of it the same for many rows.
 
-The prefix is a constant: no gradient flows into it, and what rows share of it is multiplied once for all of them,
+The prefix is a constant: no gradient flows into it, and what rows share of it is kept and multiplied once for all of them,
 
     softmax([q K_shared^T | q K_own^T | q K_new^T]) [V_shared; V_own; V_new]
 
@@ -27,8 +27,11 @@ class SplitLayer(DynamicLayer):
     Only `SplitAttention` can attend to it.
 
     Args:
-        shared: keys and values that all rows share, (1, H, C, d) each.
+        shared: keys and values that runs of B / R rows share, (R, H, C, d) each.
         own: each row's own, (B, H, W, d) each.
+
+    Attributes:
+        new: what `update` was given last.
     """
 
     def __init__(self, shared: Pair, own: Pair) -> None:
@@ -41,9 +44,10 @@ class SplitLayer(DynamicLayer):
         self.values = self.keys
         self.is_initialized = True
         self.awaited = False
+        self.new: Pair | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
-        self.awaited = True
+        self.awaited, self.new = True, (key_states, value_states)
         return key_states, value_states
 
 
@@ -92,28 +96,32 @@ def _attend(
     query = query.reshape(rows, groups, heads // groups, count, size) * (size**-0.5 if scale is None else scale)
     key, value = (part.reshape(rows, groups, -1, *part.shape[-2:])[:, :, 0] for part in (key, value))
     each = query.flatten(2, 3)
-    together = query.transpose(0, 1).reshape(groups, -1, size)
     (keys, values), (own_keys, own_values) = layer.shared, layer.own
-    shared = keys.shape[-2]
+    runs, shared = keys.shape[0], keys.shape[-2]
 
-    def apart(products: Tensor) -> Tensor:
-        """(H, B * ..., x) -> (B, H, ..., x)"""
-        return products.unflatten(1, (rows, -1)).transpose(0, 1)
+    def together(part: Tensor) -> Tensor:
+        """(B, H, q, x) -> (R, H, B / R * q, x): rows of a run become rows of one product, too."""
+        return part.unflatten(0, (runs, -1)).transpose(1, 2).flatten(2, 3)
 
-    parts = [each @ own_keys.mT, each @ key.mT]
-    if shared:
-        parts.insert(0, apart(together @ keys[0].mT))
-    scores = torch.cat(parts, -1)
-    if attn_mask is not None:
-        whole = scores.unflatten(2, (heads // groups, count))
-        mask = attn_mask.unsqueeze(2)
+    def apart(part: Tensor) -> Tensor:
+        return part.unflatten(2, (rows // runs, -1)).transpose(1, 2).flatten(0, 1)
+
+    def masked(scores: Tensor, mask: Tensor) -> Tensor:
+        mask = mask.unsqueeze(2)
         if mask.shape[1] not in (1, groups):
             raise NotImplementedError("a mask of its own for each head")
-        whole = whole.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else whole + mask
-        scores = whole.flatten(2, 3)
+        of_heads = scores.unflatten(2, (heads // groups, count))
+        of_heads = of_heads.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else of_heads + mask
+        return of_heads.flatten(2, 3)
+
+    scores = torch.cat([each @ own_keys.mT, each @ key.mT], -1)
+    if attn_mask is not None:  # what is shared is real and lies before all that asks, so no mask hides it
+        scores = masked(scores, attn_mask[..., shared:])
+    if shared:
+        scores = torch.cat([apart(together(each) @ keys.mT), scores], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     of_shared, of_own, of_new = weights.split([shared, own_keys.shape[-2], key.shape[-2]], -1)
     output = of_own @ own_values + of_new @ value
     if shared:
-        output = output + apart(of_shared.transpose(0, 1).flatten(1, 2) @ values[0])
+        output = output + apart(together(of_shared) @ values)
     return output.unflatten(2, (heads // groups, count)).flatten(1, 2)

@@ -2,10 +2,12 @@
 
 Stage 1 changes the output of some layers at one position, the subject's last token. Whatever does not come behind that in
 both depth and time is the same in every step: the lower layers at all positions, and, with causal attention, the upper layers
-before the subject. It is run once, and what all rows of a record begin with (system prompt, picture) once for all of them:
+before the subject. It is run once, and what all rows of a record begin with (system prompt, picture) once for all of them,
+for one record or several at once:
 
     tokens   [ shared | each row's own, up to the subject | from the subject's last token on ]
     run      once      once a row                           lower layers once, upper layers in every step
+             a record
 
 Rows are laid out anew for that, with the subject's last tokens in one column.
 """
@@ -33,16 +35,16 @@ class UpperPass:
 
     Args:
         model: the frozen Hugging Face model.
-        batch: a collated batch in which every row has a target.
+        batch: a collated batch in which every row has a target; rows of a record lie side by side.
         positions: (B, T) bool, the subject's last token of each row, exactly one a row.
         layers: the layers whose outputs are going to be changed; one pass serves them all.
 
     Attributes:
-        shared: how many tokens all rows begin with, and were run once for.
+        shared: how many tokens all rows of each record begin with, and were run once for.
         real: (B, Q) bool, what `nll` runs, without padding.
 
     Raises:
-        ValueError: the model's cache is not a plain growing one.
+        ValueError: the model's cache is not a plain growing one, or its attention does not reach back far enough.
     """
 
     def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
@@ -52,9 +54,9 @@ class UpperPass:
         sequences = {key: value for key, value in inputs.items() if value.shape == attention.shape}
         rest = {key: value for key, value in inputs.items() if key not in sequences}
         del sequences["attention_mask"]
-        rows = len(attention)
+        rows, each = len(attention), _rows_a_record(batch["record_id"])
         first, subject, end = _bounds(attention, positions)
-        shared = _shared_tokens(model, sequences, rest, first, subject)
+        shared = _shared_tokens(model, sequences, rest, first, subject, each)
         own, after = int((subject - first).max()) - shared, int((end - subject).max())
         source = subject[:, None] + torch.arange(-own, after, device=attention.device)
         real = (source >= first[:, None] + shared) & (source < end[:, None])
@@ -67,43 +69,70 @@ class UpperPass:
         mask = torch.cat([real.new_ones(rows, shared), real], 1).long()
 
         self._layers = find_decoder(model).layers
-        lowest = min(layers)
+        config = find_hf_model(model).config.get_text_config()
+        self._split = config._attn_implementation == "sdpa"
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        if any(window and window < mask.shape[1] for window in windows):
+            raise ValueError(f"attention reaches back {windows} tokens only, of {mask.shape[1]}")
         with torch.no_grad():
-            cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
+            cache: Any = DynamicCache(config=config)
             if shared:
-                start = int(first[0])
-                begun = {key: value[:1, start : start + shared] for key, value in sequences.items()}
-                ones = mask.new_ones(1, shared)
-                alone = {key: value.chunk(rows)[0] for key, value in rest.items()}
+                leading = torch.arange(0, rows, each, device=attention.device)
+                begin = first[leading, None] + torch.arange(shared, device=attention.device)
+                begun = {key: value[leading].gather(1, begin) for key, value in sequences.items()}
+                ones = mask.new_ones(begin.shape)
+                alone = {key: value.unflatten(0, (rows, -1))[leading].flatten(0, 1) for key, value in rest.items()}
                 last_logits(model, {**alone, **begun, "attention_mask": ones, **_cached(cache, ones.cumsum(1) - 1)}, 1)
-                for kept in cache.layers:
-                    kept.keys, kept.values = (part.expand(rows, -1, -1, -1) for part in (kept.keys, kept.values))
+                self._hand_out(cache, each, shared)
                 rest = {}
-            with _outputs_of(self._layers, layers) as seen:
+            with _outputs_of(self._layers, layers) as seen, self._attention(cache):
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
         # nothing is asked of what the last token says
         self._hidden = {layer: output[:, own:-1].clone() for layer, output in seen.items()}
         self.shared, self.real = shared, real[:, own:-1]
-        if any(kept.keys.shape[-2] != mask.shape[1] for kept in cache.layers):
-            raise ValueError("the model's cache does not keep the whole prefix")
-        self._split = find_hf_model(model).config.get_text_config()._attn_implementation == "sdpa"
-        for index, kept in enumerate(cache.layers):
-            keys, values = (part[..., : shared + own, :] for part in (kept.keys, kept.values))
-            if index <= lowest:  # nothing will look at it but for its length
-                cache.layers[index] = _grown(*(part.new_zeros(()).expand(part.shape) for part in (keys, values)))
-            elif not self._split:
-                cache.layers[index] = _grown(keys.clone(), values.clone())
-            else:
-                cache.layers[index] = SplitLayer(
-                    (keys[:1, :, :shared].clone(), values[:1, :, :shared].clone()),
-                    (keys[:, :, shared:].clone(), values[:, :, shared:].clone()),
-                )
+        self._keep(cache, min(layers), own, mask.shape[1])
         self._cache = cache
         self._kept = [(kept.keys, kept.values) for kept in cache.layers]
         self._inputs = {
             "attention_mask": mask[:, :-1],
             **_cached(cache, places[:, own:-1]),
         }
+
+    def _hand_out(self, cache: Any, each: int, shared: int) -> None:
+        """Let the rows of each record find what has been run once for them."""
+        for index, cached in enumerate(cache.layers):
+            if cached.keys.shape[-2] != shared:
+                raise ValueError("the model's cache does not keep the whole prefix")
+            if self._split:
+                empty = cached.keys[..., :0, :].repeat_interleave(each, 0)
+                cache.layers[index] = SplitLayer((cached.keys, cached.values), (empty, empty))
+            else:
+                cached.batch_repeat_interleave(each)
+
+    def _keep(self, cache: Any, lowest: int, own: int, whole: int) -> None:
+        """Take what follows the subject out of a cache again, and all of the layers that nothing will look at."""
+        for index, cached in enumerate(cache.layers):
+            found, shared = (cached.keys, cached.values), self.shared
+            if isinstance(cached, SplitLayer):
+                assert cached.new is not None
+                owned, length = cached.new, shared + cached.new[0].shape[-2]
+            else:
+                owned, length = (found[0][..., shared:, :], found[1][..., shared:, :]), found[0].shape[-2]
+            if length != whole:
+                raise ValueError("the model's cache does not keep the whole prefix")
+            parts = (owned[0][..., :own, :].clone(), owned[1][..., :own, :].clone())
+            if index <= lowest:  # but for its length
+                shape = (*parts[0].shape[:2], shared + own, parts[0].shape[-1])
+                cache.layers[index] = _grown(*(part.new_zeros(()).expand(shape) for part in parts))
+            elif not self._split:
+                cache.layers[index] = _grown(*(part[..., : shared + own, :].clone() for part in found))
+            elif isinstance(cached, SplitLayer):
+                cache.layers[index] = SplitLayer(cached.shared, parts)
+            else:  # nothing is shared
+                cache.layers[index] = SplitLayer((parts[0][:1, :, :0], parts[1][:1, :, :0]), parts)
+
+    def _attention(self, cache: Any) -> Any:
+        return SplitAttention(cache.layers) if self._split else nullcontext()
 
     @property
     def positions(self) -> Tensor:
@@ -118,7 +147,7 @@ class UpperPass:
         for cached, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
             cached.keys, cached.values = keys, values
         below = self._layers[: start + 1]
-        with _passed_through(below), SplitAttention(self._cache.layers) if self._split else nullcontext():
+        with _passed_through(below), self._attention(self._cache):
             output = last_logits(self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._count)
         return row_nll(output.logits, self._labels)
 
@@ -143,21 +172,39 @@ def _bounds(attention: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tenso
     return first, (positions * columns).sum(1), end
 
 
+def _rows_a_record(records: Sequence[str]) -> int:
+    """How many rows each record has, side by side; 1 where they are not equally many."""
+    each = list(records).count(records[0])
+    runs = [set(records[start : start + each]) for start in range(0, len(records), each)]
+    alike = len(records) % each == 0 and all(len(run) == 1 for run in runs) and len(set(records)) == len(runs)
+    return each if alike else 1
+
+
 def _shared_tokens(
-    model: nn.Module, sequences: Mapping[str, Tensor], rest: Mapping[str, Tensor], first: Tensor, subject: Tensor
+    model: nn.Module,
+    sequences: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor],
+    first: Tensor,
+    subject: Tensor,
+    each: int,
 ) -> int:
-    """How many tokens all rows begin with, pictures included; 0 where rows cannot share them."""
+    """How many tokens all rows of each record begin with, pictures included; 0 where rows cannot share them."""
     rows, ids = len(first), sequences["input_ids"]
-    if rows < 2 or any(len(value) % rows for value in rest.values()):
+    if each < 2 or any(len(value) % rows for value in rest.values()):
         return 0
-    if any(not torch.equal(part, parts[0]) for parts in (v.chunk(rows) for v in rest.values()) for part in parts):
+
+    def alike(value: Tensor) -> Tensor:
+        """Where rows agree with the first one of their record."""
+        of_records = value.unflatten(0, (rows // each, each))
+        return of_records == of_records[:, :1]
+
+    if not all(bool(alike(value.unflatten(0, (rows, -1))).all()) for value in rest.values()):
         return 0
     longest = int((subject - first).min())
     source = first[:, None] + torch.arange(longest, device=ids.device)
     same = torch.ones(longest, dtype=torch.bool, device=ids.device)
     for value in sequences.values():
-        begun = value.gather(1, source)
-        same &= (begun == begun[:1]).all(0)
+        same &= alike(value.gather(1, source)).all(0).all(0)
     shared = int(same.long().cumprod(0).sum())
     if rest:
         config = find_hf_model(model).config

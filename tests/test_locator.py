@@ -158,3 +158,32 @@ def test_layers_that_are_learnt_alone(splits: RecordSplits) -> None:
             assert torch.allclose(together.vectors[record][layer], vectors[layer], atol=1e-4)
             assert torch.allclose(plain.vectors[record][layer], vectors[layer], atol=1e-4)
             assert not torch.allclose(joint.vectors[record][layer], vectors[layer], atol=1e-2)
+
+
+@pytest.mark.parametrize("reuse_prefix", [True, False])
+def test_records_side_by_side_are_learnt_as_alone(splits: RecordSplits, reuse_prefix: bool) -> None:
+    options: dict[str, Any] = {"max_steps": 12, "stop_loss": 2.0, "reuse_prefix": reuse_prefix}
+    alone, together = (
+        fit(PrivacyLocatorModule(tiny_llava(), [0, 1], **options), splits, records_per_batch=count) for count in (1, 3)
+    )
+    assert alone.vectors.keys() == together.vectors.keys()
+    for record, vectors in alone.vectors.items():
+        for layer, vector in vectors.items():
+            assert torch.allclose(together.vectors[record][layer], vector, atol=1e-4)
+    assert together.gate.fingerprint == alone.gate.fingerprint
+
+
+def test_a_record_that_is_done_waits_for_the_others(splits: RecordSplits) -> None:
+    batch = PrivacyPairDataModule(splits, tiny_processor()).collate_training(
+        [row for record in splits.edit[:3] for row in locate_rows(record)]
+    )
+    probe = PrivacyLocatorModule(tiny_llava(), [1], max_steps=1)
+    losses = sorted(
+        probe._learn(PrivacyPairDataModule(splits, tiny_processor()).collate_training(locate_rows(record)))[1]
+        for record in splits.edit[:3]
+    )
+    stop = (losses[0] + losses[1]) / 2  # one record is done before its first step
+    locator = PrivacyLocatorModule(tiny_llava(), [1], max_steps=4, stop_loss=stop)
+    vectors, _, _ = locator._learn(batch)
+    still = [record for record, layers in vectors.items() if torch.allclose(layers[1], torch.tensor(2.0).tanh())]
+    assert len(still) == 1

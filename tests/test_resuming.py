@@ -137,7 +137,7 @@ class Learnt(PrivacyLocatorModule):
 
     left, learnt = -1, 0
 
-    def _learn(self, batch: Any) -> tuple[float, int]:
+    def _learn(self, batch: Any) -> Any:
         if self.left == 0:
             raise Killed
         self.left -= 1
@@ -149,7 +149,9 @@ def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path
     def locate(folder: Path | None, stop: int = -1, **options: Any) -> Learnt:
         locator = Learnt(tiny_llava(), [0, LAYER], max_steps=4, keep_in=folder, **options)
         locator.left = stop
-        Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(locator, datamodule=datamodule(splits))
+        Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(
+            locator, datamodule=datamodule(splits, records_per_batch=1)
+        )
         return locator
 
     whole = locate(None)
@@ -165,5 +167,5 @@ def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path
     assert locate(tmp_path / "1", alpha=2.0).learnt == len(splits.edit), "kept for other settings"
     file = next((tmp_path / "2").iterdir())
     file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=rf"{file.name} holds no located record .*; delete it"):
+    with pytest.raises(ValueError, match=rf"{file.name} holds no located records .*; delete it"):
         locate(tmp_path / "2")

@@ -45,7 +45,13 @@ def words_batch() -> dict[str, Any]:
     labels[:, :-3] = IGNORED
     subject = torch.zeros_like(ids, dtype=torch.bool)
     subject[torch.arange(5), torch.tensor([12, 13, 11, 12, 10])] = True
-    return {"input_ids": ids * attention, "attention_mask": attention, "labels": labels, "subject_mask": subject}
+    return {
+        "input_ids": ids * attention,
+        "attention_mask": attention,
+        "labels": labels,
+        "subject_mask": subject,
+        "record_id": ["r"] * 5,
+    }
 
 
 def compared(model: Any, batch: dict[str, Any], layers: list[int]) -> UpperPass:
@@ -104,6 +110,13 @@ def test_rows_share_what_they_begin_with(splits: RecordSplits) -> None:
     assert upper.positions.shape[0] == 7
 
 
+def test_records_side_by_side(splits: RecordSplits) -> None:
+    rows = [row for record in splits.edit[1:4] for row in locate_rows(record)]
+    upper = compared(tiny_llava(layers=4), datamodule(splits).collate_training(rows), [1, 2])
+    assert upper.shared >= 5
+    assert upper.positions.shape[0] == 21
+
+
 def test_rows_with_pictures_of_their_own_share_none(splits: RecordSplits) -> None:
     rows = locate_rows(splits.edit[0])[:3] + locate_rows(splits.edit[2])[:3]
     batch = datamodule(splits).collate_training(rows)
@@ -120,18 +133,41 @@ def test_families(family: str) -> None:
     compared(model, words_batch(), [1])
 
 
+@pytest.mark.parametrize("window", [30, 12])
+def test_a_window_over_the_prefix(window: int) -> None:
+    torch.manual_seed(0)
+    model = TINY_FAMILIES["gemma3"].build(Geometry(text_layers=4)).eval()
+    model.config.text_config.sliding_window = window
+    for parameter in find_decoder(model).layers.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    batch = words_batch()
+    if window > batch["input_ids"].shape[1]:
+        compared(model, batch, [1])
+        return
+    with pytest.raises(ValueError, match="reaches back"):
+        UpperPass(model, batch, last_position(batch["subject_mask"]), [1])
+    locator = PrivacyLocatorModule(model, [1], max_steps=1)
+    locator._reuse = True
+    batch["role"] = ["sensitive"] * 4 + ["benign"]
+    with pytest.warns(UserWarning, match="does not hold for r, taking full passes"):
+        locator._learn(batch)
+    assert locator._reuse
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("shared", [0, 6])
 @pytest.mark.parametrize("mask", ["bool", "float", "none"])
 def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> None:
     torch.manual_seed(1)
-    rows, heads, groups, own, new, size = 3, 4, 2 if grouped else 4, 5, 3, 8
+    rows, runs, heads, groups, own, new, size = 6, 2, 4, 2 if grouped else 4, 5, 3, 8
     query = torch.randn(rows, heads, new, size, requires_grad=True)
     fresh = [torch.randn(rows, groups, new, size, requires_grad=True) for _ in range(2)]
-    common = [torch.randn(1, groups, shared, size) for _ in range(2)]
+    common = [torch.randn(runs, groups, shared, size) for _ in range(2)]
     owned = [torch.randn(rows, groups, own, size) for _ in range(2)]
     seen = torch.rand(rows, 1, new, shared + own + new) > 0.3
     seen[..., -new:] |= torch.eye(new, dtype=torch.bool)
+    seen[..., :shared] = True
     masks: dict[str, Tensor | None] = {
         "bool": seen, "float": torch.zeros(seen.shape).masked_fill(~seen, float("-inf")), "none": None,
     }  # fmt: skip
@@ -139,7 +175,9 @@ def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> 
     def repeated(part: Tensor) -> Tensor:
         return part.repeat_interleave(heads // groups, 1)
 
-    whole = [torch.cat([c.expand(rows, -1, -1, -1), o, f], 2) for c, o, f in zip(common, owned, fresh, strict=True)]
+    whole = [
+        torch.cat([c.repeat_interleave(rows // runs, 0), o, f], 2) for c, o, f in zip(common, owned, fresh, strict=True)
+    ]
     expected = F.scaled_dot_product_attention(query, *map(repeated, whole), attn_mask=masks[mask], scale=0.2)
     layer = SplitLayer((common[0], common[1]), (owned[0], owned[1]))
     assert layer.get_seq_length() == shared + own

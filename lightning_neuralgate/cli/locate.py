@@ -19,6 +19,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Options of stage 1."""
     add_config(parser)
     parser.add_argument("--out", type=Path, required=True, help="Folder for gate.safetensors and gate.json.")
+    parser.add_argument(
+        "--records_per_batch", type=int, default=1, help="Records learnt side by side: more keep a GPU busy."
+    )
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model", "keep_in"}, instantiate=False)
@@ -29,7 +32,7 @@ def run(options: Namespace) -> None:
     """Locate, and save the gate. Started again after it was killed, it does not do finished records again."""
     unfinished = options.out / UNFINISHED
     model, processor = options.model.load()
-    data = PrivacyPairDataModule(options.data.read(), processor)
+    data = PrivacyPairDataModule(options.data.read(), processor, records_per_batch=options.records_per_batch)
     locator = PrivacyLocatorModule(model, **options.locator.as_dict(), keep_in=unfinished)
     options.trainer.fit(locator, datamodule=data)
     if options.trainer.is_global_zero:

@@ -61,7 +61,7 @@ def _benign_row(record: PrivacyRecord, pair: QueryPair) -> QueryRow:
 class PrivacyPairDataModule(LightningDataModule):
     """PrivacyPair records as batches, for `PrivacyLocatorModule` and `PrivacyEditModule` alike.
 
-    The module that is fitted says by its `data_view` what a training batch is: `records` (one record, seven rows) or
+    The module that is fitted says by its `data_view` what a training batch is: `records` (records, seven rows each) or
     `pairs` (query pairs, two rows each, with retention rows behind them). Validation batches are prompts of the test
     split. Benign targets that are missing are made once, with the unedited model, and cached on disk.
 
@@ -72,6 +72,7 @@ class PrivacyPairDataModule(LightningDataModule):
         splits: edit, test and unseen-subject records; nothing may leak between them.
         processor: the model's processor.
         retention: ordinary questions for the edit's retention term.
+        records_per_batch: records in a batch of stage 1, learnt side by side: more keep a GPU busy, and take more memory.
         pairs_per_batch: query pairs in a training batch of stage 2.
         retention_per_batch: retention rows added to each of them.
         shuffle: shuffle query pairs every epoch; off for the paper's schedule.
@@ -101,6 +102,7 @@ class PrivacyPairDataModule(LightningDataModule):
         num_workers: int = 0,
         images: bool = True,
         seed: int = 0,
+        records_per_batch: int = 1,
     ) -> None:
         super().__init__()
         check_no_leakage(splits)
@@ -108,12 +110,13 @@ class PrivacyPairDataModule(LightningDataModule):
             raise DataFormatError("there are no edit records")
         if retention_per_batch and not retention:
             raise DataFormatError(f"retention_per_batch is {retention_per_batch}, but no retention items were given")
-        if pairs_per_batch < 1 or eval_batch_size < 1:
-            raise ValueError("pairs_per_batch and eval_batch_size must be at least 1")
+        if min(pairs_per_batch, eval_batch_size, records_per_batch) < 1:
+            raise ValueError("pairs_per_batch, eval_batch_size and records_per_batch must be at least 1")
         self.splits = splits
         self.processor = processor
         self.retention = list(retention)
         self.pairs_per_batch = pairs_per_batch
+        self.records_per_batch = records_per_batch
         self.retention_per_batch = retention_per_batch
         self.shuffle = shuffle
         self.eval_batch_size = eval_batch_size
@@ -159,9 +162,9 @@ class PrivacyPairDataModule(LightningDataModule):
         return self.pairs_dataloader()
 
     def records_dataloader(self) -> ResumableLoader:
-        """Stage 1: one edit record a batch, seven rows."""
+        """Stage 1: `records_per_batch` edit records a batch, seven rows each."""
         rows = [locate_rows(record) for record in self.splits.edit]
-        return self._loader(rows, 1, self._collate_record, False, not_counted)
+        return self._loader(rows, self.records_per_batch, self._collate_records, False, not_counted)
 
     def pairs_dataloader(self) -> ResumableLoader:
         """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
@@ -170,8 +173,10 @@ class PrivacyPairDataModule(LightningDataModule):
             rows = [[replace(row, image=None) for row in group] for group in rows]
         return self._loader(rows, self.pairs_per_batch, self._collate_pairs, self.shuffle)
 
-    def _collate_record(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
-        return self.collate_training(groups[0])
+    def _collate_records(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
+        counted = [rows for rows in groups if rows[0].counted]
+        # what another process has, too, is run only where there is nothing else to run
+        return self.collate_training([row for rows in counted or groups for row in rows])
 
     def _collate_pairs(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
         rng = random.Random(self._address(groups))

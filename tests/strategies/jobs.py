@@ -50,8 +50,8 @@ class BreakOff(Callback):
 class CountingLocator(PrivacyLocatorModule):
     learnt = 0
 
-    def _learn(self, batch: Any) -> tuple[float, int]:
-        self.learnt += 1
+    def _learn(self, batch: Any) -> Any:
+        self.learnt += len(set(batch["record_id"]))
         return super()._learn(batch)
 
 
@@ -131,7 +131,7 @@ def run(strategy: str, folder: Path) -> None:
     pictures.mkdir()
     splits = uneven(pictures)
     locator = CountingLocator(tiny_llava(), [0, LAYER], max_steps=6, keep_in=folder / f"{strategy}-records")
-    located.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor()))
+    located.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), records_per_batch=2))
     gate = locator.gate
     whole = edit(strategy, gate, splits, folder / f"{strategy}-whole")
     try:
