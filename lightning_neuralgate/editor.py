@@ -21,7 +21,6 @@ from typing_extensions import override
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.lora import add_lora, merged_lora
 from lightning_neuralgate.metrics.held_out import HeldOutRates
@@ -34,6 +33,7 @@ from lightning_neuralgate.sharding import (
     refuse_strategies,
     shard,
 )
+from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
@@ -182,7 +182,9 @@ class PrivacyEditModule(LightningModule):
         if self.processor is None:
             raise UnsupportedSetupError("validation generates answers: give PrivacyEditModule the model's processor")
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        told = generate_answers(self.model, tokenizer, batch, self.hparams["max_new_tokens"])
+        told = answers_sharing_prefixes(
+            self.model, tokenizer, batch, batch["record_id"], self.hparams["max_new_tokens"]
+        )
         self.rates.update(told, batch)
         for name, metric in self.rates.metrics.items():
             self.log(f"val/{name}", metric, prog_bar=name == "eta", batch_size=len(told))

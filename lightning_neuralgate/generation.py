@@ -38,12 +38,22 @@ def generate_answers(
         One answer a row, special tokens and outer white space removed.
     """
     inputs = {key: value.to(_device(model)) for key, value in model_inputs(batch).items()}
-    options = dict(sampling) if sampling else {"do_sample": False}
     with gathered(model) as needed:
-        tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options, **needed)
-    prompt = inputs["input_ids"].shape[1]
+        tokens: Tensor = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, **generation_options(sampling), **needed
+        )
+    return decoded_answers(tokenizer, tokens, inputs["input_ids"])
+
+
+def generation_options(sampling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of `generate`: the given ones, or greedy."""
+    return dict(sampling) if sampling else {"do_sample": False}
+
+
+def decoded_answers(tokenizer: Any, tokens: Tensor, prompts: Tensor) -> list[str]:
+    """The answers in what `generate` made of some prompts, special tokens and outer white space removed."""
     # some models return the answer alone, without the prompt
-    answers = tokens[:, prompt:] if _repeats(tokens, inputs["input_ids"]) else tokens
+    answers = tokens[:, prompts.shape[1] :] if _repeats(tokens, prompts) else tokens
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 

@@ -15,10 +15,10 @@ from typing_extensions import override
 from lightning_neuralgate.data.prompts import prompts_loader
 from lightning_neuralgate.data.records import PrivacyRecord
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.layers import find_hf_model
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.metrics.held_out import HeldOutRates
+from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 
 
 class RefusalMetricsCallback(Callback):
@@ -133,7 +133,8 @@ class RefusalMetricsCallback(Callback):
         self.rates.reset()
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in tqdm(loader, desc=f"held out: {split}", leave=False, disable=not shown, unit="batch"):
-            self.rates.update(generate_answers(model, tokenizer, batch, self.max_new_tokens), batch)
+            told = answers_sharing_prefixes(model, tokenizer, batch, batch["record_id"], self.max_new_tokens)
+            self.rates.update(told, batch)
         return {name: float(metric.compute()) for name, metric in self.rates.metrics.items()}
 
 

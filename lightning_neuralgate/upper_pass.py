@@ -24,9 +24,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lightning_neuralgate.data.collator import IGNORED
-from lightning_neuralgate.generation import model_inputs
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
+from lightning_neuralgate.shared_prefix import SharedPrefix
 from lightning_neuralgate.split_attention import SplitAttention, SplitLayer
 
 
@@ -49,14 +49,12 @@ class UpperPass:
 
     def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
         self.model = model
-        inputs = model_inputs(batch)
-        attention = inputs["attention_mask"].bool()
-        sequences = {key: value for key, value in inputs.items() if value.shape == attention.shape}
-        rest = {key: value for key, value in inputs.items() if key not in sequences}
-        del sequences["attention_mask"]
-        rows, each = len(attention), _rows_a_record(batch["record_id"])
-        first, subject, end = _bounds(attention, positions)
-        shared = _shared_tokens(model, sequences, rest, first, subject, each)
+        columns = torch.arange(positions.shape[1], device=positions.device)
+        subject, each = (positions * columns).sum(1), _rows_a_record(batch["record_id"])
+        groups = batch["record_id"] if each > 1 else range(len(positions))
+        prefix = SharedPrefix(model, batch, groups, subject)
+        rows, shared, first, end = len(positions), prefix.count, prefix.first, prefix.end
+        sequences, rest, attention = prefix.sequences, prefix.rest, prefix.attention
         own, after = int((subject - first).max()) - shared, int((end - subject).max())
         source = subject[:, None] + torch.arange(-own, after, device=attention.device)
         real = (source >= first[:, None] + shared) & (source < end[:, None])
@@ -77,14 +75,8 @@ class UpperPass:
         with torch.no_grad():
             cache: Any = DynamicCache(config=config)
             if shared:
-                leading = torch.arange(0, rows, each, device=attention.device)
-                begin = first[leading, None] + torch.arange(shared, device=attention.device)
-                begun = {key: value[leading].gather(1, begin) for key, value in sequences.items()}
-                ones = mask.new_ones(begin.shape)
-                alone = {key: value.unflatten(0, (rows, -1))[leading].flatten(0, 1) for key, value in rest.items()}
-                last_logits(model, {**alone, **begun, "attention_mask": ones, **_cached(cache, ones.cumsum(1) - 1)}, 1)
-                self._hand_out(cache, each, shared)
-                rest = {}
+                cache, rest = prefix.run(model), {}
+                self._hand_out(cache, each)
             with _outputs_of(self._layers, layers) as seen, self._attention(cache):
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
         # nothing is asked of what the last token says
@@ -98,11 +90,9 @@ class UpperPass:
             **_cached(cache, places[:, own:-1]),
         }
 
-    def _hand_out(self, cache: Any, each: int, shared: int) -> None:
+    def _hand_out(self, cache: Any, each: int) -> None:
         """Let the rows of each record find what has been run once for them."""
         for index, cached in enumerate(cache.layers):
-            if cached.keys.shape[-2] != shared:
-                raise ValueError("the model's cache does not keep the whole prefix")
             if self._split:
                 empty = cached.keys[..., :0, :].repeat_interleave(each, 0)
                 cache.layers[index] = SplitLayer((cached.keys, cached.values), (empty, empty))
@@ -164,55 +154,12 @@ def _grown(keys: Tensor, values: Tensor) -> DynamicLayer:
     return layer
 
 
-def _bounds(attention: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns of each row's first token, of its subject's last token, and behind its last token, (B,) each."""
-    columns = torch.arange(attention.shape[1], device=attention.device)
-    first = torch.where(attention, columns, attention.shape[1]).amin(1)
-    end = torch.where(attention, columns, -1).amax(1) + 1
-    return first, (positions * columns).sum(1), end
-
-
 def _rows_a_record(records: Sequence[str]) -> int:
     """How many rows each record has, side by side; 1 where they are not equally many."""
     each = list(records).count(records[0])
     runs = [set(records[start : start + each]) for start in range(0, len(records), each)]
     alike = len(records) % each == 0 and all(len(run) == 1 for run in runs) and len(set(records)) == len(runs)
     return each if alike else 1
-
-
-def _shared_tokens(
-    model: nn.Module,
-    sequences: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor],
-    first: Tensor,
-    subject: Tensor,
-    each: int,
-) -> int:
-    """How many tokens all rows of each record begin with, pictures included; 0 where rows cannot share them."""
-    rows, ids = len(first), sequences["input_ids"]
-    if each < 2 or any(len(value) % rows for value in rest.values()):
-        return 0
-
-    def alike(value: Tensor) -> Tensor:
-        """Where rows agree with the first one of their record."""
-        of_records = value.unflatten(0, (rows // each, each))
-        return of_records == of_records[:, :1]
-
-    if not all(bool(alike(value.unflatten(0, (rows, -1))).all()) for value in rest.values()):
-        return 0
-    longest = int((subject - first).min())
-    source = first[:, None] + torch.arange(longest, device=ids.device)
-    same = torch.ones(longest, dtype=torch.bool, device=ids.device)
-    for value in sequences.values():
-        same &= alike(value.gather(1, source)).all(0).all(0)
-    shared = int(same.long().cumprod(0).sum())
-    if rest:
-        config = find_hf_model(model).config
-        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-        # a picture has to lie in what is shared, all of it
-        if token is None or bool((ids == token).sum(1).ne((ids.gather(1, source[:, :shared]) == token).sum(1)).any()):
-            return 0
-    return shared
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from lightning_neuralgate.cache import cache_folder, written_whole
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 
 BENIGN_WORDS = 5
 """A benign target is the first 5 words of the unedited model's answer (paper)."""
@@ -30,9 +30,13 @@ def answer_rows(
     sampling: Mapping[str, Any] | None = None,
     progress: str | None = None,
 ) -> list[str]:
-    """Answers to any number of rows, in their order, with a progress bar named `progress`."""
+    """Answers to any number of rows, in their order, with a progress bar named `progress`.
+
+    Rows about one picture are answered together, so that it is looked at once.
+    """
     collate = PrivacyPairCollator(processor, "left")
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].query))
+    pictures = {picture: number for number, picture in enumerate(dict.fromkeys(row.image for row in rows))}
+    order = sorted(range(len(rows)), key=lambda index: (pictures[rows[index].image], len(rows[index].query)))
     answers = [""] * len(rows)
     training = model.training
     model.eval()
@@ -41,7 +45,8 @@ def answer_rows(
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 batch = collate([rows[index] for index in chosen])
-                told = generate_answers(model, collate.tokenizer, batch, max_new_tokens, sampling)
+                shown = [rows[index].image for index in chosen]
+                told = answers_sharing_prefixes(model, collate.tokenizer, batch, shown, max_new_tokens, sampling)
                 for index, answer in zip(chosen, told, strict=True):
                     answers[index] = answer
                 bar.update(len(chosen))

@@ -1,0 +1,100 @@
+"""What several rows of a batch begin with, run once for all of them.
+
+Rows belong to groups, such as the queries about one picture. With causal attention, the keys and values of the tokens that
+all rows of a group begin with (system prompt, picture) are the same in each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lightning_neuralgate.generation import model_inputs
+from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.objective import last_logits
+
+
+class SharedPrefix:
+    """How many tokens the rows of each group begin with, and one row of each group that stands for it.
+
+    Args:
+        model: the Hugging Face model.
+        batch: a collated batch.
+        groups: a name for each row's group.
+        limit: (B,), the column before which what is shared has to end in each row; the row's last when left out.
+
+    Attributes:
+        sequences: the batch's inputs with one value a token, (B, T) each, without the attention mask.
+        rest: its other inputs, such as pixels.
+        first: (B,), column of each row's first token.
+        end: (B,), column behind its last one.
+        owner: (B,), the number of each row's group.
+        leading: (R,), the first row of each group.
+        count: tokens that all rows of each group begin with, pictures included; 0 where rows cannot share them.
+    """
+
+    def __init__(
+        self, model: nn.Module, batch: Mapping[str, Any], groups: Sequence[Any], limit: Tensor | None = None
+    ) -> None:
+        inputs = model_inputs(batch)
+        self.attention = inputs["attention_mask"].bool()
+        shape, device = self.attention.shape, self.attention.device
+        self.rest = {key: value for key, value in inputs.items() if value.shape != shape}
+        self.sequences = {k: v for k, v in inputs.items() if k not in self.rest and k != "attention_mask"}
+        columns = torch.arange(shape[1], device=device)
+        self.first = torch.where(self.attention, columns, shape[1]).amin(1)
+        self.end = torch.where(self.attention, columns, -1).amax(1) + 1
+        names = list(dict.fromkeys(groups))
+        self.owner = torch.tensor([names.index(group) for group in groups], device=device)
+        self.leading = torch.tensor([list(groups).index(name) for name in names], device=device)
+        self.count = self._count(model, self.end - 1 if limit is None else limit)
+
+    def _count(self, model: nn.Module, limit: Tensor) -> int:
+        rows, ids = len(self.first), self.sequences["input_ids"]
+        if len(self.leading) == rows or any(len(value) % rows for value in self.rest.values()):
+            return 0
+
+        def alike(value: Tensor) -> Tensor:
+            return value == value[self.leading[self.owner]]
+
+        if not all(bool(alike(value.unflatten(0, (rows, -1))).all()) for value in self.rest.values()):
+            return 0
+        longest = int((limit - self.first).min())
+        source = self.first[:, None] + torch.arange(longest, device=ids.device)
+        same = torch.ones(longest, dtype=torch.bool, device=ids.device)
+        for value in self.sequences.values():
+            same &= alike(value.gather(1, source)).all(0)
+        shared = int(same.long().cumprod(0).sum())
+        if self.rest:
+            config = find_hf_model(model).config
+            token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+            if token is None:
+                return 0
+            # a picture has to lie in what is shared, all of it
+            inside = (ids.gather(1, source[:, :shared]) == token).sum(1)
+            if bool((ids == token).sum(1).ne(inside).any()):
+                return 0
+        return shared
+
+    def run(self, model: nn.Module) -> Any:
+        """The cache of a pass over what is shared, one row a group."""
+        begin = self.first[self.leading, None] + torch.arange(self.count, device=self.first.device)
+        begun = {key: value[self.leading].gather(1, begin) for key, value in self.sequences.items()}
+        rows = len(self.first)
+        alone = {k: v.unflatten(0, (rows, -1))[self.leading].flatten(0, 1) for k, v in self.rest.items()}
+        cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
+        ones = torch.ones_like(begin)
+        given = {
+            "attention_mask": ones,
+            "position_ids": ones.cumsum(1) - 1,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        last_logits(model, {**alone, **begun, **given}, 1)
+        if any(cached.keys.shape[-2] != self.count for cached in cache.layers):
+            raise ValueError("the model's cache does not keep the whole prefix")
+        return cache
