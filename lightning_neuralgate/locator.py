@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from typing_extensions import override
 
 from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate, subject_key
-from lightning_neuralgate.identity import ModelIdentity
+from lightning_neuralgate.identity import ModelIdentity, model_checksum
 from lightning_neuralgate.kept_records import KeptRecords
-from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import batch_nll, role_weights
 from lightning_neuralgate.sharding import (
     UNTRIED_STRATEGIES,
@@ -110,6 +111,8 @@ class PrivacyLocatorModule(LightningModule):
         self._gate: NeuralGate | None = None
         self._reuse: bool | None = None if reuse_prefix else False
         self._kept = None if keep_in is None else KeptRecords(Path(keep_in))
+        # the identity leaves out what an edit changes, and what a gate need not find again
+        self._made_of = {} if keep_in is None else {"weights": model_checksum(model), "types": _types(model)}
 
     @property
     def gate(self) -> NeuralGate:
@@ -164,7 +167,7 @@ class PrivacyLocatorModule(LightningModule):
         if self._kept is None:
             return ""
         setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
-        key = self._kept.key({**self.hparams, **asdict(self.identity), **setting}, batch)
+        key = self._kept.key({**self.hparams, **asdict(self.identity), **self._made_of, **setting}, batch)
         if not subjects.keys() <= self.vectors.keys() and (found := self._kept.recall(key)) is not None:
             vectors, notes = found
             self._take(vectors, subjects)
@@ -262,20 +265,17 @@ class PrivacyLocatorModule(LightningModule):
         if self._reuse is False:
             return plain
         try:
-            upper = UpperPass(self.model, batch, positions, self.layers)
-
-            def fast(vectors: Mapping[int, Tensor]) -> Tensor:
-                with self.scaled(upper.positions, vectors):
-                    return upper.nll(min(vectors))
-
             if self._reuse is None:
                 vectors = {layer: self.v[str(layer)].detach().expand(len(positions), -1) for layer in self.layers}
-                with torch.no_grad():
-                    expected, found = plain(vectors), fast(vectors)
-                tolerance = 1e-3 if expected.dtype == next(self.model.parameters()).dtype else 5e-2
+                # half precision would hide what is wrong in its rounding, so autocast stays out of this
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                    expected = plain(vectors)
+                    found = self._fast(UpperPass(self.model, batch, positions, self.layers), vectors)
+                tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 5e-2
                 agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
                 self._reuse = everywhere(agrees, expected.device) if together else agrees
                 reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
+            upper = UpperPass(self.model, batch, positions, self.layers) if self._reuse else None
         except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
             if together or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
@@ -287,7 +287,12 @@ class PrivacyLocatorModule(LightningModule):
         if not self._reuse:
             rank_zero_warn(f"prefix reuse does not hold for {type(self.model).__name__}, taking full passes: {reason}")
             return plain
-        return fast
+        assert upper is not None
+        return partial(self._fast, upper)
+
+    def _fast(self, upper: UpperPass, vectors: Mapping[int, Tensor]) -> Tensor:
+        with self.scaled(upper.positions, vectors):
+            return upper.nll(min(vectors))
 
     @contextmanager
     def scaled(self, positions: Tensor, vectors: Mapping[int, Tensor] | None = None) -> Iterator[None]:
@@ -374,3 +379,9 @@ class PrivacyLocatorModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.vectors = checkpoint["located"]["vectors"]
         self.record_subjects = checkpoint["located"]["subjects"]
+
+
+def _types(model: nn.Module) -> list[str]:
+    """What else decides how a model computes: the types of its weights, and its kind of attention."""
+    attention = getattr(find_hf_model(model).config.get_text_config(), "_attn_implementation", None)
+    return [*sorted({str(parameter.dtype) for parameter in model.parameters()}), str(attention)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -14,10 +15,11 @@ from typing_extensions import override
 
 from lightning_neuralgate.data.prompts import prompts_loader
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.layers import find_hf_model
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.metrics.held_out import HeldOutRates
+from lightning_neuralgate.sharding import is_flattened
 from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 
 
@@ -76,6 +78,11 @@ class RefusalMetricsCallback(Callback):
         self.history: list[tuple[int, dict[str, float]]] = []
         self._measured_at: int | None = None
 
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # a checkpoint's state comes after this
+            self._measured_at, self.history = None, []
+
     @property
     @override
     def state_key(self) -> str:
@@ -91,8 +98,14 @@ class RefusalMetricsCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_flattened(trainer.strategy.model or pl_module):
+            raise UnsupportedSetupError(
+                "RefusalMetricsCallback cannot generate under FSDP1; use FSDP2 through ModelParallelStrategy, or 'ddp'"
+            )
         if self._measured_at is None:
             self._measure(trainer, pl_module)
+        else:
+            _tell(trainer, self.history[-1][1])
 
     @override
     def on_train_batch_end(
@@ -101,15 +114,14 @@ class RefusalMetricsCallback(Callback):
         every = self.every_n_steps
         # a manual optimization may take several steps in a batch
         if every and trainer.global_step // every > (self._measured_at or 0) // every:
-            values = self._measure(trainer, pl_module)
-            pl_module.log_dict(values, logger=False, batch_size=1)
+            self._measure(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._measured_at != trainer.global_step:
             self._measure(trainer, pl_module)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values: dict[str, float] = {}
         self.rates.to(pl_module.device)
         with _evaluating(pl_module), isolate_rng(), trainer.precision_plugin.forward_context():
@@ -120,7 +132,7 @@ class RefusalMetricsCallback(Callback):
         self.history.append((trainer.global_step, values))
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        return values
+        _tell(trainer, values)
 
     def _rates(
         self, trainer: Trainer, pl_module: LightningModule, split: str, records: Sequence[PrivacyRecord]
@@ -136,6 +148,10 @@ class RefusalMetricsCallback(Callback):
             told = answers_sharing_prefixes(model, tokenizer, batch, batch["record_id"], self.max_new_tokens)
             self.rates.update(told, batch)
         return {name: float(metric.compute()) for name, metric in self.rates.metrics.items()}
+
+
+def _tell(trainer: Trainer, values: Mapping[str, float]) -> None:
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
 
 @contextmanager

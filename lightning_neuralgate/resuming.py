@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_neuralgate.cache import written_whole
@@ -32,7 +36,7 @@ _DEPENDS_ON = (
 """Of the Trainer, what a result depends on."""
 
 
-class KeepProgress(Callback):
+class KeepProgress(Checkpoint):  # so that it comes last, when the others have acted
     """Keeps the newest checkpoint of a training in a folder, never half-written.
 
     Args:
@@ -60,7 +64,10 @@ class KeepProgress(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_if_due(trainer)
+        # a training that is over is not gone on with, and what is done at its end would not be done again
+        over = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not over:
+            self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         if trainer.global_step == self._step:  # gradients are being accumulated, which no checkpoint holds
@@ -105,9 +112,17 @@ def fit_resumably(
             hyperparameters, and the datamodule's `identity` if it has one.
         every_seconds: least time between two checkpoints; 0: after every optimizer step.
 
+    A run that is bounded by `max_steps` is not kept: Lightning, gone on with at the end of an epoch, would lose count.
+
     Raises:
-        ResumeError: the folder holds the progress of a run with other settings.
+        ResumeError: the folder holds the progress of a run with other settings; a hyperparameter is no plain value.
     """
+    if trainer.max_steps != -1:
+        rank_zero_warn("progress is not kept under max_steps; bound the run by max_epochs, and it can be gone on with")
+        trainer.fit(module, datamodule=datamodule)
+        return
+    for name, value in module.hparams.items():
+        _check_plain(name, value)
     whole = {
         **settings,
         **library_versions(),
@@ -116,6 +131,9 @@ def fit_resumably(
         "data": getattr(datamodule, "identity", {}),
     }
     same_run(folder, whole, write=trainer.is_global_zero)
+    if trainer.is_global_zero:
+        for draft in folder.glob(f"*{_DRAFT}"):
+            _remove(draft)
     found = _checkpoints(folder)
     trainer.callbacks.append(KeepProgress(folder, every_seconds))  # type: ignore[attr-defined]
     # checkpoints hold tensors and plain values, so nothing in them needs to be run
@@ -123,8 +141,12 @@ def fit_resumably(
 
 
 def forget_progress(folder: Path) -> None:
-    """Remove the progress of a run."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the progress of a run, at once as far as others can see."""
+    over = folder.with_name(f".{folder.name}.over")
+    shutil.rmtree(over, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, over)
+        shutil.rmtree(over, ignore_errors=True)
 
 
 def same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> None:
@@ -133,9 +155,13 @@ def same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> N
     Raises:
         ResumeError: naming the settings that differ.
     """
-    settings = json.loads(json.dumps(settings, default=str))
+    settings = json.loads(json.dumps(settings, default=lambda value: getattr(value, "__qualname__", str(value))))
     file = folder / RUN_NAME
     if not file.is_file():
+        if _checkpoints(folder):
+            raise ResumeError(
+                f"{folder} holds progress, but not of which run ({RUN_NAME} is missing); delete the folder"
+            )
         if write:
             with written_whole(file) as draft:
                 draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -152,6 +178,19 @@ def same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> N
             f"{folder} holds the progress of a run with other settings ({told}); start that one again to end it, or delete "
             "the folder to start anew"
         )
+
+
+def _check_plain(name: str, value: Any) -> None:
+    content = io.BytesIO()
+    try:
+        torch.save(value, content)
+        content.seek(0)
+        torch.load(content, weights_only=True)
+    except Exception as error:
+        raise ResumeError(
+            f"hyperparameter '{name}' is {value!r}, which no checkpoint gives back without running code; make it a plain "
+            "value, or leave it out of save_hyperparameters"
+        ) from error
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

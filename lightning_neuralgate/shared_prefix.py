@@ -55,6 +55,8 @@ class SharedPrefix:
 
     def _count(self, model: nn.Module, limit: Tensor) -> int:
         rows, ids = len(self.first), self.sequences["input_ids"]
+        if split_positions_problem(model, self.attention.shape[1], bool(self.rest)):
+            return 0
         if len(self.leading) == rows or any(len(value) % rows for value in self.rest.values()):
             return 0
 
@@ -98,3 +100,26 @@ class SharedPrefix:
         if any(cached.keys.shape[-2] != self.count for cached in cache.layers):
             raise ValueError("the model's cache does not keep the whole prefix")
         return cache
+
+
+def split_positions_problem(model: nn.Module, length: int, pictures: bool) -> str | None:
+    """Why a sequence of a model cannot be run in parts by counting its tokens; None if it can.
+
+    Args:
+        model: the Hugging Face model.
+        length: columns of the batch.
+        pictures: whether there is more than text.
+    """
+    config: Any = find_hf_model(model).config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if any(window and window < length for window in windows):
+        return f"attention reaches back {windows} tokens only, of {length}"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if pictures and "mrope_section" in rope:
+        return "positions follow the places in a picture"
+    known: int = (
+        rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None) or length
+    )
+    if rope.get("rope_type") in ("dynamic", "longrope") and length > known:
+        return f"positions depend on how long a text beyond {known} tokens is"
+    return None

@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer
 from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
-from lightning_neuralgate.shared_prefix import SharedPrefix
+from lightning_neuralgate.shared_prefix import SharedPrefix, split_positions_problem
 from lightning_neuralgate.split_attention import SplitAttention, SplitLayer
 
 
@@ -44,7 +44,7 @@ class UpperPass:
         real: (B, Q) bool, what `nll` runs, without padding.
 
     Raises:
-        ValueError: the model's cache is not a plain growing one, or its attention does not reach back far enough.
+        ValueError: the model's cache is not a plain growing one, or its positions or attention do not allow parts.
     """
 
     def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
@@ -69,9 +69,9 @@ class UpperPass:
         self._layers = find_decoder(model).layers
         config = find_hf_model(model).config.get_text_config()
         self._split = config._attn_implementation == "sdpa"
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        if any(window and window < mask.shape[1] for window in windows):
-            raise ValueError(f"attention reaches back {windows} tokens only, of {mask.shape[1]}")
+        problem = split_positions_problem(model, mask.shape[1], bool(prefix.rest))
+        if problem is not None:
+            raise ValueError(problem)
         with torch.no_grad():
             cache: Any = DynamicCache(config=config)
             if shared:

@@ -30,7 +30,7 @@ from lightning_neuralgate import (
     PrivacyPairDataModule,
     RefusalMetricsCallback,
 )
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gating import Scope
@@ -142,6 +142,7 @@ def main(
             draft.write_text(json.dumps({**measured, "seed": seed}, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(measured, indent=2))
         forget_progress(unfinished)
+        remove_drafts(out / "edited", out / "metrics.json")
 
 
 def make_strategy(name: str, devices: int) -> str | Strategy:

@@ -82,3 +82,8 @@ def test_the_figure_shows_the_shares() -> None:
     assert [bar.get_height() for bar in strong.patches] == [12.5, 62.5, 50.0]
     assert list(counts.lines[1].get_xdata()) == [25.0, 100.0]
     assert list(counts.lines[1].get_ydata()) == [37.5, 62.5]
+
+
+def test_the_figure_of_a_gate_in_which_nothing_is_active() -> None:
+    found = NeuralGate({"passport": {1: torch.zeros(4)}}, IDENTITY, {"passport": 2})
+    draw_search(found, 0.3, propose(found, 0.3)).canvas.draw()

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.evaluation import evaluate
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
@@ -83,6 +83,14 @@ def test_other_callbacks_can_watch_it(splits: RecordSplits) -> None:
     assert stop.stopped_epoch == 1
 
 
+def test_what_was_measured_last_can_be_watched(splits: RecordSplits) -> None:
+    callback = measured(splits, every_n_steps=3)
+    _, trainer = run(splits, callback)
+    assert {k: float(v) for k, v in trainer.callback_metrics.items()} == pytest.approx(callback.history[-1][1])
+    run(splits, callback, max_steps=2)
+    assert [step for step, _ in callback.history] == [0, 2], "another training is measured anew"
+
+
 def test_at_most_so_many_queries(splits: RecordSplits) -> None:
     callback = measured(splits, limit=3, every_n_steps=0)
     run(splits, callback)
@@ -93,7 +101,10 @@ def test_at_most_so_many_queries(splits: RecordSplits) -> None:
     assert int(callback.rates.answers.answer_rate_benign.total) == 3 - sensitive
 
 
-def test_refuses_nonsense(splits: RecordSplits) -> None:
+def test_refuses_nonsense(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_neuralgate.metrics_callback.is_flattened", lambda root: True)
+    with pytest.raises(UnsupportedSetupError, match="cannot generate under FSDP1"):
+        run(splits, measured(splits))
     with pytest.raises(DataFormatError, match="no held-out records to ask about in unseen"):
         RefusalMetricsCallback({"test": splits.test, "unseen": []}, tiny_processor())
     with pytest.raises(DataFormatError, match="no held-out records"):

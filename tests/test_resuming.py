@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lightning_neuralgate.callback import NeuralGateCallback
@@ -16,6 +17,7 @@ from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.errors import ResumeError
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
 from lightning_neuralgate.resuming import fit_resumably, forget_progress
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import datamodule, random_gate
@@ -102,6 +104,64 @@ def test_an_edit_may_be_broken_off_time_and_again(splits: RecordSplits, tmp_path
     assert not list((tmp_path / "broken").glob("*.draft"))
 
 
+def test_an_early_stop_stays_one(splits: RecordSplits, tmp_path: Path) -> None:
+    def stopped(folder: Path, kill: Kill) -> int:
+        module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), lr=0.0, max_new_tokens=2)
+        stop = EarlyStopping("val/eta", mode="max", patience=1)
+        trainer = Trainer(max_epochs=9, callbacks=[kill, stop], **QUIET)
+        fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=4), folder, {}, every_seconds=0)
+        return trainer.global_step
+
+    steps = stopped(tmp_path / "whole", Kill(-1))
+    assert steps == 4, "two batches an epoch, nothing gained in the second"
+    for after in range(steps):
+        with pytest.raises(Killed):
+            stopped(tmp_path / f"{after}", Kill(after))
+        assert stopped(tmp_path / f"{after}", Kill(-1)) == steps
+
+
+class KillAtTheEnd(Kill):
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        raise Killed
+
+
+def test_what_is_done_at_the_end_is_done_again(splits: RecordSplits, tmp_path: Path) -> None:
+    def measured(folder: Path, kill: Kill) -> tuple[list[int], set[str]]:
+        module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), max_new_tokens=2)
+        asked = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 4, max_new_tokens=2)
+        trainer = Trainer(max_epochs=2, callbacks=[kill, asked], **QUIET)
+        fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=3), folder, {}, every_seconds=0)
+        return [step for step, _ in asked.history], set(trainer.callback_metrics)
+
+    expected = measured(tmp_path / "whole", Kill(-1))
+    assert expected[0] == [0, 4, 6]
+    with pytest.raises(Killed):
+        measured(tmp_path / "broken", KillAtTheEnd(-1))
+    assert measured(tmp_path / "broken", Kill(-1)) == expected
+
+
+def test_a_run_bounded_by_steps_is_not_kept(splits: RecordSplits, tmp_path: Path) -> None:
+    options = {"max_steps": 2, "max_epochs": -1}
+    with pytest.warns(UserWarning, match="bound the run by max_epochs"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"}, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_hyperparameters_that_no_checkpoint_gives_back_are_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor())
+    module.hparams["where"] = Path("somewhere")
+    with pytest.raises(ResumeError, match=r"hyperparameter 'where' is .*; make it a plain value"):
+        fit_resumably(Trainer(max_epochs=1, **QUIET), module, datamodule(splits), tmp_path, {})
+
+
+def test_progress_of_nobody_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ResumeError, match="not of which run"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
+
+
 def test_a_half_written_checkpoint_is_not_gone_on_with(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         edit(splits, tmp_path / "broken", Kill(2), {"schedule": "minibatch"})
@@ -146,8 +206,11 @@ class Learnt(PrivacyLocatorModule):
 
 
 def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path) -> None:
-    def locate(folder: Path | None, stop: int = -1, **options: Any) -> Learnt:
-        locator = Learnt(tiny_llava(), [0, LAYER], max_steps=4, keep_in=folder, **options)
+    edited = tiny_llava()
+    find_decoder(edited).output_projection(LAYER).weight.data *= 2  # type: ignore[operator, union-attr]
+
+    def locate(folder: Path | None, stop: int = -1, model: Any = None, **options: Any) -> Learnt:
+        locator = Learnt(model or tiny_llava(), [0, LAYER], max_steps=4, keep_in=folder, **options)
         locator.left = stop
         Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(
             locator, datamodule=datamodule(splits, records_per_batch=1)
@@ -164,8 +227,9 @@ def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path
         for record, vectors in whole.vectors.items():
             assert all(torch.equal(again.vectors[record][layer], value) for layer, value in vectors.items())
     assert locate(tmp_path / "1").learnt == 0
-    assert locate(tmp_path / "1", alpha=2.0).learnt == len(splits.edit), "kept for other settings"
     file = next((tmp_path / "2").iterdir())
+    assert locate(tmp_path / "1", model=edited).learnt == len(splits.edit), "kept for another model of this identity"
+    assert locate(tmp_path / "1", alpha=2.0).learnt == len(splits.edit), "kept for other settings"
     file.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=rf"{file.name} holds no located records .*; delete it"):
         locate(tmp_path / "2")

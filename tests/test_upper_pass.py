@@ -16,6 +16,7 @@ from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.objective import batch_nll
+from lightning_neuralgate.shared_prefix import split_positions_problem
 from lightning_neuralgate.spans import last_position
 from lightning_neuralgate.split_attention import SplitAttention, SplitLayer
 from lightning_neuralgate.upper_pass import UpperPass
@@ -153,6 +154,23 @@ def test_a_window_over_the_prefix(window: int) -> None:
     with pytest.warns(UserWarning, match="does not hold for r, taking full passes"):
         locator._learn(batch)
     assert locator._reuse
+
+
+def test_positions_that_do_not_allow_parts(splits: RecordSplits) -> None:
+    assert split_positions_problem(tiny_llava(), 500, pictures=True) is None
+    qwen = TINY_FAMILIES["qwen2_vl"].build()
+    assert split_positions_problem(qwen, 20, pictures=False) is None
+    assert "places in a picture" in str(split_positions_problem(qwen, 20, pictures=True))
+    model = tiny_llava(layers=3)
+    batch = record_batch(splits)
+    length = batch["input_ids"].shape[1]
+    model.config.text_config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    for known, problem in ((length, None), (length - 1, f"beyond {length - 1} tokens")):
+        model.config.text_config.max_position_embeddings = known
+        found = split_positions_problem(model, length, pictures=True)
+        assert found is None if problem is None else problem in str(found)
+    with pytest.raises(ValueError, match="how long a text"):
+        UpperPass(model, batch, last_position(batch["subject_mask"]), [1])
 
 
 @pytest.mark.parametrize("grouped", [True, False])

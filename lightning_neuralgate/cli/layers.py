@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer, seed_everything
+from torch import nn
 
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config
 from lightning_neuralgate.cli.table import print_rates
@@ -18,6 +20,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import RecordSplits, records_checksum
 from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import Scope
 from lightning_neuralgate.identity import model_checksum
@@ -58,7 +61,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(
         PrivacyLocatorModule, "locator", skip={"model", "layers", "jointly", "keep_in"}, instantiate=False
     )
-    parser.add_class_arguments(PrivacyEditModule, "editor", skip={"model", "layers", "processor"}, instantiate=False)
+    parser.add_class_arguments(
+        PrivacyEditModule, "editor", skip={"model", "layers", "processor", "retention_weight"}, instantiate=False
+    )
 
 
 def run(options: Namespace) -> None:
@@ -66,6 +71,10 @@ def run(options: Namespace) -> None:
     seed_everything(options.seed, verbose=False)
     model, processor = options.model.load()
     splits = options.data.read()
+    if options.data.retention is not None:
+        raise DataFormatError("the search edits without a retention term; leave --data.retention out")
+    if options.compare and not splits.test:
+        raise DataFormatError("there is no test split to compare edits on; leave --compare out, or give test records")
     count = find_decoder(model).num_layers
     layers = sorted(search_range(count) if options.layers is None else options.layers)
     check_range(layers, count)
@@ -97,6 +106,7 @@ def run(options: Namespace) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"figure and tables: {options.out}")
     forget_progress(unfinished)
+    remove_drafts(*(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv")))
 
 
 def _print_shares(gate: NeuralGate, tau: float) -> None:
@@ -123,8 +133,8 @@ def _compare(
     for layer in layers:
         file = folder / f"layer-{layer}.json"
         if not file.is_file():
-            projection: Any = find_decoder(model).output_projection(layer)
-            base = projection.weight.detach().clone()
+            projection = find_decoder(model).output_projection(layer)
+            base = copy.deepcopy(projection.state_dict())
             editor = PrivacyEditModule(model, [layer], processor, **arguments)
             asked = RefusalMetricsCallback(tested, processor, every_n_steps=0, limit=options.limit)
             gated = NeuralGateCallback(gate, options.scope, options.tau, [layer])
@@ -137,12 +147,20 @@ def _compare(
                 seed=options.seed,
             )  # fmt: skip
             trainer.fit(editor, datamodule=data)
-            projection.weight.data.copy_(base)
+            _put_back(model, layer, projection, base)
             with written_whole(file) as draft:
                 draft.write_text(json.dumps(asked.history[-1][1]), encoding="utf-8")
         rates[str(layer)] = _nested(json.loads(file.read_text(encoding="utf-8")))
     print_rates({f"layer {layer}": by_split for layer, by_split in rates.items()}, title="Edits in one layer each")
     return rates
+
+
+def _put_back(model: Any, layer: int, projection: nn.Module, base: dict[str, Any]) -> None:
+    """Undo an edit: the module that was there, without an adapter, with the weights that it had."""
+    layout = find_decoder(model)
+    parent, _, name = layout.projection.rpartition(".")
+    setattr(layout.layer(layer).get_submodule(parent), name, projection)
+    projection.load_state_dict(base)
 
 
 def _trainer(options: Namespace, **more: Any) -> Trainer:

@@ -80,14 +80,16 @@ class ResumableLoader(DataLoader[Any]):
         rows: the rows.
         order: their order.
         again: makes a row that comes for the second time out of the row; None leaves it as it is.
-        options: arguments of `DataLoader`.
+        options: arguments of `DataLoader`; another `sampler` takes the place of the order, as Lightning asks for to
+            overfit.
     """
 
     def __init__(
         self, rows: Sequence[Row], order: RowOrder, again: Callable[[Row], Row] | None = None, **options: Any
     ) -> None:
-        super().__init__(_Rows(rows, again), sampler=order, **options)
-        self.order = order
+        options = {"sampler": order, **options, "dataset": _Rows(rows, again)}
+        super().__init__(**options)
+        self.rows, self.order, self.again = rows, order, again
         self._resumed: tuple[int, int] | None = None
         self._handed_out = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -9,13 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import SUBCOMMANDS, main
+from lightning_neuralgate.cli.layers import _put_back
 from lightning_neuralgate.data.spec import SUBJECTS_FOLDER
 from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.weight_files import WeightFiles
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
@@ -184,5 +189,24 @@ def test_layers(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
     assert [int(layer) for layer in told["edits"]] == told["candidates"]
     assert all(0 <= rates["test"]["eta"] <= 1 for rates in told["edits"].values())
     assert {path.name for path in out.iterdir()} == {"gate", "shares.csv", "activity.csv", "layers.png", "layers.json"}
+    again = [*common[:-1], str(tmp_path / "again")]
+    assert main(["layers", *again, "--compare", "true", "--data.retention", str(data / "retention.jsonl")]) == 1
+    assert "without a retention term" in capsys.readouterr().err
     assert main(["layers", *common, "--layers", "[7]"]) == 1
     assert "the model has layers 0 to 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_compared_edits_start_from_the_unedited_model(lora_rank: int) -> None:
+    model = tiny_llava()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    projection = find_decoder(model).output_projection(1)
+    base = copy.deepcopy(projection.state_dict())
+    editor = PrivacyEditModule(model, [1], lora_rank=lora_rank)
+    for parameter in editor.parameters():
+        if parameter.requires_grad:
+            parameter.data += 1
+    _put_back(model, 1, projection, base)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

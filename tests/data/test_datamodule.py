@@ -18,6 +18,7 @@ from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
 from lightning_neuralgate.generation import generate_answers
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.training import SomebodysModule, train
 
 
 def without_targets(splits: RecordSplits) -> RecordSplits:
@@ -124,6 +125,23 @@ def test_processes_share_without_counting_twice(splits: RecordSplits, view: str)
     again = [batch for share in shares for batch in share if not any(batch["counted"])]
     assert sorted(map(content, counted)) == sorted(map(content, alone))
     assert len(counted) + len(again) == 3 * len(shares[0])
+
+
+def test_lightning_can_overfit_it(splits: RecordSplits) -> None:
+    class Seen(SomebodysModule):
+        def __init__(self) -> None:
+            super().__init__(tiny_llava())
+            self.seen: list[str] = []
+
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+            self.seen.append(str(batch["input_ids"].tolist()))
+            return super().training_step(batch, batch_idx)
+
+    module = Seen()
+    data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=2)
+    train(module, data, max_steps=-1, max_epochs=3, overfit_batches=2)
+    assert len(module.seen) == 6
+    assert module.seen[:2] == module.seen[2:4] == module.seen[4:]
 
 
 def test_refuses_leaks_and_nonsense(splits: RecordSplits) -> None:
