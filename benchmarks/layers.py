@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.geometries import load_geometry
-from benchmarks.locate import batches, floor_flops, learn
+from benchmarks.locate import batches, floor_flops, further, learn
 from benchmarks.side_by_side import Cost, matmul_rate, measured, parser, tell
 from lightning_neuralgate.locator import PrivacyLocatorModule
 
@@ -54,9 +54,7 @@ def main() -> None:
             cost, expected = learn(model, [layer], batch, args.plain_steps, False)
             cost.seconds *= args.steps / args.plain_steps * len(layers) / len(ends)
             plain = _more(plain, cost)
-            for record, vectors in expected.items():
-                off = max(off, float((found[record][layer] - vectors[layer]).abs().max()))
-                flips += int(((found[record][layer] < 0) != (vectors[layer] < 0)).sum())
+            off, flips = further(off, flips, found, expected)
     results = {
         "seconds_plain": plain.seconds,
         "seconds_fast": fast.seconds,

@@ -65,6 +65,17 @@ def learn(
     return cost, vectors
 
 
+def further(
+    off: float, flips: int, found: Mapping[str, Mapping[int, Tensor]], expected: Mapping[str, Mapping[int, Tensor]]
+) -> tuple[float, int]:
+    """The largest difference of vectors, and the number of activities that differ, with those of more records."""
+    for record, vectors in expected.items():
+        for layer, vector in vectors.items():
+            off = max(off, float((found[record][layer] - vector).abs().max()))
+            flips += int(((found[record][layer] < 0) != (vector < 0)).sum())
+    return off, flips
+
+
 def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) -> float:
     """Products with weights that the method needs for a batch of records."""
     decoder = find_decoder(model).layers
@@ -111,10 +122,7 @@ def main() -> None:
         cost, expected = learn(model, [args.layer], batch, args.plain_steps, False)
         seconds = cost.seconds * args.steps / args.plain_steps
         plain = Cost(plain.seconds + seconds, max(plain.peak_memory, cost.peak_memory))
-        for record, vectors in expected.items():
-            for layer, vector in vectors.items():
-                off = max(off, float((found[record][layer] - vector).abs().max()))
-                flips += int(((found[record][layer] < 0) != (vector < 0)).sum())
+        off, flips = further(off, flips, found, expected)
     results = {
         "seconds_plain": plain.seconds,
         "seconds_fast": fast.seconds,
