@@ -151,7 +151,7 @@ def draw_search(gate: NeuralGate, tau: float, proposal: LayerProposal) -> Figure
         right.plot(layers, each, "o", color="0.2", markersize=2.5, alpha=0.6)
     right.set_xticks(layers)
     right.set(xlabel="layer", ylabel=f"strongly active neurons (%), tau {tau:g}")
-    right.set_title(f"centre: layer {proposal.centre}; dots are subjects", fontsize=9, loc="left")
+    right.set_title(f"centre: layer {proposal.centre}; blue: candidates; dots: subjects", fontsize=9, loc="left")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
