@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
 import resource
 import time
@@ -22,7 +25,7 @@ _PEAK_RESET = Path("/proc/self/clear_refs")
 
 @dataclass
 class Cost:
-    """What something took: seconds, and bytes at its peak."""
+    """What something took: seconds, and bytes at its peak, beyond what was there before."""
 
     seconds: float = 0.0
     peak_memory: int = 0
@@ -32,12 +35,13 @@ class Cost:
 def measured() -> Iterator[Cost]:
     """Time a block and find its peak memory, of the device or of this process."""
     cost = Cost()
-    forget_peak()
     _finish()
+    forget_peak()
+    before = peak_memory()
     start = time.perf_counter()
     yield cost
     _finish()
-    cost.seconds, cost.peak_memory = time.perf_counter() - start, peak_memory()
+    cost.seconds, cost.peak_memory = time.perf_counter() - start, max(1, peak_memory() - before)
 
 
 def _finish() -> None:
@@ -47,9 +51,13 @@ def _finish() -> None:
 
 def forget_peak() -> None:
     """Let the peak start anew: loading a model takes more memory than training one of its layers."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif _PEAK_RESET.exists():
+        # what the allocator keeps for later would count as being there
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         _PEAK_RESET.write_text("5")
 
 

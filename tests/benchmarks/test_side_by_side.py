@@ -1,0 +1,42 @@
+"""The benchmarks on a tiny checkpoint: both sides run, agree, and leave the promised keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+KEYS = {"seconds_plain", "seconds_fast", "ratio", "agree", "peak_memory_ratio", "floor_share"}
+OPTIONS = {
+    "locate": "--layer 1 --records 3 --together 2 --steps 3",
+    "layers": "--first 0 --layers 2 --steps 3",
+    "eval": "--records 3 --batch-size 5 --max-new-tokens 4",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    tiny_llava().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_fast_and_plain_agree(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = tmp_path / "results.json"
+    words = [name, "--model", str(checkpoint), "--json", str(file), *OPTIONS[name].split()]
+    monkeypatch.setattr(sys, "argv", words)
+    import_module(f"benchmarks.{name}").main()
+    told = json.loads(file.read_text(encoding="utf-8"))
+    assert told.keys() >= KEYS
+    assert told["agree"] is True
+    assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
+    assert "| ratio |" in capsys.readouterr().out
