@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int = 8,
     sampling: Mapping[str, Any] | None = None,
     judge: Judge | None = None,
+    share_prefixes: bool = True,
 ) -> list[Answer]:
     """Answers of a model to all queries of some splits, each judged.
 
@@ -45,6 +46,7 @@ def evaluate(
         batch_size: queries answered at once.
         sampling: arguments of `generate`; greedy when left out.
         judge: a second judge of refusals, asked once for all answers; none when left out.
+        share_prefixes: run what queries about one picture begin with once for all of them.
 
     Raises:
         DataFormatError: a true value or synonym without letters and digits, or a judge that does not give one verdict,
@@ -63,7 +65,14 @@ def evaluate(
         except DataFormatError as error:  # now, not after an hour of answering
             raise DataFormatError(f"record '{record.record_id}', query '{row.query}': {error}") from error
     told = answer_rows(
-        model, processor, [row for *_, row in asked], max_new_tokens, batch_size, sampling, f"answers, {name}"
+        model,
+        processor,
+        [row for *_, row in asked],
+        max_new_tokens,
+        batch_size,
+        sampling,
+        f"answers, {name}",
+        share_prefixes,
     )
     verdicts = _verdicts(judge, [row.query for *_, row in asked], told)
     answers = []

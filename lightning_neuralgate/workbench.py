@@ -226,6 +226,7 @@ class Workbench:
                 name,
                 batch_size=_ANSWERED_AT_ONCE,
                 judge=self.judge,
+                share_prefixes=not low,  # in half precision answers hinge on their company, and docs/ has these figures
             )
 
     def _loggers(self, stage: str) -> list[Any]:

@@ -55,6 +55,14 @@ def test_any_number_of_rows_in_any_order(splits: RecordSplits) -> None:
         assert answer_rows(model, tiny_processor(), mixed, 6, size) == plain(model, mixed)
 
 
+def test_sharing_can_be_turned_off(splits: RecordSplits) -> None:
+    model, rows = tiny_llava(), asked(splits)
+    pictures: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    answer_rows(model, tiny_processor(), rows, 2, 8, share_prefixes=False)
+    assert pictures == [8]
+
+
 def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits) -> None:
     model, rows = tiny_llava(), asked(splits)
     expected = plain(model, rows)

@@ -29,14 +29,19 @@ def answer_rows(
     batch_size: int = 8,
     sampling: Mapping[str, Any] | None = None,
     progress: str | None = None,
+    share_prefixes: bool = True,
 ) -> list[str]:
     """Answers to any number of rows, in their order, with a progress bar named `progress`.
 
-    Rows about one picture are answered together, so that it is looked at once.
+    Rows about one picture are answered together, so that it is looked at once, unless `share_prefixes` is off. In float32 the
+    answers are the same; in half precision a close call may go the other way in other company.
     """
     collate = PrivacyPairCollator(processor, "left")
     pictures = {picture: number for number, picture in enumerate(dict.fromkeys(row.image for row in rows))}
-    order = sorted(range(len(rows)), key=lambda index: (pictures[rows[index].image], len(rows[index].query)))
+    order = sorted(
+        range(len(rows)),
+        key=lambda index: (share_prefixes and pictures[rows[index].image], len(rows[index].query)),
+    )
     answers = [""] * len(rows)
     training = model.training
     model.eval()
@@ -45,7 +50,8 @@ def answer_rows(
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 batch = collate([rows[index] for index in chosen])
-                shown = [rows[index].image for index in chosen]
+                # a name of its own for each row lets none share
+                shown = [rows[index].image if share_prefixes else index for index in chosen]
                 told = answers_sharing_prefixes(model, collate.tokenizer, batch, shown, max_new_tokens, sampling)
                 for index, answer in zip(chosen, told, strict=True):
                     answers[index] = answer
