@@ -26,7 +26,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from benchmarks.side_by_side import forget_peak, peak_memory
+from benchmarks.side_by_side import finish, forget_peak, peak_memory
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.closed_rows import ClosedRows
@@ -70,11 +70,11 @@ class Stopwatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pair, second = divmod(batch_idx, 2)
         self.gate.gated = (pair + second) % 2 == 0
-        _finished()
+        finish()
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        _finished()
+        finish()
         self.steps.append((self.gate.gated, time.perf_counter() - self.start))
 
     def pairs(self) -> Iterator[tuple[float, float]]:
@@ -82,11 +82,6 @@ class Stopwatch(Callback):
         for first, second in zip(self.steps[2 * WARM_UP :: 2], self.steps[2 * WARM_UP + 1 :: 2], strict=True):
             seconds = dict([first, second])
             yield seconds[False], seconds[True]
-
-
-def _finished() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def fit(model_name: str, layer: int, scope: Any, pairs: int, arm: str, logged: bool = False) -> Stopwatch:

@@ -13,10 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
-from benchmarks.geometries import load_geometry
-from benchmarks.side_by_side import matmul_rate, measured, parser, tell
+from benchmarks.side_by_side import compare, matmul_rate, measured, opened, parser
 from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.prompts import question_rows
@@ -45,10 +42,7 @@ def main() -> None:
     made.add_argument("--records", type=int, default=12)
     made.add_argument("--batch-size", type=int, default=24)
     made.add_argument("--max-new-tokens", type=int, default=20)
-    args = made.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model, processor = load_geometry(args.geometry, args.model)
+    args, model, processor = opened(made)
     rate = matmul_rate(model.device, model.dtype)
     with TemporaryDirectory() as folder:
         rows = queries(Path(folder), args.records)
@@ -58,21 +52,8 @@ def main() -> None:
         with measured() as plain:
             expected = answer_rows(model, processor, rows, args.max_new_tokens, 1)
         floor = floor_flops(model, processor, rows, found) / rate
-    results = {
-        "seconds_plain": plain.seconds,
-        "seconds_fast": fast.seconds,
-        "ratio": plain.seconds / fast.seconds,
-        "agree": found == expected,
-        "different": sum(one != other for one, other in zip(found, expected, strict=True)),
-        "peak_memory_ratio": fast.peak_memory / plain.peak_memory,
-        "floor_share": floor / fast.seconds,
-        "queries": len(rows),
-        "batch_size": args.batch_size,
-        "geometry": args.geometry,
-        "model": args.model,
-        "threads": torch.get_num_threads(),
-    }
-    tell(results, args.json)
+    different = sum(one != other for one, other in zip(found, expected, strict=True))
+    compare(args, plain, fast, different == 0, floor, different=different, queries=len(rows))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from benchmarks.geometries import load_geometry
-from benchmarks.locate import batches, floor_flops, further, learn
-from benchmarks.side_by_side import Cost, matmul_rate, measured, parser, tell
+from benchmarks.locate import agreed, batches, floor_flops, further, learn
+from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
 from lightning_neuralgate.locator import PrivacyLocatorModule
 
 
@@ -27,13 +24,9 @@ def main() -> None:
     made.add_argument("--records", type=int, default=1)
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--plain-steps", type=int, default=2)
-    args = made.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args, model, processor = opened(made)
     layers = list(range(args.first, args.first + args.layers))
     ends = [layers[0], layers[-1]]
-    model, processor = load_geometry(args.geometry, args.model)
-    model.requires_grad_(False)
     records = batches(processor, args.records, 1)
     rate = matmul_rate(model.device, model.dtype)
     learn(model, ends, records[0], 1, True)  # the first pass of all pays for what is set up
@@ -42,7 +35,7 @@ def main() -> None:
     handles = [part.register_forward_hook(lambda *_: passes.append(1)) for part in towers[:1]]
     fast, plain, floor, off, flips = Cost(), Cost(), 0.0, 0.0, 0
     for batch in records:
-        fast = _more(fast, searched(model, layers, batch, args.steps))
+        fast += searched(model, layers, batch, args.steps)
     prefix_passes = len(passes) / len(records)
     for handle in handles:
         handle.remove()
@@ -53,26 +46,11 @@ def main() -> None:
             _, found = learn(model, [layer], batch, args.plain_steps, True)
             cost, expected = learn(model, [layer], batch, args.plain_steps, False)
             cost.seconds *= args.steps / args.plain_steps * len(layers) / len(ends)
-            plain = _more(plain, cost)
+            plain += cost
             off, flips = further(off, flips, found, expected)
-    results = {
-        "seconds_plain": plain.seconds,
-        "seconds_fast": fast.seconds,
-        "ratio": plain.seconds / fast.seconds,
-        "agree": off <= 1e-4 and not flips,
-        "largest_difference": off,
-        "peak_memory_ratio": fast.peak_memory / plain.peak_memory,
-        "floor_share": floor / rate / fast.seconds,
-        "prefix_passes": prefix_passes,
-        "layers": layers,
-        "records": args.records,
-        "steps": args.steps,
-        "plain_steps": args.plain_steps,
-        "geometry": args.geometry,
-        "model": args.model,
-        "threads": torch.get_num_threads(),
-    }
-    tell(results, args.json)
+    args.layers = layers
+    told = {"largest_difference": off, "prefix_passes": prefix_passes}
+    compare(args, plain, fast, agreed(off, flips), floor / rate, **told)
 
 
 def searched(model: Any, layers: list[int], batch: dict[str, Any], steps: int) -> Cost:
@@ -82,10 +60,6 @@ def searched(model: Any, layers: list[int], batch: dict[str, Any], steps: int) -
     with measured() as cost:
         locator._learn(batch)
     return cost
-
-
-def _more(one: Cost, other: Cost) -> Cost:
-    return Cost(one.seconds + other.seconds, max(one.peak_memory, other.peak_memory))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.callback import told
-from benchmarks.geometries import load_geometry
-from benchmarks.side_by_side import Cost, matmul_rate, measured, parser, tell
+from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows
 from lightning_neuralgate.data.rendered import render_splits
@@ -76,6 +74,11 @@ def further(
     return off, flips
 
 
+def agreed(off: float, flips: int) -> bool:
+    """Whether vectors that differ by so much, with so many other activities, are the same."""
+    return off <= 1e-4 and not flips
+
+
 def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) -> float:
     """Products with weights that the method needs for a batch of records."""
     decoder = find_decoder(model).layers
@@ -102,11 +105,7 @@ def main() -> None:
     made.add_argument("--together", type=int, default=4, help="records that the fast side learns side by side")
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--plain-steps", type=int, default=2)
-    args = made.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model, processor = load_geometry(args.geometry, args.model)
-    model.requires_grad_(False)
+    args, model, processor = opened(made)
     alone, joined = (batches(processor, args.records, count) for count in (1, args.together))
     rate = matmul_rate(model.device, model.dtype)
     learn(model, [args.layer], alone[0], 1, True)  # the first pass of all pays for what is set up
@@ -114,34 +113,17 @@ def main() -> None:
     found: dict[str, dict[int, Tensor]] = {}
     for batch in joined:
         cost, _ = learn(model, [args.layer], batch, args.steps, True)
-        fast = Cost(fast.seconds + cost.seconds, max(fast.peak_memory, cost.peak_memory))
+        fast += cost
         floor += floor_flops(model, args.layer, batch, args.steps) / rate
         found |= learn(model, [args.layer], batch, args.plain_steps, True)[1]
     off, flips = 0.0, 0
     for batch in alone:
         cost, expected = learn(model, [args.layer], batch, args.plain_steps, False)
-        seconds = cost.seconds * args.steps / args.plain_steps
-        plain = Cost(plain.seconds + seconds, max(plain.peak_memory, cost.peak_memory))
+        cost.seconds *= args.steps / args.plain_steps
+        plain += cost
         off, flips = further(off, flips, found, expected)
-    results = {
-        "seconds_plain": plain.seconds,
-        "seconds_fast": fast.seconds,
-        "ratio": plain.seconds / fast.seconds,
-        "agree": off <= 1e-4 and not flips,
-        "largest_difference": off,
-        "peak_memory_ratio": fast.peak_memory / plain.peak_memory,
-        "floor_share": floor / fast.seconds,
-        "records": args.records,
-        "steps": args.steps,
-        "plain_steps": args.plain_steps,
-        "together": args.together,
-        "tokens": alone[0]["input_ids"].shape[1],
-        "geometry": args.geometry,
-        "model": args.model,
-        "layer": args.layer,
-        "threads": torch.get_num_threads(),
-    }
-    tell(results, args.json)
+    tokens = alone[0]["input_ids"].shape[1]
+    compare(args, plain, fast, agreed(off, flips), floor, largest_difference=off, tokens=tokens)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.geometries import load_geometry
 from lightning_neuralgate.cache import written_whole
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
@@ -30,21 +31,26 @@ class Cost:
     seconds: float = 0.0
     peak_memory: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        """Of one after the other."""
+        return Cost(self.seconds + other.seconds, max(self.peak_memory, other.peak_memory))
+
 
 @contextmanager
 def measured() -> Iterator[Cost]:
     """Time a block and find its peak memory, of the device or of this process."""
     cost = Cost()
-    _finish()
+    finish()
     forget_peak()
     before = peak_memory()
     start = time.perf_counter()
     yield cost
-    _finish()
+    finish()
     cost.seconds, cost.peak_memory = time.perf_counter() - start, max(1, peak_memory() - before)
 
 
-def _finish() -> None:
+def finish() -> None:
+    """Wait for what a device still has to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -91,6 +97,31 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, help="of this process; all cores when left out")
     made.add_argument("--json", type=Path)
     return made
+
+
+def opened(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, Any, Any]:
+    """The options of the command line, and the model and processor that they ask for."""
+    args = made.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, processor = load_geometry(args.geometry, args.model)
+    return args, model.requires_grad_(False), processor
+
+
+def compare(args: argparse.Namespace, plain: Cost, fast: Cost, agree: bool, floor_seconds: float, **more: Any) -> None:
+    """Print and write what both sides cost, whether they agree, and the options."""
+    results = {
+        "seconds_plain": plain.seconds,
+        "seconds_fast": fast.seconds,
+        "ratio": plain.seconds / fast.seconds,
+        "agree": agree,
+        "peak_memory_ratio": fast.peak_memory / plain.peak_memory,
+        "floor_share": floor_seconds / fast.seconds,
+        **more,
+        **{name: value for name, value in vars(args).items() if name != "json"},
+        "threads": torch.get_num_threads(),
+    }
+    tell(results, args.json)
 
 
 def tell(results: Mapping[str, Any], file: Path | None) -> None:

@@ -39,6 +39,7 @@ from lightning_neuralgate.sharding import (
     refuse_strategies,
     shard,
 )
+from lightning_neuralgate.shared_prefix import NOT_ALLOWED, is_out_of_memory
 from lightning_neuralgate.spans import last_position
 from lightning_neuralgate.upper_pass import UpperPass
 from lightning_neuralgate.versions import library_versions
@@ -276,8 +277,8 @@ class PrivacyLocatorModule(LightningModule):
                 self._reuse = everywhere(agrees, expected.device) if together else agrees
                 reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
             upper = UpperPass(self.model, batch, positions, self.layers) if self._reuse else None
-        except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-            if together or isinstance(error, torch.cuda.OutOfMemoryError):
+        except NOT_ALLOWED as error:
+            if together or is_out_of_memory(error):
                 raise
             reason = repr(error)
             if self._reuse:  # it has held for others; a record may be too long for a window

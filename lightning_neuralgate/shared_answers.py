@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_neuralgate.generation import decoded_answers, generate_answers, generation_options, model_inputs
 from lightning_neuralgate.objective import last_logits
 from lightning_neuralgate.sharding import is_sharded
-from lightning_neuralgate.shared_prefix import SharedPrefix
+from lightning_neuralgate.shared_prefix import NOT_ALLOWED, SharedPrefix, is_out_of_memory
 
 _WORTH_IT = 16
 """Fewer tokens are not worth a pass of their own."""
@@ -85,8 +85,8 @@ def _holds(model: Any, batch: Mapping[str, Any], prefix: SharedPrefix) -> bool:
             off = float((found.gather(1, likely.indices) - likely.values).abs().max())
             reason = f"log probabilities that differ by {off:.2g}"
             _HOLDS[model] = off < tolerance
-        except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
+        except NOT_ALLOWED as error:
+            if is_out_of_memory(error):
                 raise
             _HOLDS[model], reason = False, repr(error)
         if not _HOLDS[model]:

@@ -17,6 +17,14 @@ from lightning_neuralgate.generation import model_inputs
 from lightning_neuralgate.layers import find_hf_model
 from lightning_neuralgate.objective import last_logits
 
+NOT_ALLOWED = (TypeError, ValueError, AttributeError, RuntimeError)
+"""What comes of a model whose code does not go together with a pass in parts; the plain way is taken then."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says nothing of the model, but that a pass did not fit."""
+    return isinstance(error, torch.cuda.OutOfMemoryError)
+
 
 class SharedPrefix:
     """How many tokens the rows of each group begin with, and one row of each group that stands for it.

@@ -58,7 +58,7 @@ class SplitAttention(TorchFunctionMode):
         layers: the cache's layers.
 
     Raises:
-        NotImplementedError: attention in a form that has no parts here.
+        ValueError: attention with dropout, without a mask of the whole, or with a mask of its own for each head.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -89,7 +89,7 @@ def _attend(
 ) -> Tensor:
     """Attention of `query`, (B, Hq, Q, d), to the layer's prefix and to `key` and `value`, (B, Hq or H, Q, d)."""
     if is_causal or dropout_p:
-        raise NotImplementedError("split attention with dropout or without a mask of the whole")
+        raise ValueError("attention with dropout or without a mask of the whole does not fall into parts")
     rows, heads, count, size = query.shape
     groups = layer.own[0].shape[1]
     # query heads that share their keys become rows of one product
@@ -109,7 +109,7 @@ def _attend(
     def masked(scores: Tensor, mask: Tensor) -> Tensor:
         mask = mask.unsqueeze(2)
         if mask.shape[1] not in (1, groups):
-            raise NotImplementedError("a mask of its own for each head")
+            raise ValueError("a mask of its own for each head does not fall into parts")
         of_heads = scores.unflatten(2, (heads // groups, count))
         of_heads = of_heads.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else of_heads + mask
         return of_heads.flatten(2, 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_neuralgate.data.records import RecordSplits
-from tests.helpers.tiny_llava import tiny_splits
+from tests.helpers.tiny_llava import save_tiny_llava, tiny_splits
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +24,11 @@ def _one_thread() -> None:
 @pytest.fixture
 def splits(tmp_path: Path) -> RecordSplits:
     return tiny_splits(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random LLaVA and its processor."""
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    save_tiny_llava(folder)
+    return folder

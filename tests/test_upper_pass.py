@@ -221,7 +221,7 @@ def test_split_attention_refuses_what_it_cannot_do() -> None:
     tokens = torch.zeros(1, 1, 1, 4)
     with SplitAttention([layer]):
         layer.update(tokens, tokens)
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(ValueError, match="does not fall into parts"):
             F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
 
 

@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-
 KEYS = {"seconds_plain", "seconds_fast", "ratio", "agree", "peak_memory_ratio", "floor_share"}
 OPTIONS = {
     "locate": "--layer 1 --records 3 --together 2 --steps 3",
     "layers": "--first 0 --layers 2 --steps 3",
     "eval": "--records 3 --batch-size 5 --max-new-tokens 4",
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-llava")
-    tiny_llava().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("name", OPTIONS)

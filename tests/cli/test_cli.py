@@ -22,15 +22,7 @@ from lightning_neuralgate.delta import EditDelta
 from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.weight_files import WeightFiles
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-llava")
-    tiny_llava().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+from tests.helpers.tiny_llava import tiny_llava
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,12 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:
     return model
 
 
+def save_tiny_llava(folder: Path) -> None:
+    """Write the model and its processor as a Hugging Face folder."""
+    tiny_llava().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+
+
 def tiny_splits(folder: Path, subjects: tuple[str, ...] = ("passport", "receipt"), records: int = 2) -> RecordSplits:
     """Edit, test and unseen-subject records with plain coloured pictures and ready benign targets."""
     splits = RecordSplits([], [], [], [])

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lightning_neuralgate.cli import main
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.tiny_llava import save_tiny_llava
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -106,8 +106,7 @@ def try_out(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place, wanted, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    tiny_llava().save_pretrained(place / "model")
-    tiny_processor().save_pretrained(place / "model")
+    save_tiny_llava(place / "model")
     sizes = "--edit_records 2 --test_records 1 --edit_pairs 2 --test_pairs 1"
     assert main(["render", "--out", str(place / "data"), "--seed", "3", *sizes.split()]) == 0
     print(json.dumps(try_out(place, wanted, random.Random(seed))))

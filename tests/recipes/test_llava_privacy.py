@@ -14,7 +14,7 @@ from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.data.rendered import render_splits
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.tiny_llava import tiny_llava
 
 RECIPE = ROOT / "recipes" / "llava_privacy.py"
 WEIGHT = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -33,10 +33,8 @@ def test_the_yaml_holds_the_papers_settings() -> None:
     assert {name: settings[name] for name in expected} == expected
 
 
-def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
-    checkpoint, data = tmp_path / "tiny-llava", tmp_path / "data"
-    tiny_llava().save_pretrained(checkpoint)
-    tiny_processor().save_pretrained(checkpoint)
+def test_one_device_ddp_and_fsdp(checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
     render_splits(data, seed=0, edit_records=2, test_records=1, edit_pairs=1, test_pairs=1)
     options = {
         "--config": "recipes/llava_privacy.yaml", "--data.files": "[]", "--data.image_root": "null",
