@@ -139,7 +139,7 @@ def draw_search(gate: NeuralGate, tau: float, proposal: LayerProposal) -> Figure
             marker="o", markersize=3, linewidth=1.2, color=shades(number), label=f"layer {layer}",
         )  # fmt: skip
     left.axvline(100 * tau, color="0.35", linewidth=1, linestyle=(0, (4, 3)))
-    left.set(xlabel="active in this share of the records (%)", ylabel="neurons (%)")
+    left.set(xlabel="active in this share of the records (%)", ylabel="neurons (%)", xlim=(0, 103))
     if any(share > 0 for layer in layers for share in active_counts(gate, layer)):
         left.set_yscale("log")
     left.legend(fontsize=7, ncols=2, frameon=False)

@@ -100,8 +100,9 @@ def run(options: Namespace) -> None:
     print(f"centre: layer {proposal.centre}; candidates: {', '.join(map(str, proposal.candidates))}")
     if options.compare:
         results["edits"] = _compare(options, model, processor, splits, gate, proposal.candidates)
-        best = max(results["edits"], key=lambda layer: results["edits"][layer]["test"]["eta"])
-        print(f"largest EtA on test: layer {best}")
+        reached = {layer: rates["test"]["eta"] for layer, rates in results["edits"].items()}
+        best = [layer for layer, eta in reached.items() if eta == max(reached.values())]
+        print(f"largest EtA on test: layer {', '.join(best)}" + (" (equal)" if len(best) > 1 else ""))
     with written_whole(options.out / "layers.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"figure and tables: {options.out}")
