@@ -21,6 +21,7 @@ from lightning_neuralgate.figures import log_figure
 from lightning_neuralgate.gate import NeuralGate, subject_key
 from lightning_neuralgate.gating import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
 from lightning_neuralgate.layers import find_decoder, find_hf_model
+from lightning_neuralgate.segments import running_segment
 from lightning_neuralgate.sharding import UNTRIED_STRATEGIES, hides_parameters, is_flattened, refuse_strategies, reshard
 from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
@@ -146,6 +147,11 @@ class NeuralGateCallback(Callback):
     def state_key(self) -> str:
         return self._generate_state_key(scope=self.scope, tau=self.tau, layers=self.layers, soft=self.soft)
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether a batch may be run in parts: where the subjects stand has to be said of the batch as a whole."""
+        return type(self._find) is SubjectsInBatch and self._find.is_default and self._in_text is None
+
     @override
     def state_dict(self) -> dict[str, Any]:
         return {"gate": self.gate.fingerprint, "rows": self._changed.beginning}
@@ -241,10 +247,14 @@ class NeuralGateCallback(Callback):
                     f"{type(self).__name__} finds the Hugging Face model, so call that model as a whole, with input_ids; or "
                     "say where the subjects stand with find_subjects"
                 )
-            if output.shape[:-1] != batch.positions.shape:
+            segment = running_segment()
+            positions, openness = batch.positions, batch.openness(gates)
+            if segment is not None:
+                positions, openness = segment.of(positions), openness[segment.rows]
+            if output.shape[:-1] != positions.shape:
                 raise UnsupportedSetupError(
                     f"the gated layer saw {tuple(output.shape[:-1])} tokens, but the mask of the subjects is "
-                    f"{tuple(batch.positions.shape)}; give the mask for the image-expanded sequence and run the model "
+                    f"{tuple(positions.shape)}; give the mask for the image-expanded sequence and run the model "
                     "on the whole batch at once"
                 )
             if self._forwards > 1 and torch._C._current_graph_task_id() != -1:
@@ -253,11 +263,12 @@ class NeuralGateCallback(Callback):
                     "with activation checkpointing, call backward after each forward pass, or make one batch of them"
                 )
             self._applied.add(name)
-            openness = batch.openness(gates)
             for rows in self._closed.values():
                 rows.saw(name, openness)
             meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
-            return place.gate(args[0], output, batch.positions, openness, meter)
+            if meter is not None and (segment is None or segment.first):
+                meter.begin()
+            return place.gate(args[0], output, positions, openness, meter)
 
         hook.is_gate = True  # type: ignore[attr-defined]
         return hook

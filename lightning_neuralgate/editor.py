@@ -9,17 +9,20 @@ The gate is not in here: add `NeuralGateCallback` to the Trainer for a gated edi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.edit_pass import EditPass
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.lora import add_lora, merged_lora
@@ -29,11 +32,13 @@ from lightning_neuralgate.sharding import (
     UNTRIED_STRATEGIES,
     everywhere,
     full_state_dict,
+    is_sharded,
     is_sharded_state,
     refuse_strategies,
     shard,
 )
 from lightning_neuralgate.shared_answers import answers_sharing_prefixes
+from lightning_neuralgate.shared_prefix import NOT_ALLOWED, is_out_of_memory
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
@@ -82,6 +87,9 @@ class PrivacyEditModule(LightningModule):
         steps_per_pair: schedule `paper` only.
         stop_loss: schedule `paper` only.
         max_new_tokens: length of answers in validation.
+        share_prefixes: run what the rows of a record begin with (system prompt, picture) once for all of them (`EditPass`).
+            The gradient is the same but for its rounding. Whole rows are run, with a warning, where the first batch shows
+            that a model does not allow it; also under sharding, and with a `NeuralGateCallback` that finds subjects itself.
         lora_rank: train a LoRA of this rank on the projections, put into the model in place, instead of their whole
             weights; the model may then be loaded in half precision. 0: whole weights.
 
@@ -107,6 +115,7 @@ class PrivacyEditModule(LightningModule):
         stop_loss: float = 1e-3,
         max_new_tokens: int = 16,
         lora_rank: int = 0,
+        share_prefixes: bool = True,
     ) -> None:
         super().__init__()
         if schedule not in _DEFAULTS:
@@ -129,6 +138,7 @@ class PrivacyEditModule(LightningModule):
             for layer in layers:
                 layout.output_projection(layer).requires_grad_(True)
         self.rates = HeldOutRates()
+        self._shares: bool | None = None if share_prefixes else False
 
     @override
     def configure_model(self) -> None:
@@ -150,12 +160,60 @@ class PrivacyEditModule(LightningModule):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The edit's loss of a batch, a scalar; its terms are logged."""
-        means = mean_by_role(batch_nll(self.model, batch), batch["role"])
+        return self._told(self._row_losses(batch)(), batch["role"])
+
+    def _told(self, rows: Tensor, roles: Sequence[str]) -> Tensor:
+        """The loss of rows with these NLLs, (B,)."""
+        means = mean_by_role(rows, roles)
         weights = {"sensitive": 1.0, "benign": self.hparams["alpha"], "retention": self.hparams["retention_weight"]}
         total = torch.stack([weights[role] * mean for role, mean in means.items()]).sum()
         terms = {f"train/loss_{role}": mean.detach() for role, mean in means.items()}
-        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=True, batch_size=len(batch["role"]))
+        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=True, batch_size=len(roles))
         return total
+
+    def _row_losses(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
+        """A function that runs the batch and gives the NLL of each row, (B,)."""
+        plain = partial(batch_nll, self.model, batch)
+        if self._shares is False or not torch.is_grad_enabled():
+            return plain
+        if is_sharded(self.model) or not self._gates_take_parts():
+            return plain
+        try:
+            # the paper's schedule runs a batch again and again
+            below = min(self.hparams["layers"]) if self.hparams["schedule"] == "paper" else 0
+            parts = EditPass(self.model, batch, below)
+            if not parts.shared:
+                return plain
+            if self._shares is None:
+                self._shares, reason = self._agree(plain, parts.nll)
+        except NOT_ALLOWED as error:
+            if is_out_of_memory(error):
+                raise
+            self._shares, reason = False, repr(error)
+        if self._shares:
+            return parts.nll
+        rank_zero_warn(
+            f"rows of {type(self.model).__name__} cannot share what they begin with, whole rows are run: {reason}"
+        )
+        return plain
+
+    def _gates_take_parts(self) -> bool:
+        return all(getattr(callback, "takes_parts", True) for callback in getattr(self._trainer, "callbacks", ()))
+
+    def _agree(self, plain: Callable[[], Tensor], parts: Callable[[], Tensor]) -> tuple[bool, str]:
+        """Whether both give the same losses and gradients; if not, what differs."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # half precision would hide what is wrong in its rounding, so autocast stays out of this
+        with torch.autocast(self.device.type, enabled=False):
+            found = []
+            for rows in (plain(), parts()):
+                gradients = torch.autograd.grad(rows.mean(), trained, allow_unused=True)
+                found.append([rows.detach(), *(g for g in gradients if g is not None)])
+        off = [float((b - a).norm() / a.norm().clamp(min=1e-12)) for a, b in zip(*found, strict=True)]
+        losses, steepest = off[0], max(off[1:])
+        whole = next(self.model.parameters()).dtype == torch.float32
+        agree = losses < (1e-3 if whole else 5e-2) and steepest < (1e-3 if whole else 0.25)
+        return agree, f"losses differ by {losses:.2g} of their norm, gradients by {steepest:.2g}"
 
     def _edit_pair(self, batch: dict[str, Any]) -> None:
         pairs = batch["role"].count("sensitive")
@@ -166,9 +224,10 @@ class PrivacyEditModule(LightningModule):
             )
         optimizer: Any = self.optimizers()
         optimizer.state.clear()  # a fresh optimizer for each pair
+        losses = self._row_losses(batch)
         done = False
         for _ in range(self.hparams["steps_per_pair"]):
-            loss = self.loss(batch)
+            loss = self._told(losses(), batch["role"])
             done = done or float(loss.detach()) < self.hparams["stop_loss"]
             # processes average their gradients, so one whose pair is done takes part, with none, until all are
             if everywhere(done, loss.device):

@@ -129,28 +129,43 @@ class GatedOutput(torch.autograd.Function):
         return None, gated, None, None, None
 
 
-@dataclass
 class GradientMeter:
     """How much of a weight gradient the gate lets through in one backward pass.
 
     For an adapter it is the gradient of what the adapter stands for, a matrix from the input of its last part to the
     layer's dimensions. The norms of what passes and of what is blocked need not add up: both may point anywhere.
-
-    Attributes:
-        passed: norm of the gradient behind the gate, over that before it; None before a backward pass.
-        blocked: norm of what the gate takes away, over the same.
     """
 
-    passed: float | None = None
-    blocked: float | None = None
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was seen: a new forward pass."""
+        self._whole: Tensor | None = None
+        self._gated: Tensor | None = None
 
     def measure(self, x: Tensor, whole: Tensor, gated: Tensor) -> None:
-        """Compare gradients, given the inputs (n, k) and the output's gradient (n, d) before and behind the gate."""
+        """Add a part of the gradient, given the inputs (n, k) and the output's gradient (n, d) before and behind the gate."""
         x = x.to(whole.dtype)
         before, after = (whole.T @ x).float(), (gated.T @ x).float()
-        norm = float(before.norm())
-        if norm > 0:
-            self.passed, self.blocked = float(after.norm()) / norm, float((before - after).norm()) / norm
+        self._whole = before if self._whole is None else self._whole + before
+        self._gated = after if self._gated is None else self._gated + after
+
+    @property
+    def passed(self) -> float | None:
+        """Norm of the gradient behind the gate, over that before it; None before a backward pass, or without a gradient."""
+        return self._share(self._gated)
+
+    @property
+    def blocked(self) -> float | None:
+        """Norm of what the gate takes away, over that of the gradient before it; None as for `passed`."""
+        return self._share(None if self._gated is None or self._whole is None else self._whole - self._gated)
+
+    def _share(self, part: Tensor | None) -> float | None:
+        if self._whole is None or part is None:
+            return None
+        norm = float(self._whole.norm())
+        return float(part.norm()) / norm if norm > 0 else None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ class SubjectsInBatch:
     def __init__(self, mask_key: str = "subject_mask", subject_key: str = "subject") -> None:
         self.mask_key, self.subject_key = mask_key, subject_key
 
+    @property
+    def is_default(self) -> bool:
+        """Whether it looks where `PrivacyPairCollator` writes."""
+        return (self.mask_key, self.subject_key) == ("subject_mask", "subject")
+
     def __call__(self, batch: Any) -> tuple[Tensor, Sequence[str | None]]:
         for key in (self.mask_key, self.subject_key):
             if not isinstance(batch, Mapping) or key not in batch:

@@ -14,18 +14,18 @@ Rows are laid out anew for that, with the subject's last tokens in one column.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
+from lightning_neuralgate.partial_pass import grown, outputs_of, passed_through
 from lightning_neuralgate.shared_prefix import SharedPrefix, split_positions_problem
 from lightning_neuralgate.split_attention import SplitAttention, SplitLayer
 
@@ -77,7 +77,7 @@ class UpperPass:
             if shared:
                 cache, rest = prefix.run(model), {}
                 self._hand_out(cache, each)
-            with _outputs_of(self._layers, layers) as seen, self._attention(cache):
+            with outputs_of(self._layers, layers) as seen, self._attention(cache):
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
         # nothing is asked of what the last token says
         self._hidden = {layer: output[:, own:-1].clone() for layer, output in seen.items()}
@@ -113,9 +113,9 @@ class UpperPass:
             parts = (owned[0][..., :own, :].clone(), owned[1][..., :own, :].clone())
             if index <= lowest:  # but for its length
                 shape = (*parts[0].shape[:2], shared + own, parts[0].shape[-1])
-                cache.layers[index] = _grown(*(part.new_zeros(()).expand(shape) for part in parts))
+                cache.layers[index] = grown(*(part.new_zeros(()).expand(shape) for part in parts))
             elif not self._split:
-                cache.layers[index] = _grown(*(part[..., : shared + own, :].clone() for part in found))
+                cache.layers[index] = grown(*(part[..., : shared + own, :].clone() for part in found))
             elif isinstance(cached, SplitLayer):
                 cache.layers[index] = SplitLayer(cached.shared, parts)
             else:  # nothing is shared
@@ -137,7 +137,7 @@ class UpperPass:
         for cached, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
             cached.keys, cached.values = keys, values
         below = self._layers[: start + 1]
-        with _passed_through(below), self._attention(self._cache):
+        with passed_through(below), self._attention(self._cache):
             output = last_logits(self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._count)
         return row_nll(output.logits, self._labels)
 
@@ -146,55 +146,9 @@ def _cached(cache: Any, places: Tensor) -> dict[str, Any]:
     return {"past_key_values": cache, "use_cache": True, "position_ids": places}
 
 
-def _grown(keys: Tensor, values: Tensor) -> DynamicLayer:
-    """A cached layer that holds these; also in the place of one that slides, since all of its prefix is there."""
-    layer = DynamicLayer()
-    layer.keys, layer.values = keys, values
-    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
-    return layer
-
-
 def _rows_a_record(records: Sequence[str]) -> int:
     """How many rows each record has, side by side; 1 where they are not equally many."""
     each = list(records).count(records[0])
     runs = [set(records[start : start + each]) for start in range(0, len(records), each)]
     alike = len(records) % each == 0 and all(len(run) == 1 for run in runs) and len(set(records)) == len(runs)
     return each if alike else 1
-
-
-@contextmanager
-def _outputs_of(layers: nn.ModuleList, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collects the outputs of some layers, layer -> (B, T, d)."""
-    seen: dict[int, Tensor] = {}
-
-    def hook(index: int) -> Any:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            seen[index] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    handles = [layers[index].register_forward_hook(hook(index)) for index in wanted]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _unchanged(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
-
-
-@contextmanager
-def _passed_through(layers: nn.ModuleList) -> Iterator[None]:
-    """While the block runs, these layers hand on what they are given. Their hooks run."""
-    own = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = _unchanged
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward

@@ -13,6 +13,7 @@ KEYS = {"seconds_plain", "seconds_fast", "ratio", "agree", "peak_memory_ratio", 
 OPTIONS = {
     "locate": "--layer 1 --records 3 --together 2 --steps 3",
     "layers": "--first 0 --layers 2 --steps 3",
+    "edit": "--layer 1 --batches 2 --steps 2",
     "eval": "--records 3 --batch-size 5 --max-new-tokens 4",
 }
 
