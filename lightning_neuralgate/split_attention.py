@@ -2,7 +2,7 @@
 
 The prefix is a constant: no gradient flows into it, and what rows share of it is kept and multiplied once for all of them,
 
-    softmax([q K_shared^T | q K_own^T | q K_new^T]) [V_shared; V_own; V_new]
+    softmax([q K_shared^T | q [K_own; K_new]^T]) [V_shared; V_own; V_new]
 
 which is what attention over the whole is, in parts.
 """
@@ -96,7 +96,8 @@ def _attend(
     query = query.reshape(rows, groups, heads // groups, count, size) * (size**-0.5 if scale is None else scale)
     key, value = (part.reshape(rows, groups, -1, *part.shape[-2:])[:, :, 0] for part in (key, value))
     each = query.flatten(2, 3)
-    (keys, values), (own_keys, own_values) = layer.shared, layer.own
+    keys, values = layer.shared
+    own_keys, own_values = (torch.cat(pair, -2) for pair in zip(layer.own, (key, value), strict=True))
     runs, shared = keys.shape[0], keys.shape[-2]
 
     def together(part: Tensor) -> Tensor:
@@ -114,14 +115,14 @@ def _attend(
         of_heads = of_heads.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else of_heads + mask
         return of_heads.flatten(2, 3)
 
-    scores = torch.cat([each @ own_keys.mT, each @ key.mT], -1)
+    scores = each @ own_keys.mT
     if attn_mask is not None:  # what is shared is real and lies before all that asks, so no mask hides it
         scores = masked(scores, attn_mask[..., shared:])
     if shared:
         scores = torch.cat([apart(together(each) @ keys.mT), scores], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    of_shared, of_own, of_new = weights.split([shared, own_keys.shape[-2], key.shape[-2]], -1)
-    output = of_own @ own_values + of_new @ value
+    of_shared, of_own = weights.split([shared, own_keys.shape[-2]], -1)
+    output = of_own @ own_values
     if shared:
         output = output + apart(together(of_shared) @ values)
     return output.unflatten(2, (heads // groups, count)).flatten(1, 2)
