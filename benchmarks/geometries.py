@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lightning_neuralgate.models.loading import load_model
-from lightning_neuralgate.models.smol import CHAT_TEMPLATE, PATCH_SIZE
+from lightning_neuralgate.models.smol import CHAT_TEMPLATE
 
 Geometry = Literal["smol", "llava-1.5"]
 IMAGE_TOKENS = {"smol": 81, "llava-1.5": 576}
@@ -32,16 +32,19 @@ def load_geometry(geometry: Geometry, model: str = "smol-llava") -> tuple[Any, A
     if torch.cuda.is_available():
         network = network.cuda()
     return (
-        (network, processor) if geometry == "smol" or model != "smol-llava" else _with_tokens(network, processor, 576)
+        (network, processor)
+        if geometry == "smol" or model != "smol-llava"
+        else with_image_tokens(network, processor, 576)
     )
 
 
-def _with_tokens(network: Any, processor: Any, tokens: int) -> tuple[Any, Any]:
+def with_image_tokens(network: Any, processor: Any, tokens: int) -> tuple[Any, Any]:
     """The same language model behind a fresh tower that makes so many image tokens, a square number."""
     side = round(tokens**0.5)
     if side * side != tokens:
         raise ValueError(f"image tokens come in squares, got {tokens}")
-    size = side * PATCH_SIZE
+    patch = network.config.vision_config.patch_size
+    size = side * patch
     vision = {**network.config.vision_config.to_dict(), "image_size": size}
     config = LlavaConfig(
         **{**network.config.to_dict(), "vision_config": CLIPVisionConfig(**vision), "image_seq_length": tokens}
@@ -56,7 +59,7 @@ def _with_tokens(network: Any, processor: Any, tokens: int) -> tuple[Any, Any]:
     return wider, LlavaProcessor(
         image_processor=pictures,
         tokenizer=processor.tokenizer,
-        patch_size=PATCH_SIZE,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
