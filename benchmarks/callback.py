@@ -4,14 +4,14 @@
 
 Trains `smol-llava` on rendered records, each mini-batch twice in a row, once gated and once not, in alternating order, and
 takes the median of the ratios of such pairs. Memory is the peak of a process of its own for each side (three each, in
-turn, medians compared). JSON: `overhead` and `memory_overhead`, as fractions of the plain side; `seconds_plain`,
-`seconds_gated`, `pairs`.
+turn, medians compared). `overhead` and `memory_overhead` are fractions of the plain side; in the keys that all benchmarks
+have, the gated side is the fast one. Both agree if training one batch behind a gate that is open everywhere ends with the
+weights of training without one, to 1e-6 of their norm.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,23 +21,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from benchmarks.side_by_side import finish, forget_peak, peak_memory
-from lightning_neuralgate.cache import written_whole
+from benchmarks.edit import batches, edit, floor_flops, random_gate
+from benchmarks.side_by_side import Cost, compare, finish, forget_peak, matmul_rate, opened, parser, peak_memory
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.closed_rows import ClosedRows
-from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
-from lightning_neuralgate.data.rendered import render_splits
 from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.gating import SCOPES
-from lightning_neuralgate.identity import ModelIdentity
-from lightning_neuralgate.models.loading import load_model
 
 WARM_UP = 2
 
@@ -84,40 +77,32 @@ class Stopwatch(Callback):
             yield seconds[False], seconds[True]
 
 
-def fit(model_name: str, layer: int, scope: Any, pairs: int, arm: str, logged: bool = False) -> Stopwatch:
+def fit(args: argparse.Namespace, model: Any, processor: Any, arm: str) -> Stopwatch:
     """Train; `arm` is `both`, or `gated` or `plain` alone."""
     seed_everything(0, verbose=False)
-    model, processor = load_model(model_name)
-    identity = ModelIdentity.of(model)
-    with TemporaryDirectory() as folder:
-        splits = render_splits(Path(folder), 0, edit_pairs=4)
-        data = PrivacyPairDataModule(splits._replace(edit=told(splits.edit)), processor, pairs_per_batch=3)
-        batches = [batch for _, batch in zip(range(pairs + WARM_UP), data.pairs_dataloader(), strict=False)]
-    subjects = {subject: None for batch in batches for subject in batch["subject"] if subject}
-    rates = {subject: {layer: torch.rand(identity.hidden_size)} for subject in subjects}
-    gate = EveryOtherStep(NeuralGate(rates, identity, dict.fromkeys(rates, 1)), scope, tau=0.5)
+    steps = (args.pairs if arm == "both" else 1) + WARM_UP
+    found = batches(processor, steps, 3)
+    gate = EveryOtherStep(random_gate(model, args.layer, found), args.scope, tau=0.5)
     watch = Stopwatch(gate)
-    editor = PrivacyEditModule(model, [layer])
+    editor = PrivacyEditModule(model, [args.layer])
     callbacks: dict[str, list[Callback]] = {"both": [watch, gate], "gated": [gate], "plain": []}
-    steps = [batch for batch in batches for _ in range(2)]
     with TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_epochs=1, devices=1, logger=CSVLogger(folder) if logged else False, log_every_n_steps=1,
+            max_epochs=1, devices=1, logger=CSVLogger(folder) if args.logged else False, log_every_n_steps=1,
             enable_checkpointing=False, enable_model_summary=False, callbacks=callbacks[arm], limit_val_batches=0,
             enable_progress_bar=arm == "both",
         )  # fmt: skip
         forget_peak()
-        trainer.fit(editor, DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
+        trainer.fit(editor, DataLoader([batch for batch in found for _ in range(2)], batch_size=None))  # type: ignore[arg-type]
     return watch
 
 
-def told(records: list[PrivacyRecord]) -> list[PrivacyRecord]:
-    """Records with the truth as benign target: what is trained does not matter here."""
-    return [record.model_copy(update={"pairs": tuple(map(_told, record.pairs))}) for record in records]
-
-
-def _told(pair: QueryPair) -> QueryPair:
-    return pair.model_copy(update={"benign_target": f"It is {pair.benign_truth}"})
+def difference(model: Any, layer: int, found: list[dict[str, Any]]) -> float:
+    """How far a gate that is open everywhere leads from training without one, in norms of the weight."""
+    (_, gated), (_, plain) = (
+        edit(model, layer, found, gate) for gate in (random_gate(model, layer, found, True), None)
+    )
+    return float((gated - plain).norm() / plain.norm())
 
 
 def memory_of(arm: str, options: list[str]) -> int:
@@ -127,45 +112,35 @@ def memory_of(arm: str, options: list[str]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smol-llava")
-    parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--scope", choices=SCOPES, default="subject_last")
-    parser.add_argument("--pairs", type=int, default=12, help="pairs of steps")
-    parser.add_argument("--logged", action="store_true", help="log in every step what the gate passes and blocks")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--arm", choices=("gated", "plain"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    made = parser(__doc__ or "")
+    made.add_argument("--layer", type=int, default=10)
+    made.add_argument("--scope", choices=SCOPES, default="subject_last")
+    made.add_argument("--pairs", type=int, default=12, help="pairs of steps")
+    made.add_argument("--logged", action="store_true", help="log in every step what the gate passes and blocks")
+    made.add_argument("--arm", choices=("gated", "plain"), help=argparse.SUPPRESS)
+    args, model, processor = opened(made)
     if args.arm is not None:
-        fit(args.model, args.layer, args.scope, 1, args.arm)
+        fit(args, model, processor, args.arm)
         print(peak_memory())
         return
-    pairs = list(fit(args.model, args.layer, args.scope, args.pairs, "both", args.logged).pairs())
-    options = ["--model", args.model, "--layer", str(args.layer), "--scope", args.scope]
+    pairs = list(fit(args, model, processor, "both").pairs())
+    options = ["--model", args.model, "--geometry", args.geometry, "--layer", str(args.layer), "--scope", args.scope]
     memory: dict[str, list[int]] = {"plain": [], "gated": []}
     for _ in range(3):
         for arm, peaks in memory.items():
             peaks.append(memory_of(arm, options))
-    plain, gated = (statistics.median(memory[arm]) for arm in ("plain", "gated"))
-    results = {
-        "overhead": statistics.median(gated / plain for plain, gated in pairs) - 1,
-        "memory_overhead": gated / plain - 1,
-        "seconds_plain": statistics.median(plain for plain, _ in pairs),
-        "seconds_gated": statistics.median(gated for _, gated in pairs),
-        "pairs": len(pairs),
-        "scope": args.scope,
-        "logged": args.logged,
-        "model": args.model,
-    }
-    print("| scope | plain step | gated step | overhead | peak memory |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    print(
-        f"| {args.scope} | {results['seconds_plain']:.3f} s | {results['seconds_gated']:.3f} s "
-        f"| {results['overhead']:+.2%} | {results['memory_overhead']:+.2%} |"
+    plain, gated = (
+        Cost(statistics.median(pair[side] for pair in pairs), int(statistics.median(memory[arm])))
+        for side, arm in enumerate(("plain", "gated"))
     )
-    if args.json is not None:
-        with written_whole(args.json) as draft:
-            draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    batch = batches(processor, 1, 3)
+    floor = floor_flops(model, args.layer, batch[0]) / matmul_rate(model.device, model.dtype)
+    off = difference(model, args.layer, batch)
+    overhead = {
+        "overhead": statistics.median(gated / plain for plain, gated in pairs) - 1,
+        "memory_overhead": gated.peak_memory / plain.peak_memory - 1,
+    }
+    compare(args, plain, gated, off <= 1e-6, floor, difference=off, **overhead)
 
 
 if __name__ == "__main__":

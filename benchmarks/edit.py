@@ -22,7 +22,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.callback import told
+from benchmarks.records import told
 from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
@@ -43,27 +43,33 @@ def batches(processor: Any, count: int, pairs: int) -> list[dict[str, Any]]:
         return [batch for _, batch in zip(range(count), data.pairs_dataloader(), strict=False)]
 
 
-def random_gate(model: Any, layer: int, found: Sequence[Mapping[str, Any]]) -> NeuralGate:
-    """A gate that is open at about half of all places for the subjects of some batches."""
+def random_gate(model: Any, layer: int, found: Sequence[Mapping[str, Any]], wide: bool = False) -> NeuralGate:
+    """A gate for the subjects of some batches, open at about half of all places, or everywhere."""
     identity = ModelIdentity.of(model)
     generator = torch.Generator().manual_seed(0)
     subjects = dict.fromkeys(subject for batch in found for subject in batch["subject"] if subject)
-    rates = {subject: {layer: torch.rand(identity.hidden_size, generator=generator)} for subject in subjects}
+    drawn = {subject: torch.rand(identity.hidden_size, generator=generator) for subject in subjects}
+    rates = {subject: {layer: torch.ones_like(rate) if wide else rate} for subject, rate in drawn.items()}
     return NeuralGate(rates, identity, dict.fromkeys(rates, 1))
 
 
 def edit(
-    model: Any, gate: NeuralGate, found: Sequence[Any], schedule: Schedule, steps: int, share: bool
+    model: Any,
+    layer: int,
+    found: Sequence[Any],
+    gate: NeuralGate | None,
+    schedule: Schedule = "minibatch",
+    steps: int = 1,
+    share: bool = True,
 ) -> tuple[Cost, Tensor]:
     """What it costs to edit on some batches, and the weight afterwards; the model is left as it was."""
-    (layer,) = gate.layers
     weight: Any = find_decoder(model).output_projection(layer).weight
     before = weight.detach().clone()
     editor = PrivacyEditModule(model, [layer], schedule=schedule, steps_per_pair=steps, stop_loss=-1.0)
     editor._shares = share  # whether it holds is what is compared here
     trainer = Trainer(
         max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-        enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)],
+        enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)] if gate else [],
     )  # fmt: skip
     with measured() as cost:
         trainer.fit(editor, DataLoader(list(found), batch_size=None))  # type: ignore[arg-type]
@@ -102,9 +108,9 @@ def main() -> None:
     found = batches(processor, args.batches, args.pairs)
     gate = random_gate(model, args.layer, found)
     rate = matmul_rate(model.device, model.dtype)
-    edit(model, gate, found[:1], args.schedule, 1, True)  # the first of all pays for what is set up
-    fast, after = edit(model, gate, found, args.schedule, steps, True)
-    plain, expected = edit(model, gate, found, args.schedule, steps, False)
+    edit(model, args.layer, found[:1], gate)  # the first of all pays for what is set up
+    fast, after = edit(model, args.layer, found, gate, args.schedule, steps)
+    plain, expected = edit(model, args.layer, found, gate, args.schedule, steps, share=False)
     floor = steps * sum(floor_flops(model, args.layer, batch) for batch in found) / rate
     before = find_decoder(model).output_projection(args.layer).weight.detach()
     off, moved = (float((after - other).norm() / before.norm()) for other in (expected, before))

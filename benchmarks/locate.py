@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.callback import told
+from benchmarks.records import told
 from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from benchmarks.callback import told
 from benchmarks.geometries import load_geometry
+from benchmarks.records import told
 from benchmarks.side_by_side import parser, tell
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendered import render_splits

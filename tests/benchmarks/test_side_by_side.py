@@ -13,12 +13,17 @@ KEYS = {"seconds_plain", "seconds_fast", "ratio", "agree", "peak_memory_ratio", 
 OPTIONS = {
     "locate": "--layer 1 --records 3 --together 2 --steps 3",
     "layers": "--first 0 --layers 2 --steps 3",
+    "callback": "--layer 1 --pairs 2",
     "edit": "--layer 1 --batches 2 --steps 2",
     "eval": "--records 3 --batch-size 5 --max-new-tokens 4",
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+SLOW = ("callback",)
+"""Those that start processes of their own."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in OPTIONS])
 def test_fast_and_plain_agree(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
