@@ -216,8 +216,7 @@ class Workbench:
 
     def answer(self, name: str, splits: Mapping[str, Sequence[PrivacyRecord]] | None = None) -> list[Answer]:
         """Answers of the model as it is now to the test queries, judged by both judges."""
-        low = self.precision == "bf16-mixed"
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             return evaluate(
                 self.model,
                 self.processor,
@@ -226,7 +225,6 @@ class Workbench:
                 name,
                 batch_size=_ANSWERED_AT_ONCE,
                 judge=self.judge,
-                share_prefixes=not low,  # in half precision answers hinge on their company, and docs/ has these figures
             )
 
     def _loggers(self, stage: str) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +37,18 @@ def test_fast_and_plain_agree(
     assert told["agree"] is True
     assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
     assert "| ratio |" in capsys.readouterr().out
+
+
+def test_the_table_of_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    told = {
+        "seconds_plain": 30.0, "seconds_fast": 4.0, "ratio": 7.5, "agree": True, "peak_memory_ratio": 0.25,
+        "floor_share": 0.5, "geometry": "smol", "threads": 2,
+    }  # fmt: skip
+    for name in ("locate-2", "edit-1"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["table", *map(str, sorted(tmp_path.glob("*.json")))])
+    import_module("benchmarks.table").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        f"| {name} | smol | 2 | 30.0 s | 4.0 s | 7.50 | yes | 0.25 | 0.50 |" for name in ("edit", "locate")
+    ]
