@@ -63,16 +63,14 @@ class SharedPrefix:
 
     def _count(self, model: nn.Module, limit: Tensor) -> int:
         rows, ids = len(self.first), self.sequences["input_ids"]
-        if split_positions_problem(model, self.attention.shape[1], bool(self.rest)):
+        if split_positions_problem(model, self.attention.shape[1], bool(self.rest)) or len(self.leading) == rows:
             return 0
-        if len(self.leading) == rows or any(len(value) % rows for value in self.rest.values()):
+        if self.rest and not self._pictures_alike(model):
             return 0
 
         def alike(value: Tensor) -> Tensor:
             return value == value[self.leading[self.owner]]
 
-        if not all(bool(alike(value.unflatten(0, (rows, -1))).all()) for value in self.rest.values()):
-            return 0
         longest = int((limit - self.first).min())
         source = self.first[:, None] + torch.arange(longest, device=ids.device)
         same = torch.ones(longest, dtype=torch.bool, device=ids.device)
@@ -80,22 +78,46 @@ class SharedPrefix:
             same &= alike(value.gather(1, source)).all(0)
         shared = int(same.long().cumprod(0).sum())
         if self.rest:
-            config = find_hf_model(model).config
-            token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-            if token is None:
-                return 0
             # a picture has to lie in what is shared, all of it
-            inside = (ids.gather(1, source[:, :shared]) == token).sum(1)
-            if bool((ids == token).sum(1).ne(inside).any()):
+            inside = self._shows.gather(1, source[:, :shared]).sum(1)
+            if bool(self._shows.sum(1).ne(inside).any()):
                 return 0
         return shared
+
+    def _pictures_alike(self, model: nn.Module) -> bool:
+        """Whether each row shows the pictures that the first of its group shows; notes which rows show some."""
+        config = find_hf_model(model).config
+        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        if token is None:
+            return False
+        self._shows = (self.sequences["input_ids"] == token) & self.attention
+        showing = self._shows.any(1).nonzero()[:, 0]
+        rows, each = len(self.first), len(showing)
+        # rows of text alone have nothing in what comes with pictures
+        if not each or any(len(value) % each or (each < rows and len(value) == rows) for value in self.rest.values()):
+            return False
+        place = torch.full((rows,), -1, device=showing.device)
+        place[showing] = torch.arange(each, device=showing.device)
+        self._place = place
+        first = place[self.leading[self.owner]]
+        if bool(((place < 0) != (first < 0)).any()):
+            return False
+        for value in self.rest.values():
+            entries = value.unflatten(0, (each, -1))
+            if not bool((entries == entries[first[showing]]).all()):
+                return False
+        return True
 
     def run(self, model: nn.Module) -> Any:
         """The cache of a pass over what is shared, one row a group."""
         begin = self.first[self.leading, None] + torch.arange(self.count, device=self.first.device)
         begun = {key: value[self.leading].gather(1, begin) for key, value in self.sequences.items()}
-        rows = len(self.first)
-        alone = {k: v.unflatten(0, (rows, -1))[self.leading].flatten(0, 1) for k, v in self.rest.items()}
+        alone = {}
+        if self.rest:
+            places = self._place[self.leading]
+            places = places[places >= 0]
+            each = int(self._place.max()) + 1
+            alone = {k: v.unflatten(0, (each, -1))[places].flatten(0, 1) for k, v in self.rest.items()}
         cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
         ones = torch.ones_like(begin)
         given = {

@@ -34,9 +34,10 @@ def trained(model: Any) -> Tensor:
     return weight.requires_grad_(True)
 
 
-def batch_of(splits: RecordSplits, side: str = "left", **options: Any) -> dict[str, Any]:
-    retention = [RetentionItem(query="What do bees make?", target="Bees make honey.", image=splits.test[0].image)]
-    data = datamodule(splits, retention=retention, retention_per_batch=1, padding_side=side, **options)
+def batch_of(splits: RecordSplits, side: str = "left", shown: bool = True) -> dict[str, Any]:
+    image = splits.test[0].image if shown else None
+    retention = [RetentionItem(query="What do bees make?", target="Bees make honey.", image=image)]
+    data = datamodule(splits, retention=retention, retention_per_batch=1, padding_side=side)
     return next(iter(data.pairs_dataloader()))
 
 
@@ -55,10 +56,12 @@ def runs(model: Any) -> tuple[list[list[int]], Any]:
 @pytest.mark.parametrize("below", [0, 1])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_equals_whole_rows(splits: RecordSplits, side: str, attention: str, below: int) -> None:
+@pytest.mark.parametrize("shown", [True, False], ids=["picture", "text"])
+def test_equals_whole_rows(splits: RecordSplits, side: str, attention: str, below: int, shown: bool) -> None:
     model = tiny_llava(layers=4)
     model.set_attn_implementation(attention)
-    weight, batch = trained(model), batch_of(splits, side)
+    weight, batch = trained(model), batch_of(splits, side, shown)
+    assert len(batch["pixel_values"]) == len(batch["role"]) - (not shown)
     parts = EditPass(model, batch, below)
     assert parts.shared >= 5, "the picture and what stands before it"
     assert parts.leading.tolist() == [0, 4, 8, 12, 16], "four records of two pairs, and the retention row"
