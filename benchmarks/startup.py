@@ -3,8 +3,8 @@
     python -m benchmarks.startup --json FILE
 
 Each statement runs in Python processes of its own, in turn with the others, so that what slows the machine down meets all of
-them alike; the first round, which may have to read files from disk and to compile them, is not counted. Printed are medians,
-and their ratios to that of `import lightning`.
+them alike; the first round, which may have to read files from disk and to compile them, is not counted. Printed are medians of
+seconds, and medians of the ratios to `import lightning` in the same round.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def main() -> None:
             took = seconds(statement)
             if counted:
                 taken[name].append(took)
-    medians = {name: statistics.median(each) for name, each in taken.items()}
-    base, *others = medians
-    results = {f"seconds, {name}": median for name, median in medians.items()}
-    results |= {f"ratio, {name}": medians[name] / medians[base] for name in others}
+    base, *others = taken
+    results = {f"seconds, {name}": statistics.median(each) for name, each in taken.items()}
+    for name in others:
+        ratios = [took / of_base for took, of_base in zip(taken[name], taken[base], strict=True)]
+        results[f"ratio, {name}"] = statistics.median(ratios)
     tell({**results, "repeats": args.repeats}, args.json)
 
 
