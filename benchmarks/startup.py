@@ -3,8 +3,8 @@
     python -m benchmarks.startup --json FILE
 
 Each statement runs in Python processes of its own, in turn with the others, so that what slows the machine down meets all of
-them alike; the first round, which may have to read files from disk and to compile them, is not counted. Printed are medians of
-seconds, and medians of the ratios to `import lightning` in the same round.
+them alike; the first round, which may have to read files from disk and to compile them, is not counted. Printed are medians
+of seconds, and of ratios to `import lightning` in the same round.
 """
 
 from __future__ import annotations

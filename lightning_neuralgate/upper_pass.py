@@ -49,10 +49,7 @@ class UpperPass:
 
     def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
         self.model = model
-        columns = torch.arange(positions.shape[1], device=positions.device)
-        subject, each = (positions * columns).sum(1), _rows_a_record(batch["record_id"])
-        groups = batch["record_id"] if each > 1 else range(len(positions))
-        prefix = SharedPrefix(model, batch, groups, subject)
+        prefix, subject, each = prefix_of_records(model, batch, positions)
         rows, shared, first, end = len(positions), prefix.count, prefix.first, prefix.end
         sequences, rest, attention = prefix.sequences, prefix.rest, prefix.attention
         own, after = int((subject - first).max()) - shared, int((end - subject).max())
@@ -77,7 +74,7 @@ class UpperPass:
             if shared:
                 cache, rest = prefix.run(model), {}
                 self._hand_out(cache, each)
-            with _outputs_of(self._layers, layers) as seen, self._attention(cache):
+            with outputs_of(self._layers, layers) as seen, self._attention(cache):
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
         # nothing is asked of what the last token says
         self._hidden = {layer: output[:, own:-1].clone() for layer, output in seen.items()}
@@ -142,6 +139,14 @@ class UpperPass:
         return row_nll(output.logits, self._labels)
 
 
+def prefix_of_records(model: Any, batch: Mapping[str, Any], positions: Tensor) -> tuple[SharedPrefix, Tensor, int]:
+    """What the rows of each record begin with, the column of each row's subject, (B,), and how many rows a record has."""
+    columns = torch.arange(positions.shape[1], device=positions.device)
+    subject, each = (positions * columns).sum(1), _rows_a_record(batch["record_id"])
+    groups = batch["record_id"] if each > 1 else range(len(positions))
+    return SharedPrefix(model, batch, groups, subject), subject, each
+
+
 def _cached(cache: Any, places: Tensor) -> dict[str, Any]:
     return {"past_key_values": cache, "use_cache": True, "position_ids": places}
 
@@ -163,7 +168,7 @@ def _rows_a_record(records: Sequence[str]) -> int:
 
 
 @contextmanager
-def _outputs_of(layers: nn.ModuleList, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def outputs_of(layers: nn.ModuleList, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Collects the outputs of some layers, layer -> (B, T, d)."""
     seen: dict[int, Tensor] = {}
 
