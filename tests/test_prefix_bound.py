@@ -252,7 +252,7 @@ def test_rows_alone_say_what_they_say_in_company(splits: RecordSplits) -> None:
     patches = {**batch, "pixel_values": torch.arange(2 * ROWS)}  # two patches of a picture, in each row
     assert rows_alone(patches, [1, 4])["pixel_values"].tolist() == [2, 3, 8, 9]
     two = {**batch_of(splits, 2), "pixel_values": torch.zeros(4 * ROWS)}
-    with pytest.raises(UnsupportedSetupError, match="'pixel_values', .* which of its parts"):
+    with pytest.raises(UnsupportedSetupError, match=r"'pixel_values', .* which of its parts"):
         rows_alone(two, [0])
 
 

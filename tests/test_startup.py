@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,7 @@ HEAVY = {
 }  # fmt: skip
 
 
+@lru_cache
 def imported_by(statement: str) -> set[str]:
     """Names of all modules in a process that has run a statement."""
     told = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"

@@ -30,3 +30,17 @@ def test_fast_and_plain_agree(
     assert told["agree"] is True
     assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
     assert "| ratio |" in capsys.readouterr().out
+
+
+def test_pictures_kept_or_not_make_the_same_edit(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    options = "--records 2 --pairs 2 --epochs 2 --layer 1 --train-steps 1 --photo 60 40".split()
+    monkeypatch.setattr(sys, "argv", ["pictures", "--model", str(checkpoint), "--json", str(file), *options])
+    import_module("benchmarks.pictures").main()
+    told = json.loads(file.read_text(encoding="utf-8"))
+    assert told["agree"] is True
+    assert told["bytes_held"] == 2 * 3 * 16 * 16 * 4, "of two pictures, 16 by 16 as the model takes them"
+    assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
+    assert "| ratio_edit |" in capsys.readouterr().out
