@@ -154,7 +154,9 @@ class PrivacyEditModule(LightningModule):
         weights = {"sensitive": 1.0, "benign": self.hparams["alpha"], "retention": self.hparams["retention_weight"]}
         total = torch.stack([weights[role] * mean for role, mean in means.items()]).sum()
         terms = {f"train/loss_{role}": mean.detach() for role, mean in means.items()}
-        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=True, batch_size=len(batch["role"]))
+        # Lightning fetches what is meant for a progress bar from the device in every step, even where there is none
+        shown = self._trainer is not None and self._trainer.progress_bar_callback is not None
+        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=shown, batch_size=len(batch["role"]))
         return total
 
     def _edit_pair(self, batch: dict[str, Any]) -> None:

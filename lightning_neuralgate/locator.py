@@ -262,12 +262,14 @@ class PrivacyLocatorModule(LightningModule):
         """
         settings, count = self.hparams, int(owner.max()) + 1
         size = next(iter(self.v.values())).shape[0]
-        start = torch.full((count, size), settings["start"], device=self.device)
+        # single precision in any training: in half precision the steps of v would be rounded away
+        numbers: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        start = torch.full((count, size), settings["start"], **numbers)
         vectors = {layer: start.clone().requires_grad_() for layer in layers}
         optimizer = torch.optim.Adam(vectors.values(), lr=settings["lr"], eps=settings["eps"])
         together = is_sharded(self.model)
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
-        value, steps = torch.full((count,), float("nan"), device=self.device), torch.zeros(count, device=self.device)
+        value, steps = torch.full((count,), float("nan"), **numbers), torch.zeros(count, **numbers)
         learnt = {layer: start.clone() for layer in layers}
         for step in range(settings["max_steps"]):
             drift = torch.stack([(v - settings["start"]).abs().mean(1) for v in vectors.values()]).mean(0)

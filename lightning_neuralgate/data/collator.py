@@ -51,8 +51,9 @@ class PrivacyPairCollator:
     """Makes batches out of `QueryRow`s with any Hugging Face image-text-to-text processor.
 
     A batch holds `input_ids`, `attention_mask` and `labels` (B, T; labels are -100 outside targets), `subject_mask`
-    (B, T) bool, lists of B with `subject`, `role`, `record_id`, `truth`, `synonyms` and `counted`, and whatever else the
-    processor makes (`pixel_values`, grids, ...). Rows with a target end with it; rows without one end with the generation
+    (B, T) bool, lists of B with `subject`, `role`, `record_id`, `truth`, `synonyms` and `counted`, the number
+    `target_columns`, how many of the last columns hold all targets, and whatever else the processor makes (`pixel_values`,
+    grids, ...). Rows with a target end with it; rows without one end with the generation
     prompt.
 
     Args:
@@ -88,6 +89,8 @@ class PrivacyPairCollator:
             if targets:
                 labels[index, end - targets : end] = inputs["input_ids"][0, -targets:]
         batch["labels"] = labels
+        told = (labels != IGNORED).any(0).nonzero()
+        batch["target_columns"] = width - int(told[0, 0]) if len(told) else 0
         batch["subject_mask"] = subject_mask([span for _, _, span in encoded], lengths, width, self.padding_side)
         for key in ("subject", "role", "record_id", "truth", "synonyms", "counted"):
             batch[key] = [getattr(row, key) for row in rows]

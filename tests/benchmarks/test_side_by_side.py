@@ -36,8 +36,8 @@ def test_pictures_kept_or_not_make_the_same_edit(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.json"
-    options = "--records 2 --pairs 2 --epochs 2 --layer 1 --train-steps 1 --photo 60 40".split()
-    monkeypatch.setattr(sys, "argv", ["pictures", "--model", str(checkpoint), "--json", str(file), *options])
+    words = "--records 2 --pairs 2 --epochs 2 --layer 1 --train-steps 1 --photo 60 40"
+    monkeypatch.setattr(sys, "argv", ["pictures", "--model", str(checkpoint), "--json", str(file), *words.split()])
     import_module("benchmarks.pictures").main()
     told = json.loads(file.read_text(encoding="utf-8"))
     assert told["agree"] is True
