@@ -272,3 +272,10 @@ def test_a_row_without_its_subject_is_named_as_without_a_bound(splits: RecordSpl
     for most in (None, 10**9):
         with pytest.raises(UnsupportedSetupError, match="every row of a located record needs its subject"):
             locator_with(most)._learn(batch)
+
+
+def test_sharded_weights_and_a_bound_are_refused(splits: RecordSplits) -> None:
+    locator = locator_with(10**9)
+    locator._device_mesh = object()  # type: ignore[assignment]
+    with pytest.raises(UnsupportedSetupError, match="leave it out, and locate with records_per_batch=1"):
+        locator.configure_model()
