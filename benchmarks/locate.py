@@ -7,8 +7,8 @@ Both sides learn the same records of the same model in this process: the fast si
 vectors differ by at most 1e-4 and no activity differs. `floor_share`: the seconds that the floating point operations of the
 method itself would take at the rate of a large matrix product, over those of the fast side; counted are the products with
 weights, of one pass over what rows share, one over what they do not, and in each step of the layers above on what follows
-the subject, forward and back to it, and of the vocabulary where a target is. `prefix_bytes`: what is kept of a batch of
-records at its largest; with `--max-prefix-bytes` the fast side has to do with less.
+the subject, forward and back to it, and of the vocabulary where a target is. `prefix_bytes`: what is kept of the
+first record at its largest, and `prefix_bytes_of_one` of its first query alone, the least that `--max-prefix-bytes` can be.
 """
 
 from __future__ import annotations
@@ -127,14 +127,13 @@ def main() -> None:
         cost.seconds *= args.steps / args.plain_steps
         plain += cost
         off, flips = further(off, flips, found, expected)
-    rows = list(range(len(joined[0]["record_id"])))
-    positions = last_position(joined[0]["subject_mask"])
+    first, positions = alone[0], last_position(alone[0]["subject_mask"])
+    bound, begun = PrefixBound(model, first, 1), UpperPass(model, first, positions, [args.layer]).shared
     more = {
         "largest_difference": off,
-        "tokens": alone[0]["input_ids"].shape[1],
-        # of the first batch, and of the first query of it, the least bound there can be
-        "prefix_bytes": PrefixBound(model, joined[0], 1).needed(positions, rows, [args.layer]),
-        "prefix_bytes_of_one": PrefixBound(model, joined[0], 1).needed(positions, rows[:1], [args.layer]),
+        "tokens": first["input_ids"].shape[1],
+        "prefix_bytes": bound.needed(positions, range(len(positions)), [args.layer]),
+        "prefix_bytes_of_one": bound.needed(positions, [0], [args.layer], begun),
     }
     compare(args, plain, fast, agreed(off, flips), floor, **more)
 

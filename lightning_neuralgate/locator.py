@@ -68,8 +68,9 @@ class PrivacyLocatorModule(LightningModule):
         jointly: learn the layers of a record together, one loss for all; off: each layer alone, as in a search for the layer
             to edit.
         max_prefix_bytes: bound of what is kept, at any time, of all that is run once (`PrefixBound`); no bound when left out.
-            Where more would be kept, fewer records, then fewer layers are learnt at a time, and then fewer queries, whose
-            prefix has to be run anew in each step. The result is the same.
+            Where more would be kept, fewer records, then fewer layers are learnt at a time. If a record alone takes more,
+            what its queries have in common is kept, and their own tokens are run anew in each step, for fewer queries at a
+            time. The result is the same.
         keep_in: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
             settings and data takes them from there, so one that was killed goes on where it was.
 
@@ -340,13 +341,16 @@ class PrivacyLocatorModule(LightningModule):
     ) -> Callable[[Mapping[int, Tensor]], Tensor]:
         """`_row_loss` by passes above the lowest layer and from the subject on."""
         most = self.hparams["max_prefix_bytes"]
-        chunks = [] if most is None else PrefixBound(self.model, batch, most).row_chunks(positions, layers)
-        if len(chunks) < 2:
+        bound = None if most is None else PrefixBound(self.model, batch, most)
+        chunks = [] if bound is None else bound.row_chunks(positions, layers)
+        if bound is None or len(chunks) < 2:
             return partial(self._fast, UpperPass(self.model, batch, positions, layers))
+        begun = bound.begun(positions)
 
         def in_turn(vectors: Mapping[int, Tensor]) -> Tensor:
             def nll(rows: Sequence[int], own: list[Tensor]) -> Tensor:
-                upper = UpperPass(self.model, rows_alone(batch, rows), positions[list(rows)], list(vectors))
+                some, here = rows_alone(batch, rows), positions[list(rows)]
+                upper = UpperPass(self.model, some, here, list(vectors), begun)
                 return self._fast(upper, dict(zip(vectors, own, strict=True)))
 
             return RowsInTurn.apply(nll, chunks, *vectors.values())

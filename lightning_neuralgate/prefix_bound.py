@@ -76,23 +76,24 @@ class PrefixBound:
         row, column = batch["attention_mask"].nonzero()[-1]
         self._each = TokenBytes.of(model, batch["input_ids"][row, column].reshape(1, 1))
 
-    def needed(self, positions: Tensor, rows: Sequence[int], layers: Sequence[int]) -> int:
+    def needed(self, positions: Tensor, rows: Sequence[int], layers: Sequence[int], begun: int = 0) -> int:
         """Bytes of an `UpperPass` over some rows that serves some layers.
 
         Args:
             positions: (B, T) bool, the subject's last token of each row of the batch.
             rows: which of its rows.
             layers: the layers.
+            begun: tokens that they begin with and that are there already, for all rows of their record.
         """
         part = rows_alone(self.batch, rows)
         prefix, subject, _ = prefix_of_records(self.model, part, positions[list(rows)])
-        own = int((subject - prefix.first).max()) - prefix.count
+        shared, records = (begun, 1) if begun else (prefix.count, len(prefix.leading) if prefix.count else 0)
+        own = int((subject - prefix.first).max()) - shared
         after = int((prefix.end - subject).max())
-        copies = len(rows)
-        if find_hf_model(self.model).config._attn_implementation == "sdpa":  # else each row holds what it shares
-            copies = len(prefix.leading) if prefix.count else 0
-        cached = copies * prefix.count + len(rows) * (own + after)
-        twice = len(rows) * (prefix.count * (copies == len(rows)) + own + after)
+        split = find_hf_model(self.model).config._attn_implementation == "sdpa"
+        copied = 0 if split else len(rows) * shared  # else each row holds what it shares
+        cached = (records if split or begun else 0) * shared + copied + len(rows) * (own + after)
+        twice = copied + len(rows) * (own + after)
         outputs = len(layers) * len(rows) * (own + 2 * after)
         return self._each.cached * cached + self._each.largest * twice + self._each.output * outputs
 
@@ -120,15 +121,18 @@ class PrefixBound:
                 left = left[len(served) :]
 
     def row_chunks(self, positions: Tensor, layers: Sequence[int]) -> list[list[int]]:
-        """All rows of the batch, in runs as long as fit.
+        """All rows of the batch, in runs as long as fit; of one record, if there is more than one run.
 
         Raises:
             UnsupportedSetupError: one row alone takes more.
         """
-        rows, chunks = list(range(len(positions))), []
+        rows: list[int] = list(range(len(positions)))
+        if self._fits(positions, rows, layers):
+            return [rows]
+        begun, chunks = prefix_of_records(self.model, self.batch, positions)[0].count, []
         while rows:
-            chunk = _longest(rows, lambda some: self._fits(positions, some, layers))
-            if len(chunk) == 1 and (needed := self.needed(positions, chunk, layers)) > self.most:
+            chunk = _longest(rows, lambda some: self._fits(positions, some, layers, begun))
+            if len(chunk) == 1 and (needed := self.needed(positions, chunk, layers, begun)) > self.most:
                 raise UnsupportedSetupError(
                     f"record {self.batch['record_id'][chunk[0]]}: what is kept of one query takes {needed} bytes, more than "
                     f"max_prefix_bytes={self.most}; allow as much, or keep nothing with reuse_prefix=False, whose whole "
@@ -138,8 +142,14 @@ class PrefixBound:
             rows = rows[len(chunk) :]
         return chunks
 
-    def _fits(self, positions: Tensor, rows: Sequence[int], layers: Sequence[int]) -> bool:
-        return self.needed(positions, rows, layers) <= self.most
+    @torch.no_grad()
+    def begun(self, positions: Tensor) -> tuple[int, Any] | None:
+        """What the rows of the batch, all of one record, begin with: its tokens and their cache; None if that is nothing."""
+        prefix, _, _ = prefix_of_records(self.model, self.batch, positions)
+        return (prefix.count, prefix.run(self.model)) if prefix.count else None
+
+    def _fits(self, positions: Tensor, rows: Sequence[int], layers: Sequence[int], begun: int = 0) -> bool:
+        return self.needed(positions, rows, layers, begun) <= self.most
 
 
 class RowsInTurn(torch.autograd.Function):

@@ -98,10 +98,10 @@ class Watch:
         return vectors, max(self.found)
 
 
-def needed(batch: dict[str, Any], rows: list[int], layers: list[int], attention: str = "sdpa") -> int:
+def needed(batch: dict[str, Any], rows: list[int], layers: list[int], attention: str = "sdpa", begun: int = 0) -> int:
     model = tiny_llava(layers=4)
     model.set_attn_implementation(attention)
-    return PrefixBound(model, batch, 1).needed(last_position(batch["subject_mask"]), rows, layers)
+    return PrefixBound(model, batch, 1).needed(last_position(batch["subject_mask"]), rows, layers, begun)
 
 
 def same(one: Any, other: Any) -> None:
@@ -128,11 +128,13 @@ def test_stays_below_the_bound_with_the_same_result(
     records = 3 if cut == "records" else 1
     batch = batch_of(splits, records)
     every, alone = list(range(records * ROWS)), list(range(ROWS))
-    smallest = max(needed(batch, [row], LAYERS[:1] if not jointly else LAYERS, attention) for row in alone)
+    begun = UpperPass(tiny_llava(layers=4), batch, last_position(batch["subject_mask"]), [0]).shared
+    chosen = LAYERS if jointly else LAYERS[:1]
+    smallest = max(needed(batch, [row], chosen, attention, begun) for row in alone)
     most: Callable[[], int] = {
         "records": lambda: needed(batch, every, LAYERS, attention) - 1,
         "layers": lambda: needed(batch, alone, LAYERS[:2], attention),
-        "rows": lambda: needed(batch, alone[:4], LAYERS if jointly else LAYERS[:1], attention),
+        "rows": lambda: needed(batch, alone[:4], chosen, attention, begun),
         "single rows": lambda: smallest,
     }[cut]
     watch = Watch(monkeypatch)
@@ -159,13 +161,17 @@ def test_the_bound_of_rows_is_used_up(splits: RecordSplits) -> None:
     chunks = PrefixBound(model, batch, most).row_chunks(positions, LAYERS)
     assert [row for chunk in chunks for row in chunk] == list(range(ROWS))
     assert chunks[0] == [0, 1, 2]
-    assert all(needed(batch, chunk, LAYERS) <= most for chunk in chunks)
+    found = PrefixBound(model, batch, most).begun(positions)
+    assert found is not None
+    assert found[0] >= 5, "the picture and what stands before it"
+    assert all(needed(batch, chunk, LAYERS, begun=found[0]) <= most for chunk in chunks)
     assert PrefixBound(model, batch, 10**9).row_chunks(positions, LAYERS) == [list(range(ROWS))]
 
 
 def test_too_small_for_one_query_is_an_error_that_says_how_much_it_takes(splits: RecordSplits) -> None:
     batch = batch_of(splits)
-    size = needed(batch, [0], LAYERS)
+    begun = UpperPass(tiny_llava(layers=4), batch, last_position(batch["subject_mask"]), [0]).shared
+    size = needed(batch, [0], LAYERS, begun=begun)
     with pytest.raises(
         UnsupportedSetupError, match=f"{batch['record_id'][0]}: .* takes {size} bytes, more than .*=99;"
     ):
