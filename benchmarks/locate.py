@@ -7,7 +7,8 @@ Both sides learn the same records of the same model in this process: the fast si
 vectors differ by at most 1e-4 and no activity differs. `floor_share`: the seconds that the floating point operations of the
 method itself would take at the rate of a large matrix product, over those of the fast side; counted are the products with
 weights, of one pass over what rows share, one over what they do not, and in each step of the layers above on what follows
-the subject, forward and back to it, and of the vocabulary where a target is.
+the subject, forward and back to it, and of the vocabulary where a target is. `prefix_bytes`: what is kept of the
+first record at its largest, and `prefix_bytes_of_one` of its first query alone, the least that `--max-prefix-bytes` can be.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lightning_neuralgate.data.rendered import render_splits
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.objective import IGNORED
+from lightning_neuralgate.prefix_bound import PrefixBound
 from lightning_neuralgate.spans import last_position
 from lightning_neuralgate.upper_pass import UpperPass
 
@@ -53,10 +55,12 @@ def batches(processor: Any, records: int, together: int) -> list[dict[str, Any]]
 
 
 def learn(
-    model: Any, layers: list[int], batch: Mapping[str, Any], steps: int, fast: bool
+    model: Any, layers: list[int], batch: Mapping[str, Any], steps: int, fast: bool, most: int | None = None
 ) -> tuple[Cost, dict[str, dict[int, Tensor]]]:
-    """What it costs to learn the records of a batch, and their vectors."""
-    locator = PrivacyLocatorModule(model, layers, max_steps=steps, stop_loss=-1.0, reuse_prefix=fast).to(model.device)
+    """What it costs to learn the records of a batch, keeping at most so many bytes of them, and their vectors."""
+    locator = PrivacyLocatorModule(
+        model, layers, max_steps=steps, stop_loss=-1.0, reuse_prefix=fast, max_prefix_bytes=most
+    ).to(model.device)
     locator._reuse = fast  # whether it holds is what is compared here
     with measured() as cost:
         vectors, _, _ = locator._learn(batch)
@@ -105,6 +109,7 @@ def main() -> None:
     made.add_argument("--together", type=int, default=4, help="records that the fast side learns side by side")
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--plain-steps", type=int, default=2)
+    made.add_argument("--max-prefix-bytes", type=int, help="bound of what the fast side keeps; none when left out")
     args, model, processor = opened(made)
     alone, joined = (batches(processor, args.records, count) for count in (1, args.together))
     rate = matmul_rate(model.device, model.dtype)
@@ -112,18 +117,25 @@ def main() -> None:
     fast, plain, floor = Cost(), Cost(), 0.0
     found: dict[str, dict[int, Tensor]] = {}
     for batch in joined:
-        cost, _ = learn(model, [args.layer], batch, args.steps, True)
+        cost, _ = learn(model, [args.layer], batch, args.steps, True, args.max_prefix_bytes)
         fast += cost
         floor += floor_flops(model, args.layer, batch, args.steps) / rate
-        found |= learn(model, [args.layer], batch, args.plain_steps, True)[1]
+        found |= learn(model, [args.layer], batch, args.plain_steps, True, args.max_prefix_bytes)[1]
     off, flips = 0.0, 0
     for batch in alone:
         cost, expected = learn(model, [args.layer], batch, args.plain_steps, False)
         cost.seconds *= args.steps / args.plain_steps
         plain += cost
         off, flips = further(off, flips, found, expected)
-    tokens = alone[0]["input_ids"].shape[1]
-    compare(args, plain, fast, agreed(off, flips), floor, largest_difference=off, tokens=tokens)
+    first, positions = alone[0], last_position(alone[0]["subject_mask"])
+    bound, begun = PrefixBound(model, first, 1), UpperPass(model, first, positions, [args.layer]).shared
+    more = {
+        "largest_difference": off,
+        "tokens": first["input_ids"].shape[1],
+        "prefix_bytes": bound.needed(positions, range(len(positions)), [args.layer]),
+        "prefix_bytes_of_one": bound.needed(positions, [0], [args.layer], begun),
+    }
+    compare(args, plain, fast, agreed(off, flips), floor, **more)
 
 
 if __name__ == "__main__":

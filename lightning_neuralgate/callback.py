@@ -300,15 +300,16 @@ class NeuralGateCallback(Callback):
                 f"and {len(subjects)} subjects"
             )
         has_subject = mask.any(-1)
-        for subject, present in zip(subjects, has_subject.tolist(), strict=True):
+        told = has_subject.tolist()  # once: it waits for the device
+        for subject, present in zip(subjects, told, strict=True):
             if present and subject not in self.gate.subjects:
                 raise GateMismatchError(
                     f"the batch holds the subject '{subject}', the gate knows {', '.join(self.gate.subjects)}; "
                     "locate that subject too, or leave its subject_mask empty"
                 )
-        self._say_if_nothing_is_found(bool(has_subject.any()))
+        self._say_if_nothing_is_found(any(told))
         # a named subject that does not stand in its row closes nothing
-        subjects = tuple(s if present else "" for s, present in zip(subjects, has_subject.tolist(), strict=True))
+        subjects = tuple(s if present else "" for s, present in zip(subjects, told, strict=True))
         return _GatedBatch(scope_positions(self.scope, mask) & has_subject[:, None], subjects)
 
     def _say_if_nothing_is_found(self, found: bool) -> None:

@@ -11,11 +11,12 @@ Where a batch is run more than once, the layers below the edited one run the fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lightning_neuralgate.data.collator import IGNORED
@@ -23,7 +24,7 @@ from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
 from lightning_neuralgate.partial_pass import grown, outputs_of, passed_through
 from lightning_neuralgate.segments import Segment, running
-from lightning_neuralgate.shared_prefix import SharedPrefix
+from lightning_neuralgate.shared_prefix import SharedPrefix, moved_to
 
 
 class EditPass:
@@ -31,18 +32,19 @@ class EditPass:
 
     Args:
         model: the Hugging Face model.
-        batch: a collated batch in which every row has a target.
-        below: the number of layers that do not train and are run now, once for all calls of `nll`; 0 runs them in each.
+        batch: a collated batch in which every row has a target; laying out asks for its values, so it is best done before
+            the batch is sent to a device, and the layout sent along (`to`).
 
     Attributes:
         shared: how many tokens all rows of each record begin with, before any subject or target; 0 where rows cannot share.
         leading: (R,), the first row of each record.
     """
 
-    def __init__(self, model: Any, batch: Mapping[str, Any], below: int = 0) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         self._prefix = SharedPrefix(model, batch, _groups(batch), _limit(batch))
         self.shared, self.leading = self._prefix.count, self._prefix.leading
+        self._below: Iterable[nn.Module] = ()
+        self._hidden: tuple[Tensor, Tensor] | None = None
         if not self.shared:
             return
         first, end = self._prefix.first, self._prefix.end
@@ -59,48 +61,48 @@ class EditPass:
         self._labels = labels[:, -self._count :]
         self._mask = torch.cat([real.new_ones(len(real), self.shared), real], 1).long()
         self._inputs = {key: value.gather(1, source) * real for key, value in self._prefix.sequences.items()}
-        self._below = find_decoder(model).layers[:below]
-        self._hidden = self._run_below() if below else None
+
+    def to(self, device: Any, **options: Any) -> EditPass:
+        """The same layout on a device."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(moved, name, moved_to(value, device, **options))
+        return moved
 
     @torch.no_grad()
-    def _run_below(self) -> tuple[Tensor, Tensor]:
-        """What the lowest layer that trains is given: of what is shared, (R, C, d), and of the rest, (B, W, d)."""
-        top = len(self._below) - 1
-        with outputs_of(self._below, [top]) as seen:
-            cache = self._prefix.run(self._model)
+    def run_below(self, model: nn.Module, layers: int) -> None:
+        """Run so many of the lowest layers, which do not train, once for all calls of `nll` to come."""
+        if not layers:
+            return
+        self._below = find_decoder(model).layers[:layers]
+        top = layers - 1
+        with outputs_of(find_decoder(model).layers, [top]) as seen:
+            cache = self._prefix.run(model)
             shared = seen[top]
             cache.batch_select_indices(self._prefix.owner)
-            self._run_rest(cache, self._inputs)
-            return shared, seen[top]
+            self._run_rest(model, cache, self._inputs)
+            # of what is shared, (R, C, d), and of the rest, (B, W, d)
+            self._hidden = shared, seen[top]
 
-    def _run_rest(self, cache: Any, inputs: Mapping[str, Tensor]) -> Any:
-        given = {
-            "attention_mask": self._mask,
-            "position_ids": self._places,
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        return last_logits(self._model, {**inputs, **given}, self._count + 1)
-
-    def nll(self) -> Tensor:
+    def nll(self, model: nn.Module) -> Tensor:
         """Mean NLL per target token of each row, (B,)."""
         with passed_through(self._below):
             with running(self._begin):
-                cache = self._begun()
+                cache = self._begun(model)
             with running(self._rest):
                 inputs = self._inputs if self._hidden is None else {"inputs_embeds": self._hidden[1]}
-                output = self._run_rest(cache, inputs)
+                output = self._run_rest(model, cache, inputs)
         return row_nll(output.logits[:, :-1], self._labels)
 
-    def _begun(self) -> Any:
+    def _begun(self, model: nn.Module) -> Any:
         """The cache of a pass over what is shared, one row for each of the batch."""
         cache: Any
         if self._hidden is None:
-            cache = self._prefix.run(self._model)
+            cache = self._prefix.run(model)
             cache.batch_select_indices(self._prefix.owner)
             return cache
         hidden = self._hidden[0]
-        cache = DynamicCache(config=find_hf_model(self._model).config.get_text_config())
+        cache = DynamicCache(config=find_hf_model(model).config.get_text_config())
         ones = hidden.new_ones(hidden.shape[:2], dtype=torch.long)
         given = {
             "attention_mask": ones,
@@ -108,15 +110,24 @@ class EditPass:
             "past_key_values": cache,
             "use_cache": True,
         }
-        last_logits(self._model, {"inputs_embeds": hidden, **given}, 1)
-        cache.layers = cache.layers[len(self._below) :]
+        last_logits(model, {"inputs_embeds": hidden, **given}, 1)
+        below = len(list(self._below))
+        cache.layers = cache.layers[below:]
         cache.batch_select_indices(self._prefix.owner)
         # layers that are passed through are asked for nothing but how long they are
         like = cache.layers[0].keys
-        cache.layers = [
-            grown(*(like.new_zeros(()).expand(like.shape) for _ in range(2))) for _ in self._below
-        ] + cache.layers
+        empty = like.new_zeros(()).expand(like.shape)
+        cache.layers = [*(grown(empty, empty) for _ in range(below)), *cache.layers]
         return cache
+
+    def _run_rest(self, model: nn.Module, cache: Any, inputs: Mapping[str, Tensor]) -> Any:
+        given = {
+            "attention_mask": self._mask,
+            "position_ids": self._places,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        return last_logits(model, {**inputs, **given}, self._count + 1)
 
 
 def _groups(batch: Mapping[str, Any]) -> list[Any]:

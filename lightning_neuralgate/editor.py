@@ -41,6 +41,8 @@ from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 from lightning_neuralgate.shared_prefix import NOT_ALLOWED, is_out_of_memory
 
 Schedule = Literal["paper", "minibatch"]
+_PARTS = "edit_pass"
+"""Key of the laid out batch beside the batch."""
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
 
 
@@ -168,30 +170,48 @@ class PrivacyEditModule(LightningModule):
         weights = {"sensitive": 1.0, "benign": self.hparams["alpha"], "retention": self.hparams["retention_weight"]}
         total = torch.stack([weights[role] * mean for role, mean in means.items()]).sum()
         terms = {f"train/loss_{role}": mean.detach() for role, mean in means.items()}
-        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=True, batch_size=len(roles))
+        # Lightning fetches what is meant for a progress bar from the device in every step, even where there is none
+        shown = self._trainer is not None and self._trainer.progress_bar_callback is not None
+        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=shown, batch_size=len(roles))
         return total
+
+    def lay_out(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Lay a training batch out while its values can be asked for without waiting for a device.
+
+        `PrivacyPairDataModule` has it done before a batch is sent there; where nobody has, it is done when the batch is run.
+        """
+        parts = self._parts(batch)
+        return batch if parts is None else {**batch, _PARTS: parts}
+
+    def _parts(self, batch: Mapping[str, Any]) -> EditPass | None:
+        """The batch in parts; None where whole rows are run."""
+        if (
+            self._shares is False
+            or not torch.is_grad_enabled()
+            or is_sharded(self.model)
+            or not self._gates_take_parts()
+        ):
+            return None
+        return EditPass(self.model, batch)
 
     def _row_losses(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
         """A function that runs the batch and gives the NLL of each row, (B,)."""
         plain = partial(batch_nll, self.model, batch)
-        if self._shares is False or not torch.is_grad_enabled():
-            return plain
-        if is_sharded(self.model) or not self._gates_take_parts():
-            return plain
         try:
-            # the paper's schedule runs a batch again and again
-            below = min(self.hparams["layers"]) if self.hparams["schedule"] == "paper" else 0
-            parts = EditPass(self.model, batch, below)
-            if not parts.shared:
+            parts = batch.get(_PARTS) or self._parts(batch)
+            if parts is None or not parts.shared:
                 return plain
+            if self.hparams["schedule"] == "paper":  # runs a batch again and again
+                parts.run_below(self.model, min(self.hparams["layers"]))
+            found = partial(parts.nll, self.model)
             if self._shares is None:
-                self._shares, reason = self._agree(plain, parts.nll)
+                self._shares, reason = self._agree(plain, found)
         except NOT_ALLOWED as error:
             if is_out_of_memory(error):
                 raise
             self._shares, reason = False, repr(error)
         if self._shares:
-            return parts.nll
+            return found
         rank_zero_warn(
             f"rows of {type(self.model).__name__} cannot share what they begin with, whole rows are run: {reason}"
         )

@@ -31,6 +31,7 @@ from lightning_neuralgate.identity import ModelIdentity, model_checksum
 from lightning_neuralgate.kept_records import KeptRecords
 from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import batch_nll, role_weights
+from lightning_neuralgate.prefix_bound import PrefixBound, RowsInTurn, rows_alone
 from lightning_neuralgate.sharding import (
     UNTRIED_STRATEGIES,
     everywhere,
@@ -66,11 +67,16 @@ class PrivacyLocatorModule(LightningModule):
             first record shows that a model does not allow it, the plain way is taken, with a warning.
         jointly: learn the layers of a record together, one loss for all; off: each layer alone, as in a search for the layer
             to edit.
+        max_prefix_bytes: bound of what is kept, at any time, of all that is run once (`PrefixBound`); no bound when left out.
+            Where more would be kept, fewer records, then fewer layers are learnt at a time. If a record alone takes more,
+            what its queries have in common is kept, and their own tokens are run anew in each step, for fewer queries at a
+            time. The result is the same.
         keep_in: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
             settings and data takes them from there, so one that was killed goes on where it was.
 
     Raises:
         ModelLayoutError: there is no such layer.
+        UnsupportedSetupError: `max_prefix_bytes` is less than one query takes, or asked for with sharded weights.
 
     Example:
         `Trainer(max_epochs=1).fit(locator, datamodule=data)`, then `locator.gate.save_pretrained("gate")`.
@@ -92,8 +98,11 @@ class PrivacyLocatorModule(LightningModule):
         reuse_prefix: bool = True,
         jointly: bool = True,
         keep_in: str | Path | None = None,
+        max_prefix_bytes: int | None = None,
     ) -> None:
         super().__init__()
+        if max_prefix_bytes is not None and max_prefix_bytes < 1:
+            raise ValueError(f"max_prefix_bytes must be at least 1, got {max_prefix_bytes}")
         if not layers or len(set(layers)) != len(layers):
             raise ValueError(f"layers must be distinct and at least one, got {list(layers)}")
         layout = find_decoder(model)
@@ -131,6 +140,11 @@ class PrivacyLocatorModule(LightningModule):
         if self._trainer is not None:
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyLocatorModule")
         if self.device_mesh is not None:
+            if self.hparams["max_prefix_bytes"] is not None:
+                raise UnsupportedSetupError(
+                    "max_prefix_bytes cuts the records of each process into as many passes as they need, and sharded weights "
+                    "need every process in every pass; leave it out, and locate with records_per_batch=1"
+                )
             shard(self.model, self.device_mesh)
 
     @override
@@ -168,7 +182,9 @@ class PrivacyLocatorModule(LightningModule):
         if self._kept is None:
             return ""
         setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
-        key = self._kept.key({**self.hparams, **asdict(self.identity), **self._made_of, **setting}, batch)
+        # a run that needed too much memory may go on within a bound
+        settings = {name: value for name, value in self.hparams.items() if name != "max_prefix_bytes"}
+        key = self._kept.key({**settings, **asdict(self.identity), **self._made_of, **setting}, batch)
         if not subjects.keys() <= self.vectors.keys() and (found := self._kept.recall(key)) is not None:
             vectors, notes = found
             self._take(vectors, subjects)
@@ -182,23 +198,52 @@ class PrivacyLocatorModule(LightningModule):
         Returns:
             Record -> layer -> m_l; the last loss and the number of steps taken, as means of all that is learnt alone.
         """
+        learnt: dict[str, dict[int, Tensor]] = {record: {} for record in batch["record_id"]}
+        losses: list[Tensor] = []
+        steps: list[Tensor] = []
+        for part, layers in self._portions(batch):
+            self._learn_portion(part, layers, learnt, losses, steps)
+        return learnt, float(torch.cat(losses).mean()), float(torch.cat(steps).mean())
+
+    def _portions(self, batch: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[int]]]:
+        """Records of a batch, and layers, that are learnt from one prefix."""
+        most = self.hparams["max_prefix_bytes"]
+        if most is None or self._reuse is False:
+            yield batch, self.layers
+            return
+        try:
+            bound = PrefixBound(self.model, batch, most)
+        except NOT_ALLOWED as error:
+            if is_out_of_memory(error):
+                raise
+            yield batch, self.layers  # a model that knows no prefix needs no bound of it
+            return
+        for rows, layers in bound.portions(_subject_positions(batch), self.layers, self.hparams["jointly"]):
+            yield rows_alone(batch, rows), layers
+
+    def _learn_portion(
+        self,
+        batch: Mapping[str, Any],
+        portion: Sequence[int],
+        learnt: dict[str, dict[int, Tensor]],
+        losses: list[Tensor],
+        steps: list[Tensor],
+    ) -> None:
+        """Learn some records in some layers, and add what is found. What was kept of them is free when this returns."""
         records = list(dict.fromkeys(batch["record_id"]))
         owner = torch.tensor([records.index(record) for record in batch["record_id"]], device=self.device)
         weights = role_weights(
             batch["role"], batch["record_id"], {"sensitive": 1.0, "benign": self.hparams["alpha"]}, self.device
         )
-        nll = self._row_loss(batch)
-        groups = [self.layers] if self.hparams["jointly"] else [[layer] for layer in self.layers]
-        learnt: dict[str, dict[int, Tensor]] = {record: {} for record in records}
-        losses, steps = [], []
+        nll = self._row_loss(batch, portion)
+        groups = [portion] if self.hparams["jointly"] else [[layer] for layer in portion]
         for layers in groups:
             found, loss, taken = self._learn_together(layers, nll, owner, weights)
-            losses.append(loss.mean())
-            steps.append(taken.mean())
+            losses.append(loss)
+            steps.append(taken)
             for layer, vectors in found.items():
                 for record, vector in zip(records, vectors.tanh().cpu(), strict=True):
                     learnt[record][layer] = vector
-        return learnt, float(torch.stack(losses).mean()), float(torch.stack(steps).mean())
 
     def _learn_together(
         self, layers: Sequence[int], nll: Callable[[Mapping[int, Tensor]], Tensor], owner: Tensor, weights: Tensor
@@ -218,12 +263,14 @@ class PrivacyLocatorModule(LightningModule):
         """
         settings, count = self.hparams, int(owner.max()) + 1
         size = next(iter(self.v.values())).shape[0]
-        start = torch.full((count, size), settings["start"], device=self.device)
+        # single precision in any training: in half precision the steps of v would be rounded away
+        numbers: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        start = torch.full((count, size), settings["start"], **numbers)
         vectors = {layer: start.clone().requires_grad_() for layer in layers}
         optimizer = torch.optim.Adam(vectors.values(), lr=settings["lr"], eps=settings["eps"])
         together = is_sharded(self.model)
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
-        value, steps = torch.full((count,), float("nan"), device=self.device), torch.zeros(count, device=self.device)
+        value, steps = torch.full((count,), float("nan"), **numbers), torch.zeros(count, **numbers)
         learnt = {layer: start.clone() for layer in layers}
         for step in range(settings["max_steps"]):
             drift = torch.stack([(v - settings["start"]).abs().mean(1) for v in vectors.values()]).mean(0)
@@ -250,11 +297,9 @@ class PrivacyLocatorModule(LightningModule):
     def _look_every(self) -> int:
         return 1 if self.device.type == "cpu" else 5
 
-    def _row_loss(self, batch: Mapping[str, Any]) -> Callable[[Mapping[int, Tensor]], Tensor]:
+    def _row_loss(self, batch: Mapping[str, Any], layers: Sequence[int]) -> Callable[[Mapping[int, Tensor]], Tensor]:
         """A function that gives the NLL of each row, (B,), under layer -> v of each row, (B, d)."""
-        positions = last_position(batch["subject_mask"])
-        if not bool(positions.any(1).all()):
-            raise UnsupportedSetupError("every row of a located record needs its subject in 'subject_mask'")
+        positions = _subject_positions(batch)
 
         def plain(vectors: Mapping[int, Tensor]) -> Tensor:
             with self.scaled(positions, vectors):
@@ -267,16 +312,16 @@ class PrivacyLocatorModule(LightningModule):
             return plain
         try:
             if self._reuse is None:
-                vectors = {layer: self.v[str(layer)].detach().expand(len(positions), -1) for layer in self.layers}
+                vectors = {layer: self.v[str(layer)].detach().expand(len(positions), -1) for layer in layers}
                 # half precision would hide what is wrong in its rounding, so autocast stays out of this
                 with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                     expected = plain(vectors)
-                    found = self._fast(UpperPass(self.model, batch, positions, self.layers), vectors)
+                    found = self._upper(batch, positions, layers)(vectors)
                 tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 5e-2
                 agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
                 self._reuse = everywhere(agrees, expected.device) if together else agrees
                 reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
-            upper = UpperPass(self.model, batch, positions, self.layers) if self._reuse else None
+            upper = self._upper(batch, positions, layers) if self._reuse else None
         except NOT_ALLOWED as error:
             if together or is_out_of_memory(error):
                 raise
@@ -289,7 +334,28 @@ class PrivacyLocatorModule(LightningModule):
             rank_zero_warn(f"prefix reuse does not hold for {type(self.model).__name__}, taking full passes: {reason}")
             return plain
         assert upper is not None
-        return partial(self._fast, upper)
+        return upper
+
+    def _upper(
+        self, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]
+    ) -> Callable[[Mapping[int, Tensor]], Tensor]:
+        """`_row_loss` by passes above the lowest layer and from the subject on."""
+        most = self.hparams["max_prefix_bytes"]
+        bound = None if most is None else PrefixBound(self.model, batch, most)
+        chunks = [] if bound is None else bound.row_chunks(positions, layers)
+        if bound is None or len(chunks) < 2:
+            return partial(self._fast, UpperPass(self.model, batch, positions, layers))
+        begun = bound.begun(positions)
+
+        def in_turn(vectors: Mapping[int, Tensor]) -> Tensor:
+            def nll(rows: Sequence[int], own: list[Tensor]) -> Tensor:
+                some, here = rows_alone(batch, rows), positions[list(rows)]
+                upper = UpperPass(self.model, some, here, list(vectors), begun)
+                return self._fast(upper, dict(zip(vectors, own, strict=True)))
+
+            return RowsInTurn.apply(nll, chunks, *vectors.values())
+
+        return in_turn
 
     def _fast(self, upper: UpperPass, vectors: Mapping[int, Tensor]) -> Tensor:
         with self.scaled(upper.positions, vectors):
@@ -362,7 +428,8 @@ class PrivacyLocatorModule(LightningModule):
         }
         counts = {subject: len(names) for subject, names in records.items()}
         settings = {**self.hparams, "layers": self.layers}
-        settings.pop("reuse_prefix")
+        for name in ("reuse_prefix", "max_prefix_bytes"):
+            settings.pop(name)
         return NeuralGate(rates, self.identity, counts, settings)
 
     @override
@@ -380,6 +447,14 @@ class PrivacyLocatorModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.vectors = checkpoint["located"]["vectors"]
         self.record_subjects = checkpoint["located"]["subjects"]
+
+
+def _subject_positions(batch: Mapping[str, Any]) -> Tensor:
+    """The subject's last token of each row, (B, T) bool."""
+    positions = last_position(batch["subject_mask"])
+    if not bool(positions.any(1).all()):
+        raise UnsupportedSetupError("every row of a located record needs its subject in 'subject_mask'")
+    return positions
 
 
 def _types(model: nn.Module) -> list[str]:

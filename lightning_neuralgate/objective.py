@@ -57,7 +57,8 @@ def last_logits(model: Any, inputs: Mapping[str, Any], count: int) -> Any:
 
 def batch_nll(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """Mean NLL per target token of each row of a collated batch, (B,)."""
-    count = columns_with_targets(batch["labels"])
+    # who asks the labels waits for the device
+    count = batch.get("target_columns") or columns_with_targets(batch["labels"])
     output = last_logits(model, {**model_inputs(batch), "use_cache": False}, count + 1)
     return row_nll(output.logits[:, :-1], batch["labels"][:, -count:])
 
@@ -66,8 +67,8 @@ def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
     """Mean over the rows of each role that occurs: role -> scalar."""
     means = {}
     for role in dict.fromkeys(roles):
-        rows = torch.tensor([other == role for other in roles], device=nll.device)
-        means[role] = nll[rows].mean()
+        # rows that are chosen by a tensor would be counted first, and the device waited for
+        means[role] = torch.stack([row for row, other in zip(nll.unbind(), roles, strict=True) if other == role]).mean()
     return means
 
 
@@ -81,4 +82,5 @@ def role_weights(
     tensor([0.5000, 0.5000, 1.2500])
     """
     rows = list(zip(roles, records, strict=True))
-    return torch.tensor([weights[row[0]] / rows.count(row) for row in rows], device=device)
+    # in half-precision training the default type is another
+    return torch.tensor([weights[row[0]] / rows.count(row) for row in rows], dtype=torch.float32, device=device)

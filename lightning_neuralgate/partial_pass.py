@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,8 +42,9 @@ def _unchanged(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @contextmanager
-def passed_through(layers: nn.ModuleList) -> Iterator[None]:
+def passed_through(layers: Iterable[nn.Module]) -> Iterator[None]:
     """While the block runs, these layers hand on what they are given. Their hooks run."""
+    layers = list(layers)
     own = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.forward = _unchanged

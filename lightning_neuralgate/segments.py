@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,11 @@ class Segment:
     columns: Tensor
     real: Tensor
     first: bool
+
+    def to(self, device: Any, **options: Any) -> Segment:
+        """The same on a device."""
+        rows, columns, real = (part.to(device, **options) for part in (self.rows, self.columns, self.real))
+        return Segment(rows, columns, real, self.first)
 
     def of(self, mask: Tensor) -> Tensor:
         """What a mask of the whole batch, (B, T) bool, says of this pass, (R, Q)."""

@@ -6,6 +6,7 @@ all rows of a group begin with (system prompt, picture) are the same in each of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,8 +99,9 @@ class SharedPrefix:
             return False
         place = torch.full((rows,), -1, device=showing.device)
         place[showing] = torch.arange(each, device=showing.device)
-        self._place = place
-        first = place[self.leading[self.owner]]
+        self._pictures, led = each, place[self.leading]
+        self._led = led[led >= 0]
+        first = led[self.owner]
         if bool(((place < 0) != (first < 0)).any()):
             return False
         for value in self.rest.values():
@@ -108,16 +110,20 @@ class SharedPrefix:
                 return False
         return True
 
+    def to(self, device: Any, **options: Any) -> SharedPrefix:
+        """The same, with its tensors on a device: what was asked of a batch before need not be asked there."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(moved, name, moved_to(value, device, **options))
+        return moved
+
     def run(self, model: nn.Module) -> Any:
         """The cache of a pass over what is shared, one row a group."""
         begin = self.first[self.leading, None] + torch.arange(self.count, device=self.first.device)
         begun = {key: value[self.leading].gather(1, begin) for key, value in self.sequences.items()}
         alone = {}
-        if self.rest:
-            places = self._place[self.leading]
-            places = places[places >= 0]
-            each = int(self._place.max()) + 1
-            alone = {k: v.unflatten(0, (each, -1))[places].flatten(0, 1) for k, v in self.rest.items()}
+        for key, value in self.rest.items():
+            alone[key] = value.unflatten(0, (self._pictures, -1))[self._led].flatten(0, 1)
         cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
         ones = torch.ones_like(begin)
         given = {
@@ -130,6 +136,13 @@ class SharedPrefix:
         if any(cached.keys.shape[-2] != self.count for cached in cache.layers):
             raise ValueError("the model's cache does not keep the whole prefix")
         return cache
+
+
+def moved_to(value: Any, device: Any, **options: Any) -> Any:
+    """Tensors, also those of a dict, on a device; everything else as it is."""
+    if isinstance(value, dict):
+        return {key: moved_to(one, device, **options) for key, one in value.items()}
+    return value.to(device, **options) if hasattr(value, "to") else value
 
 
 def split_positions_problem(model: nn.Module, length: int, pictures: bool) -> str | None:

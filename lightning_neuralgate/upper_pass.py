@@ -14,6 +14,7 @@ Rows are laid out anew for that, with the subject's last tokens in one column.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -38,6 +39,8 @@ class UpperPass:
         batch: a collated batch in which every row has a target; rows of a record lie side by side.
         positions: (B, T) bool, the subject's last token of each row, exactly one a row.
         layers: the layers whose outputs are going to be changed; one pass serves them all.
+        begun: what the rows of one record begin with, if it has been run already: its tokens and their cache, which stays as
+            it is.
 
     Attributes:
         shared: how many tokens all rows of each record begin with, and were run once for.
@@ -47,12 +50,18 @@ class UpperPass:
         ValueError: the model's cache is not a plain growing one, or its positions or attention do not allow parts.
     """
 
-    def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch: Mapping[str, Any],
+        positions: Tensor,
+        layers: Sequence[int],
+        begun: tuple[int, Any] | None = None,
+    ) -> None:
         self.model = model
-        columns = torch.arange(positions.shape[1], device=positions.device)
-        subject, each = (positions * columns).sum(1), _rows_a_record(batch["record_id"])
-        groups = batch["record_id"] if each > 1 else range(len(positions))
-        prefix = SharedPrefix(model, batch, groups, subject)
+        prefix, subject, each = prefix_of_records(model, batch, positions)
+        if begun is not None:
+            prefix.count = begun[0]
         rows, shared, first, end = len(positions), prefix.count, prefix.first, prefix.end
         sequences, rest, attention = prefix.sequences, prefix.rest, prefix.attention
         own, after = int((subject - first).max()) - shared, int((end - subject).max())
@@ -75,7 +84,7 @@ class UpperPass:
         with torch.no_grad():
             cache: Any = DynamicCache(config=config)
             if shared:
-                cache, rest = prefix.run(model), {}
+                cache, rest = (prefix.run(model) if begun is None else _copied(begun[1])), {}
                 self._hand_out(cache, each)
             with outputs_of(self._layers, layers) as seen, self._attention(cache):
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
@@ -140,6 +149,21 @@ class UpperPass:
         with passed_through(below), self._attention(self._cache):
             output = last_logits(self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._count)
         return row_nll(output.logits, self._labels)
+
+
+def prefix_of_records(model: Any, batch: Mapping[str, Any], positions: Tensor) -> tuple[SharedPrefix, Tensor, int]:
+    """What the rows of each record begin with, the column of each row's subject, (B,), and how many rows a record has."""
+    columns = torch.arange(positions.shape[1], device=positions.device)
+    subject, each = (positions * columns).sum(1), _rows_a_record(batch["record_id"])
+    groups = batch["record_id"] if each > 1 else range(len(positions))
+    return SharedPrefix(model, batch, groups, subject), subject, each
+
+
+def _copied(cache: Any) -> Any:
+    """A cache that can go on from where another is, which stays as it is; its keys and values are the same."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def _cached(cache: Any, places: Tensor) -> dict[str, Any]:

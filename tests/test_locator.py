@@ -20,16 +20,12 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 STEPS = 6
 
 
-def fit(locator: PrivacyLocatorModule, splits: RecordSplits, **data: Any) -> PrivacyLocatorModule:
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), **data))
+def fit(
+    locator: PrivacyLocatorModule, splits: RecordSplits, trainer: dict[str, Any] | None = None, **data: Any
+) -> PrivacyLocatorModule:
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    fitting = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet, **(trainer or {}))
+    fitting.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), **data))
     return locator
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import seed_everything
 
 from lightning_neuralgate.cache import remove_drafts
 from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
+from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.delta import DELTA_NAME, EditDelta
@@ -51,6 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--measure_every", type=int, default=0,
         help="Ask the test split before, every so many optimizer steps of, and after the edit, and log it; 0: never.",
     )  # fmt: skip
+    add_workers(parser)
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyEditModule, "editor", skip={"model", "processor"}, instantiate=False)
@@ -79,6 +80,7 @@ def run(options: Namespace) -> None:
         retention_per_batch=options.retention_per_batch,
         shuffle=not paper,
         seed=options.seed,
+        num_workers=options.num_workers,
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)

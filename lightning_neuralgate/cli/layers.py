@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config
+from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_workers
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
@@ -56,6 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--accelerator", type=str, default="auto", help="gpu, cpu, or auto.")
     parser.add_argument("--precision", type=Literal["32-true", "bf16-mixed"], default="32-true", help="Of the edits.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the order of mini-batches.")
+    add_workers(parser)
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(
@@ -82,7 +83,8 @@ def run(options: Namespace) -> None:
     locator = PrivacyLocatorModule(
         model, layers, **options.locator.as_dict(), jointly=False, keep_in=unfinished / "records"
     )
-    _trainer(options, max_epochs=1).fit(locator, datamodule=PrivacyPairDataModule(splits, processor))
+    data = PrivacyPairDataModule(splits, processor, num_workers=options.num_workers)
+    _trainer(options, max_epochs=1).fit(locator, datamodule=data)
     gate = locator.gate
     gate.save_pretrained(options.out / "gate")
     write_tables(gate, options.tau, options.out)
@@ -145,7 +147,7 @@ def _compare(
             paper = arguments["schedule"] == "paper"
             data = PrivacyPairDataModule(
                 splits, processor, pairs_per_batch=1 if paper else options.pairs_per_batch, shuffle=not paper,
-                seed=options.seed,
+                seed=options.seed, num_workers=options.num_workers,
             )  # fmt: skip
             trainer.fit(editor, datamodule=data)
             _put_back(model, layer, projection, base)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cache import remove_drafts
-from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer
+from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gate import CONFIG_NAME, WEIGHTS_NAME
@@ -22,6 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--records_per_batch", type=int, default=1, help="Records learnt side by side: more keep a GPU busy."
     )
+    add_workers(parser)
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model", "keep_in"}, instantiate=False)
@@ -32,7 +33,12 @@ def run(options: Namespace) -> None:
     """Locate, and save the gate. Started again after it was killed, it does not do finished records again."""
     unfinished = options.out / UNFINISHED
     model, processor = options.model.load()
-    data = PrivacyPairDataModule(options.data.read(), processor, records_per_batch=options.records_per_batch)
+    data = PrivacyPairDataModule(
+        options.data.read(),
+        processor,
+        records_per_batch=options.records_per_batch,
+        num_workers=options.num_workers,
+    )
     locator = PrivacyLocatorModule(model, **options.locator.as_dict(), keep_in=unfinished)
     options.trainer.fit(locator, datamodule=data)
     if options.trainer.is_global_zero:

@@ -38,6 +38,13 @@ def add_config(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
 
 
+def add_workers(parser: ArgumentParser) -> None:
+    """`--num_workers`: who makes the batches."""
+    parser.add_argument(
+        "--num_workers", type=int, default=0, help="Processes that make batches ahead; 0: none, batches are the same."
+    )
+
+
 def add_trainer(parser: ArgumentParser, **defaults: Any) -> None:
     """All of the Trainer's own options as `--trainer.*`, with this command's defaults."""
     from lightning.pytorch import Trainer

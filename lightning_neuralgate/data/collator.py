@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.data.pictures import ROOM, PictureProcessor
 from lightning_neuralgate.spans import TokenSpan, subject_mask, subject_token_span
 
 Role = Literal["sensitive", "benign", "retention"]
@@ -52,25 +51,30 @@ class PrivacyPairCollator:
     """Makes batches out of `QueryRow`s with any Hugging Face image-text-to-text processor.
 
     A batch holds `input_ids`, `attention_mask` and `labels` (B, T; labels are -100 outside targets), `subject_mask`
-    (B, T) bool, lists of B with `subject`, `role`, `record_id`, `truth`, `synonyms` and `counted`, and whatever else the
-    processor makes (`pixel_values`, grids, ...). Rows with a target end with it; rows without one end with the generation
+    (B, T) bool, lists of B with `subject`, `role`, `record_id`, `truth`, `synonyms` and `counted`, the number
+    `target_columns`, how many of the last columns hold all targets, and whatever else the processor makes (`pixel_values`,
+    grids, ...). Rows with a target end with it; rows without one end with the generation
     prompt.
 
     Args:
         processor: the model's processor.
         padding_side: "left" (as generation needs it; targets then share the last columns) or "right".
+        picture_room: bytes of processed pictures that are kept for the next query about them (`PictureProcessor`); 0: none.
 
     Raises:
         DataFormatError: an image that cannot be read.
         SubjectNotFoundError: a subject that is not in its query.
     """
 
-    def __init__(self, processor: Any, padding_side: Literal["left", "right"] = "left") -> None:
+    def __init__(
+        self, processor: Any, padding_side: Literal["left", "right"] = "left", picture_room: int = ROOM
+    ) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got '{padding_side}'")
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.padding_side = padding_side
+        self.pictures = PictureProcessor(processor, picture_room)
 
     def __call__(self, rows: Sequence[QueryRow]) -> dict[str, Any]:
         if not rows:
@@ -85,6 +89,8 @@ class PrivacyPairCollator:
             if targets:
                 labels[index, end - targets : end] = inputs["input_ids"][0, -targets:]
         batch["labels"] = labels
+        told = (labels != IGNORED).any(0).nonzero()
+        batch["target_columns"] = width - int(told[0, 0]) if len(told) else 0
         batch["subject_mask"] = subject_mask([span for _, _, span in encoded], lengths, width, self.padding_side)
         for key in ("subject", "role", "record_id", "truth", "synonyms", "counted"):
             batch[key] = [getattr(row, key) for row in rows]
@@ -94,8 +100,11 @@ class PrivacyPairCollator:
         """Inputs of one row, number of target tokens at its end, and the subject's tokens."""
         prompt, full = self._texts(row)
         special = not (self.tokenizer.bos_token and prompt.startswith(self.tokenizer.bos_token))
-        images = {} if row.image is None else {"images": [read_image(row.image, row.record_id)]}
-        inputs = dict(self.processor(text=[prompt], return_tensors="pt", add_special_tokens=special, **images))
+        options = {"return_tensors": "pt", "add_special_tokens": special}
+        if row.image is None:
+            inputs = dict(self.processor(text=[prompt], **options))
+        else:
+            inputs = self.pictures(prompt, row.image, row.record_id, **options)
         ids: Tensor = inputs["input_ids"]
         span = None
         if row.subject:
@@ -149,19 +158,6 @@ class PrivacyPairCollator:
     def _padded(self, values: Tensor, width: int, fill: int) -> Tensor:
         padding = values.new_full((1, width - values.shape[1]), fill)
         return torch.cat([padding, values] if self.padding_side == "left" else [values, padding], dim=1)
-
-
-def read_image(path: Path, record: str = "?") -> Image.Image:
-    """Read a picture as RGB.
-
-    Raises:
-        DataFormatError: naming record and file, when it is missing or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataFormatError(f"record {record}: picture {path} cannot be read: {error}") from error
 
 
 def _continued(key: str, values: Tensor, length: int) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -13,6 +14,7 @@ from typing_extensions import override
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.order import ResumableLoader, RowOrder
+from lightning_neuralgate.data.pictures import ROOM
 from lightning_neuralgate.data.prompts import not_counted, prompts_loader
 from lightning_neuralgate.data.records import (
     PrivacyRecord,
@@ -103,6 +105,7 @@ class PrivacyPairDataModule(LightningDataModule):
         images: bool = True,
         seed: int = 0,
         records_per_batch: int = 1,
+        picture_room: int = ROOM,
     ) -> None:
         super().__init__()
         check_no_leakage(splits)
@@ -121,7 +124,7 @@ class PrivacyPairDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.collate_training = PrivacyPairCollator(processor, padding_side)
+        self.collate_training = PrivacyPairCollator(processor, padding_side, picture_room)
         self.images = images
         self.seed = seed
 
@@ -164,38 +167,31 @@ class PrivacyPairDataModule(LightningDataModule):
     def records_dataloader(self) -> ResumableLoader:
         """Stage 1: `records_per_batch` edit records a batch, seven rows each."""
         rows = [locate_rows(record) for record in self.splits.edit]
-        return self._loader(rows, self.records_per_batch, self._collate_records, False, not_counted)
+        return self._loader(
+            rows, self.records_per_batch, partial(_record_batch, self.collate_training), False, not_counted
+        )
 
     def pairs_dataloader(self) -> ResumableLoader:
         """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
         rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
         if not self.images:
             rows = [[replace(row, image=None) for row in group] for group in rows]
-        return self._loader(rows, self.pairs_per_batch, self._collate_pairs, self.shuffle)
+        collate = _PairBatches(
+            self.collate_training, self.retention, self.retention_per_batch, self.seed, self._place_in_time
+        )
+        return self._loader(rows, self.pairs_per_batch, collate, self.shuffle)
 
-    def _collate_records(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
-        counted = [rows for rows in groups if rows[0].counted]
-        # what another process has, too, is run only where there is nothing else to run
-        return self.collate_training([row for rows in counted or groups for row in rows])
+    def _place_in_time(self) -> tuple[int, int]:
+        """The epoch, and this process's rank."""
+        return (0, 0) if self.trainer is None else (self.trainer.current_epoch, self.trainer.global_rank)
 
-    def _collate_pairs(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
-        rng = random.Random(self._address(groups))
-        kept = rng.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
-        for item in kept:
-            if not item.target:
-                raise DataFormatError(
-                    f"the retention question '{item.query}' has no target; make it with fill_targets()"
-                )
-        retention = [QueryRow(item.query, "retention", item.image, target=item.target) for item in kept]
-        return self.collate_training([row for group in groups for row in group] + retention)
-
-    def _address(self, groups: list[list[QueryRow]]) -> str:
-        """What tells a batch from all others, wherever it is put together: seed, epoch, process and its own rows."""
-        epoch = rank = 0
-        if self.trainer is not None:
-            epoch, rank = self.trainer.current_epoch, self.trainer.global_rank
-        content = "/".join(f"{row.record_id}:{row.query}" for group in groups for row in group)
-        return f"{self.seed}/{epoch}/{rank}/{content}"
+    @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """What a module wants to know of a training batch before it is on a device."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        lay_out = getattr(self.trainer.lightning_module, "lay_out", None)
+        return batch if lay_out is None else lay_out(batch)
 
     @override
     def val_dataloader(self) -> ResumableLoader:
@@ -212,3 +208,49 @@ class PrivacyPairDataModule(LightningDataModule):
         return ResumableLoader(
             rows, order, *again, batch_size=batch_size, collate_fn=collate, num_workers=self.num_workers
         )
+
+
+def _record_batch(collate: PrivacyPairCollator, groups: list[list[QueryRow]]) -> dict[str, Any]:
+    counted = [rows for rows in groups if rows[0].counted]
+    # what another process has, too, is run only where there is nothing else to run
+    return collate([row for rows in counted or groups for row in rows])
+
+
+@dataclass
+class _PairBatches:
+    """Puts query pairs and the retention rows drawn for them into a batch, in this process or in a worker's.
+
+    Attributes:
+        collate: makes the batch.
+        retention: what is drawn from.
+        per_batch: how many are drawn.
+        seed: seeds what is drawn.
+        place: gives the epoch, and this process's rank.
+    """
+
+    collate: PrivacyPairCollator
+    retention: list[RetentionItem]
+    per_batch: int
+    seed: int
+    place: Callable[[], tuple[int, int]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker is started for an epoch; the Trainer, and with it the model, stays behind
+        return {**self.__dict__, "place": partial(tuple, self.place())}
+
+    def __call__(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
+        rng = random.Random(self._address(groups))
+        kept = rng.sample(self.retention, min(self.per_batch, len(self.retention)))
+        for item in kept:
+            if not item.target:
+                raise DataFormatError(
+                    f"the retention question '{item.query}' has no target; make it with fill_targets()"
+                )
+        retention = [QueryRow(item.query, "retention", item.image, target=item.target) for item in kept]
+        return self.collate([row for group in groups for row in group] + retention)
+
+    def _address(self, groups: list[list[QueryRow]]) -> str:
+        """What tells a batch from all others, wherever it is put together: seed, epoch, process and its own rows."""
+        epoch, rank = self.place()
+        content = "/".join(f"{row.record_id}:{row.query}" for group in groups for row in group)
+        return f"{self.seed}/{epoch}/{rank}/{content}"

@@ -52,3 +52,17 @@ def test_the_table_of_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert lines[2:] == [
         f"| {name} | smol | 2 | 30.0 s | 4.0 s | 7.50 | yes | 0.25 | 0.50 |" for name in ("edit", "locate")
     ]
+
+
+def test_pictures_kept_or_not_make_the_same_edit(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    words = "--records 2 --pairs 2 --epochs 2 --layer 1 --train-steps 1 --photo 60 40"
+    monkeypatch.setattr(sys, "argv", ["pictures", "--model", str(checkpoint), "--json", str(file), *words.split()])
+    import_module("benchmarks.pictures").main()
+    told = json.loads(file.read_text(encoding="utf-8"))
+    assert told["agree"] is True
+    assert told["bytes_held"] == 2 * 3 * 16 * 16 * 4, "of two pictures, 16 by 16 as the model takes them"
+    assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
+    assert "| ratio_edit |" in capsys.readouterr().out

@@ -1,0 +1,87 @@
+"""What is imported when: which modules, not how many seconds (`python -m benchmarks.startup` tells these)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import lightning_neuralgate
+from benchmarks import startup
+
+HEAVY = {
+    "torch", "lightning", "transformers", "torchmetrics", "numpy", "PIL", "pydantic", "safetensors", "huggingface_hub",
+    "peft", "matplotlib", "datasets", "jinja2", "faker", "gguf", "tqdm", "rich",
+}  # fmt: skip
+
+
+@lru_cache
+def imported_by(statement: str) -> set[str]:
+    """Names of all modules in a process that has run a statement."""
+    told = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_the_package_and_its_help_import_nothing_heavy() -> None:
+    assert not packages(imported_by("import lightning_neuralgate")) & HEAVY
+    found = packages(imported_by("from lightning_neuralgate.cli import main; main(['--help'])"))
+    assert "jsonargparse" in found
+    assert not found & HEAVY
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["from lightning_neuralgate import *", "from lightning_neuralgate.cli import main; main(['locate', '--help'])"],
+)
+def test_what_is_asked_for_comes_without_what_it_may_need_later(statement: str) -> None:
+    theirs = imported_by("import lightning")
+    more = imported_by(statement) - theirs
+    assert "lightning_neuralgate.locator" in more
+    # lightning and torchmetrics bring rich, matplotlib and others themselves, where they are installed
+    late = HEAVY - {"torch", "lightning", "transformers", "torchmetrics"} - {"pydantic", "safetensors", "tqdm"}
+    assert not (packages(more) - packages(theirs)) & late
+    assert not {"matplotlib.pyplot", "torchmetrics.functional.text.bert", "torchvision", "rich.progress"} & more
+    models = {name.split(".")[2] for name in more if name.startswith("transformers.models.")}
+    assert models <= {"auto"}, "no model's code before there is a model"
+
+
+def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
+    source = ast.parse(Path(lightning_neuralgate.__file__).read_text(encoding="utf-8"))
+    (typed,) = (node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    declared = {
+        alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(declared) == sorted(lightning_neuralgate.__all__) == sorted(lightning_neuralgate._HOMES)
+    for name, module in declared.items():
+        assert module is not None
+        assert getattr(lightning_neuralgate, name) is getattr(import_module(module), name)
+        assert name in dir(lightning_neuralgate)
+    with pytest.raises(AttributeError, match="no attribute 'NeuralGateCalback'"):
+        _ = lightning_neuralgate.NeuralGateCalback
+
+
+def test_the_benchmark_tells_medians_over_that_of_lightning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
+    monkeypatch.setattr(startup, "STATEMENTS", {"import lightning": "1 + 1", "help": "2 + 2"})
+    monkeypatch.setattr(startup, "seconds", lambda statement: next(taken))
+    monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "3", "--json", str(tmp_path / "told.json")])
+    startup.main()
+    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    assert told["seconds, import lightning"] == told["seconds, help"] == 4.0
+    assert told["ratio, help"] == 0.5, "the median of 1 / 2, 6 / 4 and 4 / 8"
+    assert "ratio, import lightning" not in told
+    assert "| ratio, help | 0.5 |" in capsys.readouterr().out
