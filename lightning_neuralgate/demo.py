@@ -17,7 +17,7 @@ from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.intervals import bootstrap_intervals
-from lightning_neuralgate.models.smol import smol_llava_key
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
 from lightning_neuralgate.rates import summarize
 from lightning_neuralgate.report import LayerShares, write_report
 from lightning_neuralgate.workbench import EditSettings, Workbench
@@ -95,7 +95,7 @@ def run_demo(out: Path, seed: int = 0, settings: EditSettings | None = None) -> 
         "seed": seed,
         "precision": bench.precision,
         "settings": asdict(settings),
-        "versions": _versions(),
+        "versions": _versions(settings.model),
     }
     write_answers(out / "answers.jsonl", answers)
     _write_results(out, results)
@@ -160,9 +160,9 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
+def _versions(model: str) -> dict[str, str]:
     packages = {name: version(name) for name in ("lightning-neuralgate", "torch", "transformers", "lightning")}
-    return packages | {"smol-llava": smol_llava_key()}
+    return packages | ({model: embedded_model(model).key()} if model in EMBEDDED_MODELS else {})
 
 
 def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any] | None:
@@ -173,6 +173,6 @@ def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any]
     same = (found["seed"], found["settings"], found["versions"]) == (
         seed,
         json.loads(json.dumps(asdict(settings))),
-        _versions(),
+        _versions(settings.model),
     )
     return found if same else None

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError
 from lightning_neuralgate.models import smollm2
 from lightning_neuralgate.models.loading import load_model
-from lightning_neuralgate.models.smol import WEIGHTS, add_lora, build_smol_llava, merge_lora, trained_state
+from lightning_neuralgate.models.smol import SMOL_LLAVA, WEIGHTS, add_lora, merge_lora, trained_state
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 
@@ -41,7 +41,7 @@ def test_merging_the_adapter_changes_no_output() -> None:
 
 def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(MissingDependencyError, match=r"train_smol_llava\.py"):
-        build_smol_llava(tmp_path / "none.safetensors")
+        SMOL_LLAVA.build(tmp_path / "none.safetensors")
 
 
 def test_fetching_without_pip_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
