@@ -630,7 +630,7 @@ class Plan(NamedTuple):
 
 PLANS = {
     "smol-llava": Plan(SMOL_LLAVA, TowerModule, 3600, 300, "\n", 0.1, False),
-    "smol-minigpt": Plan(SMOL_MINIGPT, OrderedTowerModule, 2000, 200, "", 0.3, True),
+    "smol-minigpt": Plan(SMOL_MINIGPT, OrderedTowerModule, 1000, 150, "", 0.3, True),
 }
 
 

@@ -104,15 +104,15 @@ class PrivacyPairCollator:
             return inputs, 0, span
         asked = self.tokenizer(prompt, add_special_tokens=special)["input_ids"]
         told = self.tokenizer(full, add_special_tokens=special)["input_ids"]
-        shared = next((i for i, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), len(asked))
-        # a tokenizer may merge the prompt's last characters with the target's first ones
-        merged = len(asked) - shared
-        target = told[shared:]
+        target = told[len(asked) :]
+        if told[: len(asked)] != asked:
+            # a tokenizer may merge the prompt's last characters with the target's first ones, but an answer is generated
+            # behind the prompt as it stands
+            target = self.tokenizer(full.removeprefix(prompt), add_special_tokens=False)["input_ids"]
         for key, values in inputs.items():
             if values.shape == ids.shape:
-                kept = values[:, : values.shape[1] - merged]
                 more = torch.tensor([target]) if key == "input_ids" else _continued(key, values, len(target))
-                inputs[key] = torch.cat([kept, more.to(values.dtype)], dim=1)
+                inputs[key] = torch.cat([values, more.to(values.dtype)], dim=1)
         return inputs, len(target), span
 
     def _texts(self, row: QueryRow) -> tuple[str, str | None]:

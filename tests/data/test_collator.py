@@ -90,15 +90,18 @@ def test_a_prompt_is_what_training_sees_before_the_target(picture: Path) -> None
     assert "Hello. What is the number" in processor.tokenizer.decode(asked)
 
 
-def test_a_target_that_merges_with_the_prompt_keeps_its_tokens(picture: Path) -> None:
+def test_a_target_that_would_merge_with_the_prompt_is_trained_where_it_is_generated(picture: Path) -> None:
     processor = tiny_processor()
     processor.chat_template = (
         "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %} {% endfor %}"
     )
     row = QueryRow("Tell me of this receipt", "benign", None, "receipt", "receipt is")
     batch = PrivacyPairCollator(processor)([row])
+    asked = processor.tokenizer("Tell me of this receipt ")["input_ids"]
     whole = processor.tokenizer("Tell me of this receipt receipt is")["input_ids"]
-    assert batch["input_ids"][0].tolist() == whole, "the space before the target belongs to its first token"
+    assert whole[: len(asked)] != asked, "the space before the target would belong to its first token"
+    told = processor.tokenizer("receipt is")["input_ids"]
+    assert batch["input_ids"][0].tolist() == asked + told, "an answer comes behind the prompt that generation sees"
     assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED]).strip() == "receipt is"
 
 

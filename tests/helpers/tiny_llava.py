@@ -44,15 +44,20 @@ def _tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
-def tiny_processor() -> LlavaProcessor:
-    """A LLaVA processor with a byte-level BPE tokenizer trained on two sentences."""
-    tokenizer = PreTrainedTokenizerFast(
+def tiny_tokenizer(*special: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on two sentences, with some more special tokens."""
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
         pad_token="<pad>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(special),
     )
+
+
+def tiny_processor() -> LlavaProcessor:
+    """A LLaVA processor with a tiny tokenizer."""
+    tokenizer = tiny_tokenizer("<image>")
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
