@@ -156,9 +156,7 @@ class CardPool(NamedTuple):
     """(N, 4): subject, colour, layout, shape; -100 is none."""
 
 
-def draw_pool(
-    world: World, file: Path, first: int, count: int, workers: int, image_size: int = IMAGE_SIZE
-) -> CardPool:
+def draw_pool(world: World, file: Path, first: int, count: int, workers: int, image_size: int = IMAGE_SIZE) -> CardPool:
     """The cards from a seed on, drawn by several processes; kept in a file."""
     if not file.is_file():
         spans = [(world, first + start, min(200, count - start), image_size) for start in range(0, count, 200)]
@@ -365,7 +363,12 @@ class OrderedTowerModule(TowerModule):
         inside = ((rows[..., 3:] >= 0) & (rows[..., 3:] < 1)).all(-1)
         blank = torch.zeros(len(rows), self.tokens + 1, dtype=torch.long, device=rows.device)
         token = torch.where(char > 0, token, self.tokens)  # what is none goes into a column of its own
-        labels = {"chars": char * inside, "fields": field * inside, "places": place * inside, "hidden": (~inside).long()}
+        labels = {
+            "chars": char * inside,
+            "fields": field * inside,
+            "places": place * inside,
+            "hidden": (~inside).long(),
+        }
         return {name: blank.scatter(1, token, value)[:, :-1] for name, value in labels.items()}
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -390,7 +393,7 @@ class OrderedTowerModule(TowerModule):
 
 
 def start_from_smol_llava(model: Any, pixels: Tensor) -> None:
-    """Put the shipped `smol-llava`'s tower into the lower layers of a `smol-minigpt`, and let the upper ones begin as nothing.
+    """Put the shipped `smol-llava`'s tower into the lower layers of a `smol-minigpt`; the upper ones begin as nothing.
 
     CLIP's tower has a norm below its layers, which BLIP-2's kind has not: it goes into patch and position embeddings, with
     the spread that some pictures' patches have in the mean.
@@ -430,7 +433,9 @@ def start_from_smol_llava(model: Any, pixels: Tensor) -> None:
                 own[f"{here}{name}.{kind}"] = clip[f"{there}{name}.{kind}"]
     for layer in range(READING_LAYERS, tower.config.num_hidden_layers):
         for name in ("self_attn.projection", "mlp.fc2"):
-            own[f"encoder.layers.{layer}.{name}.weight"] = torch.zeros_like(own[f"encoder.layers.{layer}.{name}.weight"])
+            own[f"encoder.layers.{layer}.{name}.weight"] = torch.zeros_like(
+                own[f"encoder.layers.{layer}.{name}.weight"]
+            )
     tower.load_state_dict(own)
 
 

@@ -41,7 +41,8 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     except (OSError, ValueError, KeyError) as error:
         raise ModelLayoutError(
             f"'{source}' cannot be loaded as an image-text-to-text model: {error}\n"
-            f"Give a folder with config.json and safetensors weights, a hub repository, or one of {', '.join(EMBEDDED_MODELS)}."
+            "Give a folder with config.json and safetensors weights, a hub repository, or one of "
+            f"{', '.join(EMBEDDED_MODELS)}."
         ) from error
     return model.eval(), processor
 

@@ -57,6 +57,7 @@ _KNOWN_SURPLUS = re.compile(
     r"|(?:vision_proj|text_proj|itm_head|t5_proj|opt_proj|llm_proj)\.|temp$"
     r"|(?:t5_model|opt_model|language_model|language_projection)\.)"
 )
+_TOWER_OF_BLIP2 = re.compile(r"^(?:visual_encoder\.|vision_model\.(?!post_layernorm\.))")
 _QFORMER_ONLY = re.compile(r"^(?:query_tokens$|Qformer\.|qformer\.)")
 
 
@@ -69,6 +70,7 @@ def convert_minigpt4(
     use_qformer: bool = False,
     plain_norm: bool = False,
     vision_config: Mapping[str, Any] | None = None,
+    qformer_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Build a Hugging Face folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
@@ -84,6 +86,7 @@ def convert_minigpt4(
         plain_norm: a final norm of the tower without learnt weights, as the original LLaMA-2 model has it: its code loads
             `ln_vision` only together with a Q-Former.
         vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
+        qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
         dtype: type of the weights.
 
     Raises:
@@ -94,8 +97,6 @@ def convert_minigpt4(
 
     if out.exists():
         raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
-    sources: dict[str, Mapping[str, Tensor]] = {}
-    qformer_config = None
     folder = next((source for source in (vision, blip2) if source is not None and source.is_dir()), None)
     if folder is not None:
         found = AutoConfig.from_pretrained(folder)
@@ -104,14 +105,11 @@ def convert_minigpt4(
         qformer_config = found.qformer_config.to_dict()
         if vision.is_dir():
             vision_config = found.vision_config.to_dict()
-    sources[str(vision)] = _read_folder(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))
+    sources = {str(vision): _read_folder(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
     if blip2 is not None:
         rest = _read_folder(blip2) if blip2.is_dir() else read_tensors(blip2)
-        sources[str(blip2)] = {k: v for k, v in rest.items() if not k.startswith(("visual_encoder.", "vision_model."))}
-        if blip2.is_dir():
-            sources[str(blip2)].update(  # type: ignore[attr-defined]
-                {k: v for k, v in rest.items() if k.startswith("vision_model.post_layernorm.")}
-            )
+        # its tower stays out: the one that was given counts
+        sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
     sources[str(checkpoint)] = read_tensors(checkpoint)
 
     tokenizer = AutoTokenizer.from_pretrained(language_model)
@@ -119,9 +117,11 @@ def convert_minigpt4(
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    queries = next((value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None), None)
     config = minigpt4_config(
-        language.config, vision_config, qformer_config, use_qformer, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    )
+        language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
+        32 if queries is None else queries.shape[1],
+    )  # fmt: skip
     state = converted_state(config, language.state_dict(), sources, plain_norm)
     ends = [tokenizer.eos_token_id]
     if use_qformer:
@@ -130,7 +130,7 @@ def convert_minigpt4(
         ends += [mark for mark in marks if mark not in (None, tokenizer.unk_token_id)]
     with torch.device("meta"):
         model = MiniGPT4ForConditionalGeneration(config)
-    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True, strict=not config.tie_word_embeddings)
+    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
     model.tie_weights()
     model.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
@@ -148,6 +148,7 @@ def minigpt4_config(
     qformer_config: Mapping[str, Any] | None,
     use_qformer: bool,
     image_token_index: int,
+    num_query_tokens: int = 32,
 ) -> MiniGPT4Config:
     """The configuration of what is put together; the language model's vocabulary grows to hold the image token."""
     text = text_config.to_dict()
@@ -160,6 +161,7 @@ def minigpt4_config(
         text_config=text,
         vision_config=dict(vision_config or {}),
         use_qformer=use_qformer,
+        num_query_tokens=num_query_tokens,
         image_token_index=image_token_index,
         tie_word_embeddings=bool(text.get("tie_word_embeddings")),
         **kinds,
@@ -239,7 +241,7 @@ def converted_state(
     if problems:
         hint = ""
         if any("post_layernorm" in name for name in missing):
-            hint = "\nThe tower's final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
+            hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
         raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
     return state
 

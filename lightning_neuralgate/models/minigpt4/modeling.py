@@ -1,9 +1,9 @@
 """The MiniGPT-4 network, both variants, out of transformers' own parts.
 
-    picture -> EVA-ViT-g with its final layer norm -> patches x, without the class token
-    LLaMA-2 variant:   image token i = W [x_4i ; x_4i+1 ; x_4i+2 ; x_4i+3] + b
-    Q-Former variant:  image token i = W q_i + b, with q the Q-Former's outputs for its query tokens
-    text with the image tokens in the places of `image_token_index` -> language model
+picture -> EVA-ViT-g with its final layer norm -> patches x, without the class token
+LLaMA-2 variant:   image token i = W [x_4i ; x_4i+1 ; x_4i+2 ; x_4i+3] + b
+Q-Former variant:  image token i = W q_i + b, with q the Q-Former's outputs for its query tokens
+text with the image tokens in the places of `image_token_index` -> language model
 """
 
 from __future__ import annotations
@@ -47,10 +47,15 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     config_class = MiniGPT4Config
     config: MiniGPT4Config
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Blip2EncoderLayer", "Blip2VisionEmbeddings", "Blip2QFormerLayer", "LlamaDecoderLayer")
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules: Any = [  # noqa: RUF012
+        "Blip2EncoderLayer",
+        "Blip2VisionEmbeddings",
+        "Blip2QFormerLayer",
+        "LlamaDecoderLayer",
+    ]
+    _skip_keys_device_placement: Any = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -69,14 +74,14 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         vision: Any = config.vision_config
         text: Any = config.text_config
         self.vision_tower = Blip2VisionModel._from_config(vision)
+        self.qformer: Any = None
+        self.query_tokens: nn.Parameter | None = None
+        width = config.patches_per_token * vision.hidden_size
         if config.use_qformer:
             qformer: Any = config.qformer_config
-            self.qformer = Blip2QFormerModel._from_config(qformer)
-            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, qformer.hidden_size))
             width = qformer.hidden_size
-        else:
-            self.qformer = self.query_tokens = None
-            width = config.patches_per_token * vision.hidden_size
+            self.qformer = Blip2QFormerModel._from_config(qformer)
+            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
         self.multi_modal_projector = nn.Linear(width, text.hidden_size)
         self.language_model = AutoModel.from_config(text)
         self.post_init()
@@ -100,7 +105,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         """
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         features = outputs.last_hidden_state
-        if self.qformer is not None:
+        if self.query_tokens is not None:
             queries = self.query_tokens.expand(len(features), -1, -1)
             # the Q-Former sees the class token, too
             gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features, return_dict=True)[0]
@@ -254,14 +259,3 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        # pictures are in the cache after the first step
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs["pixel_values"] = pixel_values
-        return inputs

@@ -191,9 +191,7 @@ def _gather(tensors: Tensors, name: str, x: Tensor, seen: Tensor, heads: int) ->
     return _norm(tensors, f"{name}.output.LayerNorm", out + x, 1e-12)
 
 
-def image_tokens(
-    blip: Tensors, own: Tensors, sizes: Sizes, features: Tensor, use_qformer: bool
-) -> Tensor:
+def image_tokens(blip: Tensors, own: Tensors, sizes: Sizes, features: Tensor, use_qformer: bool) -> Tensor:
     """What of a picture the language model sees. (B, tokens, text width)."""
     if not use_qformer:
         rows = [

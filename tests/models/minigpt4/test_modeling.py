@@ -29,9 +29,8 @@ class Both:
         self.own, self.words = original.minigpt4(SIZES, use_qformer)["model"], original.llama(SIZES)
         parts = original.configs(SIZES)
         config = minigpt4_config(
-            LlamaConfig(**parts["text"]), parts["vision"], parts["qformer"], use_qformer, IMAGE
+            LlamaConfig(**parts["text"]), parts["vision"], parts["qformer"], use_qformer, IMAGE, SIZES.queries
         )
-        config.num_query_tokens = SIZES.queries
         sources = {
             "eva": {f"visual_encoder.{name}": value for name, value in self.eva.items()},
             "blip": self.blip,
@@ -144,8 +143,8 @@ def test_labels_give_the_mean_loss_of_the_next_tokens(both: Both) -> None:
     labels = ids.masked_fill(ids == IMAGE, -100)
     found = both.model(input_ids=ids, pixel_values=pixels(1), labels=labels).loss
     scores = both.model(input_ids=ids, pixel_values=pixels(1)).logits.log_softmax(-1)[0, :-1]
-    told = [-float(row[label]) for row, label in zip(scores, labels[0, 1:].tolist(), strict=True) if label != -100]
-    assert float(found) == pytest.approx(sum(told) / len(told), rel=1e-5)
+    told = [-row[label].item() for row, label in zip(scores, labels[0, 1:].tolist(), strict=True) if label != -100]
+    assert found.item() == pytest.approx(sum(told) / len(told), rel=1e-5)
     assert real.all()
 
 
