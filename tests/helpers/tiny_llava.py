@@ -44,14 +44,15 @@ def _tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
-def tiny_tokenizer(*special: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on two sentences, with some more special tokens."""
+def tiny_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on two sentences, with some more special tokens, which may have names."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
         pad_token="<pad>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         additional_special_tokens=list(special),
+        **({"extra_special_tokens": named} if named else {}),
     )
 
 

@@ -41,9 +41,9 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
-    SiglipVisionConfig,
     T5Config,
 )
 
