@@ -42,16 +42,12 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
-        GenerationConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
     )
 
-    language_model, tokenizer = load_smollm2()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    image_token, end, pad = (int(tokenizer.vocab[token]) for token in ("<image>", "<|im_end|>", "<|endoftext|>"))
-    language_model.resize_token_embeddings(len(tokenizer))
+    language_model, tokenizer = smollm2_with("<image>")
     vision = CLIPVisionConfig(
         hidden_size=192,
         intermediate_size=768,
@@ -63,20 +59,14 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     config = LlavaConfig(
         vision_config=vision,
         text_config=language_model.config,
-        image_token_index=image_token,
+        image_token_index=int(tokenizer.vocab["<image>"]),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    decoder = {name.removeprefix("model."): value for name, value in language_model.state_dict().items()}
-    decoder.pop("lm_head.weight", None)
-    model.model.language_model.load_state_dict(decoder)
-    model.tie_weights()
-    tokenizer.pad_token = "<|endoftext|>"
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=end - 1)
-    model.config.get_text_config().pad_token_id = pad
+    put_language_model(model, language_model, tokenizer)
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -89,6 +79,28 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
         image_token="<image>",
     )
     return model.eval(), processor
+
+
+def smollm2_with(image_token: str) -> tuple[Any, Any]:
+    """SmolLM2 and its tokenizer, with one more token."""
+    language_model, tokenizer = load_smollm2()
+    tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
+    language_model.resize_token_embeddings(len(tokenizer))
+    tokenizer.pad_token = "<|endoftext|>"
+    return language_model, tokenizer
+
+
+def put_language_model(model: Any, language_model: Any, tokenizer: Any) -> None:
+    """Put SmolLM2's weights and special tokens into a vision-language model that was made with its config, in place."""
+    from transformers import GenerationConfig
+
+    begin, end, pad = (int(tokenizer.vocab[token]) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    decoder = {name.removeprefix("model."): value for name, value in language_model.state_dict().items()}
+    decoder.pop("lm_head.weight", None)
+    model.model.language_model.load_state_dict(decoder)
+    model.tie_weights()
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=begin)
+    model.config.get_text_config().pad_token_id = pad
 
 
 def add_lora(model: Any) -> None:

@@ -7,7 +7,7 @@ trained by `recipes/train_smol_llava.py --model smol-minigpt`.
 
 from __future__ import annotations
 
-from transformers import Blip2VisionConfig, BlipImageProcessorPil, GenerationConfig
+from transformers import Blip2VisionConfig, BlipImageProcessorPil
 
 from lightning_neuralgate.models.minigpt4 import (
     LLAMA2_TEMPLATE,
@@ -16,8 +16,7 @@ from lightning_neuralgate.models.minigpt4 import (
     MiniGPT4Processor,
 )
 from lightning_neuralgate.models.minigpt4.processing import IMAGE_TOKEN
-from lightning_neuralgate.models.smol import WEIGHTS, EmbeddedModel
-from lightning_neuralgate.models.smollm2 import load_smollm2
+from lightning_neuralgate.models.smol import WEIGHTS, EmbeddedModel, put_language_model, smollm2_with
 
 IMAGE_SIZE = 160
 PATCH_SIZE = 16
@@ -27,10 +26,7 @@ READING_LAYERS = 6
 
 def assemble_smol_minigpt() -> tuple[MiniGPT4ForConditionalGeneration, MiniGPT4Processor]:
     """SmolLM2 behind a fresh (untrained) tower and projector. Training starts from here."""
-    language_model, tokenizer = load_smollm2()
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    begin, end, pad = (int(tokenizer.vocab[token]) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
-    language_model.resize_token_embeddings(len(tokenizer))
+    language_model, tokenizer = smollm2_with(IMAGE_TOKEN)
     vision = Blip2VisionConfig(
         hidden_size=192,
         intermediate_size=768,
@@ -49,13 +45,7 @@ def assemble_smol_minigpt() -> tuple[MiniGPT4ForConditionalGeneration, MiniGPT4P
         tie_word_embeddings=True,
     )
     model = MiniGPT4ForConditionalGeneration(config)
-    decoder = {name.removeprefix("model."): value for name, value in language_model.state_dict().items()}
-    decoder.pop("lm_head.weight", None)
-    model.model.language_model.load_state_dict(decoder)
-    model.tie_weights()
-    tokenizer.pad_token = "<|endoftext|>"
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=begin)
-    model.config.get_text_config().pad_token_id = pad
+    put_language_model(model, language_model, tokenizer)
     processor = MiniGPT4Processor(
         image_processor=BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
         tokenizer=tokenizer,

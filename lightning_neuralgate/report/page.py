@@ -67,6 +67,9 @@ def _render(
     beside: Mapping[str, Any] | None,
 ) -> str:
     scores = Scores(results)
+    runs = [("", scores)]
+    if beside is not None:
+        runs = [(f", {_name_of(results)}", scores), (f", {_name_of(beside)}", Scores(beside))]
     examples = choose(answers)
     settings = results.get("settings") or {}
     # every value is escaped by the template; only what is drawn here counts as markup
@@ -77,7 +80,7 @@ def _render(
         lead=lead(scores),
         scores=scores,
         metrics={name: METRICS[name] for name in scores.metrics},
-        rows=_table(scores, *([] if beside is None else [_name_of(results), _name_of(beside), Scores(beside)])),
+        rows=_table(runs),
         rates=[
             (_split(split), Markup(rates_chart(scores, split, f"Rates before and after, {_split(split)}")))
             for split in scores.splits
@@ -97,14 +100,12 @@ def _render(
     )  # fmt: skip
 
 
-def _table(
-    scores: Scores, name: str = "", other_name: str = "", other: Scores | None = None
-) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
+def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
     """Split, what it is, and for each model its cells: number and interval, empty where there is none.
 
-    Where there are scores of another run, each row says whose it is, and the other's row follows.
+    Of several runs, each with what its models' names end in, the first says which splits, models and metrics there are.
     """
-    runs = [(name and f", {name}", scores)] + ([] if other is None else [(f", {other_name}", other)])
+    scores = runs[0][1]
     return [
         (
             _split(split),

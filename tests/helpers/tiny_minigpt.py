@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import BlipImageProcessorPil, LlamaConfig
+from transformers import BlipImageProcessorPil
 
 from lightning_neuralgate.models.minigpt4 import (
     LLAMA2_TEMPLATE,
@@ -15,7 +15,7 @@ from lightning_neuralgate.models.minigpt4 import (
     MiniGPT4Processor,
 )
 from lightning_neuralgate.models.minigpt4.processing import IMAGE_TOKEN
-from tests.helpers.tiny_llava import tiny_tokenizer
+from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 
@@ -34,21 +34,11 @@ def tiny_minigpt(layers: int = 2, seed: int = 0, use_qformer: bool = False) -> M
     """A random model for `tiny_minigpt_processor`, in eval mode."""
     torch.manual_seed(seed)
     tokenizer = tiny_minigpt_processor().tokenizer
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-    )
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     qformer = {**vision, "hidden_size": 12, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = MiniGPT4Config(
         vision_config={**vision, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "initializer_range": 0.3},
-        text_config=text,
+        text_config=tiny_text_config(len(tokenizer), layers),
         qformer_config=qformer if use_qformer else None,
         use_qformer=use_qformer,
         num_query_tokens=3,
