@@ -17,7 +17,7 @@ from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.intervals import bootstrap_intervals
-from lightning_neuralgate.models.smol import smol_llava_key
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
 from lightning_neuralgate.rates import summarize
 from lightning_neuralgate.report import LayerShares, write_report
 from lightning_neuralgate.workbench import EditSettings, Workbench
@@ -51,15 +51,27 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def run_demo(out: Path, seed: int = 0, settings: EditSettings | None = None) -> dict[str, Any]:
+def run_demo(
+    out: Path, seed: int = 0, settings: EditSettings | None = None, beside: Path | None = None
+) -> dict[str, Any]:
     """Run the whole job for one seed.
 
     Leaves in `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
     (the gated model, a normal Hugging Face folder) and `logs/` (TensorBoard and CSV).
 
+    Args:
+        out: the folder.
+        seed: of data and training.
+        settings: what to render, locate and edit.
+        beside: folder of another demo, whose numbers the report shows beside these.
+
     Returns:
         What `results.json` holds.
+
+    Raises:
+        UnsupportedSetupError: there are no results in `beside`.
     """
+    other = _results_beside(beside)
     settings = settings or EditSettings()
     clock = _Clock()
     with clock.stage("model"):
@@ -95,19 +107,22 @@ def run_demo(out: Path, seed: int = 0, settings: EditSettings | None = None) -> 
         "seed": seed,
         "precision": bench.precision,
         "settings": asdict(settings),
-        "versions": _versions(),
+        "versions": _versions(settings.model),
     }
     write_answers(out / "answers.jsonl", answers)
     _write_results(out, results)
-    write_report(out / "report.html", results, answers, _shares(gate, settings.tau), bench.data)
+    write_report(out / "report.html", results, answers, _shares(gate, settings.tau), bench.data, other)
     return results
 
 
-def run_demo_seeds(out: Path, seeds: Sequence[int], settings: EditSettings | None = None) -> dict[str, Any]:
+def run_demo_seeds(
+    out: Path, seeds: Sequence[int], settings: EditSettings | None = None, beside: Path | None = None
+) -> dict[str, Any]:
     """Run the demo once per seed, into `seed-N` folders, and sum them up: mean, spread (standard deviation), and each.
 
-    A seed that already has results from the same settings and versions is not run again.
+    A seed that already has results from the same settings and versions is not run again. `beside` as in `run_demo`.
     """
+    other = _results_beside(beside)
     if not seeds:
         raise UnsupportedSetupError("the demo needs at least one seed")
     settings = settings or EditSettings()
@@ -141,9 +156,8 @@ def run_demo_seeds(out: Path, seeds: Sequence[int], settings: EditSettings | Non
     _write_results(out, results)
     shown = out / f"seed-{seeds[0]}"
     gate = NeuralGate.from_pretrained(shown / "gate")
-    write_report(
-        out / "report.html", results, read_answers(shown / "answers.jsonl"), _shares(gate, settings.tau), shown / "data"
-    )
+    told = read_answers(shown / "answers.jsonl")
+    write_report(out / "report.html", results, told, _shares(gate, settings.tau), shown / "data", other)
     return results
 
 
@@ -160,9 +174,19 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
+def _results_beside(folder: Path | None) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    file = folder / "results.json"
+    if not file.is_file():
+        raise UnsupportedSetupError(f"{folder} holds no results.json; give the --out folder of another demo")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _versions(model: str) -> dict[str, str]:
     packages = {name: version(name) for name in ("lightning-neuralgate", "torch", "transformers", "lightning")}
-    return packages | {"smol-llava": smol_llava_key()}
+    return packages | ({model: embedded_model(model).key()} if model in EMBEDDED_MODELS else {})
 
 
 def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any] | None:
@@ -173,6 +197,6 @@ def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any]
     same = (found["seed"], found["settings"], found["versions"]) == (
         seed,
         json.loads(json.dumps(asdict(settings))),
-        _versions(),
+        _versions(settings.model),
     )
     return found if same else None

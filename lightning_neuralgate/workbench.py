@@ -36,7 +36,7 @@ class EditSettings:
     """What is rendered, located and edited, and how.
 
     Attributes:
-        model: `smol-llava`, a folder or a hub repository.
+        model: `smol-llava`, `smol-minigpt`, a folder or a hub repository.
         layer: decoder layer that is located and edited.
         tau: dimensions with an activity rate above it stay open.
         scope: positions at which the gate applies.

@@ -15,7 +15,8 @@ from lightning_neuralgate import NeuralGate, NeuralGateCallback, workbench
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.demo import ARMS, run_demo, run_demo_seeds
-from lightning_neuralgate.models.loading import load_model
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
+from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.workbench import SPLITS, EditSettings
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
@@ -106,8 +107,8 @@ def test_several_seeds_are_summed_up_and_not_redone(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"model": checkpoint, "layer": 1, **SMALL}
-    arguments = [f"--settings.{name}={value}" for name, value in options.items()]
-    assert main(["demo", "--out", str(tmp_path), "--seeds", "2", *arguments]) == 0
+    arguments = [f"--settings.{name}={value}" for name, value in options.items() if name != "model"]
+    assert main(["demo", "--out", str(tmp_path), "--seeds", "2", "--model", checkpoint, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "±" in printed
     assert "report.html" in printed
@@ -128,12 +129,14 @@ def test_several_seeds_are_summed_up_and_not_redone(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_on_the_embedded_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEURALGATE_CACHE")  # building the embedded model takes a minute: once is enough
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         settings = EditSettings(
+            model=name,
             edit_records=1,
             edit_pairs=2,
             test_records=1,
@@ -146,8 +149,9 @@ def test_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     finally:
         torch.set_num_threads(threads)
     check_results(results, tmp_path)
-    model, _ = load_model("smol-llava")
-    assert isinstance(model, LlavaForConditionalGeneration)
+    model, _ = load_model(name)
+    kinds = {"smol-llava": LlavaForConditionalGeneration, "smol-minigpt": MiniGPT4ForConditionalGeneration}
+    assert isinstance(model, kinds[name])
     assert changed_weights(tmp_path / "edited", model) == {
         f"model.language_model.layers.{settings.layer}.mlp.down_proj.weight"
     }

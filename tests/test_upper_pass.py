@@ -123,7 +123,9 @@ def test_rows_with_pictures_of_their_own_share_none(splits: RecordSplits) -> Non
     compared(tiny_llava(layers=3), batch, [1])
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llava", "llava_onevision", "minigpt4", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"]
+)
 def test_families(family: str) -> None:
     torch.manual_seed(0)
     model = TINY_FAMILIES[family].build(Geometry(text_layers=4)).eval()

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "apply": "make an edit that lies in such a file",
     "revert": "take such an edit back, bit for bit",
     "eval": "ask a model the test queries and print refusal and answer rates",
+    "convert": "build a Hugging Face folder of MiniGPT-4 from its original files",
     "render": "draw pictures with known attributes, with their questions",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Options of the demo."""
     add_config(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="Folder for everything the demo leaves.")
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        help="Short for --settings.model: smol-llava, smol-minigpt, a folder or a repository.",
+    )
+    parser.add_argument(
+        "--beside", type=Path | None, help="Folder of another demo; the report shows its numbers beside these."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of data and training.")
     parser.add_argument("--seeds", type=int, help="Run so many seeds from --seed on; report mean and spread.")
     parser.add_class_arguments(EditSettings, "settings")
@@ -24,10 +33,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Run the demo and print its table."""
+    settings = options.settings if options.model is None else replace(options.settings, model=options.model)
     if options.seeds is None:
-        results = run_demo(options.out, options.seed, options.settings)
+        results = run_demo(options.out, options.seed, settings, options.beside)
     else:
-        results = run_demo_seeds(options.out, range(options.seed, options.seed + options.seeds), options.settings)
+        seeds = range(options.seed, options.seed + options.seeds)
+        results = run_demo_seeds(options.out, seeds, settings, options.beside)
     print_table(results)
     print(f"Report: {options.out / 'report.html'}")
 

@@ -19,7 +19,7 @@ class ModelOptions:
     """Which model.
 
     Attributes:
-        name: a folder, a hub repository, or smol-llava for the embedded model.
+        name: a folder, a hub repository, or an embedded model: smol-llava, smol-minigpt.
         dtype: precision of the weights.
         trust_remote_code: run code that comes with the checkpoint.
     """

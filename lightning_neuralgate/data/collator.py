@@ -16,6 +16,8 @@ from lightning_neuralgate.spans import TokenSpan, subject_mask, subject_token_sp
 Role = Literal["sensitive", "benign", "retention"]
 IGNORED = -100
 """Label of tokens that no loss is taken on (the convention of torch's cross entropy)."""
+_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+_OF_THE_DECODER = (*_OF_TOKENS, "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,15 @@ class PrivacyPairCollator:
             return inputs, 0, span
         asked = self.tokenizer(prompt, add_special_tokens=special)["input_ids"]
         told = self.tokenizer(full, add_special_tokens=special)["input_ids"]
-        shared = next((i for i, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), len(asked))
-        # a tokenizer may merge the prompt's last characters with the target's first ones
-        merged = len(asked) - shared
-        target = told[shared:]
+        target = told[len(asked) :]
+        if told[: len(asked)] != asked:
+            # a tokenizer may merge the prompt's last characters with the target's first ones, but an answer is generated
+            # behind the prompt as it stands
+            target = self.tokenizer(full.removeprefix(prompt), add_special_tokens=False)["input_ids"]
         for key, values in inputs.items():
             if values.shape == ids.shape:
-                kept = values[:, : values.shape[1] - merged]
                 more = torch.tensor([target]) if key == "input_ids" else _continued(key, values, len(target))
-                inputs[key] = torch.cat([kept, more.to(values.dtype)], dim=1)
+                inputs[key] = torch.cat([values, more.to(values.dtype)], dim=1)
         return inputs, len(target), span
 
     def _texts(self, row: QueryRow) -> tuple[str, str | None]:
@@ -148,16 +150,19 @@ class PrivacyPairCollator:
         batch = {}
         for key in dict.fromkeys(key for row in rows for key in row):
             values = [row[key] for row in rows if key in row]
-            if key.endswith(("input_ids", "attention_mask", "token_type_ids")) and values[0].ndim == 2:
+            if key.endswith(_OF_TOKENS) and values[0].ndim == 2:
                 fill = (self.tokenizer.pad_token_id or 0) if key.endswith("input_ids") else 0
                 width = max(value.shape[1] for value in values)
-                values = [self._padded(value, width, fill) for value in values]
+                # an encoder beside the decoder, such as InstructBLIP's, counts positions from the first column on
+                side = self.padding_side if key in _OF_THE_DECODER else "right"
+                values = [_padded(value, width, fill, side) for value in values]
             batch[key] = torch.cat(values)
         return batch
 
-    def _padded(self, values: Tensor, width: int, fill: int) -> Tensor:
-        padding = values.new_full((1, width - values.shape[1]), fill)
-        return torch.cat([padding, values] if self.padding_side == "left" else [values, padding], dim=1)
+
+def _padded(values: Tensor, width: int, fill: int, side: str) -> Tensor:
+    padding = values.new_full((1, width - values.shape[1]), fill)
+    return torch.cat([padding, values] if side == "left" else [values, padding], dim=1)
 
 
 def _continued(key: str, values: Tensor, length: int) -> Tensor:

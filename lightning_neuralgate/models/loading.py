@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_neuralgate.errors import ModelLayoutError
 from lightning_neuralgate.hub import local_folder
 
+if TYPE_CHECKING:
+    from lightning_neuralgate.models.smol import EmbeddedModel
+
 EMBEDDED = "smol-llava"
+EMBEDDED_MODELS = (EMBEDDED, "smol-minigpt")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -17,7 +21,7 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     """A Hugging Face image-text-to-text model, in eval mode, and its processor.
 
     Args:
-        source: a folder, a hub repository, or `smol-llava` for the embedded model.
+        source: a folder, a hub repository, or the name of an embedded model (`smol-llava`, `smol-minigpt`).
         dtype: precision of the weights.
         trust_remote_code: run code that comes with the checkpoint; off unless asked for.
 
@@ -27,7 +31,9 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    source = _embedded_folder() if str(source) == EMBEDDED else source
+    import lightning_neuralgate.models.minigpt4  # noqa: F401  makes the Auto classes know it
+
+    source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
     options = {"trust_remote_code": trust_remote_code}
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **options)
@@ -35,7 +41,8 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     except (OSError, ValueError, KeyError) as error:
         raise ModelLayoutError(
             f"'{source}' cannot be loaded as an image-text-to-text model: {error}\n"
-            f"Give a folder with config.json and safetensors weights, a hub repository, or '{EMBEDDED}'."
+            "Give a folder with config.json and safetensors weights, a hub repository, or one of "
+            f"{', '.join(EMBEDDED_MODELS)}."
         ) from error
     return model.eval(), processor
 
@@ -44,16 +51,23 @@ def model_folder(source: str | Path, only: Sequence[str] | None = None) -> Path:
     """The folder with a model's files, fetched from the hub if need be.
 
     Args:
-        source: a folder, a hub repository, or `smol-llava` for the embedded model.
+        source: a folder, a hub repository, or the name of an embedded model (`smol-llava`, `smol-minigpt`).
         only: patterns of the files that are needed; all of them when left out.
 
     Raises:
         ModelLayoutError: there is no such folder or repository.
     """
-    return _embedded_folder() if str(source) == EMBEDDED else local_folder(source, ModelLayoutError, only)
+    if str(source) in EMBEDDED_MODELS:
+        return embedded_model(str(source)).folder()
+    return local_folder(source, ModelLayoutError, only)
 
 
-def _embedded_folder() -> Path:
-    from lightning_neuralgate.models.smol import smol_llava_folder
+def embedded_model(name: str) -> EmbeddedModel:
+    """The embedded model of that name: one of `EMBEDDED_MODELS`."""
+    if name == EMBEDDED:
+        from lightning_neuralgate.models.smol import SMOL_LLAVA
 
-    return smol_llava_folder()
+        return SMOL_LLAVA
+    from lightning_neuralgate.models.smol_minigpt import SMOL_MINIGPT
+
+    return SMOL_MINIGPT

@@ -8,8 +8,10 @@ pictures; the language model is fetched once (see `smollm2`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_neuralgate.cache import cache_folder, written_whole
 from lightning_neuralgate.errors import MissingDependencyError
@@ -40,16 +42,12 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
-        GenerationConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
     )
 
-    language_model, tokenizer = load_smollm2()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    image_token, end, pad = (int(tokenizer.vocab[token]) for token in ("<image>", "<|im_end|>", "<|endoftext|>"))
-    language_model.resize_token_embeddings(len(tokenizer))
+    language_model, tokenizer = smollm2_with("<image>")
     vision = CLIPVisionConfig(
         hidden_size=192,
         intermediate_size=768,
@@ -61,20 +59,14 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     config = LlavaConfig(
         vision_config=vision,
         text_config=language_model.config,
-        image_token_index=image_token,
+        image_token_index=int(tokenizer.vocab["<image>"]),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    decoder = {name.removeprefix("model."): value for name, value in language_model.state_dict().items()}
-    decoder.pop("lm_head.weight", None)
-    model.model.language_model.load_state_dict(decoder)
-    model.tie_weights()
-    tokenizer.pad_token = "<|endoftext|>"
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=end - 1)
-    model.config.get_text_config().pad_token_id = pad
+    put_language_model(model, language_model, tokenizer)
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -89,7 +81,29 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     return model.eval(), processor
 
 
-def add_lora(model: LlavaForConditionalGeneration) -> None:
+def smollm2_with(image_token: str) -> tuple[Any, Any]:
+    """SmolLM2 and its tokenizer, with one more token."""
+    language_model, tokenizer = load_smollm2()
+    tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
+    language_model.resize_token_embeddings(len(tokenizer))
+    tokenizer.pad_token = "<|endoftext|>"
+    return language_model, tokenizer
+
+
+def put_language_model(model: Any, language_model: Any, tokenizer: Any) -> None:
+    """Put SmolLM2's weights and special tokens into a vision-language model that was made with its config, in place."""
+    from transformers import GenerationConfig
+
+    begin, end, pad = (int(tokenizer.vocab[token]) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    decoder = {name.removeprefix("model."): value for name, value in language_model.state_dict().items()}
+    decoder.pop("lm_head.weight", None)
+    model.model.language_model.load_state_dict(decoder)
+    model.tie_weights()
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=begin)
+    model.config.get_text_config().pad_token_id = pad
+
+
+def add_lora(model: Any) -> None:
     """Put the shipped adapter's LoRA layers into the language model, in place (weights start as no change)."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -97,13 +111,13 @@ def add_lora(model: LlavaForConditionalGeneration) -> None:
     inject_adapter_in_model(config, model.model.language_model)
 
 
-def trained_state(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+def trained_state(model: Any) -> dict[str, Tensor]:
     """Tower, projector and LoRA tensors of a model after `add_lora`: all that the package ships."""
     kept = ("vision_tower", "multi_modal_projector", "lora_")
     return {name: value for name, value in model.state_dict().items() if any(part in name for part in kept)}
 
 
-def merge_lora(model: LlavaForConditionalGeneration) -> None:
+def merge_lora(model: Any) -> None:
     """Fold the LoRA layers into the weights they adapt and take them out, in place."""
     from peft.tuners.lora import LoraLayer
 
@@ -114,38 +128,63 @@ def merge_lora(model: LlavaForConditionalGeneration) -> None:
                 setattr(parent, name, child.get_base_layer())
 
 
-def build_smol_llava(weights: Path = WEIGHTS) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The trained `smol-llava` in float32, from the shipped (half precision) weights."""
-    from safetensors.torch import load_file
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model of which the package ships what was trained; the language model below it is fetched once.
 
-    if not weights.is_file():
-        raise MissingDependencyError(f"no smol-llava weights at {weights}; make them with recipes/train_smol_llava.py")
-    model, processor = assemble_smol_llava()
-    add_lora(model)
-    state = {name: value.float() for name, value in load_file(weights).items()}
-    missing = set(trained_state(model)) ^ set(state)
-    if missing:
-        raise MissingDependencyError(f"{weights} does not fit smol-llava; missing or surplus: {sorted(missing)[:5]}")
-    model.load_state_dict(state, strict=False)
-    merge_lora(model)
-    return model.eval(), processor
-
-
-def smol_llava_key() -> str:
-    """What tells one build of `smol-llava` from another: a hash of all that goes into it."""
-    return hashlib.sha256(WEIGHTS.read_bytes() + GGUF_SHA256.encode() + CHAT_TEMPLATE.encode()).hexdigest()[:12]
-
-
-def smol_llava_folder() -> Path:
-    """A normal Hugging Face folder of `smol-llava`, built on the first call (about a minute) and cached.
-
-    Example:
-        `AutoModelForImageTextToText.from_pretrained(smol_llava_folder())`
+    Attributes:
+        name: what users call it.
+        weights: the shipped tensors.
+        template: its chat template.
+        assemble: makes the model with fresh tensors in the place of the shipped ones, and its processor.
     """
-    folder = cache_folder() / f"smol-llava-{smol_llava_key()}"
-    if not folder.is_dir():
-        with written_whole(folder) as draft:
-            model, processor = build_smol_llava()
-            model.save_pretrained(draft)
-            processor.save_pretrained(draft)
-    return folder
+
+    name: str
+    weights: Path
+    template: str
+    assemble: Callable[[], tuple[Any, Any]]
+
+    def build(self, weights: Path | None = None) -> tuple[Any, Any]:
+        """The trained model in float32, from the shipped (half precision) weights or others, and its processor.
+
+        Raises:
+            MissingDependencyError: there are no such weights, or they are of another model.
+        """
+        from safetensors.torch import load_file
+
+        file = weights or self.weights
+        if not file.is_file():
+            raise MissingDependencyError(
+                f"no {self.name} weights at {file}; make them with recipes/train_smol_llava.py --model {self.name}"
+            )
+        model, processor = self.assemble()
+        add_lora(model)
+        state = {name: value.float() for name, value in load_file(file).items()}
+        missing = set(trained_state(model)) ^ set(state)
+        if missing:
+            raise MissingDependencyError(f"{file} does not fit {self.name}; missing or surplus: {sorted(missing)[:5]}")
+        model.load_state_dict(state, strict=False)
+        merge_lora(model)
+        return model.eval(), processor
+
+    def key(self) -> str:
+        """What tells one build of the model from another: a hash of all that goes into it."""
+        parts = self.weights.read_bytes() + GGUF_SHA256.encode() + self.template.encode()
+        return hashlib.sha256(parts).hexdigest()[:12]
+
+    def folder(self) -> Path:
+        """A normal Hugging Face folder of the model, built on the first call (about a minute) and cached.
+
+        Example:
+            `AutoModelForImageTextToText.from_pretrained(SMOL_LLAVA.folder())`
+        """
+        folder = cache_folder() / f"{self.name}-{self.key()}"
+        if not folder.is_dir():
+            with written_whole(folder) as draft:
+                model, processor = self.build()
+                model.save_pretrained(draft)
+                processor.save_pretrained(draft)
+        return folder
+
+
+SMOL_LLAVA = EmbeddedModel("smol-llava", WEIGHTS, CHAT_TEMPLATE, assemble_smol_llava)

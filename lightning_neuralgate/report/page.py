@@ -26,7 +26,12 @@ except ImportError as error:
 
 
 def write_report(
-    path: Path, results: Mapping[str, Any], answers: Sequence[Answer], shares: Sequence[LayerShares], images: Path
+    path: Path,
+    results: Mapping[str, Any],
+    answers: Sequence[Answer],
+    shares: Sequence[LayerShares],
+    images: Path,
+    beside: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report; the file appears whole or not at all.
 
@@ -39,6 +44,7 @@ def write_report(
         answers: every model's answers; some are shown with their pictures.
         shares: neuron classes of each edited layer and subject.
         images: folder that the answers' pictures are relative to.
+        beside: results of the same run on another model, whose numbers stand in the same table.
 
     Returns:
         `path`.
@@ -47,14 +53,23 @@ def write_report(
         DataFormatError: results without a model or with a number that is none, shares that do not add up, a picture
             that is missing, unreadable, or outside `images`.
     """
-    page = _render(results, answers, shares, images)
+    page = _render(results, answers, shares, images, beside)
     with written_whole(path) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _render(results: Mapping[str, Any], answers: Sequence[Answer], shares: Sequence[LayerShares], images: Path) -> str:
+def _render(
+    results: Mapping[str, Any],
+    answers: Sequence[Answer],
+    shares: Sequence[LayerShares],
+    images: Path,
+    beside: Mapping[str, Any] | None,
+) -> str:
     scores = Scores(results)
+    runs = [("", scores)]
+    if beside is not None:
+        runs = [(f", {_name_of(results)}", scores), (f", {_name_of(beside)}", Scores(beside))]
     examples = choose(answers)
     settings = results.get("settings") or {}
     # every value is escaped by the template; only what is drawn here counts as markup
@@ -65,7 +80,7 @@ def _render(results: Mapping[str, Any], answers: Sequence[Answer], shares: Seque
         lead=lead(scores),
         scores=scores,
         metrics={name: METRICS[name] for name in scores.metrics},
-        rows=_table(scores),
+        rows=_table(runs),
         rates=[
             (_split(split), Markup(rates_chart(scores, split, f"Rates before and after, {_split(split)}")))
             for split in scores.splits
@@ -85,19 +100,30 @@ def _render(results: Mapping[str, Any], answers: Sequence[Answer], shares: Seque
     )  # fmt: skip
 
 
-def _table(scores: Scores) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
-    """Split, what it is, and for each model its cells: number and interval, empty where there is none."""
+def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
+    """Split, what it is, and for each model its cells: number and interval, empty where there is none.
+
+    Of several runs, each with what its models' names end in, the first says which splits, models and metrics there are.
+    """
+    scores = runs[0][1]
     return [
         (
             _split(split),
             SPLIT_NOTES.get(split, ""),
             [
-                (_model(model), [_cell(scores, model, split, metric) for metric in scores.metrics])
+                (_model(model) + whose, [_cell(run, model, split, metric) for metric in scores.metrics])
                 for model in scores.models
+                for whose, run in runs
+                if model in run.models and split in run.splits
             ],
         )
         for split in scores.splits
     ]
+
+
+def _name_of(results: Mapping[str, Any]) -> str:
+    settings = results.get("settings")
+    return visible(settings.get("model", "other model") if isinstance(settings, Mapping) else "other model", 40)
 
 
 def _cell(scores: Scores, model: str, split: str, metric: str) -> tuple[str, str]:

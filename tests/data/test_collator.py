@@ -12,6 +12,7 @@ from lightning_neuralgate.data.collator import IGNORED, PrivacyPairCollator, Que
 from lightning_neuralgate.errors import DataFormatError, SubjectNotFoundError
 from lightning_neuralgate.generation import model_inputs
 from lightning_neuralgate.objective import batch_nll
+from tests.helpers.tiny_checkpoints import tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 
@@ -90,16 +91,29 @@ def test_a_prompt_is_what_training_sees_before_the_target(picture: Path) -> None
     assert "Hello. What is the number" in processor.tokenizer.decode(asked)
 
 
-def test_a_target_that_merges_with_the_prompt_keeps_its_tokens(picture: Path) -> None:
+def test_a_target_that_would_merge_with_the_prompt_is_trained_where_it_is_generated(picture: Path) -> None:
     processor = tiny_processor()
     processor.chat_template = (
         "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %} {% endfor %}"
     )
     row = QueryRow("Tell me of this receipt", "benign", None, "receipt", "receipt is")
     batch = PrivacyPairCollator(processor)([row])
+    asked = processor.tokenizer("Tell me of this receipt ")["input_ids"]
     whole = processor.tokenizer("Tell me of this receipt receipt is")["input_ids"]
-    assert batch["input_ids"][0].tolist() == whole, "the space before the target belongs to its first token"
+    assert whole[: len(asked)] != asked, "the space before the target would belong to its first token"
+    told = processor.tokenizer("receipt is")["input_ids"]
+    assert batch["input_ids"][0].tolist() == asked + told, "an answer comes behind the prompt that generation sees"
     assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED]).strip() == "receipt is"
+
+
+def test_an_encoders_text_is_padded_behind(picture: Path) -> None:
+    _, processor = tiny_checkpoint("instructblip")
+    asked = ("What is the number of this passport?", "Tell me of the passport.")
+    batch = PrivacyPairCollator(processor, "left")([QueryRow(query, "sensitive", picture) for query in asked])
+    for name, side in (("attention_mask", 0), ("qformer_attention_mask", -1)):
+        assert batch[name].min(1).values.tolist() == [1, 0], "the second row is shorter"
+        assert batch[name][1, side] == 0, name
+        assert batch[name][1, -1 - side] == 1, name
 
 
 def test_only_the_models_own_inputs_are_handed_on(picture: Path) -> None:

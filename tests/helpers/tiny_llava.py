@@ -44,15 +44,21 @@ def _tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
-def tiny_processor() -> LlavaProcessor:
-    """A LLaVA processor with a byte-level BPE tokenizer trained on two sentences."""
-    tokenizer = PreTrainedTokenizerFast(
+def tiny_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on two sentences, with some more special tokens, which may have names."""
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
         pad_token="<pad>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(special),
+        **({"extra_special_tokens": named} if named else {}),
     )
+
+
+def tiny_processor() -> LlavaProcessor:
+    """A LLaVA processor with a tiny tokenizer."""
+    tokenizer = tiny_tokenizer("<image>")
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -70,17 +76,7 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:
     """A random LLaVA: text width 32, `layers` decoder layers, 4 image tokens. float32, eval mode."""
     torch.manual_seed(seed)
     processor = tiny_processor()
-    text = LlamaConfig(
-        vocab_size=len(processor.tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        initializer_range=0.3,
-    )
+    text = tiny_text_config(len(processor.tokenizer), layers)
     vision = CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=24,
@@ -100,6 +96,21 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model
+
+
+def tiny_text_config(vocabulary: int, layers: int) -> LlamaConfig:
+    """The language model's config."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+    )
 
 
 def save_tiny_llava(folder: Path) -> None:

@@ -30,21 +30,26 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     OPTConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     T5Config,
 )
 
+from lightning_neuralgate.models.minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
+
 VOCABULARY = 64
-IMAGE_TOKEN = VOCABULARY - 1
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,17 @@ class Geometry:
     text_size: int = 32
     vision_layers: int = 2
     vision_size: int = 32
+    vocabulary: int = VOCABULARY
+
+    @property
+    def image_token(self) -> int:
+        """The last id; those right below it are video and vision marks, where a family has such."""
+        return self.vocabulary - 1
 
     def text(self, **others: Any) -> dict[str, Any]:
         """Return the arguments that Llama-like text configs share."""
         return {
-            "vocab_size": VOCABULARY,
+            "vocab_size": self.vocabulary,
             "hidden_size": self.text_size,
             "intermediate_size": 48,
             "num_hidden_layers": self.text_layers,
@@ -96,7 +107,7 @@ def tiny_gpt2(shape: Geometry = SAME_SHAPE) -> GPT2LMHeadModel:
     """Build a language model whose projections are transformers' `Conv1D`."""
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCABULARY,
+            vocab_size=shape.vocabulary,
             n_embd=shape.text_size,
             n_layer=shape.text_layers,
             n_head=2,
@@ -117,7 +128,7 @@ def tiny_bart(shape: Geometry = SAME_SHAPE) -> BartForConditionalGeneration:
     }
     return BartForConditionalGeneration(
         BartConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=shape.vocabulary,
             d_model=shape.text_size,
             encoder_layers=shape.vision_layers,
             decoder_layers=shape.text_layers,
@@ -138,8 +149,45 @@ def tiny_llava(shape: Geometry = SAME_SHAPE) -> LlavaForConditionalGeneration:
         LlavaConfig(
             vision_config=CLIPVisionConfig(**shape.vision()),
             text_config=LlamaConfig(**shape.text()),
-            image_token_index=IMAGE_TOKEN,
+            image_token_index=shape.image_token,
             vision_feature_layer=-1,
+        )
+    )
+
+
+def tiny_llava_onevision(shape: Geometry = SAME_SHAPE) -> LlavaOnevisionForConditionalGeneration:
+    """Build LLaVA-OneVision from SigLIP and Qwen2; pictures are cut into tiles of the tower's size."""
+    return LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            vision_config=SiglipVisionConfig(**shape.vision(), vision_use_head=False),
+            text_config=Qwen2Config(**shape.text()),
+            image_token_index=shape.image_token,
+            video_token_index=shape.image_token - 1,
+            vision_feature_layer=-1,
+            image_grid_pinpoints=[[16, 16], [16, 32], [32, 16]],
+        )
+    )
+
+
+def tiny_minigpt4(shape: Geometry = SAME_SHAPE) -> MiniGPT4ForConditionalGeneration:
+    """Build MiniGPT-4 with its runs of four patches."""
+    return _minigpt4(shape, use_qformer=False)
+
+
+def tiny_minigpt4_qformer(shape: Geometry = SAME_SHAPE) -> MiniGPT4ForConditionalGeneration:
+    """Build the older MiniGPT-4, with a Q-Former."""
+    return _minigpt4(shape, use_qformer=True)
+
+
+def _minigpt4(shape: Geometry, use_qformer: bool) -> MiniGPT4ForConditionalGeneration:
+    return MiniGPT4ForConditionalGeneration(
+        MiniGPT4Config(
+            vision_config=shape.vision(initializer_range=0.3),
+            text_config=LlamaConfig(**shape.text()),
+            qformer_config={**_qformer(shape), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            use_qformer=use_qformer,
+            num_query_tokens=4,
+            image_token_index=shape.image_token,
         )
     )
 
@@ -148,7 +196,7 @@ def tiny_qwen2_vl(shape: Geometry = SAME_SHAPE) -> Qwen2VLForConditionalGenerati
     """Build Qwen2-VL; its vision tower calls the size of its layers `embed_dim`."""
     vision = {"depth": shape.vision_layers, "embed_dim": shape.vision_size, "hidden_size": shape.text_size}
     return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(vision_config={**vision, "num_heads": 2}, text_config=_qwen_text(shape), **_QWEN_TOKENS)
+        Qwen2VLConfig(vision_config={**vision, "num_heads": 2}, text_config=_qwen_text(shape), **_qwen_tokens(shape))
     )
 
 
@@ -159,7 +207,7 @@ def tiny_qwen2_5_vl(shape: Geometry = SAME_SHAPE) -> Qwen2_5_VLForConditionalGen
         Qwen2_5_VLConfig(
             vision_config={**vision, "intermediate_size": 48, "num_heads": 2, "fullatt_block_indexes": [0]},
             text_config=_qwen_text(shape),
-            **_QWEN_TOKENS,
+            **_qwen_tokens(shape),
         )
     )
 
@@ -186,7 +234,7 @@ def tiny_qwen3_vl_moe(
                 "deepstack_visual_indexes": [0],
             },
             text_config=text,
-            **_QWEN_TOKENS,
+            **_qwen_tokens(shape),
         )
     )
 
@@ -197,7 +245,7 @@ def tiny_smolvlm(shape: Geometry = SAME_SHAPE) -> SmolVLMForConditionalGeneratio
         SmolVLMConfig(
             vision_config=shape.vision(),
             text_config=LlamaConfig(**shape.text()).to_dict(),
-            image_token_id=IMAGE_TOKEN,
+            image_token_id=shape.image_token,
             scale_factor=2,
         )
     )
@@ -222,7 +270,7 @@ def tiny_idefics3(shape: Geometry = SAME_SHAPE) -> Idefics3ForConditionalGenerat
         Idefics3Config(
             vision_config=shape.vision(),
             text_config=LlamaConfig(**shape.text()).to_dict(),
-            image_token_id=IMAGE_TOKEN,
+            image_token_id=shape.image_token,
             scale_factor=2,
         )
     )
@@ -236,7 +284,7 @@ def tiny_instructblip(shape: Geometry = SAME_SHAPE) -> InstructBlipForConditiona
             qformer_config=_qformer(shape),
             text_config=LlamaConfig(**shape.text()),
             num_query_tokens=4,
-            image_token_index=IMAGE_TOKEN,
+            image_token_index=shape.image_token,
         )
     )
 
@@ -244,7 +292,7 @@ def tiny_instructblip(shape: Geometry = SAME_SHAPE) -> InstructBlipForConditiona
 def tiny_blip2_opt(shape: Geometry = SAME_SHAPE) -> Blip2ForConditionalGeneration:
     """Build BLIP-2 with an OPT, whose projection is a plain `fc2` like that of many vision towers."""
     text = OPTConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=shape.vocabulary,
         hidden_size=shape.text_size,
         word_embed_proj_dim=shape.text_size,
         ffn_dim=48,
@@ -258,7 +306,7 @@ def tiny_blip2_opt(shape: Geometry = SAME_SHAPE) -> Blip2ForConditionalGeneratio
 def tiny_blip2_t5(shape: Geometry = SAME_SHAPE) -> Blip2ForConditionalGeneration:
     """Build BLIP-2 with a T5: an encoder-decoder inside a vision-language model."""
     text = T5Config(
-        vocab_size=VOCABULARY,
+        vocab_size=shape.vocabulary,
         d_model=shape.text_size,
         d_kv=8,
         d_ff=48,
@@ -276,9 +324,9 @@ def tiny_gemma3(shape: Geometry = SAME_SHAPE) -> Gemma3ForConditionalGeneration:
             vision_config=shape.vision(),
             text_config=shape.text(head_dim=16),
             mm_tokens_per_image=4,
-            image_token_index=IMAGE_TOKEN,
-            boi_token_index=IMAGE_TOKEN - 1,
-            eoi_token_index=IMAGE_TOKEN - 2,
+            image_token_index=shape.image_token,
+            boi_token_index=shape.image_token - 1,
+            eoi_token_index=shape.image_token - 2,
         )
     )
 
@@ -296,6 +344,15 @@ class TinyFamily:
 TINY_FAMILIES = {
     "llava": TinyFamily(
         tiny_llava, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
+    ),
+    "llava_onevision": TinyFamily(
+        tiny_llava_onevision, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
+    ),
+    "minigpt4": TinyFamily(
+        tiny_minigpt4, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
+    ),
+    "minigpt4_qformer": TinyFamily(
+        tiny_minigpt4_qformer, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
     ),
     "qwen2_vl": TinyFamily(tiny_qwen2_vl, "model.language_model.layers", "mlp.down_proj", "model.visual.blocks"),
     "qwen2_5_vl": TinyFamily(tiny_qwen2_5_vl, "model.language_model.layers", "mlp.down_proj", "model.visual.blocks"),
@@ -321,12 +378,13 @@ TINY_FAMILIES = {
 }
 
 
-_QWEN_TOKENS: dict[str, Any] = {
-    "image_token_id": IMAGE_TOKEN,
-    "video_token_id": IMAGE_TOKEN - 1,
-    "vision_start_token_id": IMAGE_TOKEN - 2,
-    "vision_end_token_id": IMAGE_TOKEN - 3,
-}
+def _qwen_tokens(shape: Geometry) -> dict[str, Any]:
+    return {
+        "image_token_id": shape.image_token,
+        "video_token_id": shape.image_token - 1,
+        "vision_start_token_id": shape.image_token - 2,
+        "vision_end_token_id": shape.image_token - 3,
+    }
 
 
 def _qwen_text(shape: Geometry) -> dict[str, Any]:
@@ -337,7 +395,7 @@ def _qwen_text(shape: Geometry) -> dict[str, Any]:
 
 def _qformer(shape: Geometry) -> dict[str, Any]:
     return {
-        "vocab_size": VOCABULARY,
+        "vocab_size": shape.vocabulary,
         "hidden_size": shape.text_size,
         "intermediate_size": 48,
         "num_hidden_layers": shape.text_layers,
@@ -353,6 +411,6 @@ def _blip2(shape: Geometry, text: OPTConfig | T5Config) -> Blip2ForConditionalGe
             qformer_config=_qformer(shape),
             text_config=text,
             num_query_tokens=4,
-            image_token_index=IMAGE_TOKEN,
+            image_token_index=shape.image_token,
         )
     )

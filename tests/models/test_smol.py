@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,30 @@ from safetensors import safe_open
 
 from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError
 from lightning_neuralgate.models import smollm2
-from lightning_neuralgate.models.loading import load_model
-from lightning_neuralgate.models.smol import WEIGHTS, add_lora, build_smol_llava, merge_lora, trained_state
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model, load_model
+from lightning_neuralgate.models.smol import add_lora, merge_lora, trained_state
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.tiny_minigpt import tiny_minigpt
 
 
-def test_shipped_weights_are_small_and_hold_no_language_model() -> None:
-    assert WEIGHTS.stat().st_size < 20e6
-    with safe_open(WEIGHTS, "pt") as weights:
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_shipped_weights_are_small_and_hold_no_language_model(name: str) -> None:
+    file = embedded_model(name).weights
+    assert file.stat().st_size < 20e6
+    with safe_open(file, "pt") as weights:
         names = list(weights.keys())
         assert {weights.get_tensor(name).dtype for name in names} == {torch.float16}
     assert all("vision_tower" in name or "multi_modal_projector" in name or "lora_" in name for name in names)
 
 
-def test_merging_the_adapter_changes_no_output() -> None:
-    model = tiny_llava()
+def test_embedded_models_have_keys_of_their_own() -> None:
+    assert [embedded_model(name).name for name in EMBEDDED_MODELS] == list(EMBEDDED_MODELS)
+    assert len({embedded_model(name).key() for name in EMBEDDED_MODELS}) == len(EMBEDDED_MODELS)
+
+
+@pytest.mark.parametrize("build", [tiny_llava, tiny_minigpt])
+def test_merging_the_adapter_changes_no_output(build: Callable[[], Any]) -> None:
+    model = build()
     ids = torch.tensor([[5, 6, 7, 8]])
     plain = model(input_ids=ids).logits
     names = set(model.state_dict())
@@ -40,8 +50,9 @@ def test_merging_the_adapter_changes_no_output() -> None:
 
 
 def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
-    with pytest.raises(MissingDependencyError, match=r"train_smol_llava\.py"):
-        build_smol_llava(tmp_path / "none.safetensors")
+    for name in EMBEDDED_MODELS:
+        with pytest.raises(MissingDependencyError, match=rf"train_smol_llava\.py --model {name}"):
+            embedded_model(name).build(tmp_path / "none.safetensors")
 
 
 def test_fetching_without_pip_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

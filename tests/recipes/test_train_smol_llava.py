@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,117 @@ def test_training_that_goes_on_sees_what_it_would_have_seen(recipe: Any, pool: A
     for index in range(5):
         for key, value in rest[index].items():
             assert torch.equal(whole[index + 7][key], value), key
+
+
+class SmallMiniGPT(torch.nn.Module):
+    """The parts of a smol-minigpt that the tower's stage looks at, of its own sizes, without its language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import Blip2VisionConfig, Blip2VisionModel
+
+        vision = Blip2VisionConfig(
+            hidden_size=192, intermediate_size=768, num_hidden_layers=8, num_attention_heads=3, image_size=160,
+            patch_size=16, hidden_act="quick_gelu", layer_norm_eps=1e-5, initializer_range=0.02,
+        )  # fmt: skip
+        self.config = SimpleNamespace(vision_config=vision, image_seq_length=25)
+        self.model = torch.nn.Module()
+        self.model.vision_tower = Blip2VisionModel._from_config(vision)
+        self.model.multi_modal_projector = torch.nn.Linear(4 * 192, 8)
+        self.model.language_model = torch.nn.Module()
+        self.model.language_model.embed_tokens = torch.nn.Embedding(300, 8)
+
+
+def ids_of(text: str, **options: Any) -> dict[str, list[int]]:
+    return {"input_ids": [ord(character) % 300 for character in text]}
+
+
+def test_image_tokens_are_characters_in_reading_order(recipe: Any, tmp_path: Path) -> None:
+    world = recipe.World()
+    pool = recipe.draw_pool(world, tmp_path / "cards.npz", 0, 12, workers=1, image_size=160)
+    module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
+    cards = recipe.TowerCards(pool, Processor(), 0, 0, 12, grid=10)
+    cards.SHIFT = 0
+    batch = torch.utils.data.default_collate([cards[index] for index in range(12)])
+    labels = module.token_labels(batch)
+    assert not labels["hidden"].any()
+    read = 0
+    for row in range(12):
+        subject = world.subjects[int(batch["classes"][row, 0])]
+        if subject == "shape":
+            assert not labels["chars"][row].any()
+            continue
+        drawn = recipe.render(*card_of(recipe, world, pool, cards, row))
+        spec = next(spec for spec in world.specs if spec.subject == subject)
+        secret = [name for name, field in spec.fields.items() if field.sensitive]
+        for line, name in enumerate(secret):
+            told = labels["chars"][row, 7 * line : 7 * line + 7]
+            word = "".join(recipe.CHARACTERS[int(char) - 1] for char in told if char)
+            assert word == drawn.values[name].upper(), "the value, one character a token"
+            places = labels["places"][row, 7 * line : 7 * line + 7]
+            assert places[told > 0].tolist() == list(range(1, len(word) + 1))
+            read += 1
+        assert not labels["chars"][row, 21:].any(), "the last four tell the picture's facts"
+    assert read >= 9
+    with torch.no_grad():
+        loss = float(module.loss(batch))
+    assert 3 < loss < 30, "of a tower that knows nothing"
+
+
+def card_of(recipe: Any, world: Any, pool: Any, cards: Any, row: int) -> tuple[Any, int]:
+    """Spec and seed of the pool's card that a row shows."""
+    rng = recipe.random.Random(f"0/shift/{row}")
+    card = rng.randrange(len(pool.pixels))
+    _, _, spec = recipe.Cards(world, None, 0, 12).draw(card)
+    return spec, card
+
+
+def test_what_has_left_the_picture_is_not_asked_for(recipe: Any) -> None:
+    world = recipe.World()
+    module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
+    passport = world.subjects.index("passport")
+    field = 1 + world.phrases.index("passport number")
+    rows = torch.zeros(1, 40, 5)
+    rows[0, 0] = torch.tensor([3, field, 1, 0.5, 0.5])
+    rows[0, 1] = torch.tensor([4, field, 2, 1.02, 0.5])
+    labels = module.token_labels({"characters": rows, "classes": torch.tensor([[passport, 0, 0, 0]])})
+    first = 7 * int(world.lines[passport, field])
+    assert labels["chars"][0, first : first + 2].tolist() == [3, 0]
+    assert labels["hidden"].nonzero().tolist() == [[0, first + 1]]
+
+
+def test_the_tower_starts_as_the_shipped_one(recipe: Any, pool: Any) -> None:
+    """On pictures of the shipped tower's own size nothing but the folded norm differs."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    clip = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=144,
+            patch_size=16,
+        )
+    ).eval()  # fmt: skip
+    shipped = recipe.load_file(recipe.WEIGHTS)
+    prefix = "model.vision_tower."
+    clip.load_state_dict(
+        {name.removeprefix(prefix): value.float() for name, value in shipped.items() if name.startswith(prefix)},
+        strict=False,
+    )
+    pixels = torch.stack([tower_cards(recipe, pool, 0)[index]["pixels"] for index in range(12)])
+    with torch.no_grad():
+        expected = clip(pixels).last_hidden_state[:, 1:]
+        model = SmallMiniGPT()
+        recipe.start_from_smol_llava(model, torch.nn.functional.interpolate(pixels, (160, 160), mode="bicubic"))
+        tower = model.model.vision_tower
+        # at the shipped size again: its own places, folded with the same spread
+        small = SmallMiniGPT()
+        small.model.vision_tower = type(tower)._from_config(
+            type(tower.config)(**{**tower.config.to_dict(), "image_size": 144})
+        )
+        recipe.start_from_smol_llava(small, pixels)
+        outputs = small.model.vision_tower(pixels, output_hidden_states=True)
+    found = outputs.hidden_states[recipe.READING_LAYERS][:, 1:]
+    alike = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
+    assert float(alike.mean()) > 0.8
+    assert torch.equal(outputs.hidden_states[-1], outputs.hidden_states[recipe.READING_LAYERS]), (
+        "upper layers add nothing"
+    )

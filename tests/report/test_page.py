@@ -383,3 +383,18 @@ def test_the_package_does_not_import_the_report() -> None:
     imports = "import sys, lightning_neuralgate, lightning_neuralgate.answers"
     code = f"{imports}; print({{'matplotlib', 'jinja2', 'PIL'}} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_another_models_numbers_stand_beside(tmp_path: Path) -> None:
+    other = run(settings={"model": "smol-<other>"}, gated={"test": rates(0.125, 0.25, 0.1875)})
+    write_report(tmp_path / "r.html", run(), answers(tmp_path), SHARES, tmp_path, other)
+    page = (tmp_path / "r.html").read_text()
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)<', page)
+    assert rows[:4] == [
+        ("Unedited, tiny", "0.03"),
+        ("Unedited, smol-&lt;other&gt;", "0.03"),
+        ("Gated edit, tiny", "0.97"),
+        ("Gated edit, smol-&lt;other&gt;", "0.12"),
+    ]
+    write_report(tmp_path / "alone.html", run(), answers(tmp_path), SHARES, tmp_path)
+    assert '<tr><th scope="row">Unedited</th>' in (tmp_path / "alone.html").read_text()

@@ -1,0 +1,323 @@
+"""A Hugging Face folder of MiniGPT-4 from what its users have: a language model, EVA-ViT-g, BLIP-2, MiniGPT-4's own file.
+
+Every tensor of the sources either has its place in the model, or is known to have none (the tower's last block, heads of
+other tasks); all others are listed in one error. The table of names is `_renamed`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
+from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
+from lightning_neuralgate.models.minigpt4.processing import (
+    IMAGE_TOKEN,
+    LLAMA2_TEMPLATE,
+    VICUNA_TEMPLATE,
+    MiniGPT4Processor,
+)
+
+# LAVIS's names of the tower, inside `vision_tower`.
+_TOWER = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^blocks\.(\d+)\.attn\.(qkv\.weight|q_bias|v_bias)$", r"encoder.layers.\1.self_attn.\2"),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
+    (r"^blocks\.(\d+)\.mlp\.(fc[12])\.", r"encoder.layers.\1.mlp.\2."),
+)
+# LAVIS's names of all else, and those of transformers' BLIP-2.
+_OTHERS = (
+    (r"^ln_vision\.", "model.vision_tower.post_layernorm."),
+    (r"^query_tokens$", "model.query_tokens"),
+    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "model.qformer.layernorm."),
+    (r"^Qformer\.bert\.(encoder\.layer\.\d+\.(?:cross)?attention)\.self\.", r"model.qformer.\1.attention."),
+    (r"^Qformer\.bert\.(encoder\.layer\.\d+\.(?:cross)?attention\.output)\.", r"model.qformer.\1."),
+    (r"^Qformer\.bert\.(encoder\.layer\.\d+\.(?:intermediate|output)_query)\.", r"model.qformer.\1."),
+    (r"^llama_proj\.", "model.multi_modal_projector."),
+    (r"^vision_model\.", "model.vision_tower."),
+    (r"^qformer\.", "model.qformer."),
+)
+# What a source may hold beside, and MiniGPT-4 never had.
+_KNOWN_SURPLUS = re.compile(
+    r"^(?:(?:visual_encoder\.)?(?:fc_norm|norm|head)\."  # of EVA's classifier
+    r"|Qformer\.cls\.|Qformer\.bert\.embeddings\.(?:word_embeddings|position_embeddings|position_ids)"
+    r"|Qformer\.bert\.encoder\.layer\.\d+\.(?:intermediate|output)\."  # for text, which the Q-Former does not see here
+    r"|(?:vision_proj|text_proj|itm_head|t5_proj|opt_proj|llm_proj)\.|temp$"
+    r"|(?:t5_model|opt_model|language_model|language_projection)\.)"
+)
+_TOWER_OF_BLIP2 = re.compile(r"^(?:visual_encoder\.|vision_model\.(?!post_layernorm\.))")
+_QFORMER_ONLY = re.compile(r"^(?:query_tokens$|Qformer\.|qformer\.)")
+
+
+def convert_minigpt4(
+    language_model: str | Path,
+    vision: Path,
+    checkpoint: Path,
+    out: Path,
+    blip2: Path | None = None,
+    use_qformer: bool = False,
+    plain_norm: bool = False,
+    vision_config: Mapping[str, Any] | None = None,
+    qformer_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Build a Hugging Face folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
+
+    Args:
+        language_model: folder of the LLaMA-2-chat (or, with a Q-Former, Vicuna) that belongs to the checkpoint.
+        vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, or a BLIP-2 folder of transformers.
+        checkpoint: MiniGPT-4's own file, `{"model": {"llama_proj.weight": ..., ...}}`.
+        out: the folder to make.
+        blip2: BLIP-2's checkpoint file, or folder of transformers, for `ln_vision` and the Q-Former, where `vision` is a
+            `.pth` file.
+        use_qformer: the older variant.
+        plain_norm: a final norm of the tower without learnt weights, as the original LLaMA-2 model has it: its code loads
+            `ln_vision` only together with a Q-Former.
+        vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
+        qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
+        dtype: type of the weights.
+
+    Raises:
+        WeightFilesError: a file that cannot be read, or tensors that are missing, surplus or misshaped; all are listed.
+        UnsupportedSetupError: `out` exists already.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if out.exists():
+        raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
+    folder = next((source for source in (vision, blip2) if source is not None and source.is_dir()), None)
+    if folder is not None:
+        found = AutoConfig.from_pretrained(folder)
+        if found.model_type != "blip-2":
+            raise WeightFilesError(f"{folder} holds a '{found.model_type}'; a BLIP-2 folder was expected")
+        qformer_config = found.qformer_config.to_dict()
+        if vision.is_dir():
+            vision_config = found.vision_config.to_dict()
+    sources = {str(vision): _read_folder(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
+    if blip2 is not None:
+        rest = _read_folder(blip2) if blip2.is_dir() else read_tensors(blip2)
+        # its tower stays out: the one that was given counts
+        sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
+    sources[str(checkpoint)] = read_tensors(checkpoint)
+
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    language = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    queries = next((value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None), None)
+    config = minigpt4_config(
+        language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
+        32 if queries is None else queries.shape[1],
+    )  # fmt: skip
+    state = converted_state(config, language.state_dict(), sources, plain_norm)
+    ends = [tokenizer.eos_token_id]
+    if use_qformer:
+        # the older model ends an answer by the mark of the next turn
+        marks = (tokenizer.convert_tokens_to_ids(mark) for mark in ("▁###", "###", "##"))
+        ends += [mark for mark in marks if mark not in (None, tokenizer.unk_token_id)]
+    with torch.device("meta"):
+        model = MiniGPT4ForConditionalGeneration(config)
+    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+    model.tie_weights()
+    model.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    processor = _processor(config, tokenizer)
+    with written_whole(out) as draft:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+    return out
+
+
+def minigpt4_config(
+    text_config: Any,
+    vision_config: Mapping[str, Any] | None,
+    qformer_config: Mapping[str, Any] | None,
+    use_qformer: bool,
+    image_token_index: int,
+    num_query_tokens: int = 32,
+) -> MiniGPT4Config:
+    """The configuration of what is put together; the language model's vocabulary grows to hold the image token."""
+    text = text_config.to_dict()
+    text["vocab_size"] = max(text["vocab_size"], image_token_index + 1)
+    kinds: dict[str, Any] = {}
+    if use_qformer:
+        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        kinds["qformer_config"] = {**(qformer_config or {}), **still}
+    return MiniGPT4Config(
+        text_config=text,
+        vision_config=dict(vision_config or {}),
+        use_qformer=use_qformer,
+        num_query_tokens=num_query_tokens,
+        image_token_index=image_token_index,
+        tie_word_embeddings=bool(text.get("tie_word_embeddings")),
+        **kinds,
+    )
+
+
+def _processor(config: MiniGPT4Config, tokenizer: Any) -> MiniGPT4Processor:
+    from transformers import BlipImageProcessorPil
+
+    vision: Any = config.vision_config
+    size = {"height": vision.image_size, "width": vision.image_size}
+    return MiniGPT4Processor(
+        image_processor=BlipImageProcessorPil(size=size),
+        tokenizer=tokenizer,
+        image_seq_length=config.image_seq_length,
+        chat_template=VICUNA_TEMPLATE if config.use_qformer else LLAMA2_TEMPLATE,
+    )
+
+
+def converted_state(
+    config: MiniGPT4Config,
+    language: Mapping[str, Tensor],
+    sources: Mapping[str, Mapping[str, Tensor]],
+    plain_norm: bool = False,
+) -> dict[str, Tensor]:
+    """The model's tensors under its own names. Works on any device, `meta` as well.
+
+    Args:
+        config: of the model.
+        language: the language model's tensors, as `LlamaForCausalLM` names them.
+        sources: tensors by file, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes before an
+            earlier one.
+        plain_norm: leave the tower's final norm without learnt weights, whatever the sources hold.
+
+    Raises:
+        WeightFilesError: tensors are missing, surplus or misshaped; all are listed.
+    """
+    with torch.device("meta"):
+        expected = MiniGPT4ForConditionalGeneration(config).state_dict()
+    vision: Any = config.vision_config
+    surplus: list[str] = []
+    state: dict[str, Tensor] = {}
+    for file, tensors in sources.items():
+        for name, value in tensors.items():
+            if _has_no_place(name, config):
+                continue
+            renamed = _renamed(name)
+            if renamed is None:
+                surplus.append(f"{name} of {file}")
+            else:
+                state[renamed] = value
+    for layer in range(vision.num_hidden_layers):
+        _join_qkv(state, f"model.vision_tower.encoder.layers.{layer}.self_attn.")
+    if plain_norm:
+        sample = next(iter(language.values()))
+        for kind, make in (("weight", torch.ones), ("bias", torch.zeros)):
+            state[f"model.vision_tower.post_layernorm.{kind}"] = make(vision.hidden_size, device=sample.device)
+    for name, value in language.items():
+        inside = re.sub(r"^model\.", "model.language_model.", name)
+        known = expected.get(inside)
+        grown = known is not None and name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        state[inside] = _grown(value, len(known)) if grown and known is not None else value
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    surplus += sorted(set(state) - set(expected))
+    missing = sorted(set(expected) - set(state))
+    misshaped = [
+        f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names)}"
+        for title, names in (("missing", missing), ("surplus", surplus), ("misshaped", misshaped))
+        if names
+    ]
+    if problems:
+        hint = ""
+        if any("post_layernorm" in name for name in missing):
+            hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
+        raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
+    return state
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth` file, those under `model` where it has such an entry.
+
+    Raises:
+        WeightFilesError: there is no such file, or it holds more than tensors and plain containers of them.
+    """
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightFilesError(f"{file} cannot be read as a file of tensors: {error}") from error
+    tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise WeightFilesError(f"{file} holds no tensors by name, alone or under 'model'")
+    return dict(tensors)
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """Tower, norm, Q-Former and queries of a BLIP-2 folder of transformers; its language model stays where it is."""
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = (
+            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if index.is_file()
+            else ["model.safetensors"]
+        )
+        tensors = {}
+        for name in names:
+            with safe_open(folder / Path(name).name, "pt") as stream:
+                for key in stream.keys():  # noqa: SIM118  it is no mapping
+                    if key.startswith(("vision_model.", "qformer.", "query_tokens")):
+                        tensors[key] = stream.get_tensor(key)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightFilesError(f"{folder} holds no readable safetensors weights of a BLIP-2: {error!r}") from error
+    return tensors
+
+
+def _tower_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """EVA's tensors under the prefix that LAVIS's whole models have."""
+    return {f"visual_encoder.{name.removeprefix('visual_encoder.')}": value for name, value in tensors.items()}
+
+
+def _has_no_place(name: str, config: MiniGPT4Config) -> bool:
+    vision: Any = config.vision_config
+    # LAVIS cuts the tower off below its last block
+    above = re.match(rf"^visual_encoder\.blocks\.{vision.num_hidden_layers}\.", name)
+    unused = not config.use_qformer and _QFORMER_ONLY.match(name)
+    return bool(above or unused or _KNOWN_SURPLUS.match(name))
+
+
+def _renamed(name: str) -> str | None:
+    """A tensor's name in the model; None if it has none."""
+    inside = name.removeprefix("visual_encoder.")
+    prefix, table = ("model.vision_tower.", _TOWER) if inside != name else ("", _OTHERS)
+    for pattern, replacement in table:
+        found, hits = re.subn(pattern, replacement, inside)
+        if hits:
+            return prefix + found
+    return None
+
+
+def _join_qkv(state: dict[str, Tensor], prefix: str) -> None:
+    """LAVIS has biases of queries and values alone; transformers has one for all three."""
+    query, value = state.pop(f"{prefix}q_bias", None), state.pop(f"{prefix}v_bias", None)
+    if query is not None and value is not None:
+        state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
+
+
+def _grown(table: Tensor, rows: int) -> Tensor:
+    """An embedding with rows for added tokens: the mean of all, whose logit is never the largest."""
+    more = rows - len(table)
+    if more <= 0:
+        return table
+    return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(more, -1)])

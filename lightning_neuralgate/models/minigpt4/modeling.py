@@ -1,0 +1,261 @@
+"""The MiniGPT-4 network, both variants, out of transformers' own parts.
+
+picture -> EVA-ViT-g with its final layer norm -> patches x, without the class token
+LLaMA-2 variant:   image token i = W [x_4i ; x_4i+1 ; x_4i+2 ; x_4i+3] + b
+Q-Former variant:  image token i = W q_i + b, with q the Q-Former's outputs for its query tokens
+text with the image tokens in the places of `image_token_index` -> language model
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
+
+
+@dataclass
+class MiniGPT4ModelOutput(BaseModelOutputWithPast):
+    """Outputs of the language model below its head, with the image tokens as they went in (pictures, tokens, d)."""
+
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class MiniGPT4CausalLMOutput(ModelOutput):
+    """Outputs of the whole model; `logits` (B, T, vocabulary), `loss` where labels were given."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+class MiniGPT4PreTrainedModel(PreTrainedModel):
+    """What both classes have in common: configuration, initial weights, and what the parts support."""
+
+    config_class = MiniGPT4Config
+    config: MiniGPT4Config
+    base_model_prefix = "model"
+    input_modalities: Any = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules: Any = [  # noqa: RUF012
+        "Blip2EncoderLayer",
+        "Blip2VisionEmbeddings",
+        "Blip2QFormerLayer",
+        "LlamaDecoderLayer",
+    ]
+    _skip_keys_device_placement: Any = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MiniGPT4Model) and module.query_tokens is not None:
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+
+class MiniGPT4Model(MiniGPT4PreTrainedModel):
+    """Tower, image tokens and language model, without the language model's head."""
+
+    def __init__(self, config: MiniGPT4Config) -> None:
+        super().__init__(config)
+        vision: Any = config.vision_config
+        text: Any = config.text_config
+        self.vision_tower = Blip2VisionModel._from_config(vision)
+        self.qformer: Any = None
+        self.query_tokens: nn.Parameter | None = None
+        width = config.patches_per_token * vision.hidden_size
+        if config.use_qformer:
+            qformer: Any = config.qformer_config
+            width = qformer.hidden_size
+            self.qformer = Blip2QFormerModel._from_config(qformer)
+            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
+        self.multi_modal_projector = nn.Linear(width, text.hidden_size)
+        self.language_model = AutoModel.from_config(text)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The image tokens of pictures.
+
+        Args:
+            pixel_values: (pictures, 3, height, width), as the processor makes them.
+            kwargs: for the tower.
+
+        Returns:
+            The tower's output; its `pooler_output` is the image tokens, (pictures, tokens, d).
+        """
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
+        features = outputs.last_hidden_state
+        if self.query_tokens is not None:
+            queries = self.query_tokens.expand(len(features), -1, -1)
+            # the Q-Former sees the class token, too
+            gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features, return_dict=True)[0]
+        else:
+            gathered = features[:, 1:].reshape(len(features), self.config.image_seq_length, -1)
+        outputs.pooler_output = self.multi_modal_projector(gathered.to(self.multi_modal_projector.weight.dtype))
+        return outputs
+
+    def _with_pictures(self, input_ids: Tensor | None, embeds: Tensor, tokens: Tensor) -> Tensor:
+        """Text embeddings with the image tokens in the places that were left for them."""
+        if input_ids is None:
+            mark = self.get_input_embeddings()(
+                torch.tensor(self.config.image_token_index, dtype=torch.long, device=embeds.device)
+            )
+            places = (embeds == mark).all(-1)
+        else:
+            places = input_ids == self.config.image_token_index
+        if places.sum() * embeds.shape[-1] != tokens.numel():
+            raise ValueError(
+                f"the text leaves {int(places.sum())} places for image tokens, but {len(tokens)} pictures have "
+                f"{tokens.shape[0] * tokens.shape[1]}; make both with one MiniGPT4Processor"
+            )
+        places = places.unsqueeze(-1).to(embeds.device)
+        return embeds.masked_scatter(places, tokens.to(embeds.device, embeds.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MiniGPT4ModelOutput:
+        """Run text and pictures through all but the head.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or pictures and their places do not agree.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        tokens = None
+        if pixel_values is not None:
+            tokens = self.get_image_features(pixel_values, return_dict=True).pooler_output
+            inputs_embeds = self._with_pictures(input_ids, inputs_embeds, tokens)
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return MiniGPT4ModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=tokens,
+        )
+
+
+class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin):
+    """MiniGPT-4 with its head: answers questions about pictures.
+
+    Example:
+        >>> from transformers import Blip2VisionConfig, LlamaConfig
+        >>> vision = Blip2VisionConfig(
+        ...     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+        ... )
+        >>> text = LlamaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+        ... )
+        >>> config = MiniGPT4Config(vision_config=vision, text_config=text, image_token_index=31)
+        >>> model = MiniGPT4ForConditionalGeneration(config)
+        >>> ids = torch.tensor([[1, 31, 5]])
+        >>> model(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16)).logits.shape
+        torch.Size([1, 3, 32])
+    """
+
+    _tied_weights_keys: Any = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MiniGPT4Config) -> None:
+        super().__init__(config)
+        text: Any = config.text_config
+        self.model = MiniGPT4Model(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The image tokens of pictures; see `MiniGPT4Model.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MiniGPT4CausalLMOutput:
+        """Logits of the next token at each position, and the mean loss of the labelled ones.
+
+        Args:
+            input_ids: (B, T), with `image_token_index` where an image token belongs.
+            pixel_values: (pictures, 3, height, width), in the order in which the batch's rows name them.
+            attention_mask: (B, T), 0 on padding, which may stand on either side.
+            position_ids: (B, T); counted by the language model when left out.
+            past_key_values: what came before.
+            inputs_embeds: (B, T, d), in the place of `input_ids`.
+            labels: (B, T), -100 where no loss is taken.
+            logits_to_keep: only so many last positions get logits; 0: all.
+            kwargs: for the language model.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return MiniGPT4CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )

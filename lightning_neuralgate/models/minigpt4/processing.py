@@ -1,0 +1,80 @@
+"""MiniGPT-4's prompts, and the processor that puts pictures into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.processing_utils import ProcessorMixin
+
+SYSTEM = (
+    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
+    "Please answer my questions."
+)
+IMAGE_TOKEN = "<ImageHere>"
+
+_PICTURES = (
+    "{% set shown = namespace(pictures=false) %}"
+    "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set shown.pictures = true %}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+)
+_CONTENT = (
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<Img>" + IMAGE_TOKEN + "</Img> ' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+)
+
+
+def _template(begin: str, user: str, answer: str, end: str) -> str:
+    """A chat template: a system text of one's own, or the model's where there is a picture, then the turns.
+
+    Args:
+        begin: what stands before a text that does not begin with a question.
+        user: what a question begins with.
+        answer: what an answer begins with.
+        end: what an answer ends with.
+    """
+    return (
+        _PICTURES + "{% if messages[0]['role'] == 'system' %}" + begin
+        + "{% elif shown.pictures %}" + begin + SYSTEM + "{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        + user + _CONTENT + answer + "{% elif message['role'] == 'assistant' %}" + _CONTENT + end
+        + "{% else %}" + _CONTENT + "{% endif %}{% endfor %}"
+    )  # fmt: skip
+
+
+LLAMA2_TEMPLATE = _template("{{ bos_token }}", "{{ bos_token + '[INST] ' }}", "{{ ' [/INST] ' }}", "{{ eos_token }}")
+"""Prompt of the LLaMA-2 variant: `<s>{system text}<s>[INST] <Img>{image tokens}</Img> {question} [/INST] `."""
+VICUNA_TEMPLATE = "{{ bos_token }}" + _template("", "{{ '###Human: ' }}", "{{ '###Assistant: ' }}", "")
+"""Prompt of the Q-Former variant: `<s>{system text}###Human: <Img>{image tokens}</Img> {question}###Assistant: `."""
+
+
+class MiniGPT4Processor(ProcessorMixin):
+    """Pictures and chat for a MiniGPT-4: resizes, normalizes, and leaves as many places as a picture has image tokens.
+
+    Args:
+        image_processor: makes the pixels; BLIP's, at the tower's size.
+        tokenizer: the language model's, with the image token added.
+        image_seq_length: image tokens of a picture.
+        chat_template: `LLAMA2_TEMPLATE` or `VICUNA_TEMPLATE`.
+        image_token: what stands for a picture in a text.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 64,
+        chat_template: str | None = LLAMA2_TEMPLATE,
+        image_token: str = IMAGE_TOKEN,
+        **kwargs: Any,
+    ) -> None:
+        self.image_seq_length = image_seq_length
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The places for one picture's image tokens."""
+        return self.image_token * self.image_seq_length

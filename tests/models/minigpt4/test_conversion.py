@@ -1,0 +1,239 @@
+"""From original files to a folder, at full size by name and shape, at a small size with real tensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from lightning_neuralgate.cli import main
+from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.models.minigpt4.conversion import (
+    convert_minigpt4,
+    converted_state,
+    minigpt4_config,
+    read_tensors,
+)
+from tests.helpers.tiny_llava import tiny_tokenizer
+from tests.models.minigpt4 import original
+from tests.models.minigpt4.original import FULL, Sizes
+
+SIZES = Sizes(vocabulary=len(tiny_tokenizer()))
+IMAGE = SIZES.vocabulary
+
+
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_every_name_and_shape_of_the_7b_models(use_qformer: bool) -> None:
+    parts = original.configs(FULL)
+    config = minigpt4_config(LlamaConfig(**parts["text"]), None, None, use_qformer, 32000)
+    vision: Any = config.vision_config
+    assert {key: getattr(vision, key) for key in parts["vision"]} == parts["vision"], "the defaults are EVA-ViT-g"
+    sources = {
+        "eva": {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()},
+        "blip2": original.blip2(FULL, "meta"),
+        "own": original.minigpt4(FULL, use_qformer, "meta")["model"],
+    }
+    state = converted_state(config, original.llama(FULL, "meta"), sources)
+    assert all(value.is_meta for value in state.values())
+    count = sum(value.numel() for value in state.values())
+    given = original.llama(FULL, "meta") | sources["own"]
+    rows = 2 * FULL.text  # the image token's
+    kept = {n: v for n, v in sources["eva"].items() if ".39." not in n and "fc_norm" not in n and "head" not in n}
+    kept |= {n: v for n, v in sources["blip2"].items() if n.startswith("ln_vision")}
+    if use_qformer:
+        kept |= {
+            n: v
+            for n, v in sources["blip2"].items()
+            if n == "query_tokens" or ("Qformer.bert" in n and "word_" not in n and not _for_text(n))
+        }
+    biases = FULL.vision_layers * FULL.vision  # keys have a bias, too, of zeros
+    assert count == sum(value.numel() for value in {**given, **kept}.values()) + rows + biases
+
+
+def _for_text(name: str) -> bool:
+    """Whether a tensor of the Q-Former is in the half of its layers that no query goes through."""
+    return re.search(r"layer\.\d+\.(intermediate|output)\.", name) is not None
+
+
+@dataclass
+class Files:
+    """Original files on disk, and the tensors in them."""
+
+    llama: Path
+    eva: Path
+    blip2: Path
+    checkpoint: Path
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def files(folder: Path, use_qformer: bool, sizes: Sizes = SIZES) -> Files:
+    folder.mkdir(exist_ok=True)
+    words = original.llama(sizes)
+    llama = LlamaForCausalLM(LlamaConfig(**original.configs(sizes)["text"]))
+    llama.load_state_dict(words)
+    llama.save_pretrained(folder / "llama")
+    tiny_tokenizer().save_pretrained(folder / "llama")
+    tensors = {"eva": original.eva_vit_g(sizes), "blip2": original.blip2(sizes), "words": words}
+    own = original.minigpt4(sizes, use_qformer)
+    tensors["own"] = own["model"]
+    torch.save(tensors["eva"], folder / "eva_vit_g.pth")
+    torch.save({"model": tensors["blip2"]}, folder / "blip2.pth")
+    torch.save(own, folder / "minigpt4.pth")
+    return Files(folder / "llama", folder / "eva_vit_g.pth", folder / "blip2.pth", folder / "minigpt4.pth", tensors)
+
+
+def convert(given: Files, out: Path, use_qformer: bool = False, **others: Any) -> Path:
+    arguments: dict[str, Any] = {
+        "blip2": given.blip2,
+        "use_qformer": use_qformer,
+        "vision_config": original.configs(SIZES)["vision"],
+        "dtype": torch.float32,
+        **others,
+    }
+    return convert_minigpt4(given.llama, given.eva, given.checkpoint, out, **arguments)
+
+
+def logits(given: Files, ids: Tensor, pixels: Tensor, norm: dict[str, Tensor] | None = None) -> Tensor:
+    tensors = given.tensors
+    features = original.vision_features(tensors["eva"], norm or tensors["blip2"], SIZES, pixels)
+    tokens = original.image_tokens(tensors["blip2"], tensors["own"], SIZES, features, use_qformer=False)
+    embeds = tensors["words"]["model.embed_tokens.weight"][ids.clamp(max=IMAGE - 1)]
+    embeds[ids == IMAGE] = tokens.flatten(0, 1)
+    return original.logits(tensors["words"], SIZES, embeds, torch.ones_like(ids).bool())
+
+
+def asked(tokens: int) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([[5, 6, *[IMAGE] * tokens, 7, 8]])
+    return ids, torch.randn(1, 3, SIZES.image, SIZES.image, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_folder_from_original_files(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    out = convert(given, tmp_path / "out")
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    ids, pixels = asked(4)
+    found = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
+    torch.testing.assert_close(found, logits(given, ids, pixels), atol=1e-5, rtol=1e-5)
+    assert model.config.image_token_id == IMAGE
+    assert model.generation_config.eos_token_id == [tiny_tokenizer().eos_token_id]
+    processor = AutoProcessor.from_pretrained(out)
+    assert processor.image_token_id == IMAGE
+    assert processor.image_processor.size["height"] == SIZES.image
+    assert "[INST]" in processor.chat_template
+
+
+def test_a_plain_norm_needs_no_blip2(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None, plain_norm=True))
+    ids, pixels = asked(4)
+    plain = {"ln_vision.weight": torch.ones(SIZES.vision), "ln_vision.bias": torch.zeros(SIZES.vision)}
+    expected = logits(given, ids, pixels, plain)
+    torch.testing.assert_close(
+        model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE], expected, atol=1e-5, rtol=0
+    )
+    assert not torch.allclose(expected, logits(given, ids, pixels), atol=1e-3), "it does differ"
+
+
+def save_blip2(folder: Path, minigpt4: dict[str, Tensor]) -> None:
+    """transformers' BLIP-2 with a MiniGPT-4's tower and, if it has one, Q-Former."""
+    parts = original.configs(SIZES)
+    blip = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=parts["vision"],
+            qformer_config=parts["qformer"],
+            text_config=LlamaConfig(**parts["text"]),
+            num_query_tokens=SIZES.queries,
+        )
+    )
+    names = {name: f"model.{name.replace('vision_model', 'vision_tower')}" for name in blip.state_dict()}
+    blip.load_state_dict({name: minigpt4[own] for name, own in names.items() if own in minigpt4}, strict=False)
+    blip.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_a_blip2_folder_of_transformers_gives_the_same(tmp_path: Path, use_qformer: bool) -> None:
+    given = files(tmp_path, use_qformer)
+    parts = original.configs(SIZES)
+    from_files = AutoModelForImageTextToText.from_pretrained(
+        convert(given, tmp_path / "a", use_qformer, qformer_config=parts["qformer"])
+    )
+    own = from_files.state_dict()
+    save_blip2(tmp_path / "blip2", own)
+    out = convert_minigpt4(
+        given.llama, tmp_path / "blip2", given.checkpoint, tmp_path / "b", use_qformer=use_qformer, dtype=torch.float32
+    )
+    again = AutoModelForImageTextToText.from_pretrained(out)
+    assert again.state_dict().keys() == own.keys()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, own[name]), name
+    assert again.config.image_seq_length == (SIZES.queries if use_qformer else 4)
+
+
+def test_all_that_is_wrong_is_listed_and_nothing_written(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    broken = dict(given.tensors["eva"])
+    del broken["blocks.1.mlp.fc2.weight"]
+    broken["pos_embed"] = torch.zeros(1, 3, SIZES.vision)
+    broken["blocks.0.attn.rel_pos"] = torch.zeros(2)
+    torch.save(broken, given.eva)
+    torch.save({"model": {**given.tensors["own"], "lora_A": torch.zeros(1)}}, given.checkpoint)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(WeightFilesError) as caught:
+        convert(given, tmp_path / "out")
+    told = str(caught.value)
+    assert "missing: model.vision_tower.encoder.layers.1.mlp.fc2.weight\n" in told
+    assert f"surplus: visual_encoder.blocks.0.attn.rel_pos of {given.eva}, lora_A of {given.checkpoint}\n" in told
+    assert "misshaped: model.vision_tower.embeddings.position_embedding is [1, 3, 16], expected [1, 17, 16]" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_missing_norm_says_where_it_comes_from(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    with pytest.raises(WeightFilesError, match=r"post_layernorm\.weight\n.*`ln_vision`, comes from BLIP-2"):
+        convert(given, tmp_path / "out", blip2=None)
+
+
+def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    torch.save({"model": {"a": Path("code")}}, tmp_path / "code.pth")
+    with pytest.raises(WeightFilesError, match=r"code\.pth cannot be read as a file of tensors"):
+        read_tensors(tmp_path / "code.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightFilesError, match=r"list\.pth holds no tensors by name"):
+        read_tensors(tmp_path / "list.pth")
+    with pytest.raises(WeightFilesError, match=r"none\.pth cannot be read"):
+        read_tensors(tmp_path / "none.pth")
+    with pytest.raises(WeightFilesError, match="holds a 'llama'; a BLIP-2 folder was expected"):
+        convert(given, tmp_path / "out", blip2=given.llama)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UnsupportedSetupError, match="out exists already"):
+        convert(given, tmp_path / "out")
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = files(tmp_path, False)
+    arguments = ["--llama", str(given.llama), "--vision", str(given.eva), "--checkpoint", str(given.checkpoint)]
+    out = str(tmp_path / "out")
+    assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
+    assert "these tensors do not make a MiniGPT-4" in capsys.readouterr().err, "tiny tensors are no EVA-ViT-g"
+    assert not (tmp_path / "out").exists()
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "known"))
+    save_blip2(tmp_path / "blip2", model.state_dict())
+    arguments[3] = str(tmp_path / "blip2")
+    assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out]) == 0
+    assert f"MiniGPT-4 written to {out}" in capsys.readouterr().out
+    again = AutoModelForImageTextToText.from_pretrained(out)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
