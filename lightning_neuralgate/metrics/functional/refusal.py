@@ -205,6 +205,26 @@ def _as_list(answers: str | Sequence[str]) -> list[str]:
     return told
 
 
+def _refusal_flags(answers: Sequence[str], refusals: RefusalVariant | Sequence[bool]) -> list[bool]:
+    """For each answer whether it refuses, by a keyword list or as another judge has said.
+
+    Raises:
+        DataFormatError: not as many verdicts as answers, or one that is neither true nor false.
+        ValueError: an unknown variant.
+    """
+    if isinstance(refusals, str):
+        judge = _judge(refusals)
+        return [judge(answer) for answer in answers]
+    verdicts = list(refusals)
+    if len(verdicts) != len(answers):
+        raise DataFormatError(f"there are {len(answers)} answers and {len(verdicts)} verdicts; give one each")
+    for place, verdict in enumerate(verdicts):
+        # a word such as "no" is truthy, and would be counted as a refusal
+        if verdict not in (0, 1):
+            raise DataFormatError(f"verdict {place} is {verdict!r}; expected True or False")
+    return list(map(bool, verdicts))
+
+
 def _refusal_update(answers: str | Sequence[str], variant: RefusalVariant = "prefix") -> tuple[Tensor, Tensor]:
     """Number of refusals and number of answers, two integer scalars."""
     told = _as_list(answers)
