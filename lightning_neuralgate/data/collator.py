@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.spans import TokenSpan, subject_mask, subject_token_span
 
 Role = Literal["sensitive", "benign", "retention"]
+Picture = Path | bytes | Image.Image
+"""A file, the bytes of one, or what was read from it."""
 IGNORED = -100
 """Label of tokens that no loss is taken on (the convention of torch's cross entropy)."""
 
@@ -38,7 +42,7 @@ class QueryRow:
 
     query: str
     role: Role
-    image: Path | None
+    image: Picture | None
     subject: str = ""
     target: str | None = None
     context: str = ""
@@ -151,17 +155,29 @@ class PrivacyPairCollator:
         return torch.cat([padding, values] if self.padding_side == "left" else [values, padding], dim=1)
 
 
-def read_image(path: Path, record: str = "?") -> Image.Image:
+def read_image(picture: Picture, record: str = "?") -> Image.Image:
     """Read a picture as RGB.
 
     Raises:
         DataFormatError: naming record and file, when it is missing or no picture.
     """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataFormatError(f"record {record}: picture {path} cannot be read: {error}") from error
+    # Pillow's readers raise SyntaxError and ValueError, too, at files that are damaged
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        where = f"of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
+        raise DataFormatError(f"record {record}: picture {where} cannot be read: {error}") from error
+
+
+def picture_digest(picture: Picture) -> str:
+    """SHA-256 of a picture's file, or of the pixels of one that was read."""
+    if isinstance(picture, Path):
+        picture = picture.read_bytes()
+    content = picture if isinstance(picture, bytes) else f"{picture.mode}{picture.size}".encode() + picture.tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _continued(key: str, values: Tensor, length: int) -> Tensor:
