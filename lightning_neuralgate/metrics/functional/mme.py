@@ -148,6 +148,8 @@ def mme_tally(
         row = found.setdefault((subtask, image), [0] * 5)
         for column, value in enumerate((1, right, refuses, verdict == "other", right and not refuses)):
             row[column] += value
+    # in one order, whatever the order of the answers, so that two runs can be compared
+    found = dict(sorted(found.items(), key=lambda item: (_PLACES[item[0][0]], item[0][1])))
     for (subtask, image), row in found.items():
         if row[0] != 2:
             raise DataFormatError(f"image '{image}' of '{subtask}' has {row[0]} questions; MME asks two of each image")

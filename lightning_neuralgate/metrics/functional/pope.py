@@ -25,8 +25,15 @@ from lightning_neuralgate.metrics.functional.yes_no import YesNo, yes_no_truths
 
 _NO = frozenset(("No", "not", "no"))
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
-_COLUMNS = ("true_yes", "false_yes", "true_no", "false_no", "refused", "unparsed", "right_and_not_refused")
-POPE_COLUMNS = len(_COLUMNS)
+# columns: yes and right, yes and wrong, no and right, no and wrong; refused, unparsed, right and not refused
+POPE_COLUMNS = 7
+_FLAGS = {
+    "accuracy": (0, 2),
+    "yes_ratio": (0, 1),
+    "refused": (4,),
+    "unparsed": (5,),
+    "refusal_aware_accuracy": (6,),
+}
 
 
 class PopeScores(NamedTuple):
@@ -97,7 +104,7 @@ def pope_tally(
         right = truth != says_no
         row[(0 if right else 1) + (2 if says_no else 0)] = 1
         row[4:] = refuses, not says_no and _YES.search(sentence) is None, right and not refuses
-    return unstratified(rows, pope_figures)
+    return unstratified(rows, pope_figures, _FLAGS)
 
 
 def pope_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

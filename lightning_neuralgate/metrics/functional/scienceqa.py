@@ -21,7 +21,9 @@ from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, 
 OPTIONS = "ABCDE"
 # the last dot stands for any character, as in LLaVA's own pattern: "The answer is A" at the very end is not found
 _STATED = re.compile(r"The answer is ([A-Z]).")
+# columns: right, refused, unparsed, right and not refused, one
 SCIENCEQA_COLUMNS = 5
+_FLAGS = {"accuracy": (0,), "refused": (1,), "unparsed": (2,), "refusal_aware_accuracy": (3,)}
 
 
 class ScienceQaScores(NamedTuple):
@@ -103,7 +105,7 @@ def scienceqa_tally(
             raise DataFormatError(f"`choices_counts` value {place}: {error}") from error
         right = choice == _true_letter(truth, count, place)
         rows[place] = right, refuses, choice is None, right and not refuses, 1
-    return unstratified(rows, scienceqa_figures)
+    return unstratified(rows, scienceqa_figures, _FLAGS)
 
 
 def scienceqa_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

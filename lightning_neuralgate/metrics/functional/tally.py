@@ -2,13 +2,13 @@
 
 A benchmark's figures are functions of sums over its items: accuracy of the number of right answers, F1 of four counts.
 Whoever keeps the items' rows and the function can compute the figures of all items, of a part of them, and of thousands
-of bootstrap samples at once (`intervals.score_intervals`, `intervals.paired_differences`).
+of bootstrap samples at once (`intervals.score_intervals`, `paired.paired_differences`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ class Tally:
         strata: the stratum (subtask, dimension) of each unit, integers in [0, strata_count), shape (n,).
         strata_count: number of strata; their sums are kept apart, and units are drawn again within their own.
         figures: what the figures are, given the sums.
+        flags: figure -> the columns that add up, in each unit, to 0 or 1, where the figure is the share of units with 1.
 
     Example:
         >>> rows = np.array([[1.0, 1.0], [0.0, 1.0]])  # right, asked
@@ -44,6 +45,7 @@ class Tally:
     strata: NDArray[np.intp]
     strata_count: int
     figures: Figures
+    flags: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def sums(self) -> NDArray[np.float64]:
         """The rows' sums, shape (strata, columns)."""
@@ -56,9 +58,9 @@ class Tally:
         return self.figures(self.sums())
 
 
-def unstratified(rows: NDArray[np.float64], figures: Figures) -> Tally:
+def unstratified(rows: NDArray[np.float64], figures: Figures, flags: Mapping[str, tuple[int, ...]]) -> Tally:
     """A tally of items that are drawn from one pot and called by their places."""
-    return Tally(tuple(map(str, range(len(rows)))), rows, np.zeros(len(rows), dtype=np.intp), 1, figures)
+    return Tally(tuple(map(str, range(len(rows)))), rows, np.zeros(len(rows), dtype=np.intp), 1, figures, flags)
 
 
 def share(
