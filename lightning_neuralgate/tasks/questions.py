@@ -167,9 +167,6 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
             if any((item.task, item.item_id) not in self.done for item in chunk):
                 yield chunk
 
-    def __len__(self) -> int:
-        return -(-self.pending // self.world)
-
     @override
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -201,8 +198,17 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
         return {**self.collate(rows), "items": items, "broken": broken, "counted": counted}
 
     def loader(self, num_workers: int = 0) -> DataLoader[dict[str, Any]]:
-        """A DataLoader of these batches."""
-        return DataLoader(self, batch_size=None, num_workers=num_workers)
+        """A DataLoader of these batches, which knows how many there are."""
+        return _CountedLoader(self, num_workers)
+
+
+class _CountedLoader(DataLoader[dict[str, Any]]):
+    def __init__(self, dataset: QuestionBatches, num_workers: int) -> None:
+        super().__init__(dataset, batch_size=None, num_workers=num_workers)
+        self.count = -(-dataset.pending // dataset.world)
+
+    def __len__(self) -> int:
+        return self.count
 
 
 def _chunks(items: Iterator[TaskItem], size: int) -> Iterator[list[TaskItem]]:

@@ -113,25 +113,26 @@ class TaskAnswering(LightningModule):
             shard(self.model, self.device_mesh)
 
     @override
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return batch  # answering moves the tensors; the items are none
-
-    @override
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         items: list[TaskItem] = batch["items"]
         pictures = [picture_digest(item.picture) for item in items]
         told = self._told(batch, items, pictures)
-        if not batch["counted"] or self.log_file is None:
-            return
+        if batch["counted"] and self.log_file is not None:
+            self._keep(self.log_file, items, told, batch["broken"])
+        return told
+
+    def _keep(
+        self, log: AnswerLog, items: Sequence[TaskItem], told: Sequence[str], broken: Sequence[str | None]
+    ) -> None:
         lines = []
-        for item, answer, problem in zip(items, told, batch["broken"], strict=True):
+        for item, answer, problem in zip(items, told, broken, strict=True):
             if (item.task, item.item_id) in self.done:
                 continue
             if problem is None:
                 lines.append(answer_line(item.answered(answer)))
             else:
                 lines.append(json.dumps({"task": item.task, "item_id": item.item_id, "broken": problem}) + "\n")
-        self.log_file.append(lines)
+        log.append(lines)
 
     def _told(self, batch: dict[str, Any], items: Sequence[TaskItem], pictures: Sequence[str]) -> list[str]:
         if self.cache is None:
@@ -263,6 +264,10 @@ class _Share(LightningDataModule):
         self.trainer.strategy.barrier()
         module: TaskAnswering = self.trainer.lightning_module  # type: ignore[assignment]
         module.open(self.unfinished / _LOGS.replace("*", str(self.trainer.global_rank)), self.done)
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch  # answering moves the tensors; the items are none
 
     @override
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
