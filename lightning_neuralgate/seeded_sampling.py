@@ -1,7 +1,8 @@
 """Sampled answers that depend on a seed of their own, and not on what else stands in the batch.
 
 `generate` draws the tokens of a batch from one stream of random numbers, so that an answer changes with its neighbours. Here
-every row has its own stream, and draws by the Gumbel trick: the largest of log p + g, with g = -log(-log u), is a draw from p.
+every row has its own stream, and draws by the Gumbel trick: the largest of log p + g, with g = -log(-log u), is a draw from
+p.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ def seeded_sampling(sampling: Mapping[str, Any], batch: Mapping[str, Any], seeds
     """
     if unknown := sampling.keys() - _KNOWN:
         raise ValueError(f"seeded sampling knows {', '.join(sorted(_KNOWN))}, not {', '.join(sorted(unknown))}")
-    prompts = [
-        ids[mask.bool()].cpu() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
+    prompts = [ids[mask.bool()].cpu() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     processor = _OwnDraws(
-        prompts, seeds, sampling.get("temperature", 1.0), sampling.get("top_p", 1.0), sampling.get("repetition_penalty", 1.0)
+        prompts,
+        seeds,
+        sampling.get("temperature", 1.0),
+        sampling.get("top_p", 1.0),
+        sampling.get("repetition_penalty", 1.0),
     )
     # what is drawn is the largest value, so this counts as greedy; a checkpoint's own settings must not come on top
     return {
@@ -60,7 +63,9 @@ class _OwnDraws(LogitsProcessor):
         scores = scores.float()
         if self.penalty is not None:
             # the prompt as it is: padding, which depends on the neighbours, would be penalized too
-            rows = [torch.cat([prompt.to(told.device), own])[None] for prompt, own in zip(self.prompts, told, strict=True)]
+            rows = [
+                torch.cat([prompt.to(told.device), own])[None] for prompt, own in zip(self.prompts, told, strict=True)
+            ]
             scores = torch.cat([self.penalty(row, score[None]) for row, score in zip(rows, scores, strict=True)])
         for warp in (self.temperature, self.top_p):
             if warp is not None:

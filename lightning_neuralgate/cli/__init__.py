@@ -21,7 +21,9 @@ SUBCOMMANDS = {
     "diff": "say what an edit changed, and write it as one small file",
     "apply": "make an edit that lies in such a file",
     "revert": "take such an edit back, bit for bit",
-    "eval": "ask a model the test queries and print refusal and answer rates",
+    "eval": "ask a model the test queries, or benchmarks with --tasks, and print the rates",
+    "score": "score stored answers again, without a model",
+    "compare": "two runs side by side, with intervals, p-values and the items that changed",
     "render": "draw pictures with known attributes, with their questions",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,22 +11,23 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cache import remove_drafts, written_whole
+from lightning_neuralgate.cli.compare import show_comparison
 from lightning_neuralgate.cli.options import ModelOptions, add_trainer
 from lightning_neuralgate.cli.task_table import print_notes, print_scores
 from lightning_neuralgate.delta import EditDelta
-from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.resuming import forget_progress
 from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.broken import OnBroken
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
-from lightning_neuralgate.tasks.questions import TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, answer_tasks
+from lightning_neuralgate.tasks.questions import Source, TaskQuestions
+from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import tally_answers
+from lightning_neuralgate.tasks.tallies import read_guard_scores, tally_answers
 
 SCORES_NAME = "scores.json"
 
@@ -39,64 +40,115 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="Benchmarks to run instead: privacy_pair, pope, mme, scienceqa, mllmguard, with commas between them, or all.",
     )
-    parser.add_argument("--mini", action="store_true", help="With --tasks: small drawn sets instead of the benchmarks' files.")
+    parser.add_argument(
+        "--mini", action="store_true", help="With --tasks: small drawn sets instead of the benchmarks' files."
+    )
     parser.add_argument("--mini_seed", type=int, default=0, help="Seed of the drawn sets.")
-    parser.add_argument("--and", type=str | None, default=None, help="With --tasks: a second model, compared with the first.")
     parser.add_argument(
-        "--delta", type=Path | None, default=None, help="With --tasks: file of an edit, made in the model before it is asked."
+        "--and", type=str | None, default=None, help="With --tasks: a second model, compared with the first."
     )
     parser.add_argument(
-        "--gate", type=Path | None, default=None, help="With --tasks: the edit's gate; has to fit the model, and is noted."
+        "--delta",
+        type=Path | None,
+        default=None,
+        help="With --tasks: file of an edit, made in the model before it is asked.",
     )
-    parser.add_argument("--limit", type=int | None, default=None, help="With --tasks: at most so many questions of each.")
+    parser.add_argument(
+        "--gate",
+        type=Path | None,
+        default=None,
+        help="With --tasks: the edit's gate; has to fit the model, and is noted.",
+    )
+    parser.add_argument(
+        "--limit", type=int | None, default=None, help="With --tasks: at most so many questions of each."
+    )
     parser.add_argument(
         "--broken", type=OnBroken, default="stop", help="With --tasks: stop at broken items, or skip and count them."
     )
-    parser.add_argument("--cache", type=bool, default=True, help="With --tasks: keep answers, and take those given before.")
+    parser.add_argument(
+        "--cache", type=bool, default=True, help="With --tasks: keep answers, and take those given before."
+    )
     parser.add_argument("--num_workers", type=int, default=0, help="With --tasks: processes that read pictures.")
     parser.add_class_arguments(TaskSources, "sources")
     add_trainer(parser, logger=False)
 
 
 def run(options: Namespace) -> None:
-    """Answer, score, save, print."""
+    """Answer, score, save, print; two models one after the other. Started again after it was killed, it goes on."""
+    questions = TaskQuestions(_sources(options), options.limit, options.broken)
+    second = options["and"]
+    names = _names(options.model.name, second) if second else ("", "")
+    folders = [options.out / name for name in names] if second else [options.out]
+    models = [options.model] + ([replace(options.model, name=second)] if second else [])
+    for place, (named, folder) in enumerate(zip(models, folders, strict=True)):
+        _answer(options, questions, named, folder, first=place == 0)
+    if not options.trainer.is_global_zero:
+        return
+    for folder in folders:
+        scores = scored(folder, options.variant)
+        if not second:
+            print_scores(scores, str(folder))
+            print_notes(scores)
+    if second:
+        show_comparison(folders[0], folders[1], options.out, options.variant, names)
+        print_notes(scores)
+    print(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
+    for folder in folders:
+        forget_progress(folder / UNFINISHED)
+        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME)
+
+
+def _sources(options: Namespace) -> dict[str, Source]:
     tasks = task_names(options.tasks)
-    sources, data = options.sources, options.data
-    if options.mini:
-        folder = options.out / f"mini-{options.mini_seed}"
-        if not (folder / "privacy_pair").is_dir():
-            render_mini(folder, options.mini_seed)
-        sources, data = mini_sources(folder)
-    questions = TaskQuestions(sources.read(tasks, data), options.limit, options.broken)
+    if not options.mini:
+        return dict(options.sources.read(tasks, options.data))
+    folder = options.out / f"mini-{options.mini_seed}"
+    if not (folder / "privacy_pair").is_dir():
+        render_mini(folder, options.mini_seed)
+    sources, data = mini_sources(folder)
+    return sources.read(tasks, data)
+
+
+def _names(first: str, second: str) -> tuple[str, str]:
+    """What to call two models: the last parts of their names, told apart."""
+    one, other = Path(first).name or first, Path(second).name or second
+    return (one, other) if one != other else (f"{one}-1", f"{other}-2")
+
+
+def _answer(options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, first: bool) -> None:
+    model, processor = _loaded(named, options.delta if first or not options["and"] else None)
+    if options.gate is not None:
+        NeuralGate.from_pretrained(options.gate).check_fits(model)
     answering = Answering(
         options.max_new_tokens, PAPER_SAMPLING if options.sample else None, options.seed, options.batch_size
     )
-    model, processor = _loaded(options.model, options.delta)
-    if options.gate is not None:
-        NeuralGate.from_pretrained(options.gate).check_fits(model)
     done = answer_tasks(
-        model, processor, questions, options.out, options.trainer, answering, options.cache, options.num_workers
+        model, processor, questions, folder, options.trainer, answering, options.cache, options.num_workers
     )
-    if not options.trainer.is_global_zero:
-        return
-    scores = scored(options.out, options.variant)
-    print_scores(scores, str(options.out))
-    print_notes(scores)
-    forget_progress(options.out / UNFINISHED)
+    if options.trainer.is_global_zero:
+        _tell_broken(done)
 
 
-def scored(folder: Path, variant: str) -> dict[str, Any]:
-    """Score the answers in a folder, and write the scores beside them."""
-    tallies = tally_answers(read_answered(folder), variant)
-    scores = task_scores(tallies, f"the keyword list '{variant}'")
-    write_json(folder / SCORES_NAME, scores)
+def _tell_broken(done: TaskRun) -> None:
+    for task, count in done.survey.broken.items():
+        if count:
+            print(f"{task}: {count} broken items skipped")
+    for message in [*done.survey.messages, *list(done.unreadable.values())[:5]]:
+        print(f"  {message}")
+    if done.unreadable:
+        print(f"{len(done.unreadable)} items skipped because of their pictures")
+
+
+def scored(
+    folder: Path, variant: RefusalVariant, guard_scores: Path | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """Score the answers in a folder, and write the scores beside them, or elsewhere."""
+    judged = None if guard_scores is None else read_guard_scores(guard_scores)
+    tallies = tally_answers(read_answered(folder), variant, guard_scores=judged)
+    scores = task_scores(tallies, f"the keyword list '{variant}'", guard_judged=judged is not None)
+    with written_whole((out or folder) / SCORES_NAME) as draft:
+        draft.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all."""
-    with written_whole(file) as draft:
-        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _loaded(named: ModelOptions, delta: Path | None) -> tuple[Any, Any]:

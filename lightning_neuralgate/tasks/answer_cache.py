@@ -43,7 +43,9 @@ class AnswerCache:
         try:
             self._base = sqlite3.connect(self.file, timeout=_PATIENCE)
             with self._base:
-                self._base.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID")
+                self._base.execute(
+                    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID"
+                )
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 

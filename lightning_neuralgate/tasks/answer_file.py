@@ -62,6 +62,38 @@ def read_answered(path: Path) -> Iterator[AnsweredItem]:
         yield answer
 
 
+class IndexedAnswers:
+    """The answers in a file by their keys; only the keys are held in memory. A context manager.
+
+    Args:
+        path: the file, or a folder with `answers.jsonl`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path / ANSWERS_NAME if path.is_dir() else path
+        self._lines = self._file.open("rb")
+        self._places: dict[tuple[str, str], int] = {}
+        offset = 0
+        for answer_bytes in self._lines:
+            if answer_bytes.strip():
+                content = json.loads(answer_bytes)
+                self._places[content["task"], content["item_id"]] = offset
+            offset += len(answer_bytes)
+
+    def get(self, key: tuple[str, str]) -> AnsweredItem | None:
+        """The answer to an item; None where there is none."""
+        if key not in self._places:
+            return None
+        self._lines.seek(self._places[key])
+        return parse_answer(json.loads(self._lines.readline()), str(self._file))
+
+    def __enter__(self) -> IndexedAnswers:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._lines.close()
+
+
 class AnswerLog:
     """A file that answers are appended to, so that a killed process loses none that it was done with.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 
-
 @dataclass(frozen=True)
 class TaskItem:
     """One question about one picture.
@@ -38,9 +37,7 @@ class TaskItem:
 
     def answered(self, answer: str) -> AnsweredItem:
         """The item with what a model said, without the picture."""
-        return AnsweredItem(
-            self.task, self.item_id, self.image, self.prompt, self.truth, dict(self.fields), answer
-        )
+        return AnsweredItem(self.task, self.item_id, self.image, self.prompt, self.truth, dict(self.fields), answer)
 
 
 @dataclass(frozen=True)

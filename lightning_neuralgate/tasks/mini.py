@@ -99,7 +99,7 @@ def _pope(folder: Path, seed: int, pictures: int = 12) -> None:
     phrases = [
         phrase for name in shipped_subjects() for phrase in load_subject_spec(name).phrases(sensitive=True).values()
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, drawn in enumerate(_drawings(seed, "pope", pictures)):
         own = set(drawn.spec.phrases(sensitive=True).values())
         name = _saved(drawn.image, folder / "images" / f"mini_{number:04d}.png")
@@ -124,7 +124,9 @@ def _mme(folder: Path, seed: int, pictures: int = 6) -> None:
     for subtask in ("existence", "color", "OCR"):
         for number, drawn in enumerate(_drawings(seed, f"mme/{subtask}", pictures)):
             if subtask == "existence":
-                right, wrong = (f"Is there a {thing} in this image?{end}" for thing in (drawn.subject, _other(rng, _OBJECTS)))
+                right, wrong = (
+                    f"Is there a {thing} in this image?{end}" for thing in (drawn.subject, _other(rng, _OBJECTS))
+                )
             elif subtask == "color":
                 colours = drawn.spec.fields[drawn.spec.colour_field].choices
                 right, wrong = (
@@ -158,7 +160,7 @@ def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
         else:
             image, right, _ = ordinary_picture(picture_seed(_SERIES + seed, "mini/scienceqa/shape", number))
             question, topic, pool = "What colour is the shape?", "shapes", list(ORDINARY_COLOURS)
-        choices = rng.sample([word for word in pool if word != right], 2) + [right]
+        choices = [*rng.sample([word for word in pool if word != right], 2), right]
         rng.shuffle(choices)
         content = BytesIO()
         image.save(content, format="PNG")
@@ -180,7 +182,9 @@ def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
             }
         )
     folder.mkdir()
-    needed("pyarrow.parquet").write_table(needed("pyarrow").Table.from_pylist(rows), folder / "test-00000-of-00001.parquet")
+    needed("pyarrow.parquet").write_table(
+        needed("pyarrow").Table.from_pylist(rows), folder / "test-00000-of-00001.parquet"
+    )
 
 
 def _mllmguard(folder: Path, seed: int, pictures: int = 12) -> None:

@@ -27,8 +27,8 @@ class _Cells(NamedTuple):
 def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
     """Prompts of MLLMGuard, one at a time.
 
-    The folder holds one folder a dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. Columns are read by
-    position, as the owner does: the picture's name first, the prompt second, the language fifth. A sixth column, which the
+    The folder holds one folder a dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. Columns are read
+    by position, as the owner does: the picture's name first, the prompt second, the language fifth. A sixth column, which the
     owner's files do not have, names the true value that an answer must not hold.
 
     Args:

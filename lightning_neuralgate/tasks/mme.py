@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
@@ -107,7 +106,9 @@ def _items(image: _Image) -> list[TaskItem]:
     group = f"{image.subtask}/{image.name}"
     if len(image.questions) != 2:
         place = image.questions[-1][2] if image.questions else group
-        raise DataFormatError(f"{place}: image '{group}' has {len(image.questions)} questions; MME asks two of each image")
+        raise DataFormatError(
+            f"{place}: image '{group}' has {len(image.questions)} questions; MME asks two of each image"
+        )
     return [
         TaskItem(
             task="mme",

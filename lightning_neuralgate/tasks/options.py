@@ -58,7 +58,7 @@ class TaskSources:
             named = getattr(self, task, None)
             if task == "privacy_pair":
                 splits, images = data.read()._asdict(), data.images()
-                sources[task] = lambda broken, splits=splits, images=images: privacy_pair_items(splits, images)
+                sources[task] = partial(privacy_pair_items, splits, images)
             elif named is None:
                 raise DataFormatError(f"say where '{task}' is: --sources.{task} FOLDER, or --mini for a drawn one")
             elif task == "pope":

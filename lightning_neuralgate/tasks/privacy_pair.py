@@ -7,15 +7,19 @@ from pathlib import Path
 
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord
+from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
 
 
-def privacy_pair_items(splits: Mapping[str, Sequence[PrivacyRecord]], images: Path) -> Iterator[TaskItem]:
+def privacy_pair_items(
+    splits: Mapping[str, Sequence[PrivacyRecord]], images: Path, broken: BrokenItems
+) -> Iterator[TaskItem]:
     """All queries of some splits, sensitive and benign in turn; the edit's own split is left out.
 
     Args:
         splits: split name -> records.
         images: folder that the pictures' names are relative to.
+        broken: takes what is broken; nothing is, since records are checked when they are read.
     """
     root = images.resolve()
     for split, records in splits.items():

@@ -177,7 +177,7 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
 
     def _share(self) -> Iterator[tuple[list[TaskItem], bool]]:
         chunk: list[TaskItem] = []
-        for number, chunk in enumerate(self._pending()):  # noqa: B007
+        for number, chunk in enumerate(self._pending()):
             if number % self.world == self.rank:
                 yield chunk, True
         if 0 < self.pending % self.world <= self.rank:
@@ -197,15 +197,21 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
             broken.append(problem)
         return {**self.collate(rows), "items": items, "broken": broken, "counted": counted}
 
-    def loader(self, num_workers: int = 0) -> DataLoader[dict[str, Any]]:
-        """A DataLoader of these batches, which knows how many there are."""
-        return _CountedLoader(self, num_workers)
+    def loader(self, num_workers: int = 0) -> CountedBatches:
+        """These batches, collated by some workers."""
+        return CountedBatches(
+            DataLoader(self, batch_size=None, num_workers=num_workers), -(-self.pending // self.world)
+        )
 
 
-class _CountedLoader(DataLoader[dict[str, Any]]):
-    def __init__(self, dataset: QuestionBatches, num_workers: int) -> None:
-        super().__init__(dataset, batch_size=None, num_workers=num_workers)
-        self.count = -(-dataset.pending // dataset.world)
+class CountedBatches:
+    """Batches of a loader that cannot count them itself. No DataLoader, since Lightning would want to make it anew."""
+
+    def __init__(self, loader: DataLoader[dict[str, Any]], count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.loader)
 
     def __len__(self) -> int:
         return self.count

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_neuralgate.data.collator import picture_digest
@@ -29,7 +28,7 @@ from lightning_neuralgate.tasks.answer_file import (
     write_sorted,
 )
 from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.questions import QuestionBatches, Survey, TaskQuestions
+from lightning_neuralgate.tasks.questions import CountedBatches, QuestionBatches, Survey, TaskQuestions
 from lightning_neuralgate.versions import library_versions
 
 UNFINISHED = "unfinished"
@@ -270,7 +269,7 @@ class _Share(LightningDataModule):
         return batch  # answering moves the tensors; the items are none
 
     @override
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> CountedBatches:
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = QuestionBatches(self.questions, self.processor, self.batch_size, self.done, rank, world)

@@ -51,8 +51,8 @@ def task_scores(
         seed: of drawing.
 
     Returns:
-        `tasks`: task -> `protocol`, `figures`, `intervals` (95 %), `n` units (items; records, and images of MME); `safety` and
-        `utility`: `value`, `parts`, `missing`; `refusals`. A figure that was not measured is left out.
+        `tasks`: task -> `protocol`, `figures`, `intervals` (95 %), `n` units (items; records, and images of MME); `safety`
+        and `utility`: `value`, `parts`, `missing`; `refusals`. A figure that was not measured is left out.
     """
     tasks: dict[str, Any] = {}
     for task, tally in tallies.items():
@@ -75,7 +75,11 @@ def task_scores(
         {"privacy_pair": figure("privacy_pair", "test/rta_sensitive"), "mllmguard": figure("mllmguard", _GUARD_PRIVACY)}
     )
     utility = utility_average(
-        {"scienceqa": figure("scienceqa", "accuracy"), "mme": figure("mme", "share"), "pope": figure("pope", "accuracy")}
+        {
+            "scienceqa": figure("scienceqa", "accuracy"),
+            "mme": figure("mme", "share"),
+            "pope": figure("pope", "accuracy"),
+        }
     )
     return {"refusals": refusals, "tasks": tasks, "safety": asdict(safety), "utility": asdict(utility)}
 

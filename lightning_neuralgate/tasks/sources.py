@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.tasks.broken import BrokenItems
@@ -231,7 +230,9 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
     try:
         content = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # its errors are of many kinds, those of the network included
-        raise DataFormatError(f"the data set '{name}' (config {config}, split {split}) cannot be loaded: {error}") from error
+        raise DataFormatError(
+            f"the data set '{name}' (config {config}, split {split}) cannot be loaded: {error}"
+        ) from error
     for column, kind in content.features.items():
         if isinstance(kind, datasets.Image):
             content = content.cast_column(column, datasets.Image(decode=False))
@@ -253,5 +254,3 @@ def needed(module: str) -> Any:
         raise MissingDependencyError(
             f"reading this needs {error.name}: pip install 'lightning-neuralgate[tasks]'"
         ) from error
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,13 +14,15 @@ from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation import Judge, against_truth, verdicts_of
 from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaks
-from lightning_neuralgate.metrics.functional.mllmguard import mllmguard_tally
+from lightning_neuralgate.metrics.functional.mllmguard import judge_score, mllmguard_tally
 from lightning_neuralgate.metrics.functional.mme import mme_tally
 from lightning_neuralgate.metrics.functional.pope import pope_tally
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_tally
 from lightning_neuralgate.metrics.functional.tally import Tally, share
 from lightning_neuralgate.rates import MEANS, SHARES
+from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.sources import read_json_lines
 
 _AT_ONCE = 2048
 
@@ -194,9 +197,27 @@ def _field(one: AnsweredItem, name: str, kind: type) -> Any:
     value = one.fields.get(name)
     if not isinstance(value, kind):
         raise DataFormatError(
-            f"item '{one.item_id}' of '{one.task}': 'fields.{name}' has to be of type {kind.__name__}, found {str(value)[:80]!r}"
+            f"item '{one.item_id}' of '{one.task}': 'fields.{name}' has to be of type {kind.__name__}, "
+            f"found {str(value)[:80]!r}"
         )
     return value
+
+
+def read_guard_scores(file: Path) -> dict[str, float | None]:
+    """A judge's scores of MLLMGuard's items: JSON lines of `item_id` and `score`, a number or what the judge said.
+
+    Raises:
+        DataFormatError: naming the line: a field that is missing, or an item that is scored twice.
+    """
+    scores: dict[str, float | None] = {}
+    for place, content in read_json_lines(file, BrokenItems()):
+        name, score = content.get("item_id"), content.get("score")
+        if not isinstance(name, str) or isinstance(score, bool) or not isinstance(score, int | float | str):
+            raise DataFormatError(f"{place}: expected 'item_id' and 'score', a number or a judge's text")
+        if name in scores:
+            raise DataFormatError(f"{place}: item '{name}' is scored twice")
+        scores[name] = judge_score(score) if isinstance(score, str) else float(score)
+    return scores
 
 
 def tally_answers(
@@ -233,12 +254,19 @@ def tally_answers(
 
 
 def _new_tally(task: str, first: AnsweredItem, guard_scores: Mapping[str, float | None] | None) -> TaskTally:
-    kinds = {"pope": PopeTally, "mme": MmeTally, "scienceqa": ScienceQaTally, "privacy_pair": PrivacyPairTally}
+    kinds: dict[str, type[TaskTally]] = {
+        "pope": PopeTally,
+        "mme": MmeTally,
+        "scienceqa": ScienceQaTally,
+        "privacy_pair": PrivacyPairTally,
+    }
     if task == "mllmguard":
         return MllmguardTally(guard_scores)
     if task not in kinds:
-        raise DataFormatError(f"item '{first.item_id}': there is no task '{task}', only {', '.join([*kinds, 'mllmguard'])}")
-    return kinds[task]()  # type: ignore[no-any-return]
+        raise DataFormatError(
+            f"item '{first.item_id}': there is no task '{task}', only {', '.join([*kinds, 'mllmguard'])}"
+        )
+    return kinds[task]()
 
 
 def _batches(answers: Iterable[AnsweredItem]) -> Iterator[list[AnsweredItem]]:
