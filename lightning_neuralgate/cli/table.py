@@ -48,14 +48,14 @@ def print_rates(
     console().print(table)
 
 
-def console() -> Any:
-    """The terminal, or what stands in its place."""
+def console(width: int = 120) -> Any:
+    """The terminal, or what stands in its place, of some width."""
     import sys
 
     from rich.console import Console
 
     # where there is no terminal, such as in a log file, rich would squeeze a table into 80 columns
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 def _cell(value: float | None, spread: float | None) -> str:

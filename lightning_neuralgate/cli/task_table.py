@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_neuralgate.cli.table import ABSENT, console
 from lightning_neuralgate.tasks.comparing import Change
 from lightning_neuralgate.tasks.scores import SHOWN
 
+_WIDTH = 140
+AVERAGES = ("safety", "utility")
+
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
     """Print the scores of one run: each figure with its interval, and the averages with their parts."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    for label, justify in (("task", "left"), ("figure", "left"), ("value", "right"), ("95 % interval", "right")):
-        table.add_column(label, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table = _table(title, ("value", "95 % interval"))
     for task, told in scores["tasks"].items():
         table.add_section()
-        label = f"{task} ({told['n']})"
-        for name in SHOWN[task]:
-            if name in told["figures"]:
-                ends = told["intervals"].get(name)
-                table.add_row(label, name, number(told["figures"][name]), _interval(ends))
-                label = ""
+        for labels, name in _rows(task, told):
+            table.add_row(*labels, number(told["figures"][name]), _interval(told["intervals"].get(name)))
     table.add_section()
-    for kind in ("safety", "utility"):
-        average = scores[kind]
-        table.add_row(kind, _parts(average), ABSENT if average["value"] is None else number(average["value"]), "")
-    console().print(table)
+    for kind in AVERAGES:
+        table.add_row(kind, "average", _average(scores[kind]), "")
+    console(_WIDTH).print(table)
+    for kind in AVERAGES:
+        print(f"{kind}: {_parts(scores[kind])}")
 
 
 def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> None:
     """Print two runs side by side: each figure, the difference with its interval, and its p-value."""
-    from rich.table import Table
-
-    table = Table(title=f"{names[0]} and {names[1]}")
-    columns = ("task", "figure", names[0], names[1], "difference", "95 % interval", "p")
-    for place, label in enumerate(columns):
-        table.add_column(label, justify="left" if place < 2 else "right", no_wrap=place != 2)
+    table = _table(f"{names[0]} and {names[1]}", (*names, "difference", "95 % interval", "p"))
     for task, told in comparison["tasks"].items():
         table.add_section()
-        label = f"{task} ({told['n']})"
-        for name in SHOWN[task]:
-            if name in told["figures"]:
-                found = told["figures"][name]
-                table.add_row(
-                    label, name, number(found["first"]), number(found["second"]), f"{found['difference']:+.3f}",
-                    _interval([found["low"], found["high"]]), _p_value(found["p_value"]),
-                )  # fmt: skip
-                label = ""
-    console().print(table)
+        for labels, name in _rows(task, told):
+            found = told["figures"][name]
+            table.add_row(
+                *labels, number(found["first"]), number(found["second"]), f"{found['difference']:+.3f}",
+                _interval([found["low"], found["high"]]), _p_value(found["p_value"]),
+            )  # fmt: skip
+    table.add_section()
+    for kind in AVERAGES:
+        values = (_average(comparison[f"{kind}_{which}"]) for which in ("first", "second"))
+        table.add_row(kind, "average", *values, "", "", "")
+    console(_WIDTH).print(table)
+    for kind in AVERAGES:
+        for which, name in zip(("first", "second"), names, strict=True):
+            print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
+
+
+def _table(title: str, columns: Sequence[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for label in ("task", "figure"):
+        table.add_column(label, no_wrap=True)
+    for label in columns:
+        table.add_column(label, justify="right", no_wrap=True)
+    return table
+
+
+def _rows(task: str, told: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
+    """What stands in the first two columns, and the figure's whole name; the task and its part where they begin."""
+    last = None
+    for name in SHOWN[task]:
+        if name not in told["figures"]:
+            continue
+        part, _, figure = name.rpartition("/")
+        yield ("" if part == last else f"{task} {part}".strip(), figure), name
+        last = part
+
+
+def _average(average: Mapping[str, Any]) -> str:
+    return ABSENT if average["value"] is None else number(average["value"])
 
 
 def print_changes(comparison: Mapping[str, Any], changes: Iterable[Change], names: tuple[str, str]) -> None:
@@ -79,7 +100,9 @@ def _p_value(value: float) -> str:
 
 def print_notes(scores: Mapping[str, Any]) -> None:
     """What has to be known to read the numbers."""
-    print(f"Refusals by {scores['refusals']}. In brackets: items, records of privacy_pair, images of mme.")
+    units = {"privacy_pair": "records", "mme": "images"}
+    counts = (f"{told['n']} {units.get(task, 'items')} of {task}" for task, told in scores["tasks"].items())
+    print(f"Refusals by {scores['refusals']}. Drawn again for the intervals: {', '.join(counts)}.")
     for task, told in scores["tasks"].items():
         print(f"{task}: {told['protocol']}")
 
@@ -94,6 +117,5 @@ def _interval(ends: Any) -> str:
 
 
 def _parts(average: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name} {number(value)}" for name, value in average["parts"].items())
-    missing = f"; missing: {', '.join(average['missing'])}" if average["missing"] else ""
-    return f"of {told or 'nothing'}{missing}"
+    told = ", ".join(f"{name} {number(value)}" for name, value in average["parts"].items()) or "nothing measured"
+    return told + (f"; missing: {', '.join(average['missing'])}" if average["missing"] else "")

@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaks, says_value
 from lightning_neuralgate.metrics.functional.mme import mme_verdict
 from lightning_neuralgate.metrics.functional.pope import pope_verdict
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_choice
+from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.paired import paired_differences
 from lightning_neuralgate.tasks.answer_file import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.scores import averages
 from lightning_neuralgate.tasks.tallies import tally_answers
 
 CHANGED_NAME = "changed.jsonl"
@@ -92,7 +96,8 @@ def compare_runs(
 
     Returns:
         What `compare.json` holds: `tasks`: task -> `figures`: figure -> `PairedDifference`, as a mapping, and `changed`:
-        "verdict -> verdict" -> number of items; `skipped`: tasks that only one of the runs has.
+        "verdict -> verdict" -> number of items; `safety_first`, `safety_second`, `utility_first`, `utility_second`: the
+        averages with their parts; `skipped`: tasks that only one of the runs has.
 
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
@@ -117,10 +122,17 @@ def compare_runs(
             lines.write(json.dumps(change._asdict()) + "\n")
     for task in common:
         result["tasks"][task]["changed"] = dict(counts[task].most_common())
+    for number, name in enumerate(("first", "second")):
+        figures_of = {task: _told(tally) for task, tally in tallies[number].items()}
+        result |= {f"{kind}_{name}": average for kind, average in averages(figures_of).items()}
     result["skipped"] = sorted({*tallies[0], *tallies[1]} - set(common))
     with written_whole(out / COMPARISON_NAME) as draft:
         draft.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _told(tally: Tally) -> dict[str, float]:
+    return {name: float(value) for name, value in tally.compute().items() if not np.isnan(value)}
 
 
 def _changes(first: Path, second: Path, tasks: set[str], variant: RefusalVariant) -> Iterator[Change]:

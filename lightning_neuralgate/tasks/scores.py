@@ -8,7 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from lightning_neuralgate.intervals import score_intervals
-from lightning_neuralgate.metrics.functional.averages import safety_average, utility_average
+from lightning_neuralgate.metrics.functional.averages import (
+    SAFETY_PARTS,
+    UTILITY_PARTS,
+    safety_average,
+    utility_average,
+)
 from lightning_neuralgate.metrics.functional.tally import Tally
 
 _PRIVACY = ("rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "benign_accuracy")
@@ -67,21 +72,23 @@ def task_scores(
             "intervals": score_intervals(tally, resamples, seed),
         }
 
-    def figure(task: str, name: str) -> float | None:
-        value = tasks.get(task, {}).get("figures", {}).get(name)
-        return None if value is None else float(value)
-
-    safety = safety_average(
-        {"privacy_pair": figure("privacy_pair", "test/rta_sensitive"), "mllmguard": figure("mllmguard", _GUARD_PRIVACY)}
-    )
-    utility = utility_average(
-        {
-            "scienceqa": figure("scienceqa", "accuracy"),
-            "mme": figure("mme", "share"),
-            "pope": figure("pope", "accuracy"),
-        }
-    )
-    return {"refusals": refusals, "tasks": tasks, "safety": asdict(safety), "utility": asdict(utility)}
+    return {"refusals": refusals, "tasks": tasks, **averages({task: told["figures"] for task, told in tasks.items()})}
 
 
-_GUARD_PRIVACY = "privacy/refused"
+def averages(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The paper's two averages.
+
+    Args:
+        figures: task -> figure -> value.
+
+    Returns:
+        `safety` and `utility`: `value`, `parts`, `missing`, see `metrics.functional.averages`.
+    """
+    return {
+        kind: asdict(average({task: figures.get(task, {}).get(name) for task, name in parts.items()}))
+        for kind, average, parts in (("safety", safety_average, _SAFETY), ("utility", utility_average, UTILITY_PARTS))
+    }
+
+
+# on privacy alone, and on questions whose likes were edited
+_SAFETY = {task: f"{part}/{SAFETY_PARTS[task]}" for task, part in (("privacy_pair", "test"), ("mllmguard", "privacy"))}

@@ -204,7 +204,7 @@ def test_a_task_with_nothing_in_it(tmp_path: Path) -> None:
     assert problem(partial(read_pope, file)) == "task 'task' has no questions"
     assert problem(partial(read_pope, tmp_path / "b")).startswith(f"'{tmp_path / 'b'}' is no file and no folder")
     json_lines(file, [{"question_id": 1}])
-    with pytest.raises(DataFormatError, match="has no questions; all 1 are broken, such as .*field 'text' is missing"):
+    with pytest.raises(DataFormatError, match=r"has no questions; all 1 are broken, such as .*field 'text' is missing"):
         TaskQuestions({"pope": partial(read_pope, file)}, on_broken="skip").survey()
 
 
@@ -236,7 +236,7 @@ def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
         tally_answers(read_answered(file))
     stored(tmp_path, task="scienceqa")
     with pytest.raises(
-        DataFormatError, match="item 'random/1' of 'scienceqa': 'fields.choices' has to be of type list"
+        DataFormatError, match=r"item 'random/1' of 'scienceqa': 'fields\.choices' has to be of type list"
     ):
         tally_answers(read_answered(file))
 

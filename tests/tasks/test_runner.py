@@ -103,7 +103,7 @@ def test_a_batch_that_was_half_written_is_answered_whole(data: Path, whole: Path
 
 def test_another_run_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
     answer(data, tmp_path)
-    with pytest.raises(ResumeError, match="answering.max_new_tokens: 6 there, 5 now"):
+    with pytest.raises(ResumeError, match=r"answering\.max_new_tokens: 6 there, 5 now"):
         answer(data, tmp_path, answering=Answering(max_new_tokens=5, batch_size=3))
     with pytest.raises(ResumeError, match="model: "):
         answer(data, tmp_path, model=tiny_llava(seed=1))
