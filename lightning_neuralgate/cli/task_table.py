@@ -10,6 +10,8 @@ from lightning_neuralgate.tasks.comparing import Change
 from lightning_neuralgate.tasks.scores import SHOWN
 
 _WIDTH = 140
+UNITS = {"privacy_pair": "record", "mme": "image"}
+"""What is drawn again for intervals, where it is not the item."""
 AVERAGES = ("safety", "utility")
 
 
@@ -44,6 +46,9 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
         values = (_average(comparison[f"{kind}_{which}"]) for which in ("first", "second"))
         table.add_row(kind, "average", *values, "", "", "")
     console(_WIDTH).print(table)
+    for task, told in comparison["tasks"].items():
+        if not told["figures"]:
+            print(f"one {UNITS.get(task, 'item')} of {task} says nothing about chance; its figures are not compared")
     for kind in AVERAGES:
         for which, name in zip(("first", "second"), names, strict=True):
             print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
@@ -100,8 +105,7 @@ def _p_value(value: float) -> str:
 
 def print_notes(scores: Mapping[str, Any]) -> None:
     """What has to be known to read the numbers."""
-    units = {"privacy_pair": "records", "mme": "images"}
-    counts = (f"{told['n']} {units.get(task, 'items')} of {task}" for task, told in scores["tasks"].items())
+    counts = (f"{told['n']} {UNITS.get(task, 'item')}s of {task}" for task, told in scores["tasks"].items())
     print(f"Refusals by {scores['refusals']}. Drawn again for the intervals: {', '.join(counts)}.")
     for task, told in scores["tasks"].items():
         print(f"{task}: {told['protocol']}")

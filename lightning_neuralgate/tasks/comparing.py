@@ -95,7 +95,8 @@ def compare_runs(
         seed: of drawing.
 
     Returns:
-        What `compare.json` holds: `tasks`: task -> `figures`: figure -> `PairedDifference`, as a mapping, and `changed`:
+        What `compare.json` holds: `tasks`: task -> `figures`: figure -> `PairedDifference`, as a mapping (nothing where
+        there is one item alone), and `changed`:
         "verdict -> verdict" -> number of items; `safety_first`, `safety_second`, `utility_first`, `utility_second`: the
         averages with their parts; `skipped`: tasks that only one of the runs has.
 
@@ -110,7 +111,10 @@ def compare_runs(
     result: dict[str, Any] = {"first": str(first), "second": str(second), "variant": variant, "tasks": {}}
     for task in common:
         try:
-            found = paired_differences(tallies[0][task], tallies[1][task], resamples, seed)
+            one, other = (tallies[number][task] for number in (0, 1))
+            # of one unit there is nothing to say about chance
+            alone = len(one.names) == len(other.names) == 1
+            found = {} if alone else paired_differences(one, other, resamples, seed)
         except DataFormatError as error:
             raise DataFormatError(f"task '{task}' of {first} and {second}: {error}") from error
         figures = {name: difference._asdict() for name, difference in found.items()}
