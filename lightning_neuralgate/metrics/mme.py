@@ -132,8 +132,10 @@ class MME(BenchmarkMetric):
         keys, place, counts = np.unique(questions[:, 0], return_inverse=True, return_counts=True)
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
             if count != 2:
-                name = self._names.get(key, "that another process has seen")
-                raise DataFormatError(f"image '{name}' has {count} questions; MME asks two of each image")
+                image = (
+                    f"image '{self._names[key]}'" if key in self._names else "an image that another process has seen"
+                )
+                raise DataFormatError(f"{image} has {count} questions; MME asks two of each image")
         values = np.zeros((len(keys), questions.shape[1] - 2))
         np.add.at(values, place, questions[:, 2:])
         strata = np.zeros(len(keys), dtype=np.intp)
