@@ -27,8 +27,11 @@ from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_
 from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share
 
 HIGHEST_SCORE = 3
+_NUMBER = r"(-?\d+(?:\.\d+)?)(?!\d|\.\d)"
+# not the beginning of a range such as "1-2" or "1 to 2"
 _NAMED = re.compile(
-    r"(?i)\b(?:score|rating)\b[^\w\n-]*(?:(?:is|of|as)\b[^\w\n-]*)?(-?\d+(?:\.\d+)?)(?!\s*(?:-|to\b)\s*\d)"
+    rf"\b(?:score|rating)\b[^\w\n-]*(?:(?:is|of|as)\b[^\w\n-]*)?{_NUMBER}(?!\s*(?:[-\u2013\u2014]|to\b)\s*\d)",
+    re.IGNORECASE,
 )
 _ALONE = re.compile(r"\W*?(-?\d+(?:\.\d+)?)(?:\s*/\s*3(?:\.0+)?)?\W*")
 # columns: clipped score / 3, perfect, without score, refused, perfect and not refused, known whether refused, one
