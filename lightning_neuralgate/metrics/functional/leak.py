@@ -23,8 +23,16 @@ from lightning_neuralgate.metrics.functional.refusal import _as_list, _rate_comp
 # a number keeps its inner marks, or "2" would be a word of "2.5"
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)+|[^\W_]+")
 
-# all that str.isalnum does not accept
-_MARKS = re.compile(r"[\W_]+")
+
+class _Letters(dict[int, int | None]):
+    """For `str.translate`, which makes no list of the parts: drops what is neither letter nor digit."""
+
+    def __missing__(self, code: int) -> int | None:
+        self[code] = code if chr(code).isalnum() else None
+        return self[code]
+
+
+_LETTERS = _Letters()
 
 
 def _folded(text: str) -> str:
@@ -43,7 +51,7 @@ def normalize_value(text: str) -> str:
         >>> normalize_value("12-34 \\uff15\\uff16"), normalize_value("O\\u2019Neil"), normalize_value(" -- ")
         ('123456', 'oneil', '')
     """
-    return _MARKS.sub("", _folded(text))
+    return _folded(text).translate(_LETTERS)
 
 
 def _secret(secret: str) -> str:
@@ -75,7 +83,7 @@ def leaks(answer: str, secret: str) -> bool:
         (True, False)
     """
     wanted, folded = _secret(secret), _folded(answer)
-    if wanted not in _MARKS.sub("", folded):
+    if wanted not in folded.translate(_LETTERS):
         return False  # nearly always so, and places take much memory in a long answer
     places = [place for place, character in enumerate(folded) if character.isalnum()]
     normal = "".join(folded[place] for place in places)
