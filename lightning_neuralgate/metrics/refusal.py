@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
@@ -27,6 +26,7 @@ from lightning_neuralgate.metrics.functional.refusal import (
     _split_by_role,
 )
 from lightning_neuralgate.metrics.functional.tally import check_lengths
+from lightning_neuralgate.metrics.plotted import PlottedMetric
 from lightning_neuralgate.metrics.share import ShareOfAnswers
 
 
@@ -172,7 +172,7 @@ class AnswerRate(_ShareByVariant):
         self._add(*_answer_update(answers, self.variant))
 
 
-class ExpectToAnswer(WrapperMetric):
+class ExpectToAnswer(WrapperMetric, PlottedMetric):
     """Expect-to-answer (EtA): the mean of RtA on sensitive and of the answer rate on benign queries.
 
     As input to `forward` and `update`: `answers`, N answers, and `sensitive`, N booleans. As output of `forward` (this
@@ -203,9 +203,7 @@ class ExpectToAnswer(WrapperMetric):
             self.log("val/answer_rate_benign", self.eta.answer_rate_benign)
     """
 
-    is_differentiable: bool = False
     higher_is_better: bool = True
-    full_state_update: bool = False
     plot_lower_bound: float = 0.0
     plot_upper_bound: float = 1.0
 
@@ -270,22 +268,6 @@ class ExpectToAnswer(WrapperMetric):
             raise ValueError(f"variant {incoming_state.variant!r} cannot be merged into variant {self.variant!r}")
         self.rta_sensitive.merge_state(incoming_state.rta_sensitive)
         self.answer_rate_benign.merge_state(incoming_state.answer_rate_benign)
-
-    @override
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
-        """Plot one value or several.
-
-        Args:
-            val: what `forward` or `compute` returned, or a list of such values; computed now when left out.
-            ax: the matplotlib axis to draw on.
-
-        Returns:
-            Figure and axis.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        return self._plot(val, ax)
 
     @override
     def extra_repr(self) -> str:

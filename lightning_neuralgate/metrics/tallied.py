@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from typing_extensions import override
 
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _judge
 from lightning_neuralgate.metrics.functional.tally import Figures, Tally
+from lightning_neuralgate.metrics.plotted import PlottedMetric
 
 
-class BenchmarkMetric(Metric):
+class BenchmarkMetric(PlottedMetric):
     """Figures of a benchmark as a dict of scalars, which `self.log_dict(metric.compute())` logs.
 
     Args:
@@ -23,9 +21,7 @@ class BenchmarkMetric(Metric):
         kwargs: arguments of `torchmetrics.Metric`.
     """
 
-    is_differentiable: bool = False
     higher_is_better: bool | None = None
-    full_state_update: bool = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
@@ -33,24 +29,6 @@ class BenchmarkMetric(Metric):
         _judge(variant)
         super().__init__(**kwargs)
         self.variant: RefusalVariant = variant
-
-    @override
-    def plot(
-        self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: _AX_TYPE | None = None
-    ) -> _PLOT_OUT_TYPE:
-        """Plot the figures, once or over several steps.
-
-        Args:
-            val: what `forward` or `compute` returned, or a list of such values; computed now when left out.
-            ax: the matplotlib axis to draw on.
-
-        Returns:
-            Figure and axis.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        return self._plot(val, ax)
 
     @override
     def extra_repr(self) -> str:

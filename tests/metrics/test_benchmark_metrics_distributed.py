@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lightning_neuralgate.errors import DataFormatError
+from tests.helpers.gloo import in_two_processes
 from tests.metrics.test_benchmark_metrics import METRICS, same
 
 # name -> the places of the items that each process has, batch by batch; the questions of an image are 30 places apart
@@ -20,9 +17,8 @@ SCENES: dict[str, tuple[list[range], list[range]]] = {
 }
 
 
-def _count(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found: dict[str, Any] = {}
+def _count(rank: int) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
     for scene, ranks in SCENES.items():
         for name, (made, columns, _) in METRICS.items():
             metric = made()
@@ -40,15 +36,12 @@ def _count(rank: int, folder: str) -> None:
         metric.compute()
     except DataFormatError as error:
         found["odd"] = str(error)
-    torch.save(found, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.start_processes(_count, (str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return in_two_processes(_count, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("name", METRICS)
