@@ -1,5 +1,6 @@
 """The metrics as pure functions, without state."""
 
+from lightning_neuralgate.metrics.functional.agreement import Agreement, agreement_between, cohens_kappa
 from lightning_neuralgate.metrics.functional.averages import (
     SAFETY_PARTS,
     UTILITY_PARTS,
@@ -63,6 +64,7 @@ __all__ = [
     "SAFETY_PARTS",
     "UTILITY_PARTS",
     "XSTEST_OPENINGS",
+    "Agreement",
     "Average",
     "ExpectToAnswerParts",
     "MllmguardDimension",
@@ -75,8 +77,10 @@ __all__ = [
     "RefusalVariant",
     "ScienceQaScores",
     "Tally",
+    "agreement_between",
     "answer_rate",
     "benign_accuracy",
+    "cohens_kappa",
     "expect_to_answer",
     "is_answer",
     "is_refusal",

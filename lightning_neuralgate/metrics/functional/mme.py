@@ -12,7 +12,7 @@ unparsed answers, and an accuracy in which a refusal is never right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, get_args
@@ -123,6 +123,39 @@ def mme_verdict(answer: str, rule: MmeRule = "dotless") -> MmeVerdict:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
+def mme_questions(
+    answers: str | Sequence[str],
+    truths: str | Sequence[str],
+    images: str | Sequence[str],
+    subtasks: str | Sequence[str],
+    refusals: RefusalVariant | Sequence[bool] = "prefix",
+    rule: MmeRule = "dotless",
+) -> Iterator[tuple[str, str, tuple[bool, bool, bool, bool]]]:
+    """Of each answer its subtask, its image, and whether it is right, refuses, is `other`, and is right without refusing.
+
+    Arguments and errors as in `mme`, but that images are not looked at together.
+    """
+    told = _as_list(answers)
+    known = yes_no_truths([truths] if isinstance(truths, str) else list(truths), "truths")
+    pictures = [images] if isinstance(images, str) else list(images)
+    parts = [subtasks] if isinstance(subtasks, str) else list(subtasks)
+    check_lengths(answers=told, truths=known, images=pictures, subtasks=parts)
+    for place, subtask in enumerate(parts):
+        if subtask not in _PLACES:
+            raise DataFormatError(f"`subtasks` value {place} is {subtask!r}; MME has {', '.join(SUBTASKS)}")
+    refused = _refusal_flags(told, refusals)
+    verdicts = [mme_verdict(answer, rule) for answer in told]
+    rights = [verdict == ("yes" if truth else "no") for verdict, truth in zip(verdicts, known, strict=True)]
+    values = zip(
+        rights,
+        refused,
+        (verdict == "other" for verdict in verdicts),
+        (right and not refuses for right, refuses in zip(rights, refused, strict=True)),
+        strict=True,
+    )
+    return zip(parts, pictures, values, strict=True)
+
+
 def mme_tally(
     answers: str | Sequence[str],
     truths: str | Sequence[str],
@@ -132,30 +165,29 @@ def mme_tally(
     rule: MmeRule = "dotless",
 ) -> Tally:
     """What each image adds to MME's figures; arguments and errors as in `mme`."""
-    told = _as_list(answers)
-    known = yes_no_truths([truths] if isinstance(truths, str) else list(truths), "truths")
-    pictures = [images] if isinstance(images, str) else list(images)
-    parts = [subtasks] if isinstance(subtasks, str) else list(subtasks)
-    check_lengths(answers=told, truths=known, images=pictures, subtasks=parts)
-    refused = _refusal_flags(told, refusals)
-    found: dict[tuple[str, str], list[int]] = {}
-    columns = zip(told, known, pictures, parts, refused, strict=True)
-    for place, (answer, truth, image, subtask, refuses) in enumerate(columns):
-        if subtask not in _PLACES:
-            raise DataFormatError(f"`subtasks` value {place} is {subtask!r}; MME has {', '.join(SUBTASKS)}")
-        verdict = mme_verdict(answer, rule)
-        right = verdict == ("yes" if truth else "no")
-        row = found.setdefault((subtask, image), [0] * 5)
-        for column, value in enumerate((1, right, refuses, verdict == "other", right and not refuses)):
-            row[column] += value
+    found: dict[tuple[str, str], list[tuple[bool, bool, bool, bool]]] = {}
+    for subtask, image, values in mme_questions(answers, truths, images, subtasks, refusals, rule):
+        found.setdefault((subtask, image), []).append(values)
     # in one order, whatever the order of the answers, so that two runs can be compared
-    found = dict(sorted(found.items(), key=lambda item: (_PLACES[item[0][0]], item[0][1])))
-    for (subtask, image), row in found.items():
-        if row[0] != 2:
-            raise DataFormatError(f"image '{image}' of '{subtask}' has {row[0]} questions; MME asks two of each image")
-    rows = np.array([[1, *row[1:], row[1] == 2] for row in found.values()], dtype=np.float64).reshape(-1, MME_COLUMNS)
-    strata = np.array([_PLACES[subtask] for subtask, _ in found], dtype=np.intp)
-    return Tally(tuple("/".join(key) for key in found), rows, strata, len(SUBTASKS), mme_figures)
+    pairs = dict(sorted(found.items(), key=lambda item: (_PLACES[item[0][0]], item[0][1])))
+    for (subtask, image), questions in pairs.items():
+        if len(questions) != 2:
+            raise DataFormatError(
+                f"image '{image}' of '{subtask}' has {len(questions)} questions; MME asks two of each image"
+            )
+    rows = image_rows(np.array(list(pairs.values()), dtype=np.float64).reshape(-1, 2, 4).sum(1))
+    strata = np.array([_PLACES[subtask] for subtask, _ in pairs], dtype=np.intp)
+    return Tally(tuple("/".join(key) for key in pairs), rows, strata, len(SUBTASKS), mme_figures)
+
+
+def image_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What images add to the sums, shape (images, `MME_COLUMNS`), given what their two questions add up to.
+
+    Args:
+        values: right, refused, `other`, right and not refused; shape (images, 4).
+    """
+    ones, both = np.ones((len(values), 1)), (values[:, :1] == 2).astype(np.float64)
+    return np.concatenate([ones, values, both], axis=1)
 
 
 def mme_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

@@ -23,7 +23,8 @@ from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_
 from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, unstratified
 from lightning_neuralgate.metrics.functional.yes_no import YesNo, yes_no_truths
 
-_NO = frozenset(("No", "not", "no"))
+# a token between spaces; splitting would make a list of all words
+_NO = re.compile(r"(?:\A| )(?:No|not|no)(?: |\Z)")
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 # columns: yes and right, yes and wrong, no and right, no and wrong; refused, unparsed, right and not refused
 POPE_COLUMNS = 7
@@ -67,7 +68,7 @@ def _first_sentence(answer: str) -> str:
 
 
 def _says_no(sentence: str) -> bool:
-    return not _NO.isdisjoint(sentence.replace(",", "").split(" "))
+    return _NO.search(sentence.replace(",", "")) is not None
 
 
 def pope_verdict(answer: str) -> YesNo:

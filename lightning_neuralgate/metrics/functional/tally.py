@@ -49,13 +49,18 @@ class Tally:
 
     def sums(self) -> NDArray[np.float64]:
         """The rows' sums, shape (strata, columns)."""
-        sums = np.zeros((self.strata_count, self.rows.shape[1]))
-        np.add.at(sums, self.strata, self.rows)
-        return sums
+        return summed_by_stratum(self.rows, self.strata, self.strata_count)
 
     def compute(self) -> dict[str, NDArray[np.float64]]:
         """The figures of all units, each of shape ()."""
         return self.figures(self.sums())
+
+
+def summed_by_stratum(rows: NDArray[np.float64], strata: NDArray[np.intp], strata_count: int) -> NDArray[np.float64]:
+    """The sums of the rows of each stratum, shape (strata, columns)."""
+    sums = np.zeros((strata_count, rows.shape[1]))
+    np.add.at(sums, strata, rows)
+    return sums
 
 
 def unstratified(rows: NDArray[np.float64], figures: Figures, flags: Mapping[str, tuple[int, ...]]) -> Tally:
