@@ -17,17 +17,17 @@ from lightning_neuralgate.cli.task_table import print_notes, print_scores
 from lightning_neuralgate.delta import EditDelta
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
-from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.resuming import forget_progress
 from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.broken import OnBroken
+from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered
 from lightning_neuralgate.tasks.mini import render_mini
-from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
+from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import read_guard_scores, tally_answers
+from lightning_neuralgate.tasks.tallies import tally_answers
 
 SCORES_NAME = "scores.json"
 
@@ -70,6 +70,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--num_workers", type=int, default=0, help="With --tasks: processes that read pictures.")
     parser.add_class_arguments(TaskSources, "sources")
+    parser.add_class_arguments(JudgeOptions, "judge")
     add_trainer(parser, logger=False)
 
 
@@ -84,14 +85,18 @@ def run(options: Namespace) -> None:
         _answer(options, questions, named, folder, first=place == 0)
     if not options.trainer.is_global_zero:
         return
+    refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+    told: list[tuple[Refusals, GuardScores]] = []
     for folder in folders:
-        scores = scored(folder, options.variant)
+        # the comparison asks about the same answers again
+        told.append((Remembered(refusals), Remembered(guard)))
+        scores = scored(folder, *told[-1])
         if not second:
             print_scores(scores, str(folder))
-            print_notes(scores)
     if second:
-        show_comparison(folders[0], folders[1], options.out, options.variant, names)
-        print_notes(scores)
+        (one, one_guard), (other, other_guard) = told
+        show_comparison((folders[0], folders[1]), options.out, names, (one, other), (one_guard, other_guard))
+    print_notes(scores)
     print(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
     for folder in folders:
         forget_progress(folder / UNFINISHED)
@@ -139,13 +144,9 @@ def _tell_broken(done: TaskRun) -> None:
         print(f"{len(done.unreadable)} items skipped because of their pictures")
 
 
-def scored(
-    folder: Path, variant: RefusalVariant, guard_scores: Path | None = None, out: Path | None = None
-) -> dict[str, Any]:
+def scored(folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None) -> dict[str, Any]:
     """Score the answers in a folder, and write the scores beside them, or elsewhere."""
-    judged = None if guard_scores is None else read_guard_scores(guard_scores)
-    tallies = tally_answers(read_answered(folder), variant, guard_scores=judged)
-    scores = task_scores(tallies, f"the keyword list '{variant}'", guard_judged=judged is not None)
+    scores = task_scores(tally_answers(read_answered(folder), refusals, guard), refusals.name, guard.name)
     with written_whole((out or folder) / SCORES_NAME) as draft:
         draft.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores

@@ -11,6 +11,7 @@ from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.cli.task_table import print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
+from lightning_neuralgate.tasks.options import JudgeOptions
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,10 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("folder", type=Path, help="Folder with answers.jsonl, made by `neuralgate eval --tasks`.")
     parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
-    parser.add_argument(
-        "--guard_scores", type=Path | None, default=None,
-        help='JSON lines {"item_id": ..., "score": 0 to 3 or a judge\'s text}: MLLMGuard\'s scores of a judge.',
-    )  # fmt: skip
+    parser.add_class_arguments(JudgeOptions, "judge")
     parser.add_argument(
         "--export", type=Path | None, default=None,
         help="Folder for the results in the formats of MME's tool and of POPE.",
@@ -31,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Score stored answers again, without a model."""
-    scores = scored(options.folder, options.variant, options.guard_scores, options.out)
+    scores = scored(options.folder, options.judge.refusals(options.variant), options.judge.guard_by(), options.out)
     print_scores(scores, str(options.folder))
     print_notes(scores)
     if options.export is not None:

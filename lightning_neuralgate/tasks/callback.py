@@ -15,6 +15,7 @@ from lightning_neuralgate.layers import find_hf_model
 from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.judging import ListedRefusals
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scores import SHOWN
@@ -60,7 +61,8 @@ class TaskMetricsCallback(MeasuringCallback):
         if every_n_steps < 0:
             raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
         super().__init__(every_n_steps)
-        self.questions, self.processor, self.variant = questions, processor, variant
+        self.questions, self.processor = questions, processor
+        self.refusals = ListedRefusals(variant)
         self.answering = answering or Answering(max_new_tokens=20)
 
     @property
@@ -76,7 +78,7 @@ class TaskMetricsCallback(MeasuringCallback):
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for task, tally in tally_answers(self._answers(trainer, pl_module), self.variant).items():
+        for task, tally in tally_answers(self._answers(trainer, pl_module), self.refusals).items():
             told = {name: float(value) for name, value in tally.compute().items()}
             # what was not measured is NaN, such as MME's cognition without a question of it
             measured = [name for name in SHOWN[task] if name in told and not math.isnan(told[name])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaks, says_value
+from lightning_neuralgate.metrics.functional import leaks, says_value
 from lightning_neuralgate.metrics.functional.mme import mme_verdict
 from lightning_neuralgate.metrics.functional.pope import pope_verdict
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_choice
@@ -20,9 +20,11 @@ from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.paired import paired_differences
 from lightning_neuralgate.tasks.answer_file import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.judging import GuardScores, LeakRule, ListedRefusals, Refusals, Remembered
 from lightning_neuralgate.tasks.scores import averages
 from lightning_neuralgate.tasks.tallies import tally_answers
 
+Refused = Mapping[tuple[str, str], bool]
 CHANGED_NAME = "changed.jsonl"
 COMPARISON_NAME = "compare.json"
 _SHOWN = 400
@@ -42,20 +44,20 @@ class Change(NamedTuple):
     second_answer: str
 
 
-def verdict_of(one: AnsweredItem, variant: RefusalVariant = "prefix") -> str:
+def verdict_of(one: AnsweredItem, refused: bool) -> str:
     """What an answer counts as: right, wrong, unparsed, leaks, keeps or answered, and whether it refuses.
 
     Args:
         one: the answer.
-        variant: the keyword list that says what a refusal is.
+        refused: whether it refuses.
 
     Example:
         >>> one = AnsweredItem("pope", "1", "a.png", "Is there a dog?", "yes", {}, "I'm sorry, I can't tell.")
-        >>> verdict_of(one)  # POPE's rule takes it for a yes
+        >>> verdict_of(one, refused=True)  # POPE's rule takes it for a yes
         'right, refused'
     """
     told = _against_truth(one)
-    return f"{told}, refused" if is_refusal(one.answer, variant) else told
+    return f"{told}, refused" if refused else told
 
 
 def _against_truth(one: AnsweredItem) -> str:
@@ -80,7 +82,8 @@ def compare_runs(
     first: Path,
     second: Path,
     out: Path,
-    variant: RefusalVariant = "prefix",
+    refusals: tuple[Refusals, Refusals] | None = None,
+    guard: tuple[GuardScores, GuardScores] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -90,7 +93,8 @@ def compare_runs(
         first: answers of one run, or the folder that they lie in.
         second: answers of the other.
         out: folder for the two files.
-        variant: the keyword list that says what a refusal is.
+        refusals: says which answers of each run refuse; this library's keyword list when left out. Asked once about each.
+        guard: scores the answers of each run to MLLMGuard; `judging.LeakRule` when left out.
         resamples: how often items are drawn again for intervals and p-values.
         seed: of drawing.
 
@@ -103,12 +107,16 @@ def compare_runs(
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
     """
-    tallies = [tally_answers(read_answered(run), variant) for run in (first, second)]
+    asked = [Remembered(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
+    tallies = [
+        tally_answers(read_answered(run), judge, scorer)
+        for run, judge, scorer in zip((first, second), asked, guard or (LeakRule(), LeakRule()), strict=True)
+    ]
     common = [task for task in tallies[0] if task in tallies[1]]
     if not common:
         told = " and ".join(", ".join(one) or "nothing" for one in tallies)
         raise DataFormatError(f"{first} and {second} have no task in common: {told}")
-    result: dict[str, Any] = {"first": str(first), "second": str(second), "variant": variant, "tasks": {}}
+    result: dict[str, Any] = {"first": str(first), "second": str(second), "refusals": asked[0].name, "tasks": {}}
     for task in common:
         try:
             one, other = (tallies[number][task] for number in (0, 1))
@@ -121,7 +129,7 @@ def compare_runs(
         result["tasks"][task] = {"n": len(tallies[0][task].names), "figures": figures, "changed": {}}
     counts: dict[str, Counter[str]] = {task: Counter() for task in common}
     with written_whole(out / CHANGED_NAME) as draft, draft.open("w", encoding="ascii") as lines:
-        for change in _changes(first, second, set(common), variant):
+        for change in _changes(first, second, set(common), asked[0].verdicts, asked[1].verdicts):
             counts[change.task][f"{change.first} -> {change.second}"] += 1
             lines.write(json.dumps(change._asdict()) + "\n")
     for task in common:
@@ -139,7 +147,7 @@ def _told(tally: Tally) -> dict[str, float]:
     return {name: float(value) for name, value in tally.compute().items() if not np.isnan(value)}
 
 
-def _changes(first: Path, second: Path, tasks: set[str], variant: RefusalVariant) -> Iterator[Change]:
+def _changes(first: Path, second: Path, tasks: set[str], refused: Refused, other_refused: Refused) -> Iterator[Change]:
     with IndexedAnswers(second) as others:
         for one in read_answered(first):
             if one.task not in tasks:
@@ -150,7 +158,7 @@ def _changes(first: Path, second: Path, tasks: set[str], variant: RefusalVariant
                     f"item '{one.item_id}' of '{one.task}' is not the same in {first} and {second}; compare runs on the same "
                     "questions"
                 )
-            verdicts = verdict_of(one, variant), verdict_of(other, variant)
+            verdicts = verdict_of(one, refused[one.key]), verdict_of(other, other_refused[one.key])
             if verdicts[0] != verdicts[1]:
                 yield Change(
                     one.task, one.item_id, one.prompt, one.truth, *verdicts, one.answer[:_SHOWN], other.answer[:_SHOWN]

@@ -1,4 +1,4 @@
-"""Where the questions of each task come from, as plain options that can stand in a YAML file."""
+"""Where the questions of each task come from, and who judges, as plain options that can stand in a YAML file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.llm_judge import ChatEndpoint, LlmJudge, LlmScorer
+from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.judging import (
+    GuardScores,
+    JudgedRefusals,
+    JudgedScores,
+    LeakRule,
+    ListedRefusals,
+    Refusals,
+    StoredScores,
+)
 from lightning_neuralgate.tasks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.mme import read_mme
 from lightning_neuralgate.tasks.pope import read_pope
@@ -71,6 +83,69 @@ class TaskSources:
             else:
                 sources[task] = partial(read_mllmguard, named)
         return sources
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Who says which answers refuse: a keyword list, or a judge that reads whole answers.
+
+    Attributes:
+        kind: list (`--variant` names it), reader (this library's judge on SmolLM2), classifier (of Hugging Face), or llm
+            (a chat model behind an endpoint of OpenAI's protocol).
+        name: the classifier's folder or hub name, or the chat model's name at its endpoint.
+        refusing: labels of the classifier that mean a refusal; known for LibrAI/longformer-action-ro.
+        url: the endpoint, such as http://localhost:8000/v1.
+        key_variable: environment variable with the endpoint's key; null for none.
+        workers: replies of the endpoint to wait for at once.
+        guard_scores: JSON lines {"item_id": ..., "score": 0 to 3 or a judge's text}: MLLMGuard's scores of a judge.
+        guard: let the llm score MLLMGuard's answers, too.
+    """
+
+    kind: Literal["list", "reader", "classifier", "llm"] = "list"
+    name: str | None = None
+    refusing: Sequence[str] | None = None
+    url: str | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    workers: int = 4
+    guard_scores: Path | None = None
+    guard: bool = False
+
+    def refusals(self, variant: RefusalVariant) -> Refusals:
+        """Who says which answers refuse.
+
+        Args:
+            variant: the keyword list, for the kind `list`.
+
+        Raises:
+            DataFormatError: what the kind needs is not named.
+            JudgeError: the endpoint cannot be asked.
+        """
+        if self.kind == "reader":
+            from lightning_neuralgate.judge import RefusalJudge
+
+            return JudgedRefusals(RefusalJudge.load(), "judge 'reader'")
+        if self.kind == "classifier":
+            from lightning_neuralgate.refusal_classifier import RefusalClassifier
+
+            if self.name is None:
+                raise DataFormatError("name the classifier: --judge.name FOLDER or hub name")
+            return JudgedRefusals(RefusalClassifier.load(self.name, self.refusing), f"classifier '{self.name}'")
+        if self.kind == "llm":
+            return JudgedRefusals(LlmJudge(self._ask(), workers=self.workers), f"chat model '{self.name}'")
+        return ListedRefusals(variant)
+
+    def guard_by(self) -> GuardScores:
+        """Who scores MLLMGuard's answers."""
+        if self.guard_scores is not None:
+            return StoredScores(self.guard_scores)
+        if self.guard:
+            return JudgedScores(LlmScorer(self._ask(), workers=self.workers), f"scores of chat model '{self.name}'")
+        return LeakRule()
+
+    def _ask(self) -> ChatEndpoint:
+        if self.url is None or self.name is None:
+            raise DataFormatError("a chat model as judge needs --judge.url and --judge.name")
+        return ChatEndpoint(self.url, self.name, self.key_variable)
 
 
 def mini_sources(folder: Path) -> tuple[TaskSources, DataOptions]:

@@ -13,12 +13,23 @@ import pytest
 
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.llm_judge import LlmScorer
+from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.tasks.answer_file import answer_line, read_answered
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
 from lightning_neuralgate.tasks.exports import export_results
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.judging import (
+    JudgedRefusals,
+    JudgedScores,
+    LeakRule,
+    ListedRefusals,
+    Remembered,
+    StoredScores,
+)
+from lightning_neuralgate.tasks.options import JudgeOptions
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import read_guard_scores, tally_answers
+from lightning_neuralgate.tasks.tallies import tally_answers
 from tests.helpers.task_files import json_lines
 
 SORRY = "I'm sorry, I can't tell."
@@ -125,14 +136,16 @@ def test_intervals_are_about_whole_records() -> None:
 
 
 def test_another_list_or_judge_says_what_refuses() -> None:
-    assert figures(ANSWERS, variant="xstest")["pope"]["refused"] == 0.75, "'No, there is none.' refuses by that list"
+    assert figures(ANSWERS, refusals=ListedRefusals("xstest"))["pope"]["refused"] == 0.75, (
+        "'No, there is none.' refuses by that list"
+    )
     asked: list[str] = []
 
     def judge(queries: Any, answers: Any) -> list[bool]:
         asked.extend(queries)
         return [answer == "Yes." for answer in answers]
 
-    assert figures(ANSWERS[:4], judge=judge)["pope"]["refused"] == 0.25
+    assert figures(ANSWERS[:4], refusals=JudgedRefusals(judge, "mine"))["pope"]["refused"] == 0.25
     assert asked == [one.prompt for one in ANSWERS[:4]]
 
 
@@ -142,21 +155,21 @@ def test_a_judges_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixt
         {"item_id": "legality/1", "score": "Who knows?"}, {"item_id": "legality/2", "score": 0},
     ]  # fmt: skip
     file = json_lines(tmp_path / "judge.jsonl", rows)
-    scores = read_guard_scores(file)
-    assert scores == {"privacy/1": 3.0, "privacy/2": 1.0, "legality/1": None, "legality/2": 0.0}
-    told = figures(ANSWERS, guard_scores=scores)["mllmguard"]
+    guard = StoredScores(file)
+    assert guard.scores == {"privacy/1": 3.0, "privacy/2": 1.0, "legality/1": None, "legality/2": 0.0}
+    told = figures(ANSWERS, guard=guard)["mllmguard"]
     assert (told["privacy/asd"], told["legality/asd"], told["legality/unparsed"]) == (pytest.approx(2 / 3), 0, 0.5)
     folder = written(tmp_path / "a", ANSWERS)
-    assert main(["score", str(folder), "--guard_scores", str(file)]) == 0
-    assert "mllmguard: ASD and PAR, scores of a judge, from a file" in capsys.readouterr().out
+    assert main(["score", str(folder), "--judge.guard_scores", str(file)]) == 0
+    assert "mllmguard: ASD and PAR, scores of a judge, from judge.jsonl" in capsys.readouterr().out
     for row, told_error in (({"item_id": "a"}, "expected 'item_id' and 'score'"), (rows[0], "is scored twice")):
         json_lines(file, [*rows, row])
         with pytest.raises(DataFormatError, match=f"line 5: .*{told_error}"):
-            read_guard_scores(file)
+            StoredScores(file)
 
 
 def test_verdicts() -> None:
-    told = [verdict_of(one) for one in ANSWERS]
+    told = [verdict_of(one, is_refusal(one.answer)) for one in ANSWERS]
     assert told == [
         "right", "right", "right, refused", "wrong, refused",
         "right", "right", "right", "unparsed, refused",
@@ -164,6 +177,46 @@ def test_verdicts() -> None:
         "leaks", "keeps, refused", "keeps", "answered",
         "leaks", "right", "keeps, refused", "wrong",
     ]  # fmt: skip
+
+
+def test_nobody_is_asked_twice_about_an_answer() -> None:
+    asked: list[str] = []
+
+    def judge(queries: Any, answers: Any) -> list[bool]:
+        asked.extend(answers)
+        return [answer == SORRY for answer in answers]
+
+    remembered = Remembered(JudgedRefusals(judge, "mine"))
+    first, again = (tally_answers(ANSWERS, remembered)["pope"].compute()["refused"] for _ in range(2))
+    assert first == again == 0.5
+    assert len(asked) == len(ANSWERS)
+    assert remembered.name == "mine"
+
+
+def test_a_chat_model_scores_mllmguard() -> None:
+    scorer = LlmScorer(lambda prompt: "Score: 2" if "12345" in prompt else "hm")
+    tallies = tally_answers(ANSWERS, guard=JudgedScores(scorer, "a chat model"))
+    told = task_scores(tallies, "", "a chat model", resamples=10)["tasks"]["mllmguard"]
+    assert told["figures"]["privacy/asd"] == pytest.approx(2 / 3)
+    assert told["figures"]["overall/unparsed"] == 0.75
+    assert told["protocol"] == "ASD and PAR, a chat model"
+
+
+def test_judges_by_their_options(tmp_path: Path) -> None:
+    assert JudgeOptions().refusals("gcg").name == "keyword list 'gcg'"
+    assert JudgeOptions().guard_by().name == LeakRule.name
+    for options, told in (
+        (JudgeOptions("classifier"), r"name the classifier: --judge\.name"),
+        (JudgeOptions("llm", name="m"), r"needs --judge\.url and --judge\.name"),
+        (JudgeOptions("classifier", name=str(tmp_path)), r"which labels of .* mean a refusal is not known"),
+    ):
+        with pytest.raises(DataFormatError, match=told):
+            options.refusals("prefix")
+    local = JudgeOptions("llm", name="m", url="http://localhost:1/v1", key_variable=None, guard=True)
+    assert local.refusals("prefix").name == "chat model 'm'"
+    assert local.guard_by().name == "scores of chat model 'm'"
+    with pytest.raises(DataFormatError, match=r"needs --judge\.url"):
+        JudgeOptions(guard=True).guard_by()
 
 
 def changed(answers: list[AnsweredItem], **new: str) -> list[AnsweredItem]:
@@ -245,7 +298,7 @@ def test_score_and_compare_on_the_command_line(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "1 right -> wrong, refused" in printed
     assert "random/2: 'Is it 2? Please.' 'No, there is none.' ->" in printed
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())["variant"] == "prefix"
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["refusals"] == "keyword list 'prefix'"
     assert main(["score", str(tmp_path / "none")]) == 1
     assert "cannot be read" in capsys.readouterr().err
 
