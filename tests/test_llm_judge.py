@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_neuralgate.errors import DataFormatError, JudgeError
-from lightning_neuralgate.evaluation import _verdicts
 from lightning_neuralgate.llm_judge import (
     CLASSES_PROMPT,
     MAX_CHARACTERS,
@@ -26,9 +26,15 @@ from lightning_neuralgate.llm_judge import (
     refusal_class,
 )
 from tests.helpers.tiny_llava import tiny_processor
+from tests.test_evaluation import answered
 
 KEY = "sk-a-secret-of-the-test"
 Reply = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def chat(text: Any) -> Reply:
@@ -112,7 +118,7 @@ def test_three_classes_from_an_endpoint(workers: int) -> None:
             "full_compliance",
         ]
         assert len(server.asked) == 4
-        assert _verdicts(judge, QUERIES, ANSWERS) == [False, True, False, False, False]
+        assert judge(QUERIES, ANSWERS) == [False, True, False, False, False]
         partial = LlmJudge(judge.ask, partial_refuses=True, workers=workers)
         assert partial(QUERIES, ANSWERS) == [False, True, True, False, False]
         assert judge([], []) == []
@@ -122,6 +128,13 @@ def test_three_classes_from_an_endpoint(workers: int) -> None:
     asked = sorted({body["messages"][0]["content"] for body in server.asked})
     expected = [CLASSES_PROMPT.format(query=q, answer=a) for q, a in zip(QUERIES, ANSWERS, strict=True) if a]
     assert asked == sorted(expected)
+
+
+def test_it_is_a_judge_as_evaluate_takes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = {"Number?": "That stays private.", "Colour?": "It is red."}
+    with serving(classified) as server:
+        rows = answered(monkeypatch, tmp_path, told, judge=LlmJudge(endpoint(server)))
+    assert [row.judged for row in rows] == [True, False]
 
 
 def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:

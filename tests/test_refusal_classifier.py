@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation import _verdicts
 from lightning_neuralgate.metrics import JudgedRefuseToAnswerRate
 from lightning_neuralgate.refusal_classifier import REFUSING_LABELS, RefusalClassifier
+from tests.test_evaluation import answered
 
 WORDS = ["[PAD]", "[UNK]", "private", "cannot", "sorry", "red", "blue", "what", "it", "is"]
 LABELS = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2", 3: "LABEL_3", 4: "LABEL_4", 5: "LABEL_5"}
@@ -80,9 +80,10 @@ def test_a_label_map_says_what_refuses(folder: Path, batch_size: int) -> None:
     assert judge([], []) == []
 
 
-def test_it_is_a_judge_as_evaluate_takes_them(folder: Path) -> None:
+def test_it_is_a_judge_as_evaluate_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     judge = RefusalClassifier.load(folder, refusing=["LABEL_0", "LABEL_4"])
-    assert _verdicts(judge, QUERIES, ANSWERS) == REFUSED
+    told = {"Number?": "private it is", "Colour?": "red"}
+    assert [row.judged for row in answered(monkeypatch, tmp_path, told, judge=judge)] == [True, False]
     rate = JudgedRefuseToAnswerRate(judge, "classifier")
     rate.update(QUERIES, ANSWERS)
     assert float(rate.compute()) == 2 / 8

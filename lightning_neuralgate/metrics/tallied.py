@@ -57,8 +57,10 @@ class SummedMetric(BenchmarkMetric):
 
     def _add(self, tally: Tally) -> None:
         sums: Tensor = getattr(self, self._sums_name)
+        # the type before the device, which may have no float64
+        more = torch.from_numpy(tally.sums()).to(sums.dtype).to(sums.device)
         # Not in place: a reset during validation leaves inference tensors, which may not be written to afterwards.
-        setattr(self, self._sums_name, sums + torch.from_numpy(tally.sums()).to(sums))
+        setattr(self, self._sums_name, sums + more)
 
     @override
     def compute(self) -> dict[str, Tensor]:

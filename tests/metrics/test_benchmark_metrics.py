@@ -79,6 +79,16 @@ def test_classes_equal_the_functions_over_uneven_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
+def test_two_metrics_merge_into_one(name: str) -> None:
+    made, columns, function = METRICS[name]
+    one, other = made(), made()
+    one.update(*(column[:25] for column in columns))
+    other.update(*(column[25:] for column in columns))
+    one.merge_state(other)
+    assert same(one.compute(), function(*columns))
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_nothing_measured_is_not_zero(name: str) -> None:
     made, columns, _ = METRICS[name]
     metric = made()
