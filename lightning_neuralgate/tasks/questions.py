@@ -72,13 +72,12 @@ class TaskQuestions:
         counts, skipped, messages, digest = {}, {}, [], hashlib.sha256()
         for task, source in self.sources.items():
             broken = BrokenItems(self.on_broken)
-            ranks: list[tuple[bytes, int]] = []
-            for group, items in groupby(_each_once(source(broken), broken), key=lambda item: item.group):
-                ranks.append((_digest(group), len(list(items))))
             if self.limit is not None:
+                groups = groupby(_each_once(source(broken), broken), key=lambda item: item.group)
+                ranks = [(_digest(group), sum(1 for _ in items)) for group, items in groups]
                 self._chosen[task] = _first_of(ranks, self.limit)
             counts[task] = 0
-            for item in self._items(task, BrokenItems("skip")):
+            for item in self._items(task, broken if self.limit is None else BrokenItems("skip")):
                 counts[task] += 1
                 digest.update(repr((item.task, item.item_id, item.prompt, item.truth, dict(item.fields))).encode())
             skipped[task] = broken.count

@@ -16,6 +16,8 @@ from lightning_neuralgate.tasks.broken import BrokenItems
 LONGEST_LINE = 16 * 2**20
 """Bytes; a longer line is taken for a broken file and not read into memory."""
 _ROWS_AT_ONCE = 32
+_BUFFER = 2**20
+"""Bytes read at once; without a buffer a whole row group, with all its pictures, is read into memory."""
 
 
 class Row(NamedTuple):
@@ -203,7 +205,7 @@ def _parquet_rows(file: Path, folder: Path) -> Iterator[Row]:
     pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     number = 0
     try:
-        with parquet.ParquetFile(file) as content:
+        with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as content:
             for batch in content.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for values in batch.to_pylist():
                     yield Row(values, f"{file}, row {number}", file.stem, folder)

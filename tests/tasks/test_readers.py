@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from random import randbytes
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -61,6 +64,17 @@ def test_pope_as_parquet_is_the_same(tmp_path: Path) -> None:
         )  # fmt: skip
         assert shade(one) == shade(other)
     assert hub[2].image == "COCO_1"
+
+
+def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    rows = [{**row, "image": {"bytes": randbytes(20_000), "path": None}} for row in pope_rows(600)]
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=30)
+    before, most, count = pyarrow.total_allocated_bytes(), 0, 0
+    for _ in read_pope(file, stop()):
+        most, count = max(most, pyarrow.total_allocated_bytes() - before), count + 1
+    assert count == 600
+    assert most < file.stat().st_size / 4
 
 
 def test_pope_of_some_categories(tmp_path: Path) -> None:
