@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from functools import partial
@@ -160,6 +161,31 @@ def test_a_survey_needs_no_pictures_decoded(tmp_path: Path) -> None:
     )
     assert TaskQuestions(source).survey().total == 4
     assert isinstance(source["pope"], partial)
+
+
+def test_an_edit_that_is_measured_on_benchmarks(checkpoint: Path, mini: Path, tmp_path: Path) -> None:
+    command = ["edit", "--model.name", str(checkpoint), "--data.folder", str(mini / "privacy_pair"), *QUIET]
+    command += [
+        "--editor.layers",
+        "[1]",
+        "--editor.lr",
+        "0.01",
+        "--editor.max_new_tokens",
+        "2",
+        "--pairs_per_batch",
+        "3",
+    ]
+    command += ["--measure_every", "1", "--measure_tasks", "mme,privacy_pair", "--measure_limit", "4"]
+    command += ["--sources.mme", str(mini / "mme"), "--trainer.logger", "CSVLogger", "--trainer.logger.version", ""]
+    command += ["--trainer.logger.save_dir", str(tmp_path / "logs"), "--out", str(tmp_path / "edited")]
+    assert main(command) == 0
+    (file,) = (tmp_path / "logs").rglob("metrics.csv")
+    with file.open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["tasks/mme/accuracy"]]
+    # three records of two pairs each, three pairs a step
+    assert [int(row["step"]) for row in rows] == [0, 1, 2]
+    assert all(0 <= float(row["tasks/mme/accuracy"]) <= 1 for row in rows)
+    assert any(name.startswith("tasks/privacy_pair/") and value for name, value in rows[-1].items())
 
 
 @pytest.mark.slow
