@@ -49,8 +49,8 @@ def export_results(answers: Path, out: Path) -> list[Path]:
 def _lines(one: AnsweredItem) -> Iterator[tuple[Path, str]]:
     if one.task == "mme":
         truth = one.truth.capitalize()
-        # the tool splits at tabs and line ends
-        cells = (" ".join(text.split()) for text in (one.image, one.prompt, truth, one.answer))
+        # the tool splits at tabs and line ends, and looks at the first four characters, which have to keep their places
+        cells = (text.translate(_BLANKS) for text in (one.image, one.prompt, truth, one.answer))
         yield Path("mme") / f"{one.fields['subtask']}.txt", "\t".join(_encodable(cell) for cell in cells)
     elif one.task == "pope":
         category, number = one.fields["category"] or "pope", one.fields["question_id"]
@@ -60,6 +60,9 @@ def _lines(one: AnsweredItem) -> Iterator[tuple[Path, str]]:
         label = {"question_id": question_id, "image": one.image, "text": question, "label": one.truth}
         yield Path("pope") / f"{category}_answers.jsonl", json.dumps(answer)
         yield Path("pope") / f"{category}_labels.jsonl", json.dumps(label)
+
+
+_BLANKS = str.maketrans("\t\n\r", "   ")
 
 
 def _encodable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_neuralgate.cli import main
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.llm_judge import LlmScorer
 from lightning_neuralgate.metrics.functional import is_refusal
+from lightning_neuralgate.metrics.functional.mme import COGNITION, PERCEPTION
 from lightning_neuralgate.tasks.answer_file import answer_line, read_answered
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
 from lightning_neuralgate.tasks.exports import export_results
@@ -30,7 +32,10 @@ from lightning_neuralgate.tasks.judging import (
 from lightning_neuralgate.tasks.options import JudgeOptions
 from lightning_neuralgate.tasks.scores import task_scores
 from lightning_neuralgate.tasks.tallies import tally_answers
+from tests.helpers.random_answers import random_answers
 from tests.helpers.task_files import json_lines
+from tests.metrics.test_mme import tool as mme_tool
+from tests.metrics.test_pope import official as pope_script
 
 SORRY = "I'm sorry, I can't tell."
 
@@ -278,6 +283,33 @@ def test_exports_are_what_the_owners_tools_read(tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match="holds no answers to MME or POPE"):
         export_results(written(tmp_path / "b", ANSWERS[8:]), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_independent_tools_find_our_scores_in_exports(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    answers = [
+        mme(subtask, f"{image}.png", line, draw.choice(("yes", "no")), said)
+        for subtask in (*PERCEPTION, *COGNITION)
+        for image in range(12)
+        for line, said in enumerate(random_answers(2, draw.getrandbits(30)))
+    ]
+    answers += [pope(n, draw.choice(("yes", "no")), said) for n, said in enumerate(random_answers(200, seed))]
+    answers = [AnsweredItem(**{**vars(one), "answer": one.answer.strip()}) for one in answers]
+    draw.shuffle(answers)
+    told = figures(answers)
+    answers.sort(key=lambda one: one.key)
+    export_results(written(tmp_path / "a", answers), tmp_path / "out")
+    perception, cognition = mme_tool(tmp_path / "out" / "mme", dotless=True)
+    assert (told["mme"]["perception"], told["mme"]["cognition"]) == (
+        pytest.approx(perception), pytest.approx(cognition)
+    )  # fmt: skip
+    said, labels = (
+        [json.loads(line) for line in (tmp_path / "out" / "pope" / f"random_{kind}.jsonl").read_text().splitlines()]
+        for kind in ("answers", "labels")
+    )
+    expected = pope_script([row["answer"] for row in said], [row["label"] for row in labels])
+    assert {name: told["pope"][name] for name in expected} == pytest.approx(expected)
 
 
 def test_score_and_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
