@@ -130,12 +130,19 @@ def _end_of_last_line(file: Any) -> int:
 
 
 def logged_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Offset and content of each whole line of a log."""
+    """Offset and content of each whole line of a log.
+
+    Raises:
+        DataFormatError: a line that no run has written.
+    """
     with file.open("rb") as lines:
         offset = 0
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):
-                yield offset, json.loads(line)
+                try:
+                    yield offset, json.loads(line)
+                except ValueError as error:
+                    raise DataFormatError(f"{file}, line {number}: no answer ({error}); delete the line") from error
             offset += len(line)
 
 

@@ -135,16 +135,19 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
     share has equally many batches, as collective calls need it: where they do not go round, the last comes again, with
     `counted` False.
 
+    A batch is what `PrivacyPairCollator` makes, with `items`, B of them, and `broken`: for each what is wrong with its
+    picture, or None. Where broken items are skipped, a grey picture stands in.
+
     Args:
         questions: what to ask.
         processor: the model's processor.
         batch_size: questions in a batch.
         done: keys of the items that are answered already.
-        total: number of questions, for the number of batches.
         rank: this process.
         world: number of processes.
-        on_broken: what happens to pictures that cannot be read: with `skip` a grey one takes their place, and the batch
-            says so in `broken`.
+
+    Raises:
+        DataFormatError: while it is iterated over: a picture that cannot be read, where broken items stop the run.
     """
 
     def __init__(

@@ -203,6 +203,7 @@ def answer_tasks(
     settings = {
         "model": model_checksum(model),
         "processor": _processor_checksum(processor),
+        "dtype": str(next(model.parameters()).dtype),
         "precision": trainer.precision,
         "max_new_tokens": answering.max_new_tokens,
         "sampling": None if answering.sampling is None else dict(answering.sampling),

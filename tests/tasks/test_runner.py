@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ import torch
 
 from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import QueryRow
+from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import DataFormatError, ResumeError
+from lightning_neuralgate.evaluation import evaluate
 from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.rates import summarize
 from lightning_neuralgate.seeded_sampling import seeded_sampling
 from lightning_neuralgate.tasks.answer_cache import AnswerCache
 from lightning_neuralgate.tasks.answer_file import AnswerLog, read_answered
-from lightning_neuralgate.tasks.questions import QuestionBatches
+from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering
+from lightning_neuralgate.tasks.scores import task_scores
+from lightning_neuralgate.tasks.tallies import tally_answers
 from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.tasks.runs import answer, questions_in, write_data
@@ -263,6 +270,29 @@ def test_a_log_without_a_whole_line(tmp_path: Path) -> None:
     log.append([json.dumps({"a": 1}) + "\n"])
     log.close()
     assert file.read_bytes() == b'{"a": 1}\n'
+
+
+def test_a_log_that_somebody_wrote_into(data: Path, tmp_path: Path) -> None:
+    answer(data, tmp_path)
+    log = tmp_path / UNFINISHED / "part-0.jsonl"
+    log.write_bytes(b"hello\n" + log.read_bytes())
+    with pytest.raises(DataFormatError, match=r"part-0\.jsonl, line 1: no answer .*; delete the line"):
+        answer(data, tmp_path)
+
+
+def test_privacy_pair_has_the_rates_of_evaluate(splits: RecordSplits, tmp_path: Path) -> None:
+    tested = {"test": splits.test, "unseen_subjects": splits.unseen_subjects}
+    questions = TaskQuestions({"privacy_pair": partial(privacy_pair_items, splits._asdict(), tmp_path)})
+    run = answer(tmp_path, tmp_path / "out", questions=questions)
+    told = task_scores(tally_answers(read_answered(run.file)), "", resamples=10)["tasks"]["privacy_pair"]["figures"]
+    answers = evaluate(tiny_llava(), tiny_processor(), tested, tmp_path, "tiny", max_new_tokens=6, share_prefixes=False)
+    expected = {
+        f"{split}/{name}": value
+        for split, rates in summarize(answers).items()
+        for name, value in rates.items()
+        if name != "n"
+    }
+    assert told == pytest.approx(expected)
 
 
 def test_the_module_answers_without_a_log(data: Path) -> None:
