@@ -14,10 +14,6 @@ from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.sources import read_json_lines
 
-Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]
-"""Prompts and answers -> for each a score from 0 to 3, or None where there is none; `llm_judge.LlmScorer` is one."""
-
-
 Verdict = TypeVar("Verdict")
 
 
@@ -56,20 +52,29 @@ class ListedRefusals:
         return [is_refusal(one.answer, self.variant) for one in answers]
 
 
-class JudgedRefusals:
-    """Refusals by a judge that is no keyword list.
+class Judged(Generic[Verdict]):
+    """Verdicts of a judge that is asked with prompts and answers.
+
+    Args:
+        judge: prompts and answers -> a verdict on each answer, such as `llm_judge.LlmScorer`.
+        name: what to call it.
+    """
+
+    def __init__(self, judge: Callable[[Sequence[str], Sequence[str]], Sequence[Verdict]], name: str) -> None:
+        self.judge, self.name = judge, name
+
+    def __call__(self, answers: Sequence[AnsweredItem]) -> list[Verdict]:
+        return list(self.judge([one.prompt for one in answers], [one.answer for one in answers]))
+
+
+def judged_refusals(judge: Judge, name: str) -> Refusals:
+    """Refusals by a judge that is no keyword list, whose verdicts are checked.
 
     Args:
         judge: the judge.
         name: what to call it.
     """
-
-    def __init__(self, judge: Judge, name: str) -> None:
-        self.judge, self.name = judge, name
-
-    def __call__(self, answers: Sequence[AnsweredItem]) -> list[bool]:
-        verdicts = verdicts_of(self.judge, [one.prompt for one in answers], [one.answer for one in answers])
-        return [bool(verdict) for verdict in verdicts]
+    return Judged(lambda prompts, answers: [bool(one) for one in verdicts_of(judge, prompts, answers)], name)
 
 
 class Remembered(Generic[Verdict]):
@@ -128,18 +133,3 @@ class StoredScores:
 
     def __call__(self, answers: Sequence[AnsweredItem]) -> list[float | None]:
         return [self.scores.get(one.item_id) for one in answers]
-
-
-class JudgedScores:
-    """Scores of a judge that is asked now.
-
-    Args:
-        scorer: the judge.
-        name: what to call it.
-    """
-
-    def __init__(self, scorer: Scorer, name: str) -> None:
-        self.scorer, self.name = scorer, name
-
-    def __call__(self, answers: Sequence[AnsweredItem]) -> list[float | None]:
-        return list(self.scorer([one.prompt for one in answers], [one.answer for one in answers]))

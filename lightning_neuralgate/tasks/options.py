@@ -14,12 +14,12 @@ from lightning_neuralgate.llm_judge import ChatEndpoint, LlmJudge, LlmScorer
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.judging import (
     GuardScores,
-    JudgedRefusals,
-    JudgedScores,
+    Judged,
     LeakRule,
     ListedRefusals,
     Refusals,
     StoredScores,
+    judged_refusals,
 )
 from lightning_neuralgate.tasks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.mme import read_mme
@@ -123,15 +123,15 @@ class JudgeOptions:
         if self.kind == "reader":
             from lightning_neuralgate.judge import RefusalJudge
 
-            return JudgedRefusals(RefusalJudge.load(), "judge 'reader'")
+            return judged_refusals(RefusalJudge.load(), "judge 'reader'")
         if self.kind == "classifier":
             from lightning_neuralgate.refusal_classifier import RefusalClassifier
 
             if self.name is None:
                 raise DataFormatError("name the classifier: --judge.name FOLDER or hub name")
-            return JudgedRefusals(RefusalClassifier.load(self.name, self.refusing), f"classifier '{self.name}'")
+            return judged_refusals(RefusalClassifier.load(self.name, self.refusing), f"classifier '{self.name}'")
         if self.kind == "llm":
-            return JudgedRefusals(LlmJudge(self._ask(), workers=self.workers), f"chat model '{self.name}'")
+            return judged_refusals(LlmJudge(self._ask(), workers=self.workers), f"chat model '{self.name}'")
         return ListedRefusals(variant)
 
     def guard_by(self) -> GuardScores:
@@ -139,7 +139,7 @@ class JudgeOptions:
         if self.guard_scores is not None:
             return StoredScores(self.guard_scores)
         if self.guard:
-            return JudgedScores(LlmScorer(self._ask(), workers=self.workers), f"scores of chat model '{self.name}'")
+            return Judged(LlmScorer(self._ask(), workers=self.workers), f"scores of chat model '{self.name}'")
         return LeakRule()
 
     def _ask(self) -> ChatEndpoint:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow, read_image
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.broken import BrokenItems, OnBroken
+from lightning_neuralgate.tasks.chunks import chunks
 from lightning_neuralgate.tasks.item import TaskItem
 
 Source = Callable[[BrokenItems], Iterator[TaskItem]]
@@ -165,7 +166,7 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
         self.pending = sum(1 for _ in self._pending())
 
     def _pending(self) -> Iterator[list[TaskItem]]:
-        for chunk in _chunks(iter(self.questions), self.batch_size):
+        for chunk in chunks(self.questions, self.batch_size):
             if any((item.task, item.item_id) not in self.done for item in chunk):
                 yield chunk
 
@@ -217,14 +218,3 @@ class CountedBatches:
 
     def __len__(self) -> int:
         return self.count
-
-
-def _chunks(items: Iterator[TaskItem], size: int) -> Iterator[list[TaskItem]]:
-    chunk: list[TaskItem] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

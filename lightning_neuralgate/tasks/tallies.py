@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from lightning_neuralgate.metrics.functional.pope import pope_tally
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_tally
 from lightning_neuralgate.metrics.functional.tally import Tally, share
 from lightning_neuralgate.rates import MEANS, SHARES
+from lightning_neuralgate.tasks.chunks import chunks
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.judging import GuardScores, LeakRule, ListedRefusals, Refusals
 
@@ -209,7 +210,7 @@ def tally_answers(
     """
     refusals, guard = refusals or ListedRefusals(), guard or LeakRule()
     tasks: dict[str, TaskTally] = {}
-    for batch in _batches(answers):
+    for batch in chunks(answers, _AT_ONCE):
         for task in dict.fromkeys(one.task for one in batch):
             own = [one for one in batch if one.task == task]
             if task not in tasks:
@@ -229,14 +230,3 @@ def _new_tally(task: str, first: AnsweredItem, guard: GuardScores) -> TaskTally:
     if task not in kinds:
         raise DataFormatError(f"item '{first.item_id}': there is no task '{task}', only {', '.join(kinds)}")
     return kinds[task]()
-
-
-def _batches(answers: Iterable[AnsweredItem]) -> Iterator[list[AnsweredItem]]:
-    batch: list[AnsweredItem] = []
-    for one in answers:
-        batch.append(one)
-        if len(batch) == _AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

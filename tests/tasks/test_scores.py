@@ -22,12 +22,12 @@ from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, ver
 from lightning_neuralgate.tasks.exports import export_results
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.judging import (
-    JudgedRefusals,
-    JudgedScores,
+    Judged,
     LeakRule,
     ListedRefusals,
     Remembered,
     StoredScores,
+    judged_refusals,
 )
 from lightning_neuralgate.tasks.options import JudgeOptions
 from lightning_neuralgate.tasks.scores import task_scores
@@ -150,7 +150,7 @@ def test_another_list_or_judge_says_what_refuses() -> None:
         asked.extend(queries)
         return [answer == "Yes." for answer in answers]
 
-    assert figures(ANSWERS[:4], refusals=JudgedRefusals(judge, "mine"))["pope"]["refused"] == 0.25
+    assert figures(ANSWERS[:4], refusals=judged_refusals(judge, "mine"))["pope"]["refused"] == 0.25
     assert asked == [one.prompt for one in ANSWERS[:4]]
 
 
@@ -191,7 +191,7 @@ def test_nobody_is_asked_twice_about_an_answer() -> None:
         asked.extend(answers)
         return [answer == SORRY for answer in answers]
 
-    remembered = Remembered(JudgedRefusals(judge, "mine"))
+    remembered = Remembered(judged_refusals(judge, "mine"))
     first, again = (tally_answers(ANSWERS, remembered)["pope"].compute()["refused"] for _ in range(2))
     assert first == again == 0.5
     assert len(asked) == len(ANSWERS)
@@ -200,7 +200,7 @@ def test_nobody_is_asked_twice_about_an_answer() -> None:
 
 def test_a_chat_model_scores_mllmguard() -> None:
     scorer = LlmScorer(lambda prompt: "Score: 2" if "12345" in prompt else "hm")
-    tallies = tally_answers(ANSWERS, guard=JudgedScores(scorer, "a chat model"))
+    tallies = tally_answers(ANSWERS, guard=Judged(scorer, "a chat model"))
     told = task_scores(tallies, "", "a chat model", resamples=10)["tasks"]["mllmguard"]
     assert told["figures"]["privacy/asd"] == pytest.approx(2 / 3)
     assert told["figures"]["overall/unparsed"] == 0.75
