@@ -233,7 +233,8 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
         content = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # its errors are of many kinds, those of the network included
         raise DataFormatError(
-            f"the data set '{name}' (config {config}, split {split}) cannot be loaded: {error}"
+            f"there is no file or folder '{name}', and the data set of that name (config {config}, split {split}) cannot "
+            f"be loaded: {error}"
         ) from error
     for column, kind in content.features.items():
         if isinstance(kind, datasets.Image):
