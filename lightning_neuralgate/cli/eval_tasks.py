@@ -18,7 +18,7 @@ from lightning_neuralgate.delta import EditDelta
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
-from lightning_neuralgate.resuming import forget_progress
+from lightning_neuralgate.resuming import RUN_NAME, forget_progress
 from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.broken import OnBroken
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered
@@ -51,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--delta",
         type=Path | None,
         default=None,
-        help="With --tasks: file of an edit, made in the model before it is asked.",
+        help="With --tasks: file of an edit, made in the model before it is asked; with --and, in the second.",
     )
     parser.add_argument(
         "--gate",
@@ -81,11 +81,12 @@ def run(options: Namespace) -> None:
     names = _names(options.model.name, second) if second else ("", "")
     folders = [options.out / name for name in names] if second else [options.out]
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
-    for place, (named, folder) in enumerate(zip(models, folders, strict=True)):
-        _answer(options, questions, named, folder, first=place == 0)
+    if options.trainer.is_global_zero:  # now, not after an hour of answering
+        refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+    for named, folder in zip(models, folders, strict=True):
+        _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
     if not options.trainer.is_global_zero:
         return
-    refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
     told: list[tuple[Refusals, GuardScores]] = []
     for folder in folders:
         # the comparison asks about the same answers again
@@ -100,7 +101,7 @@ def run(options: Namespace) -> None:
     print(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
     for folder in folders:
         forget_progress(folder / UNFINISHED)
-        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME)
+        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME)
 
 
 def _sources(options: Namespace) -> dict[str, Source]:
@@ -120,15 +121,22 @@ def _names(first: str, second: str) -> tuple[str, str]:
     return (one, other) if one != other else (f"{one}-1", f"{other}-2")
 
 
-def _answer(options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, first: bool) -> None:
-    model, processor = _loaded(named, options.delta if first or not options["and"] else None)
+def _answer(
+    options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None
+) -> None:
+    model, processor = _loaded(named, delta)
+    notes = {"model": named.name}
+    if delta is not None:
+        notes["delta"] = EditDelta.load(delta).edited
     if options.gate is not None:
-        NeuralGate.from_pretrained(options.gate).check_fits(model)
+        gate = NeuralGate.from_pretrained(options.gate)
+        gate.check_fits(model)
+        notes["gate"] = gate.fingerprint
     answering = Answering(
         options.max_new_tokens, PAPER_SAMPLING if options.sample else None, options.seed, options.batch_size
     )
     done = answer_tasks(
-        model, processor, questions, folder, options.trainer, answering, options.cache, options.num_workers
+        model, processor, questions, folder, options.trainer, answering, options.cache, options.num_workers, notes
     )
     if options.trainer.is_global_zero:
         _tell_broken(done)

@@ -12,10 +12,11 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.data.collator import picture_digest
 from lightning_neuralgate.identity import model_checksum
 from lightning_neuralgate.layers import find_hf_model
-from lightning_neuralgate.resuming import same_run
+from lightning_neuralgate.resuming import RUN_NAME, same_run
 from lightning_neuralgate.seeded_sampling import seeded_sampling
 from lightning_neuralgate.sharding import everywhere, is_sharded, shard
 from lightning_neuralgate.shared_answers import answers_sharing_prefixes
@@ -176,8 +177,9 @@ def answer_tasks(
     answering: Answering | None = None,
     use_cache: bool = True,
     num_workers: int = 0,
+    notes: Mapping[str, Any] | None = None,
 ) -> TaskRun:
-    """Let a model answer all questions; leaves `answers.jsonl` in a folder.
+    """Let a model answer all questions; leaves `answers.jsonl`, and `run.json` with what made them, in a folder.
 
     Answers are appended to logs in `OUT/unfinished` as they come. The same call goes on from there after the process was
     killed, on any number of processes, and ends in the same file; remove the folder with `forget_progress` when
@@ -193,6 +195,7 @@ def answer_tasks(
         answering: how to answer; `Answering()` when left out.
         use_cache: take answers that this model gave before, in any run, from the cache, and keep new ones there.
         num_workers: DataLoader workers of each process.
+        notes: what else `run.json` is to say, such as the model's name.
 
     Raises:
         DataFormatError: a broken item under `stop`.
@@ -219,15 +222,19 @@ def answer_tasks(
     finally:
         module.close()
     logs = sorted(unfinished.glob(_LOGS))
-    if trainer.is_global_zero:
-        write_sorted(out / ANSWERS_NAME, logs)
-    trainer.strategy.barrier()
     unreadable = {
         f"{content['task']} {content['item_id']}": str(content["broken"])
         for log in logs
         for _, content in logged_lines(log)
         if "broken" in content
     }
+    if trainer.is_global_zero:
+        write_sorted(out / ANSWERS_NAME, logs)
+        skipped = {"broken": survey.broken, "unreadable": unreadable}
+        told = {"questions": survey.counts, **skipped, "settings": whole, "notes": dict(notes or {})}
+        with written_whole(out / RUN_NAME) as draft:
+            draft.write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
+    trainer.strategy.barrier()
     return TaskRun(out / ANSWERS_NAME, survey, unreadable)
 
 

@@ -15,6 +15,7 @@ from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import read_records
 from lightning_neuralgate.delta import EditDelta
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.tasks.answer_file import read_answered
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.mini import render_mini
@@ -97,7 +98,7 @@ def test_two_models_on_all_mini_tasks(
         ]  # fmt: skip
         counts = Counter(answer.task for answer in read_answered(folder))
         assert counts == {"pope": 4, "mme": 4, "scienceqa": 4, "mllmguard": 4, "privacy_pair": 4}
-        assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "scores.json"]
+        assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "run.json", "scores.json"]
 
 
 def test_files_a_delta_and_a_gate(
@@ -117,6 +118,15 @@ def test_files_a_delta_and_a_gate(
         assert main([*command, "--out", str(tmp_path / name)]) == 0
     answers = {name: (tmp_path / name / "answers.jsonl").read_bytes() for name in ("base", "edited", "delta")}
     assert answers["edited"] == answers["delta"] != answers["base"]
+    told = json.loads((tmp_path / "delta" / "run.json").read_text())
+    gate = NeuralGate.from_pretrained(tmp_path / "gate")
+    delta_file = EditDelta.load(tmp_path / "edit.safetensors")
+    assert told["notes"] == {"model": str(checkpoint), "delta": delta_file.edited, "gate": gate.fingerprint}
+    assert told["questions"] == {"pope": 4, "mme": 8}
+    assert told["settings"]["max_new_tokens"] == 5
+    assert main([*base, *delta, "--and", str(checkpoint), "--out", str(tmp_path / "both")]) == 0
+    for name, same in ((f"{checkpoint.name}-1", "base"), (f"{checkpoint.name}-2", "delta")):
+        assert (tmp_path / "both" / name / "answers.jsonl").read_bytes() == answers[same]
     assert main([*common, *whole, *delta[:2], "--out", str(tmp_path / "no")]) == 1
     assert "there is nothing to be done" in capsys.readouterr().err
     random_gate(tiny_llava(layers=2)).save_pretrained(tmp_path / "other")
