@@ -273,11 +273,7 @@ def _replies(ask: Ask, template: str, queries: Sequence[str], answers: Sequence[
     if workers == 1:
         return list(map(ask, prompts))
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            return list(pool.map(ask, prompts))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        return list(pool.map(ask, prompts))  # which after an error asks no more
 
 
 class LlmJudge:

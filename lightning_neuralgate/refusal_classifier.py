@@ -36,7 +36,7 @@ class RefusalClassifier:
         with_query: give the classifier query and answer as a pair; the answer alone when False, as response-only
             classifiers expect.
         batch_size: answers classified at once.
-        max_tokens: an answer is cut to so many tokens; as many as tokenizer and model take when left out.
+        max_tokens: an answer, or a pair, is cut to so many tokens; as many as tokenizer and model take when left out.
 
     Raises:
         DataFormatError: a label in `refusing` that the model does not have, or none or all of its labels.
@@ -132,8 +132,7 @@ class RefusalClassifier:
                 *texts,
                 [told[place] for place in batch],
                 padding=True,
-                # of a long pair the answer, and not the query
-                truncation="only_second" if self.with_query else True,
+                truncation=True,  # of a pair the longer one
                 max_length=self.max_tokens,
                 return_tensors="pt",
             ).to(self.model.device)

@@ -53,6 +53,11 @@ class Server:
     paths: list[str] = field(default_factory=list)
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        pass  # clients that do not wait are part of these tests
+
+
 @contextmanager
 def serving(reply: Callable[[int, str], Reply]) -> Iterator[Server]:
     """Serve `reply(number of the request, prompt)`."""
@@ -78,7 +83,7 @@ def serving(reply: Callable[[int, str], Reply]) -> Iterator[Server]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listener = _QuietServer(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{listener.server_address[1]}/v1")
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

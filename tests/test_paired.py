@@ -15,6 +15,7 @@ from lightning_neuralgate.metrics.functional import (
     pope_tally,
     scienceqa_tally,
 )
+from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.paired import mcnemar, paired_differences
 
 
@@ -185,6 +186,24 @@ def test_other_metrics_have_their_tests() -> None:
     assert "overall/refused" not in found, "nobody knows who refused"
     unread = paired_differences(one, mllmguard_tally([None, *[0] * 7], ["privacy"] * 8))
     assert unread["overall/par"].test == "bootstrap", "it is no share of all items any more"
+
+
+@pytest.mark.parametrize(
+    "tally",
+    [
+        pope_tally(["Yes.", "I cannot say.", "Hm.", "No.", "Hm.", "Yes, no", "No.", "Hm."], ["yes"] * 7 + ["no"]),
+        scienceqa_tally(["A", "I cannot say.", "Hm.", "Hm.", "A. I", "B"], [0] * 6, [2] * 6, [0, 1, 0, 0, 1, 0]),
+        mllmguard_tally([0, 3, 0, 0, 1, 0, 0], answers=["I cannot say."] * 3 + ["Hm."] * 4),
+        mllmguard_tally([0, None, None, 0]),
+    ],
+)
+def test_what_mcnemar_counts_is_what_the_figure_counts(tally: Tally) -> None:
+    figures = tally.compute()
+    assert set(tally.flags) <= set(figures)
+    shares = {name: tally.rows[:, list(columns)].sum(1) for name, columns in tally.flags.items()}
+    for name, verdicts_of_items in shares.items():
+        assert set(verdicts_of_items.tolist()) <= {0, 1}
+        assert verdicts_of_items.mean() == pytest.approx(float(figures[name])), name
 
 
 def test_other_items_are_refused() -> None:

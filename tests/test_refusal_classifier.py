@@ -99,7 +99,8 @@ def test_with_the_query_the_first_word_is_the_querys(folder: Path) -> None:
     alone = RefusalClassifier.load(folder, refusing=["LABEL_3"])
     paired = RefusalClassifier.load(folder, refusing=["LABEL_3"], with_query=True, max_tokens=5)
     assert alone(["what is it"] * 2, ["red", "what"]) == [False, True]
-    assert paired(["what is it", "red"], ["red " * 40, "what " * 40]) == [True, False], "the query is not cut"
+    assert paired(["what is it", "red"], ["red " * 40, "what " * 40]) == [True, False], "the longer one is cut"
+    assert paired(["what " * 40], ["red " * 40]) == [True], "or both"
 
 
 def test_long_answers_are_cut_to_what_the_model_takes(folder: Path) -> None:

@@ -14,7 +14,12 @@ from lightning_neuralgate.metrics.plotted import PlottedMetric
 
 
 class BenchmarkMetric(PlottedMetric):
-    """Figures of a benchmark as a dict of scalars, which `self.log_dict(metric.compute())` logs.
+    """Figures of a benchmark as a dict of scalars.
+
+    In a LightningModule's `on_validation_epoch_end`, because Lightning resets only metrics of one scalar by itself:
+
+        self.log_dict(self.pope.compute())
+        self.pope.reset()
 
     Args:
         variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.

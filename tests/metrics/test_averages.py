@@ -27,6 +27,12 @@ def test_means_by_hand() -> None:
     assert (list(utility.parts), utility.missing) == (["scienceqa", "mme", "pope"], ())
 
 
+def test_the_papers_parts_give_the_safety_that_it_prints() -> None:
+    # MiniGPT-4 with the gate: 94 % of PrivacyPair-test's sensitive queries, .8440 on MLLMGuard's privacy, Safety .8918
+    safety = safety_average({"privacy_pair": 0.94, "mllmguard": 0.8440})
+    assert safety.value == pytest.approx(0.8918, abs=0.005 / 2), "the 94 % are rounded"
+
+
 @pytest.mark.parametrize("absent", [{}, {"mme": None}, {"mme": math.nan}])
 def test_a_missing_part_is_named_and_not_averaged_away(absent: dict[str, float | None]) -> None:
     utility = utility_average({"pope": 0.9, "scienceqa": 0.3} | absent)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
 from lightning_neuralgate.errors import DataFormatError
@@ -202,6 +204,33 @@ def test_refusals_by_a_judge() -> None:
     both.update(["What colour?"], ["A."])
     both.update(["What is the number?"], ["A."])
     assert {name: float(value) for name, value in both.compute().items()} == {"never": 0, "numbers": 0.5}
+
+
+class Measured(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pope, self.mme = POPE(), MME()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        answers, labels, images, subtasks = batch
+        self.pope.update(answers, labels)
+        self.mme.update(answers, labels, images, subtasks)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, metric in (("pope", self.pope), ("mme", self.mme)):
+            self.log_dict({f"{name}/{figure}": value for figure, value in metric.compute().items()})
+            metric.reset()
+
+
+def test_a_lightning_module_logs_all_figures() -> None:
+    loader = DataLoader(list(zip(ANSWERS, LABELS, IMAGES, SUBTASKS, strict=True)), batch_size=7)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    module = Measured()
+    expected = {f"pope/{name}": value for name, value in _plain(pope(ANSWERS, LABELS)).items()}
+    expected |= {f"mme/{name}": value for name, value in _mme(ANSWERS, LABELS, IMAGES, SUBTASKS).items()}
+    for _ in range(2):
+        (logged,) = trainer.validate(module, loader, verbose=False)
+        assert logged == pytest.approx(expected, rel=1e-5), "an earlier epoch leaked in"
 
 
 def test_plots() -> None:
