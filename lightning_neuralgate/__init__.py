@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_neuralgate.locator import PrivacyLocatorModule
     from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
     from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
+    from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "PrivacyPairDataModule",
     "RefusalMetricsCallback",
     "RefuseToAnswerRate",
+    "TaskMetricsCallback",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "PrivacyPairDataModule": "data.datamodule",
     "RefusalMetricsCallback": "metrics_callback",
     "RefuseToAnswerRate": "metrics",
+    "TaskMetricsCallback": "tasks.callback",
 }
 
 

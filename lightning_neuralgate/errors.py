@@ -49,3 +49,7 @@ class WeightFilesError(NeuralGateError, ValueError):
 
 class DeltaFormatError(NeuralGateError, ValueError):
     """A saved edit cannot be read."""
+
+
+class JudgeError(NeuralGateError):
+    """A model that is to judge answers cannot be asked, or gives no verdict."""

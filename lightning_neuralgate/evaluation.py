@@ -9,7 +9,7 @@ from typing import Any
 from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.prompts import question_rows
-from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
+from lightning_neuralgate.data.records import PrivacyRecord
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaked_share, leaks, says_value
 from lightning_neuralgate.rates import summarize
@@ -59,9 +59,9 @@ def evaluate(
         next(pair for pair in record.pairs if row.query == (pair.sensitive if row.role == "sensitive" else pair.benign))
         for _, record, row in asked
     ]
-    for (_, record, row), pair in zip(asked, pairs, strict=True):
+    for _, record, row in asked:
         try:
-            _against_truth("", pair, row.role == "sensitive")
+            against_truth("", row.role == "sensitive", row.truth, row.synonyms)
         except DataFormatError as error:  # now, not after an hour of answering
             raise DataFormatError(f"record '{record.record_id}', query '{row.query}': {error}") from error
     told = answer_rows(
@@ -74,7 +74,7 @@ def evaluate(
         f"answers, {name}",
         share_prefixes,
     )
-    verdicts = _verdicts(judge, [row.query for *_, row in asked], told)
+    verdicts = verdicts_of(judge, [row.query for *_, row in asked], told)
     answers = []
     for (split, record, row), pair, answer, judged in zip(asked, pairs, told, verdicts, strict=True):
         sensitive = row.role == "sensitive"
@@ -90,25 +90,33 @@ def evaluate(
                 query=row.query,
                 answer=answer,
                 refused=is_refusal(answer, variant),
-                truth=pair.sensitive_truth if sensitive else pair.benign_truth,
+                truth=row.truth,
                 judged=judged,
-                **_against_truth(answer, pair, sensitive),
+                **against_truth(answer, sensitive, row.truth, row.synonyms),
             )
         )
     return answers
 
 
-def _against_truth(answer: str, pair: QueryPair, sensitive: bool) -> dict[str, Any]:
-    """What the true value says about an answer, as fields of `Answer`; nothing where it is not known."""
-    if sensitive and pair.sensitive_truth is not None:
-        secret = pair.sensitive_truth
-        return {"leaked": leaks(answer, secret), "leaked_share": leaked_share(answer, secret)}
-    if not sensitive and pair.benign_truth is not None:
-        return {"correct": says_value(answer, pair.benign_truth, pair.benign_synonyms)}
-    return {}
+def against_truth(answer: str, sensitive: bool, truth: str | None, synonyms: Sequence[str] = ()) -> dict[str, Any]:
+    """What the true value says about an answer, as fields of `Answer`; nothing where it is not known.
+
+    Raises:
+        DataFormatError: a true value or synonym without letters and digits.
+    """
+    if truth is None:
+        return {}
+    if sensitive:
+        return {"leaked": leaks(answer, truth), "leaked_share": leaked_share(answer, truth)}
+    return {"correct": says_value(answer, truth, synonyms)}
 
 
-def _verdicts(judge: Judge | None, queries: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+def verdicts_of(judge: Judge | None, queries: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+    """A judge's verdict on each answer; None each without a judge.
+
+    Raises:
+        DataFormatError: it does not give one verdict, true or false, for each answer.
+    """
     if judge is None:
         return [None] * len(answers)
     verdicts = list(judge(queries, answers))

@@ -1,7 +1,8 @@
-"""How far the rates of a run may be off by the choice of its records: 95 % intervals by the cluster bootstrap.
+"""How far the rates of a run may be off by the choice of its records: 95 % intervals by the bootstrap.
 
-The queries of one record share a picture and a secret, so they are not independent. Whole records are drawn again, with
-replacement, and each rate is computed anew; the interval holds the middle 95 % of what comes out (percentile bootstrap).
+Units are drawn again, with replacement, and each rate is computed anew; the interval holds the middle 95 % of what comes out
+(percentile bootstrap). The queries of one record share a picture and a secret, so they are not independent: there the unit
+is the whole record. On a benchmark it is the item, and on MME the image with its two questions.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_neuralgate.answers import Answer
+from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.rates import MEANS, ORDER, SHARES, by_split
 
 LEVEL = 0.95
+_DRAWS_AT_ONCE = 1 << 22
 
 
 def bootstrap_intervals(
@@ -44,8 +47,7 @@ def bootstrap_intervals(
         >>> bootstrap_intervals(rows)
         {'test': {'rta_sensitive': [0.6, 0.875]}}
     """
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    check_resamples(resamples)
     return {split: _intervals(rows, resamples, seed) for split, rows in by_split(answers).items()}
 
 
@@ -68,7 +70,87 @@ def _intervals(answers: Sequence[Answer], resamples: int, seed: int) -> dict[str
     for rate, parts in MEANS.items():
         if drawn.keys() >= set(parts):
             drawn[rate] = np.mean([drawn[part] for part in parts], axis=0)
-    # a draw that holds no record which counts towards a rate says nothing about it
-    known = {rate: drawn[rate][~np.isnan(drawn[rate])] for rate in ORDER if rate in drawn}
+    found = {rate: interval(drawn[rate]) for rate in ORDER if rate in drawn}
+    return {rate: ends for rate, ends in found.items() if ends is not None}
+
+
+def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[str, list[float]]:
+    """Intervals of a benchmark's figures.
+
+    They speak of the choice of items alone. Items of one stratum (an MME subtask, an MLLMGuard dimension) are drawn from
+    their own, so that each keeps its size. A share that is 0 or 1 in the run gets an interval without width, which does not
+    mean that it is certain.
+
+    Args:
+        tally: of one run, such as `pope_tally` makes.
+        resamples: how often the items are drawn again.
+        seed: of drawing; the same seed and items, in any order, give the same intervals.
+
+    Returns:
+        Figure -> [low, high], named as in `tally.compute()`. A figure that is NaN, or of fewer than two units, is left out.
+
+    Raises:
+        ValueError: fewer than one resample.
+
+    Example:
+        >>> from lightning_neuralgate.metrics.functional import pope_tally
+        >>> tally = pope_tally(["Yes."] * 40, ["yes"] * 30 + ["no"] * 10)
+        >>> score_intervals(tally)["accuracy"]
+        [0.6, 0.875]
+    """
+    check_resamples(resamples)
+    if len(tally.names) < 2:
+        return {}
+    drawn = tally.figures(resampled_sums(tally.rows, tally.strata, tally.strata_count, resamples, seed))
+    told = {name for name, value in tally.compute().items() if not np.isnan(value)}
+    found = {name: interval(values) for name, values in drawn.items() if name in told}
+    return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def resampled_sums(
+    rows: NDArray[np.float64], strata: NDArray[np.intp], strata_count: int, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Sums of the rows of units that were drawn again, each within its stratum.
+
+    Args:
+        rows: shape (units, columns).
+        strata: the stratum of each, shape (units,).
+        strata_count: number of strata.
+        resamples: how often to draw.
+        seed: of drawing.
+
+    Returns:
+        Shape (resamples, strata, columns).
+    """
+    generator = np.random.default_rng(seed)
+    sums = np.zeros((resamples, strata_count, rows.shape[1]))
+    for stratum in range(strata_count):
+        own = rows[strata == stratum]
+        if not len(own):
+            continue
+        # Units with equal rows are interchangeable, and most are equal: how often each kind is drawn is all that matters.
+        kinds, counts = np.unique(own, axis=0, return_counts=True)
+        block = max(1, _DRAWS_AT_ONCE // len(kinds))
+        for start in range(0, resamples, block):
+            stop = min(start + block, resamples)
+            draws = generator.multinomial(len(own), counts / len(own), size=stop - start)
+            sums[start:stop, stratum] = draws @ kinds
+    return sums
+
+
+def check_resamples(resamples: int) -> None:
+    """See that there is something to draw.
+
+    Raises:
+        ValueError: fewer than one resample.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+
+
+def interval(values: NDArray[np.float64]) -> list[float] | None:
+    """The middle 95 % of drawn values; None if all are NaN."""
+    # a draw that holds no unit which counts towards a figure says nothing about it
+    known = values[~np.isnan(values)]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {rate: np.quantile(values, ends).tolist() for rate, values in known.items() if values.size}
+    return np.quantile(known, ends).tolist() if known.size else None

@@ -164,9 +164,7 @@ class RefusalJudge:
         Raises:
             DataFormatError: not as many queries as answers, or one that is no string.
         """
-        asked, told = _as_texts("queries", queries), _as_texts("answers", answers)
-        if len(asked) != len(told):
-            raise DataFormatError(f"there are {len(asked)} queries and {len(told)} answers; give one query per answer")
+        asked, told = as_pairs(queries, answers)
         features = self.reader(asked, told)[:, 0]
         scores = torch.sigmoid(features @ self.weight + self.bias)
         silent = torch.tensor([not _plain(answer) for answer in told], dtype=torch.bool)
@@ -231,6 +229,18 @@ def _read_weights(weights: Path) -> tuple[dict[str, Any], Tensor, Tensor]:
 def _plain(text: str) -> str:
     """One line with straight apostrophes, so that typography and line breaks do not sway the verdict."""
     return " ".join(text.translate(_APOSTROPHES).split())
+
+
+def as_pairs(queries: Sequence[str], answers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Queries and answers as a judge takes them: lists of equal length; a single string is one text.
+
+    Raises:
+        DataFormatError: not as many queries as answers, or one that is no string.
+    """
+    asked, told = _as_texts("queries", queries), _as_texts("answers", answers)
+    if len(asked) != len(told):
+        raise DataFormatError(f"there are {len(asked)} queries and {len(told)} answers; give one query per answer")
+    return asked, told
 
 
 def _as_texts(name: str, texts: Sequence[str]) -> list[str]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from lightning.pytorch import LightningModule, Trainer
 from tqdm.auto import tqdm
 from typing_extensions import override
 
 from lightning_neuralgate.data.prompts import prompts_loader
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
+from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.metrics.held_out import HeldOutRates
-from lightning_neuralgate.sharding import is_flattened
 from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 
 
-class RefusalMetricsCallback(Callback):
+class RefusalMetricsCallback(MeasuringCallback):
     """Asks held-out queries before, every few optimizer steps of, and after a training, and logs how they are answered.
 
     For each split `held_out/SPLIT/rta_sensitive`, `answer_rate_benign` and `eta`, and where the records know the true values
@@ -60,7 +56,7 @@ class RefusalMetricsCallback(Callback):
         limit: int | None = None,
         variant: RefusalVariant = "prefix",
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_steps)
         if every_n_steps < 0 or max_new_tokens < 1 or batch_size < 1 or (limit is not None and limit < 1):
             raise ValueError(
                 "every_n_steps must not be negative; max_new_tokens, batch_size and limit must be at least 1"
@@ -70,18 +66,10 @@ class RefusalMetricsCallback(Callback):
             raise DataFormatError(f"no held-out records to ask about{' in ' if empty else ''}{', '.join(empty)}")
         self.splits = {name: list(records) for name, records in splits.items()}
         self.processor = processor
-        self.every_n_steps = every_n_steps
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.limit = limit
         self.rates = HeldOutRates(variant)
-        self.history: list[tuple[int, dict[str, float]]] = []
-        self._measured_at: int | None = None
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # a checkpoint's state comes after this
-            self._measured_at, self.history = None, []
 
     @property
     @override
@@ -89,50 +77,13 @@ class RefusalMetricsCallback(Callback):
         return self._generate_state_key(splits=sorted(self.splits))
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"measured_at": self._measured_at, "history": self.history}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._measured_at, self.history = state_dict["measured_at"], state_dict["history"]
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_flattened(trainer.strategy.model or pl_module):
-            raise UnsupportedSetupError(
-                "RefusalMetricsCallback cannot generate under FSDP1; use FSDP2 through ModelParallelStrategy, or 'ddp'"
-            )
-        if self._measured_at is None:
-            self._measure(trainer, pl_module)
-        else:
-            _tell(trainer, self.history[-1][1])
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        every = self.every_n_steps
-        # a manual optimization may take several steps in a batch
-        if every and trainer.global_step // every > (self._measured_at or 0) // every:
-            self._measure(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._measured_at != trainer.global_step:
-            self._measure(trainer, pl_module)
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values: dict[str, float] = {}
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         self.rates.to(pl_module.device)
-        with _evaluating(pl_module), isolate_rng(), trainer.precision_plugin.forward_context():
-            for split, records in self.splits.items():
-                for name, value in self._rates(trainer, pl_module, split, records).items():
-                    values[f"held_out/{split}/{name}"] = value
-        self._measured_at = trainer.global_step
-        self.history.append((trainer.global_step, values))
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-        _tell(trainer, values)
+        return {
+            f"held_out/{split}/{name}": value
+            for split, records in self.splits.items()
+            for name, value in self._rates(trainer, pl_module, split, records).items()
+        }
 
     def _rates(
         self, trainer: Trainer, pl_module: LightningModule, split: str, records: Sequence[PrivacyRecord]
@@ -143,24 +94,8 @@ class RefusalMetricsCallback(Callback):
             records, self.processor, self.batch_size, self.limit, trainer.global_rank, trainer.world_size
         )
         self.rates.reset()
-        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        for batch in tqdm(loader, desc=f"held out: {split}", leave=False, disable=not shown, unit="batch"):
+        quiet = not shows_progress(trainer)
+        for batch in tqdm(loader, desc=f"held out: {split}", leave=False, disable=quiet, unit="batch"):
             told = answers_sharing_prefixes(model, tokenizer, batch, batch["record_id"], self.max_new_tokens)
             self.rates.update(told, batch)
         return {name: float(metric.compute()) for name, metric in self.rates.metrics.items()}
-
-
-def _tell(trainer: Trainer, values: Mapping[str, float]) -> None:
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and afterwards each of its parts back into the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lightning_neuralgate.data.queries import EDIT_TEMPLATES, ORDINARY_QUESTIONS, TRAINING_TEMPLATES
 from lightning_neuralgate.judge import ASKED, AnswerReader, RefusalJudge, save_judge
+from lightning_neuralgate.metrics.functional.agreement import cohens_kappa
 from lightning_neuralgate.metrics.functional.refusal import is_refusal
 from lightning_neuralgate.models.smollm2 import GGUF, GGUF_SHA256, load_smollm2
 
@@ -342,16 +343,16 @@ def report(judge: RefusalJudge) -> str:
     lines = [
         f"{len(held)} held-out answers, {int(labels.sum())} of them refusals",
         "",
-        "| judge | precision | recall | F1 | agrees with RefusalJudge |",
-        "| --- | --- | --- | --- | --- |",
+        "| judge | precision | recall | F1 | agrees with RefusalJudge | kappa |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, said in verdicts.items():
         cells = [
             f"{value:.3f} ({low:.3f} to {high:.3f})"
             for value, (low, high) in zip(quality(said, labels), interval(said, labels), strict=True)
         ]
-        agreement = float((said == verdicts["RefusalJudge"]).double().mean())
-        lines.append(f"| {name} | {' | '.join(cells)} | {agreement:.3f} |")
+        both = cohens_kappa(said.tolist(), verdicts["RefusalJudge"].tolist())
+        lines.append(f"| {name} | {' | '.join(cells)} | {both.agreement:.3f} | {both.kappa:.3f} |")
     lines += ["", f"| stratum | answers | refusals | {' | '.join(verdicts)} |", "| --- " * (3 + len(verdicts)) + "|"]
     for stratum in dict.fromkeys(row.stratum for row in held):
         inside = torch.tensor([row.stratum == stratum for row in held])

@@ -8,7 +8,8 @@ import pytest
 
 from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.intervals import bootstrap_intervals
+from lightning_neuralgate.intervals import bootstrap_intervals, score_intervals
+from lightning_neuralgate.metrics.functional import PopeScores, mllmguard_tally, mme_tally, pope, pope_tally
 from lightning_neuralgate.rates import summarize
 from tests.test_rates import ANSWERS, answer
 
@@ -89,3 +90,64 @@ def test_bad_arguments_are_refused() -> None:
         bootstrap_intervals(run(2, 1), resamples=0)
     with pytest.raises(DataFormatError, match="answers of gated, ungated"):
         bootstrap_intervals([answer(True), answer(True, model="ungated")])
+
+
+def test_items_of_a_benchmark_are_drawn_as_in_a_plain_bootstrap() -> None:
+    labels = ["yes", "no"] * 30
+    draw = random.Random(0)
+    answers = [draw.choice(("Yes.", "No.", "I cannot say.")) for _ in labels]
+    found = score_intervals(pope_tally(answers, labels), resamples=4000)
+    plain: dict[str, list[float]] = {}
+    generator = np.random.default_rng(1)
+    for _ in range(2000):
+        chosen = generator.integers(0, 60, 60)
+        again = pope([answers[place] for place in chosen], [labels[place] for place in chosen])
+        for name, value in again._asdict().items():
+            plain.setdefault(name, []).append(value)
+    assert list(found) == list(PopeScores._fields[:-1])
+    for name, ends in found.items():
+        assert ends == pytest.approx(np.quantile(plain[name], [0.025, 0.975]).tolist(), abs=0.04), name
+    shuffled = random.Random(2).sample(list(zip(answers, labels, strict=True)), 60)
+    assert score_intervals(pope_tally(*zip(*shuffled, strict=True)), resamples=4000) == found, "order does not matter"
+    assert score_intervals(pope_tally(answers, labels), resamples=4000, seed=1) != found
+
+
+def test_the_image_is_the_unit_of_mme() -> None:
+    images = [str(place // 2) for place in range(200)]
+    # both questions of an image are right, or none is: 200 answers are 100 draws of a coin
+    answers = [("Yes" if int(image) % 2 else "Sorry") for image in images]
+    found = score_intervals(mme_tally(answers, ["Yes"] * 200, images, ["color"] * 200))
+    low, high = found["accuracy"]
+    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 100) ** 0.5, rel=0.15)
+    assert found["color/accuracy_plus"] == found["accuracy"]
+    assert found["perception"] == pytest.approx([200 * low, 200 * high])
+    assert "cognition" not in found
+    assert not any(name.startswith("count/") for name in found)
+
+
+def test_subtasks_keep_their_sizes() -> None:
+    # each image of a subtask is like the others of it, so no draw can change anything
+    subtasks = ["color"] * 20 + ["count"] * 2
+    answers = ["Yes"] * 20 + ["No"] * 2
+    images = [str(place // 2) for place in range(22)]
+    found = score_intervals(mme_tally(answers, ["Yes"] * 22, images, subtasks))
+    assert found["perception"] == [200, 200]
+    assert found["accuracy"] == pytest.approx([20 / 22] * 2)
+
+
+def test_too_few_items_have_no_interval() -> None:
+    assert score_intervals(pope_tally(["Yes."], ["yes"])) == {}
+    assert score_intervals(pope_tally([], [])) == {}
+    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+        score_intervals(pope_tally(["Yes."] * 2, ["yes"] * 2), resamples=0)
+
+
+def test_scores_that_all_differ_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.linspace(0, 3, 200).tolist()
+    whole = score_intervals(mllmguard_tally(scores))
+    monkeypatch.setattr("lightning_neuralgate.intervals._DRAWS_AT_ONCE", 1000)
+    assert score_intervals(mllmguard_tally(scores)) == whole
+    spread = np.std(scores) / 3
+    low, high = whole["asd"]
+    assert (high + low) / 2 == pytest.approx(0.5, abs=0.01)
+    assert high - low == pytest.approx(2 * 1.96 * spread / 200**0.5, rel=0.1)

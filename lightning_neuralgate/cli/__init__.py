@@ -21,8 +21,10 @@ SUBCOMMANDS = {
     "diff": "say what an edit changed, and write it as one small file",
     "apply": "make an edit that lies in such a file",
     "revert": "take such an edit back, bit for bit",
-    "eval": "ask a model the test queries and print refusal and answer rates",
+    "eval": "ask a model the test queries, or benchmarks with --tasks, and print the rates",
     "convert": "build a Hugging Face folder of MiniGPT-4 from its original files",
+    "score": "score stored answers again, without a model",
+    "compare": "two runs side by side, with intervals, p-values and the items that changed",
     "render": "draw pictures with known attributes, with their questions",
 }
 

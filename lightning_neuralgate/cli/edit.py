@@ -23,6 +23,9 @@ from lightning_neuralgate.identity import model_checksum
 from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.resuming import fit_resumably, forget_progress
+from lightning_neuralgate.tasks.callback import TaskMetricsCallback
+from lightning_neuralgate.tasks.options import TaskSources, task_names
+from lightning_neuralgate.tasks.questions import TaskQuestions
 from lightning_neuralgate.versions import library_versions
 from lightning_neuralgate.weight_files import WEIGHT_PATTERNS
 
@@ -52,6 +55,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Ask the test split before, every so many optimizer steps of, and after the edit, and log it; 0: never.",
     )  # fmt: skip
     add_workers(parser)
+    parser.add_argument(
+        "--measure_tasks",
+        type=str | None,
+        default=None,
+        help="With --measure_every: benchmarks to ask, too, as in `neuralgate eval --tasks`; --sources says where they are.",
+    )
+    parser.add_argument("--measure_limit", type=int, default=50, help="At most so many questions of each benchmark.")
+    parser.add_class_arguments(TaskSources, "sources")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(PrivacyEditModule, "editor", skip={"model", "processor"}, instantiate=False)
@@ -89,6 +100,10 @@ def run(options: Namespace) -> None:
         trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau, arguments["layers"]))
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
+    if options.measure_every and options.measure_tasks is not None:
+        sources = options.sources.read(task_names(options.measure_tasks), options.data)
+        asked_too = TaskQuestions(sources, options.measure_limit)
+        trainer.callbacks.append(TaskMetricsCallback(asked_too, processor, options.measure_every))
     gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
     unfinished = options.out / UNFINISHED
     fit_resumably(trainer, editor, data, unfinished, {"model": base, **gated}, options.keep_every)

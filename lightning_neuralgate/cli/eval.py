@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.answers import write_answers
 from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.cli import eval_tasks
 from lightning_neuralgate.cli.options import ModelOptions, add_config
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.options import DataOptions
@@ -29,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling.")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
+    eval_tasks.add_arguments(parser)
 
 
 def run(options: Namespace) -> None:
@@ -36,6 +38,9 @@ def run(options: Namespace) -> None:
     from lightning.pytorch import seed_everything
 
     seed_everything(options.seed, verbose=False)
+    if options.tasks is not None:
+        eval_tasks.run(options)
+        return
     splits = options.data.read()
     model, processor = options.model.load()
     tested = {name: records for name, records in splits._asdict().items() if name != "edit" and records}

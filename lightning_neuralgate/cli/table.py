@@ -28,9 +28,6 @@ def print_rates(
         spread: standard deviations, nested in the same way.
         title: what stands above.
     """
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
     splits = list(dict.fromkeys(split for by_split in rates.values() for split in by_split))
@@ -48,8 +45,17 @@ def print_rates(
                 row, spreads = by_split[split], (spread or {}).get(model, {}).get(split, {})
                 cells = [_cell(row.get(rate), spreads.get(rate)) for rate in columns]
                 table.add_row(f"  {model}", *cells, _count(row.get("n")))
-    # where there is no terminal, such as in a log file, rich would squeeze it into 80 columns
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
+
+
+def console(width: int = 120) -> Any:
+    """The terminal, or what stands in its place, of some width."""
+    import sys
+
+    from rich.console import Console
+
+    # where there is no terminal, such as in a log file, rich would squeeze a table into 80 columns
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 def _cell(value: float | None, spread: float | None) -> str:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from lightning_neuralgate.cache import cache_folder, written_whole
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.pictures import picture_digest
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.identity import model_checksum
@@ -137,7 +138,7 @@ def _cached_answers(model: Any, processor: Any, rows: Sequence[QueryRow], batch_
     key = hashlib.sha256(model_checksum(model).encode())
     key.update(str(getattr(processor, "chat_template", None)).encode())
     for row in rows:
-        picture = hashlib.sha256(row.image.read_bytes()).hexdigest() if row.image else ""
+        picture = picture_digest(row.image) if row.image else ""
         key.update(json.dumps([row.query, picture]).encode())
     file = cache_folder() / "targets" / f"{key.hexdigest()[:24]}.json"
     if file.is_file():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.data.pictures import ROOM, PictureProcessor
+from lightning_neuralgate.data.pictures import ROOM, Picture, PictureProcessor
 from lightning_neuralgate.spans import TokenSpan, subject_mask, subject_token_span
 
 Role = Literal["sensitive", "benign", "retention"]
@@ -39,7 +38,7 @@ class QueryRow:
 
     query: str
     role: Role
-    image: Path | None
+    image: Picture | None
     subject: str = ""
     target: str | None = None
     context: str = ""

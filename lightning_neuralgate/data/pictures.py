@@ -7,14 +7,16 @@ the least recently used given up first; the text around it is processed anew eve
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lightning_neuralgate.errors import DataFormatError
@@ -23,26 +25,42 @@ ROOM = 256 * 2**20
 """Bytes of processed pictures that are kept unless somebody asks for more or less: about 190 of 336 by 336 pixels."""
 
 
-def read_image(path: Path, record: str = "?") -> Image.Image:
+Picture = Path | bytes | Image.Image
+"""A file, the bytes of one, or what was read from it."""
+
+
+def read_image(picture: Picture, record: str = "?") -> Image.Image:
     """Read a picture as RGB.
 
     Raises:
         DataFormatError: naming record and file, when it is missing or no picture.
     """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             return image.convert("RGB")
-    except _UNREADABLE as error:
-        raise DataFormatError(f"record {record}: picture {path} cannot be read: {error}") from error
+    # Pillow's readers raise SyntaxError and ValueError, too, at files that are damaged
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        where = f"of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
+        raise DataFormatError(f"record {record}: picture {where} cannot be read: {error}") from error
+
+
+def picture_digest(picture: Picture) -> str:
+    """SHA-256 of a picture's file, or of the pixels of one that was read."""
+    if isinstance(picture, Path):
+        picture = picture.read_bytes()
+    content = picture if isinstance(picture, bytes) else f"{picture.mode}{picture.size}".encode() + picture.tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 class PictureProcessor:
     """Calls a Hugging Face processor with a text and a picture, as `processor(text=[...], images=[...])` would.
 
-    A file counts as the same as long as its inode, size and times are, and its result as long as the settings of the image
-    processor are. The first picture that comes again is processed both ways; where the results differ, as with a processor
-    that looks at pixels itself, nothing is kept from then on. The processor itself is never changed. A copy that is sent to
-    another process, such as a DataLoader's worker, begins with nothing.
+    Only what comes as a file is kept. It counts as the same as long as its inode, size and times are, and its result as long
+    as the settings of the image processor are. The first picture that comes again is processed both ways; where the results
+    differ, as with a processor that looks at pixels itself, nothing is kept from then on. The processor itself is never
+    changed. A copy that is sent to another process, such as a DataLoader's worker, begins with nothing.
 
     Args:
         processor: the model's processor.
@@ -62,13 +80,13 @@ class PictureProcessor:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": OrderedDict(), "held": 0}
 
-    def __call__(self, text: str, path: Path, record: str = "?", **options: Any) -> dict[str, Any]:
+    def __call__(self, text: str, path: Picture, record: str = "?", **options: Any) -> dict[str, Any]:
         """What the processor makes of a text and its picture.
 
         Raises:
             DataFormatError: naming record and file, when it is missing or no picture.
         """
-        if self._holds is False:
+        if self._holds is False or not isinstance(path, Path):
             return dict(self.processor(text=[text], images=[read_image(path, record)], **options))
         key = self._key(path, record)
         if key not in self._kept:
@@ -128,9 +146,6 @@ class _Remembering:
             found = self._inner(images, *args, **options)
             self._pictures.keep(self._key, found)
         return found
-
-
-_UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 def _bytes(made: Any) -> int:

@@ -2,15 +2,29 @@
 
 from lightning_neuralgate.metrics.functional import ExpectToAnswerParts, RefusalVariant
 from lightning_neuralgate.metrics.leak import BenignAccuracy, LeakRate, PartialLeak
-from lightning_neuralgate.metrics.refusal import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
+from lightning_neuralgate.metrics.mllmguard import MLLMGuard
+from lightning_neuralgate.metrics.mme import MME
+from lightning_neuralgate.metrics.pope import POPE
+from lightning_neuralgate.metrics.refusal import (
+    AnswerRate,
+    ExpectToAnswer,
+    JudgedRefuseToAnswerRate,
+    RefuseToAnswerRate,
+)
+from lightning_neuralgate.metrics.scienceqa import ScienceQA
 
 __all__ = [
+    "MME",
+    "POPE",
     "AnswerRate",
     "BenignAccuracy",
     "ExpectToAnswer",
     "ExpectToAnswerParts",
+    "JudgedRefuseToAnswerRate",
     "LeakRate",
+    "MLLMGuard",
     "PartialLeak",
     "RefusalVariant",
     "RefuseToAnswerRate",
+    "ScienceQA",
 ]

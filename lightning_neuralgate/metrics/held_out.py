@@ -36,7 +36,7 @@ class HeldOutRates(nn.Module):
     @property
     def metrics(self) -> dict[str, Metric]:
         """The metrics by name; those of truth only if a batch had a field for it, NaN as long as it knew none."""
-        told = {
+        told: dict[str, Metric] = {
             "rta_sensitive": self.answers.rta_sensitive,
             "answer_rate_benign": self.answers.answer_rate_benign,
             "eta": self.answers,

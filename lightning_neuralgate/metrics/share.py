@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from typing_extensions import override
 
 from lightning_neuralgate.metrics.functional.refusal import _rate_compute
+from lightning_neuralgate.metrics.plotted import PlottedMetric
 
 
-class ShareOfAnswers(Metric):
+class ShareOfAnswers(PlottedMetric):
     """A count over a number of answers, both summed over batches and processes.
 
     Args:
@@ -24,8 +22,6 @@ class ShareOfAnswers(Metric):
         kwargs: arguments of `torchmetrics.Metric`.
     """
 
-    is_differentiable: bool = False
-    full_state_update: bool = False
     plot_lower_bound: float = 0.0
     plot_upper_bound: float = 1.0
 
@@ -46,19 +42,3 @@ class ShareOfAnswers(Metric):
     def compute(self) -> Tensor:
         """The share so far, a scalar; NaN over zero answers."""
         return _rate_compute(getattr(self, self._count_name), self.total)
-
-    @override
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
-        """Plot one value or several.
-
-        Args:
-            val: what `forward` or `compute` returned, or a list of such values; computed now when left out.
-            ax: the matplotlib axis to draw on.
-
-        Returns:
-            Figure and axis.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        return self._plot(val, ax)

@@ -79,11 +79,15 @@ def contents(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def try_out(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
+_LEFT = {"locate": "gate", "edit": "edited"}
+"""Stage -> folder of the run that nobody killed, where another stage looks for it."""
+
+
+def try_out(folder: Path, stages: dict[str, list[str]], kills: int, rng: random.Random) -> dict[str, Any]:
     """Kill each stage at least `kills` times."""
     results: dict[str, Any] = {}
-    for stage, command in commands(folder).items():
-        whole = folder / ("gate" if stage == "locate" else "edited")
+    for stage, command in stages.items():
+        whole = folder / _LEFT.get(stage, stage)
         start = time.monotonic()
         child = started(command, whole)
         while (status := ended(child)) is None:
@@ -109,4 +113,4 @@ if __name__ == "__main__":
     save_tiny_llava(place / "model")
     sizes = "--edit_records 2 --test_records 1 --edit_pairs 2 --test_pairs 1"
     assert main(["render", "--out", str(place / "data"), "--seed", "3", *sizes.split()]) == 0
-    print(json.dumps(try_out(place, wanted, random.Random(seed))))
+    print(json.dumps(try_out(place, commands(place), wanted, random.Random(seed))))

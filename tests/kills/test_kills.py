@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of both stages: nothing is lost, and the result is the same to the bit."""
+"""SIGKILL at random moments of both stages and of benchmarks: nothing is lost, and the result is the same to the bit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from tests.helpers.launch import launch
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
-def test_a_killed_stage_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    printed = launch("-m", "tests.kills.runs", str(tmp_path), "15", "0", NEURALGATE_CACHE=str(tmp_path / "cache"))
-    told = json.loads(printed.splitlines()[-1])
-    for stage in ("locate", "edit"):
-        assert told[stage]["kills"] >= 15
+@pytest.mark.parametrize(
+    ("module", "kills", "stages"), [("runs", 15, ("locate", "edit")), ("task_runs", 10, ("greedy", "sampled"))]
+)
+def test_a_killed_stage_ends_in_the_same_bytes(
+    tmp_path: Path, module: str, kills: int, stages: tuple[str, ...]
+) -> None:
+    words = ("-m", f"tests.kills.{module}", str(tmp_path), str(kills), "0")
+    told = json.loads(launch(*words, NEURALGATE_CACHE=str(tmp_path / "cache")).splitlines()[-1])
+    for stage in stages:
+        assert told[stage]["kills"] >= kills
         assert told[stage]["different"] == [], stage

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -132,6 +133,20 @@ def test_values_are_said_as_by_hand(answer: str, value: str, synonyms: Any) -> N
 def test_a_value_of_nothing_is_refused(value: str, synonyms: Any) -> None:
     with pytest.raises(DataFormatError, match="neither letters nor digits"):
         says_value("It is red.", value, synonyms)
+
+
+def test_a_long_answer_is_not_taken_apart() -> None:
+    long = "It is a long story, and it goes on. " * 50_000
+    tracemalloc.start()
+    try:
+        assert not leaks(long, "482913")
+        assert not says_value(long, "red", ["scarlet"])
+        # a list of its words or letters would take eight times the text or more
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(long)
+    finally:
+        tracemalloc.stop()
+    assert leaks(long + "48 29 13", "482913")
+    assert says_value(long + "Red", "red")
 
 
 ANSWERS = ["I cannot say.", "It is 12 34.", "It is 12.", ""]

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 
 from lightning_neuralgate.metrics import BenignAccuracy, LeakRate, PartialLeak
 from lightning_neuralgate.metrics.functional import benign_accuracy, leak_rate, partial_leak
+from tests.helpers.gloo import in_two_processes
 
 # name -> one list of batches a rank; a row is (answer, true value)
 SCENES: dict[str, tuple[list[list[tuple[str, str]]], list[list[tuple[str, str]]]]] = {
@@ -27,8 +24,7 @@ def _rows(batches: list[list[tuple[str, str]]]) -> list[tuple[str, str]]:
     return [row for batch in batches for row in batch]
 
 
-def _count(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def _count(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, ranks in SCENES.items():
         leak, collected = LeakRate(), MetricCollection({"partial": PartialLeak(), "accuracy": BenignAccuracy()})
@@ -41,15 +37,12 @@ def _count(rank: int, folder: str) -> None:
         leak.reset()
         leak.update(["1234", "9"], ["1234", "1234"])
         found[name]["reset"] = leak.compute()
-    torch.save(found, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.start_processes(_count, (str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return in_two_processes(_count, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")

@@ -4,6 +4,9 @@ import copy
 import csv
 import math
 import pickle
+import random
+import re
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
+from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefusalVariant, RefuseToAnswerRate
 from lightning_neuralgate.metrics.functional import (
     GCG_SUBSTRINGS,
     PREFIX_OPENINGS,
@@ -446,3 +449,40 @@ def test_a_lightning_module_logs_the_values_of_each_epoch(tmp_path: Path, log_at
     # validation ran, and reset, under inference mode; counting must go on outside of it
     module.eta.update(["Sorry.", "Red."], [True, False])
     assert module.eta.compute() == 1
+
+
+def _plainly(answer: str) -> bool:
+    """The `prefix` variant over the whole answer, opening by opening."""
+    folded = answer
+    for apostrophe in "\u2018\u2019\u02bc\u00b4\u0060\u2032\uff07":
+        folded = folded.replace(apostrophe, "'")
+    begin = " ".join(folded.lower().split()).lstrip(" '\"\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a")
+    return any(begin.startswith(opening) and not re.match(r"\w", begin[len(opening) :]) for opening in PREFIX_OPENINGS)
+
+
+def test_how_an_answer_goes_on_does_not_matter() -> None:
+    draw = random.Random(0)
+    pieces = [*PREFIX_OPENINGS, *XSTEST_OPENINGS, *(word for opening in PREFIX_OPENINGS for word in opening.split())]
+    marks = [" ", "  ", "\n", "\t", "'", "\u2019", "\u201c", '"', "\u00a0", "\x1c", ",", ".", "\u0130", "`", ""]
+    refused = 0
+    for _ in range(5000):
+        parts = [
+            draw.choice((draw.choice(pieces), draw.choice(pieces).title(), *draw.choices(marks, k=2))) for _ in range(6)
+        ]
+        answer = "".join(parts)
+        assert is_refusal(answer) is _plainly(answer), answer
+        assert is_refusal(answer, "xstest") is answer.lower().strip().startswith(XSTEST_OPENINGS), answer
+        refused += is_refusal(answer)
+    assert 500 < refused < 4500
+
+
+@pytest.mark.parametrize("variant", ["prefix", "gcg", "xstest"])
+@pytest.mark.parametrize("begin", ["I cannot say ", "It is red ", " " * 10**6])
+def test_long_answers_are_judged_by_their_beginning(variant: RefusalVariant, begin: str) -> None:
+    long = begin + "a b " * 10**6
+    tracemalloc.start()
+    try:
+        assert is_refusal(long, variant) is is_refusal(begin, variant)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(long), "no list of its words"
+    finally:
+        tracemalloc.stop()

@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
 from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answer, refuse_to_answer_rate
+from tests.helpers.gloo import in_two_processes
 
 # name -> one list of batches a rank; a row is (answer, is the query sensitive)
 SCENES: dict[str, tuple[list[list[tuple[str, bool]]], list[list[tuple[str, bool]]]]] = {
@@ -35,8 +33,7 @@ def _rows(batches: list[list[tuple[str, bool]]]) -> list[tuple[str, bool]]:
     return [row for batch in batches for row in batch]
 
 
-def _count(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def _count(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, ranks in SCENES.items():
         eta = ExpectToAnswer()
@@ -59,8 +56,7 @@ def _count(rank: int, folder: str) -> None:
         eta.reset()
         eta.update(["Sorry.", "Pink.", "I can't."], [True, False, False])
         found[name]["reset"] = tuple(eta.parts())
-    torch.save(found, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
@@ -76,9 +72,7 @@ def _expected(rows: list[tuple[str, bool]]) -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.start_processes(_count, (str(folder),), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return in_two_processes(_count, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -29,7 +29,10 @@ from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
 from lightning_neuralgate.resuming import fit_resumably
 from lightning_neuralgate.sharding import full_state_dict
+from lightning_neuralgate.tasks.callback import TaskMetricsCallback
+from lightning_neuralgate.tasks.runner import Answering
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
+from tests.tasks.runs import questions_in, write_data
 
 LAYER, TAU = 1, 0.3
 WEIGHT = f"model.language_model.layers.{LAYER}.mlp.down_proj.weight"
@@ -100,15 +103,20 @@ def trainer_of(strategy: str, **options: Any) -> Trainer:
     )
 
 
-def edit(strategy: str, gate: NeuralGate, splits: RecordSplits, folder: Path, *more: Callback) -> dict[str, Any]:
+def edit(
+    strategy: str, gate: NeuralGate, splits: RecordSplits, asked: Path, folder: Path, *more: Callback
+) -> dict[str, Any]:
     """The edited weights, and what was measured on the way."""
     model = opinionated(tiny_llava())
     module = PrivacyEditModule(model, [LAYER], tiny_processor(), lr=1e-2, max_new_tokens=3)
     measured = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 2, max_new_tokens=3, batch_size=3)
+    # the opinion is of a whole prompt
+    answering = Answering(max_new_tokens=3, batch_size=3, share_prefixes=False)
+    tasks = TaskMetricsCallback(questions_in(asked), tiny_processor(), 2, answering)
     trainer = trainer_of(
         strategy,
         max_epochs=2,
-        callbacks=[NeuralGateCallback(gate, "all", TAU, [LAYER]), measured, *more],
+        callbacks=[NeuralGateCallback(gate, "all", TAU, [LAYER]), measured, tasks, *more],
         limit_val_batches=1.0,
     )
     data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=2, eval_batch_size=3)
@@ -117,6 +125,7 @@ def edit(strategy: str, gate: NeuralGate, splits: RecordSplits, folder: Path, *m
     return {
         "weights": full_state_dict(module.model),
         "history": measured.history,
+        "tasks": tasks.history,
         "validated": {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")},
         "counted": int(answers.rta_sensitive.total) + int(answers.answer_rate_benign.total),
         "steps": trainer.global_step,
@@ -133,11 +142,12 @@ def run(strategy: str, folder: Path) -> None:
     locator = CountingLocator(tiny_llava(), [0, LAYER], max_steps=6, keep_in=folder / f"{strategy}-records")
     located.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), records_per_batch=2))
     gate = locator.gate
-    whole = edit(strategy, gate, splits, folder / f"{strategy}-whole")
+    asked = write_data(pictures / "tasks")
+    whole = edit(strategy, gate, splits, asked, folder / f"{strategy}-whole")
     try:
-        edit(strategy, gate, splits, folder / f"{strategy}-broken", BreakOff())
+        edit(strategy, gate, splits, asked, folder / f"{strategy}-broken", BreakOff())
     except BrokenOff:
-        again = edit(strategy, gate, splits, folder / f"{strategy}-broken")
+        again = edit(strategy, gate, splits, asked, folder / f"{strategy}-broken")
     weights = {"whole": whole.pop("weights").get(WEIGHT), "broken": again.pop("weights").get(WEIGHT)}
     if rank == 0:
         save_file(weights, folder / f"{strategy}-edited.safetensors")

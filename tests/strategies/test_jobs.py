@@ -67,6 +67,19 @@ def test_rates_are_those_of_one_process(folder: Path, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", WORLD)
+def test_benchmarks_are_those_of_one_process(folder: Path, strategy: str) -> None:
+    expected = told(folder, "one")[0]["whole"]["tasks"]
+    figures = expected[0][1]
+    assert {name.split("/")[1] for name in figures} == {"pope", "mme", "scienceqa", "mllmguard"}
+    assert 0 < figures["tasks/pope/refused"] < 1
+    for process in told(folder, strategy):
+        for run in ("whole", "broken"):
+            assert all(values == figures for _, values in process[run]["tasks"])
+            steps = [step for step, _ in process[run]["tasks"]]
+            assert steps == list(range(0, process[run]["steps"] + 1, 2))
+
+
+@pytest.mark.parametrize("strategy", WORLD)
 def test_they_are_measured_every_two_steps(folder: Path, strategy: str) -> None:
     for process in told(folder, strategy):
         for run in ("whole", "broken"):

@@ -1,5 +1,13 @@
 """The metrics as pure functions, without state."""
 
+from lightning_neuralgate.metrics.functional.agreement import Agreement, agreement_between, cohens_kappa
+from lightning_neuralgate.metrics.functional.averages import (
+    SAFETY_PARTS,
+    UTILITY_PARTS,
+    Average,
+    safety_average,
+    utility_average,
+)
 from lightning_neuralgate.metrics.functional.leak import (
     benign_accuracy,
     leak_rate,
@@ -9,6 +17,25 @@ from lightning_neuralgate.metrics.functional.leak import (
     partial_leak,
     says_value,
 )
+from lightning_neuralgate.metrics.functional.mllmguard import (
+    MllmguardDimension,
+    MllmguardScores,
+    judge_score,
+    mllmguard,
+    mllmguard_tally,
+)
+from lightning_neuralgate.metrics.functional.mme import (
+    COGNITION,
+    PERCEPTION,
+    MmeRule,
+    MmeScores,
+    MmeSubtask,
+    MmeVerdict,
+    mme,
+    mme_tally,
+    mme_verdict,
+)
+from lightning_neuralgate.metrics.functional.pope import PopeScores, pope, pope_tally, pope_verdict
 from lightning_neuralgate.metrics.functional.refusal import (
     GCG_SUBSTRINGS,
     PREFIX_OPENINGS,
@@ -21,23 +48,61 @@ from lightning_neuralgate.metrics.functional.refusal import (
     is_refusal,
     refuse_to_answer_rate,
 )
+from lightning_neuralgate.metrics.functional.scienceqa import (
+    ScienceQaScores,
+    scienceqa,
+    scienceqa_choice,
+    scienceqa_tally,
+)
+from lightning_neuralgate.metrics.functional.tally import Tally
 
 __all__ = [
+    "COGNITION",
     "GCG_SUBSTRINGS",
+    "PERCEPTION",
     "PREFIX_OPENINGS",
+    "SAFETY_PARTS",
+    "UTILITY_PARTS",
     "XSTEST_OPENINGS",
+    "Agreement",
+    "Average",
     "ExpectToAnswerParts",
+    "MllmguardDimension",
+    "MllmguardScores",
+    "MmeRule",
+    "MmeScores",
+    "MmeSubtask",
+    "MmeVerdict",
+    "PopeScores",
     "RefusalVariant",
+    "ScienceQaScores",
+    "Tally",
+    "agreement_between",
     "answer_rate",
     "benign_accuracy",
+    "cohens_kappa",
     "expect_to_answer",
     "is_answer",
     "is_refusal",
+    "judge_score",
     "leak_rate",
     "leaked_share",
     "leaks",
+    "mllmguard",
+    "mllmguard_tally",
+    "mme",
+    "mme_tally",
+    "mme_verdict",
     "normalize_value",
     "partial_leak",
+    "pope",
+    "pope_tally",
+    "pope_verdict",
     "refuse_to_answer_rate",
+    "safety_average",
     "says_value",
+    "scienceqa",
+    "scienceqa_choice",
+    "scienceqa_tally",
+    "utility_average",
 ]

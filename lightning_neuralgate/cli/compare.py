@@ -1,0 +1,49 @@
+"""`neuralgate compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.task_table import print_changes, print_comparison
+from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
+from lightning_neuralgate.tasks.judging import GuardScores, Refusals
+from lightning_neuralgate.tasks.options import JudgeOptions
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Two runs."""
+    add_config(parser)
+    parser.add_argument("first", type=Path, help="Folder with answers.jsonl of one model.")
+    parser.add_argument("second", type=Path, help="Folder with answers.jsonl of the other, to the same questions.")
+    parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
+    parser.add_class_arguments(JudgeOptions, "judge")
+    parser.add_argument("--out", type=Path, default=Path("compared"), help="Folder for compare.json and changed.jsonl.")
+
+
+def run(options: Namespace) -> None:
+    """Print and write how two runs differ."""
+    refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+    names = (options.first.name, options.second.name)
+    show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, guard))
+
+
+def show_comparison(
+    folders: tuple[Path, Path],
+    out: Path,
+    names: tuple[str, str],
+    refusals: tuple[Refusals, Refusals],
+    guard: tuple[GuardScores, GuardScores],
+) -> None:
+    """Compare two folders; print the table and what changed."""
+    comparison = compare_runs(*folders, out, refusals, guard)
+    print_comparison(comparison, names)
+    print("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
+    print(f"Refusals by {comparison['refusals']}.")
+    print_changes(comparison, read_changes(out), names)
+    if comparison["skipped"]:
+        print(f"not compared, since only one run has it: {', '.join(comparison['skipped'])}")
+    print(f"all figures, and all items that changed: {out / COMPARISON_NAME}, {out / CHANGED_NAME}")

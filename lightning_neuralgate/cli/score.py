@@ -1,0 +1,37 @@
+"""`neuralgate score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_neuralgate.cli.eval_tasks import SCORES_NAME, scored
+from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.task_table import print_notes, print_scores
+from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.exports import export_results
+from lightning_neuralgate.tasks.options import JudgeOptions
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of scoring."""
+    add_config(parser)
+    parser.add_argument("folder", type=Path, help="Folder with answers.jsonl, made by `neuralgate eval --tasks`.")
+    parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
+    parser.add_class_arguments(JudgeOptions, "judge")
+    parser.add_argument(
+        "--export", type=Path | None, default=None,
+        help="Folder for the results in the formats of MME's tool and of POPE.",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path | None, default=None, help=f"Folder for {SCORES_NAME}; the answers' own.")
+
+
+def run(options: Namespace) -> None:
+    """Score stored answers again, without a model."""
+    scores = scored(options.folder, options.judge.refusals(options.variant), options.judge.guard_by(), options.out)
+    print_scores(scores, str(options.folder))
+    print_notes(scores)
+    if options.export is not None:
+        for file in export_results(options.folder, options.export):
+            print(f"written: {file}")

@@ -1,0 +1,125 @@
+"""Scores of tasks as a table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lightning_neuralgate.cli.table import ABSENT, console
+from lightning_neuralgate.tasks.comparing import Change
+from lightning_neuralgate.tasks.scores import SHOWN
+
+_WIDTH = 140
+UNITS = {"privacy_pair": "record", "mme": "image"}
+"""What is drawn again for intervals, where it is not the item."""
+AVERAGES = ("safety", "utility")
+
+
+def print_scores(scores: Mapping[str, Any], title: str) -> None:
+    """Print the scores of one run: each figure with its interval, and the averages with their parts."""
+    table = _table(title, ("value", "95 % interval"))
+    for task, told in scores["tasks"].items():
+        table.add_section()
+        for labels, name in _rows(task, told):
+            table.add_row(*labels, number(told["figures"][name]), _interval(told["intervals"].get(name)))
+    table.add_section()
+    for kind in AVERAGES:
+        table.add_row(kind, "average", _average(scores[kind]), "")
+    console(_WIDTH).print(table)
+    for kind in AVERAGES:
+        print(f"{kind}: {_parts(scores[kind])}")
+
+
+def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Print two runs side by side: each figure, the difference with its interval, and its p-value."""
+    table = _table(f"{names[0]} and {names[1]}", (*names, "difference", "95 % interval", "p"))
+    for task, told in comparison["tasks"].items():
+        table.add_section()
+        for labels, name in _rows(task, told):
+            found = told["figures"][name]
+            table.add_row(
+                *labels, number(found["first"]), number(found["second"]), f"{found['difference']:+.3f}",
+                _interval([found["low"], found["high"]]), _p_value(found["p_value"]),
+            )  # fmt: skip
+    table.add_section()
+    for kind in AVERAGES:
+        values = (_average(comparison[f"{kind}_{which}"]) for which in ("first", "second"))
+        table.add_row(kind, "average", *values, "", "", "")
+    console(_WIDTH).print(table)
+    for task, told in comparison["tasks"].items():
+        if not told["figures"]:
+            print(f"one {UNITS.get(task, 'item')} of {task} says nothing about chance; its figures are not compared")
+    for kind in AVERAGES:
+        for which, name in zip(("first", "second"), names, strict=True):
+            print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
+
+
+def _table(title: str, columns: Sequence[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for label in ("task", "figure"):
+        table.add_column(label, no_wrap=True)
+    for label in columns:
+        table.add_column(label, justify="right", no_wrap=True)
+    return table
+
+
+def _rows(task: str, told: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
+    """What stands in the first two columns, and the figure's whole name; the task and its part where they begin."""
+    last = None
+    for name in SHOWN[task]:
+        if name not in told["figures"]:
+            continue
+        part, _, figure = name.rpartition("/")
+        yield ("" if part == last else f"{task} {part}".strip(), figure), name
+        last = part
+
+
+def _average(average: Mapping[str, Any]) -> str:
+    return ABSENT if average["value"] is None else number(average["value"])
+
+
+def print_changes(comparison: Mapping[str, Any], changes: Iterable[Change], names: tuple[str, str]) -> None:
+    """Print how many items changed from what to what, with a few of them."""
+    examples: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:
+        examples.setdefault((change.task, f"{change.first} -> {change.second}"), []).append(change)
+    for task, told in comparison["tasks"].items():
+        print(f"{task}: {sum(told['changed'].values())} items have another verdict, {names[0]} -> {names[1]}")
+        for kind, count in told["changed"].items():
+            print(f"  {count} {kind}")
+            for change in examples.get((task, kind), []):
+                said = f"{_short(change.first_answer)} -> {_short(change.second_answer)}"
+                print(f"    {change.item_id}: {_short(change.prompt)} {said}")
+
+
+def _short(text: str, length: int = 70) -> str:
+    plain = ascii(" ".join(text.split()))
+    return plain if len(plain) <= length else f"{plain[: length - 4]}...{plain[-1]}"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def print_notes(scores: Mapping[str, Any]) -> None:
+    """What has to be known to read the numbers."""
+    counts = (f"{told['n']} {UNITS.get(task, 'item')}s of {task}" for task, told in scores["tasks"].items())
+    print(f"Refusals by {scores['refusals']}. Drawn again for the intervals: {', '.join(counts)}.")
+    for task, told in scores["tasks"].items():
+        print(f"{task}: {told['protocol']}")
+
+
+def number(value: float) -> str:
+    """A figure: shares with three digits, points with one."""
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"
+
+
+def _interval(ends: Any) -> str:
+    return ABSENT if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def _parts(average: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{name} {number(value)}" for name, value in average["parts"].items()) or "nothing measured"
+    return told + (f"; missing: {', '.join(average['missing'])}" if average["missing"] else "")

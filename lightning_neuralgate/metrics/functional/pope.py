@@ -1,0 +1,152 @@
+"""POPE: does a model see objects that are not there? Accuracy, precision, recall, F1 and yes ratio.
+
+Protocol: Li et al. 2023 (arXiv 2305.10355), repository RUCAIBox/POPE, `evaluate.py`. With *yes* as the positive class
+
+    precision = true yes / said yes     recall = true yes / yes in truth     F1 = 2 P R / (P + R)
+    yes ratio = said yes / answers
+
+The official rule has no third verdict: whatever is not a *no* is a *yes*. A model that refuses everything so answers *yes*
+throughout, and is right on every other question. Beside the official figures stand the shares of refused and of unparsed
+answers, and an accuracy in which a refusal is never right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
+from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, unstratified
+from lightning_neuralgate.metrics.functional.yes_no import YesNo, yes_no_truths
+
+# a token between spaces; splitting would make a list of all words
+_NO = re.compile(r"(?:\A| )(?:No|not|no)(?: |\Z)")
+_YES = re.compile(r"\byes\b", re.IGNORECASE)
+# columns: yes and right, yes and wrong, no and right, no and wrong; refused, unparsed, right and not refused
+POPE_COLUMNS = 7
+_FLAGS = {
+    "accuracy": (0, 2),
+    "yes_ratio": (0, 1),
+    "refused": (4,),
+    "unparsed": (5,),
+    "refusal_aware_accuracy": (6,),
+}
+
+
+class PopeScores(NamedTuple):
+    """POPE's figures, shares in [0, 1].
+
+    Attributes:
+        accuracy, precision, recall, f1, yes_ratio: by the official rule, with *yes* as the positive class.
+        refused: share of answers that refuse.
+        unparsed: share of answers in which the rule finds no word to go by, and so says *yes*: the first sentence has
+            neither a no-token nor the word yes.
+        refusal_aware_accuracy: share of answers that are right by the official rule and do not refuse.
+        n: number of answers.
+
+    Over zero answers all shares are NaN. Precision without a single yes said, and recall without one in truth, are 0, and
+    so is F1 then; the official script divides by zero.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+    refused: float
+    unparsed: float
+    refusal_aware_accuracy: float
+    n: int
+
+
+def _first_sentence(answer: str) -> str:
+    return answer.partition(".")[0]
+
+
+def _says_no(sentence: str) -> bool:
+    return _NO.search(sentence.replace(",", "")) is not None
+
+
+def pope_verdict(answer: str) -> YesNo:
+    """What an answer says, by the official rule.
+
+    The answer is cut at its first ".", commas are dropped, the rest is split at spaces; a token `No`, `not` or `no` means
+    no, **everything else means yes**: also a refusal, an empty answer, `NO`, `No!`, `cannot`, and a *no* behind a line
+    break or the first period.
+
+    Args:
+        answer: what the model said, without the prompt.
+
+    Example:
+        >>> pope_verdict("No, there is not."), pope_verdict("There is a dog. No cat."), pope_verdict("It is not here.")
+        ('no', 'yes', 'no')
+        >>> pope_verdict("I'm sorry, I can't tell.")
+        'yes'
+    """
+    return "no" if _says_no(_first_sentence(answer)) else "yes"
+
+
+def pope_tally(
+    answers: str | Sequence[str], labels: str | Sequence[str], refusals: RefusalVariant | Sequence[bool] = "prefix"
+) -> Tally:
+    """What each answer adds to POPE's figures; arguments and errors as in `pope`."""
+    told = _as_list(answers)
+    truths = yes_no_truths([labels] if isinstance(labels, str) else list(labels), "labels")
+    check_lengths(answers=told, labels=truths)
+    rows = np.zeros((len(told), POPE_COLUMNS))
+    refused = _refusal_flags(told, refusals)
+    for row, answer, truth, refuses in zip(rows, told, truths, refused, strict=True):
+        sentence = _first_sentence(answer)
+        says_no = _says_no(sentence)
+        right = truth != says_no
+        row[(0 if right else 1) + (2 if says_no else 0)] = 1
+        row[4:] = refuses, not says_no and _YES.search(sentence) is None, right and not refuses
+    return unstratified(rows, pope_figures, _FLAGS)
+
+
+def pope_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """The fields of `PopeScores` given the sums of a `pope_tally`, shape (..., 1, columns) -> (...)."""
+    true_yes, false_yes, true_no, false_no, refused, unparsed, aware = np.moveaxis(sums[..., 0, :], -1, 0)
+    n = true_yes + false_yes + true_no + false_no
+    nothing = np.where(n == 0, np.nan, 0.0)
+    precision = share(true_yes, true_yes + false_yes, nothing)
+    recall = share(true_yes, true_yes + false_no, nothing)
+    return {
+        "accuracy": share(true_yes + true_no, n),
+        "precision": precision,
+        "recall": recall,
+        "f1": share(2 * precision * recall, precision + recall, nothing),
+        "yes_ratio": share(true_yes + false_yes, n),
+        "refused": share(refused, n),
+        "unparsed": share(unparsed, n),
+        "refusal_aware_accuracy": share(aware, n),
+    }
+
+
+def pope(
+    answers: str | Sequence[str], labels: str | Sequence[str], refusals: RefusalVariant | Sequence[bool] = "prefix"
+) -> PopeScores:
+    """POPE's figures over N answers.
+
+    Args:
+        answers: one answer or N of them.
+        labels: the true answer of each, yes or no.
+        refusals: what says that an answer refuses: the name of a keyword list (see `is_refusal`), or N verdicts of
+            another judge. Lists call some answers refusals: `prefix` "I do not see a dog.", `xstest` "No, there is none.".
+
+    Raises:
+        DataFormatError: columns of different lengths, an answer that is no string, a label that is neither yes nor no, or
+            a verdict that is neither true nor false.
+        ValueError: an unknown variant.
+
+    Example:
+        >>> scores = pope(["Yes.", "I'm sorry, I can't tell.", "No.", "Yes"], ["yes", "yes", "no", "no"])
+        >>> scores.accuracy, scores.refused, scores.unparsed, scores.refusal_aware_accuracy
+        (0.75, 0.25, 0.25, 0.5)
+    """
+    tally = pope_tally(answers, labels, refusals)
+    return PopeScores(**{name: float(value) for name, value in tally.compute().items()}, n=len(tally.rows))

@@ -1,0 +1,107 @@
+"""`TaskMetricsCallback`: benchmarks during a training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+from lightning_neuralgate.data.pictures import picture_digest
+from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
+from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.judging import ListedRefusals
+from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
+from lightning_neuralgate.tasks.runner import Answering
+from lightning_neuralgate.tasks.scores import SHOWN
+from lightning_neuralgate.tasks.tallies import tally_answers
+
+
+class TaskMetricsCallback(MeasuringCallback):
+    """Asks benchmark questions before, every few optimizer steps of, and after a training, and logs the figures.
+
+    `tasks/TASK/FIGURE`, for the figures that `neuralgate eval --tasks` prints, go to all loggers of the Trainer, over its
+    number of optimizer steps, and into `trainer.callback_metrics`. Several processes share the questions; each counts once.
+    The training itself stays what it would be, to the bit.
+
+    Args:
+        questions: what to ask; its `limit` keeps a measurement short.
+        processor: the model's processor.
+        every_n_steps: optimizer steps between two measurements; 0: only before and after the training.
+        answering: how to answer; greedy, 20 tokens, 8 at once when left out.
+        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+
+    Attributes:
+        history: (optimizer steps, name -> value) of each measurement.
+
+    Raises:
+        DataFormatError: when the training starts: a broken item under `stop`.
+
+    Example:
+        >>> from lightning_neuralgate.tasks.item import TaskItem
+        >>> def source(broken):
+        ...     yield TaskItem("pope", "1", b"", "a.png", "Is there a dog?", "yes")
+        >>> TaskMetricsCallback(TaskQuestions({"pope": source}, limit=40), processor=None, every_n_steps=50).state_key
+        "TaskMetricsCallback{'tasks': ['pope']}"
+    """
+
+    def __init__(
+        self,
+        questions: TaskQuestions,
+        processor: Any,
+        every_n_steps: int = 100,
+        answering: Answering | None = None,
+        variant: RefusalVariant = "prefix",
+    ) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
+        super().__init__(every_n_steps)
+        self.questions, self.processor = questions, processor
+        self.refusals = ListedRefusals(variant)
+        self.answering = answering or Answering(max_new_tokens=20)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(tasks=sorted(self.questions.sources))
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.questions.survey()
+        super().on_train_start(trainer, pl_module)
+
+    @override
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for task, tally in tally_answers(self._answers(trainer, pl_module), self.refusals).items():
+            told = {name: float(value) for name, value in tally.compute().items()}
+            # what was not measured is NaN, such as MME's cognition without a question of it
+            measured = [name for name in SHOWN[task] if name in told and not math.isnan(told[name])]
+            figures |= {f"tasks/{task}/{name}": told[name] for name in measured}
+        return figures
+
+    def _answers(self, trainer: Trainer, pl_module: LightningModule) -> list[AnsweredItem]:
+        """The answers to all questions, whoever gave them."""
+        model: Any = find_hf_model(pl_module)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        rank, world = trainer.global_rank, trainer.world_size
+        batches = QuestionBatches(
+            self.questions, self.processor, self.answering.batch_size, rank=rank, world=world
+        ).loader()
+        own: list[AnsweredItem] = []
+        for batch in tqdm(batches, desc="tasks", leave=False, disable=not shows_progress(trainer), unit="batch"):
+            pictures = [picture_digest(item.picture) for item in batch["items"]]
+            told = self.answering.answers(model, tokenizer, batch, pictures)
+            if batch["counted"]:
+                rows = zip(batch["items"], told, batch["broken"], strict=True)
+                own += [item.answered(answer) for item, answer, problem in rows if problem is None]
+        if world == 1:
+            return own
+        parts: list[list[AnsweredItem]] = [[] for _ in range(world)]
+        dist.all_gather_object(parts, own)
+        return [one for part in parts for one in part]

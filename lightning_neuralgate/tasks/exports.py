@@ -1,0 +1,70 @@
+"""Results in the formats of the benchmarks' own tools, so that others can check the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.tasks.item import AnsweredItem
+
+
+def export_results(answers: Path, out: Path) -> list[Path]:
+    """Write the answers to MME and POPE as their tools read them; other tasks have no such format.
+
+    MME: `mme/<subtask>.txt`, a line `image<TAB>question<TAB>truth<TAB>answer` a question, the two of an image adjacent. POPE:
+    `pope/<category>_answers.jsonl` (`question_id, question, answer`) and `pope/<category>_labels.jsonl` (`question_id, image,
+    text, label`), line by line in the same order, as its `evaluate.py` reads them.
+
+    Args:
+        answers: the file, or the folder with `answers.jsonl`.
+        out: the folder to write to.
+
+    Returns:
+        The files.
+
+    Raises:
+        DataFormatError: the answers hold neither task, or cannot be read.
+    """
+    with written_whole(out.resolve()) as draft:
+        draft.mkdir()
+        with ExitStack() as stack:
+            files: dict[Path, TextIO] = {}
+            for one in read_answered(answers):
+                for name, line in _lines(one):
+                    if name not in files:
+                        (draft / name).parent.mkdir(exist_ok=True)
+                        files[name] = stack.enter_context((draft / name).open("w", encoding="utf-8", newline="\n"))
+                    files[name].write(line + "\n")
+        if not files:
+            raise DataFormatError(f"{answers} holds no answers to MME or POPE, so there is nothing to export")
+    return sorted(out / name for name in files)
+
+
+def _lines(one: AnsweredItem) -> Iterator[tuple[Path, str]]:
+    if one.task == "mme":
+        truth = one.truth.capitalize()
+        # the tool splits at tabs and line ends, and looks at the first four characters, which have to keep their places
+        cells = (text.translate(_BLANKS) for text in (one.image, one.prompt, truth, one.answer))
+        yield Path("mme") / f"{one.fields['subtask']}.txt", "\t".join(_encodable(cell) for cell in cells)
+    elif one.task == "pope":
+        category, number = one.fields["category"] or "pope", one.fields["question_id"]
+        question_id: int | str = int(number) if number.isdecimal() else number
+        question = one.fields["question"]
+        answer = {"question_id": question_id, "question": question, "answer": one.answer}
+        label = {"question_id": question_id, "image": one.image, "text": question, "label": one.truth}
+        yield Path("pope") / f"{category}_answers.jsonl", json.dumps(answer)
+        yield Path("pope") / f"{category}_labels.jsonl", json.dumps(label)
+
+
+_BLANKS = str.maketrans("\t\n\r", "   ")
+
+
+def _encodable(text: str) -> str:
+    """Text without lone surrogates, which no UTF-8 file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,176 @@
+"""Where the questions of each task come from, and who judges, as plain options that can stand in a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.llm_judge import ChatEndpoint, LlmJudge, LlmScorer
+from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.judging import (
+    GuardScores,
+    Judged,
+    LeakRule,
+    ListedRefusals,
+    Refusals,
+    StoredScores,
+    judged_refusals,
+)
+from lightning_neuralgate.tasks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.mme import read_mme
+from lightning_neuralgate.tasks.pope import read_pope
+from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.questions import Source
+from lightning_neuralgate.tasks.scienceqa import read_scienceqa
+
+TASKS = ("privacy_pair", "pope", "mme", "scienceqa", "mllmguard")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class TaskSources:
+    """Where the questions of each task come from: files, folders, or data sets on the hub (`owner/name`, `owner/name:split`,
+    `owner/name/config:split`). PrivacyPair is named by `--data`.
+
+    Attributes:
+        pope: POPE's JSON lines or parquet.
+        pope_images: folder of the pictures that POPE's JSON lines name.
+        pope_categories: of random, popular, adversarial; the paper uses random.
+        mme: MME's folder, or parquet.
+        scienceqa: ScienceQA as parquet or JSON lines.
+        scienceqa_images: folder of the pictures that JSON lines name.
+        mllmguard: folder with MLLMGuard's dimensions.
+    """
+
+    pope: str | None = None
+    pope_images: Path | None = None
+    pope_categories: Sequence[str] = ("random",)
+    mme: str | None = None
+    scienceqa: str | None = None
+    scienceqa_images: Path | None = None
+    mllmguard: str | None = None
+
+    def read(self, tasks: Sequence[str], data: DataOptions) -> dict[str, Source]:
+        """What reads the questions of some tasks.
+
+        Args:
+            tasks: their names.
+            data: where PrivacyPair is.
+
+        Raises:
+            DataFormatError: a task whose source is not named; PrivacyPair cannot be read.
+        """
+        sources: dict[str, Source] = {}
+        for task in tasks:
+            named = getattr(self, task, None)
+            if task == "privacy_pair":
+                splits, images = data.read()._asdict(), data.images()
+                sources[task] = partial(privacy_pair_items, splits, images)
+            elif named is None:
+                raise DataFormatError(f"say where '{task}' is: --sources.{task} FOLDER, or --mini for a drawn one")
+            elif task == "pope":
+                categories = tuple(self.pope_categories)
+                sources[task] = partial(read_pope, named, images=self.pope_images, categories=categories)
+            elif task == "mme":
+                sources[task] = partial(read_mme, named)
+            elif task == "scienceqa":
+                sources[task] = partial(read_scienceqa, named, images=self.scienceqa_images)
+            else:
+                sources[task] = partial(read_mllmguard, named)
+        return sources
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Who says which answers refuse: a keyword list, or a judge that reads whole answers.
+
+    Attributes:
+        kind: list (`--variant` names it), reader (this library's judge on SmolLM2), classifier (of Hugging Face), or llm
+            (a chat model behind an endpoint of OpenAI's protocol).
+        name: the classifier's folder or hub name, or the chat model's name at its endpoint.
+        refusing: labels of the classifier that mean a refusal; known for LibrAI/longformer-action-ro.
+        url: the endpoint, such as http://localhost:8000/v1.
+        key_variable: environment variable with the endpoint's key; null for none.
+        workers: replies of the endpoint to wait for at once.
+        guard_scores: JSON lines {"item_id": ..., "score": 0 to 3 or a judge's text}: MLLMGuard's scores of a judge.
+        guard: let the llm score MLLMGuard's answers, too.
+    """
+
+    kind: Literal["list", "reader", "classifier", "llm"] = "list"
+    name: str | None = None
+    refusing: Sequence[str] | None = None
+    url: str | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    workers: int = 4
+    guard_scores: Path | None = None
+    guard: bool = False
+
+    def refusals(self, variant: RefusalVariant) -> Refusals:
+        """Who says which answers refuse.
+
+        Args:
+            variant: the keyword list, for the kind `list`.
+
+        Raises:
+            DataFormatError: what the kind needs is not named.
+            JudgeError: the endpoint cannot be asked.
+        """
+        if self.kind == "reader":
+            from lightning_neuralgate.judge import RefusalJudge
+
+            return judged_refusals(RefusalJudge.load(), "judge 'reader'")
+        if self.kind == "classifier":
+            from lightning_neuralgate.refusal_classifier import RefusalClassifier
+
+            if self.name is None:
+                raise DataFormatError("name the classifier: --judge.name FOLDER or hub name")
+            return judged_refusals(RefusalClassifier.load(self.name, self.refusing), f"classifier '{self.name}'")
+        if self.kind == "llm":
+            return judged_refusals(LlmJudge(self._ask(), workers=self.workers), f"chat model '{self.name}'")
+        return ListedRefusals(variant)
+
+    def guard_by(self) -> GuardScores:
+        """Who scores MLLMGuard's answers."""
+        if self.guard_scores is not None:
+            return StoredScores(self.guard_scores)
+        if self.guard:
+            return Judged(LlmScorer(self._ask(), workers=self.workers), f"scores of chat model '{self.name}'")
+        return LeakRule()
+
+    def _ask(self) -> ChatEndpoint:
+        if self.url is None or self.name is None:
+            raise DataFormatError("a chat model as judge needs --judge.url and --judge.name")
+        return ChatEndpoint(self.url, self.name, self.key_variable)
+
+
+def mini_sources(folder: Path) -> tuple[TaskSources, DataOptions]:
+    """The sources of what `render_mini` has drawn into a folder."""
+    named = {task: str(folder / task) for task in TASKS if task != "privacy_pair"}
+    sources = replace(TaskSources(), pope_images=folder / "pope" / "images", **named)  # type: ignore[arg-type]
+    return sources, DataOptions(folder=folder / "privacy_pair")
+
+
+def task_names(named: str | Sequence[str]) -> list[str]:
+    """Tasks out of a list or of words with commas between them; `all` stands for all.
+
+    Raises:
+        DataFormatError: an unknown task, or none.
+
+    Example:
+        >>> task_names("pope,mme")
+        ['pope', 'mme']
+    """
+    words = named.split(",") if isinstance(named, str) else list(named)
+    names = [word.strip() for word in words if word.strip()]
+    if names == [ALL]:
+        return list(TASKS)
+    if unknown := [name for name in names if name not in TASKS]:
+        raise DataFormatError(f"there is no task '{unknown[0]}'; there are {', '.join(TASKS)}, or {ALL}")
+    if not names:
+        raise DataFormatError(f"name the tasks: {', '.join(TASKS)}, or {ALL}")
+    return list(dict.fromkeys(names))

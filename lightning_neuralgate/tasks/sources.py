@@ -1,0 +1,259 @@
+"""Rows of data files and of hub data sets, one after the other, however many there are."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_neuralgate.data.records import resolve_inside
+from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
+from lightning_neuralgate.tasks.broken import BrokenItems
+
+LONGEST_LINE = 16 * 2**20
+"""Bytes; a longer line is taken for a broken file and not read into memory."""
+_ROWS_AT_ONCE = 32
+_BUFFER = 2**20
+"""Bytes read at once; without a buffer a whole row group, with all its pictures, is read into memory."""
+
+
+class Row(NamedTuple):
+    """One row of a file.
+
+    Attributes:
+        values: column -> value.
+        place: file and number of the row, for messages.
+        file: the file's stem, or the name of the data set.
+        folder: what image paths are relative to.
+    """
+
+    values: Mapping[str, Any]
+    place: str
+    file: str
+    folder: Path
+
+    def text(self, *names: str) -> str:
+        """The value of the first of some columns that is there, as text; numbers become text, too.
+
+        Raises:
+            DataFormatError: none is there, or it is no text, or empty.
+        """
+        for name in names:
+            value = self.values.get(name)
+            if value is None:
+                continue
+            if isinstance(value, int) and not isinstance(value, bool):
+                return str(value)
+            if not isinstance(value, str) or not value.strip():
+                raise DataFormatError(f"{self.place}: field '{name}' has to be text, found {str(value)[:80]!r}")
+            return value
+        raise DataFormatError(f"{self.place}: field '{names[0]}' is missing; there are {', '.join(self.values)}")
+
+    def one_of(self, name: str, allowed: Sequence[str]) -> str:
+        """The value of a column in lower case, if it is one of some words.
+
+        Raises:
+            DataFormatError: it is not.
+        """
+        value = self.text(name).strip().lower()
+        if value not in allowed:
+            raise DataFormatError(
+                f"{self.place}: field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}"
+            )
+        return value
+
+    def picture(self, name: str = "image") -> Path | bytes:
+        """The picture in a column: its bytes, or the file that it names.
+
+        Raises:
+            DataFormatError: there is none, or the file does not exist, or lies outside the folder.
+        """
+        value = self.values.get(name)
+        if isinstance(value, Mapping):  # as parquet files of the hub hold pictures
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) and value:
+            return value
+        if isinstance(value, str) and value:
+            return resolve_inside(self.folder, value, self.place)
+        raise DataFormatError(f"{self.place}: field '{name}' holds no picture, neither bytes nor a path")
+
+
+def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None) -> Iterator[Row]:
+    """Rows of a file (`.jsonl`, `.json` with one object a line, `.parquet`), of all such files in a folder, or of a data set
+    on the hub.
+
+    Args:
+        source: a path; or `owner/name`, `owner/name:split`, `owner/name/config:split` on the hub (`split` is `test` when
+            left out).
+        broken: takes the lines that are no JSON objects.
+        images: folder that image paths are relative to; the file's own when left out.
+
+    Raises:
+        DataFormatError: there is no such source, or a file of it cannot be read at all.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for kind in ("*.jsonl", "*.json", "*.parquet") for file in path.rglob(kind))
+        if not files:
+            raise DataFormatError(f"{path} holds no .jsonl, .json or .parquet file")
+        for file in files:
+            yield from _file_rows(file, broken, images or path)
+    elif path.is_file():
+        yield from _file_rows(path, broken, images or path.parent)
+    else:
+        yield from _hub_rows(str(source), images or Path())
+
+
+def _file_rows(file: Path, broken: BrokenItems, folder: Path) -> Iterator[Row]:
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file, folder)
+    elif file.suffix in (".jsonl", ".json"):
+        for place, values in read_json_lines(file, broken):
+            yield Row(values, place, file.stem, folder)
+    else:
+        raise DataFormatError(f"{file}: expected a file that ends in .jsonl, .json or .parquet")
+
+
+def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and content of each line of a file of JSON objects; empty lines are passed over.
+
+    Args:
+        file: the file.
+        broken: takes the lines that are no UTF-8, no JSON, no object, or longer than 16 MiB.
+
+    Raises:
+        DataFormatError: the file cannot be read at all.
+    """
+    return broken.passing(_lines(file), _json_object)
+
+
+class _Line(NamedTuple):
+    place: str
+    content: bytes
+
+    def text(self) -> str:
+        if len(self.content) > LONGEST_LINE:
+            raise DataFormatError(f"{self.place}: longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
+        try:
+            return self.content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataFormatError(f"{self.place}: not UTF-8: {error}") from error
+
+
+def _lines(file: Path) -> Iterator[_Line]:
+    """The lines of a file that hold something; of one that is too long, the beginning."""
+    try:
+        with file.open("rb") as lines:
+            number = 0
+            while line := lines.readline(LONGEST_LINE + 1):
+                rest = line
+                while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                    rest = lines.readline(LONGEST_LINE + 1)
+                number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    yield _Line(f"{file}, line {number}", line)
+    except OSError as error:
+        raise DataFormatError(f"{file} cannot be read: {error}") from error
+
+
+def _json_object(line: _Line) -> tuple[str, dict[str, Any]]:
+    try:
+        content: Any = json.loads(line.text())
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataFormatError(f"{line.place}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataFormatError(f"{line.place}: expected one JSON object a line, found {type(content).__name__}")
+    return line.place, content
+
+
+def text_lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file that hold something, one at a time.
+
+    Raises:
+        DataFormatError: naming file and line.
+    """
+    for line in _lines(file):
+        yield line.text()
+
+
+def read_csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Place and cells of each row of a CSV file below its header.
+
+    Raises:
+        DataFormatError: naming file and row.
+    """
+    rows = csv.reader(text_lines(file))
+    header = True
+    while True:
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataFormatError(f"{file}, line {rows.line_num}: not CSV: {error}") from error
+        if not header and cells:
+            yield f"{file}, line {rows.line_num}", cells
+        header = False
+
+
+def _parquet_rows(file: Path, folder: Path) -> Iterator[Row]:
+    pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
+    number = 0
+    try:
+        with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as content:
+            for batch in content.iter_batches(batch_size=_ROWS_AT_ONCE):
+                for values in batch.to_pylist():
+                    yield Row(values, f"{file}, row {number}", file.stem, folder)
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataFormatError(f"{file}, behind row {number}: cannot be read as parquet: {error}") from error
+
+
+def _hub_rows(source: str, folder: Path) -> Iterator[Row]:
+    name, _, split = source.partition(":")
+    parts = name.split("/")
+    if len(parts) not in (2, 3) or not all(parts) or name.startswith((".", "/")):
+        raise DataFormatError(f"'{source}' is no file and no folder, and no data set on the hub (owner/name) either")
+    yield from data_set_rows("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "test", folder)
+
+
+def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> Iterator[Row]:
+    """Rows of what `datasets.load_dataset` finds under a name, a folder's included; pictures as their bytes.
+
+    Raises:
+        DataFormatError: it finds nothing, or not this config or split.
+    """
+    datasets = needed("datasets")
+    try:
+        content = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # its errors are of many kinds, those of the network included
+        raise DataFormatError(
+            f"there is no file or folder '{name}', and the data set of that name (config {config}, split {split}) cannot "
+            f"be loaded: {error}"
+        ) from error
+    for column, kind in content.features.items():
+        if isinstance(kind, datasets.Image):
+            content = content.cast_column(column, datasets.Image(decode=False))
+    for number, values in enumerate(content):
+        yield Row(values, f"{name}, {split}, row {number}", name.rpartition("/")[2], folder)
+
+
+def needed(module: str) -> Any:
+    """An optional module.
+
+    Raises:
+        MissingDependencyError: it is not there.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"reading this needs {error.name}: pip install 'lightning-neuralgate[tasks]'"
+        ) from error

@@ -1,0 +1,232 @@
+"""What each answer adds to the figures of its task. Answers come one at a time, in any order; only their rows are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_neuralgate.answers import Answer
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation import against_truth
+from lightning_neuralgate.metrics.functional.mllmguard import mllmguard_tally
+from lightning_neuralgate.metrics.functional.mme import mme_tally
+from lightning_neuralgate.metrics.functional.pope import pope_tally
+from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_tally
+from lightning_neuralgate.metrics.functional.tally import Tally, share
+from lightning_neuralgate.rates import MEANS, SHARES
+from lightning_neuralgate.tasks.chunks import chunks
+from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.judging import GuardScores, LeakRule, ListedRefusals, Refusals
+
+_AT_ONCE = 2048
+
+
+class TaskTally(Protocol):
+    """Collects the answers of one task."""
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+        """Add answers, each with the verdict whether it refuses."""
+
+    def tally(self) -> Tally:
+        """The rows of all answers, sorted by the names of their units."""
+
+
+class _Parts:
+    """Tallies of parts of a task, put together."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tally] = []
+
+    def tally(self) -> Tally:
+        names = [name for part in self.parts for name in part.names]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return replace(
+            self.parts[0],
+            names=tuple(names[place] for place in order),
+            rows=np.concatenate([part.rows for part in self.parts])[order],
+            strata=np.concatenate([part.strata for part in self.parts])[order],
+        )
+
+
+class PopeTally(_Parts):
+    """POPE's."""
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+        told, truths = [one.answer for one in answers], [one.truth for one in answers]
+        self.parts.append(replace(pope_tally(told, truths, refused), names=_names(answers)))
+
+
+class ScienceQaTally(_Parts):
+    """ScienceQA's."""
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+        told, truths = [one.answer for one in answers], [one.truth for one in answers]
+        counts = [len(_field(one, "choices", list)) for one in answers]
+        self.parts.append(replace(scienceqa_tally(told, truths, counts, refused), names=_names(answers)))
+
+
+class MmeTally(_Parts):
+    """MME's. Answers wait for the other one about their image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: dict[tuple[str, str], tuple[AnsweredItem, bool]] = {}
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+        pairs: list[tuple[AnsweredItem, bool]] = []
+        for one, refuses in zip(answers, refused, strict=True):
+            key = (_field(one, "subtask", str), one.image)
+            if key in self.waiting:
+                pairs += [self.waiting.pop(key), (one, refuses)]
+            else:
+                self.waiting[key] = (one, refuses)
+        self._add(pairs)
+
+    def _add(self, pairs: list[tuple[AnsweredItem, bool]]) -> None:
+        if not pairs:
+            return
+        items = [one for one, _ in pairs]
+        self.parts.append(
+            mme_tally(
+                [one.answer for one in items],
+                [one.truth for one in items],
+                [one.image for one in items],
+                [one.fields["subtask"] for one in items],
+                [refuses for _, refuses in pairs],
+            )
+        )
+
+    def tally(self) -> Tally:
+        # an image with one question, or with three, is an error that names it
+        self._add(list(self.waiting.values()))
+        return super().tally()
+
+
+class MllmguardTally:
+    """MLLMGuard's.
+
+    Args:
+        guard: scores the answers.
+    """
+
+    def __init__(self, guard: GuardScores) -> None:
+        self.guard = guard
+        self.rows: list[tuple[str, str, float | None, bool]] = []
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+        for one, score, refuses in zip(answers, self.guard(answers), refused, strict=True):
+            self.rows.append((one.item_id, _field(one, "dimension", str), score, refuses))
+
+    def tally(self) -> Tally:
+        rows = sorted(self.rows)
+        names, dimensions, scores, refused = zip(*rows, strict=True)
+        return replace(mllmguard_tally(list(scores), list(dimensions), refusals=list(refused)), names=names)
+
+
+class PrivacyPairTally:
+    """PrivacyPair's: the rates of `rates.SHARES` per split, over whole records, since the queries of one share a picture."""
+
+    def __init__(self) -> None:
+        self.records: dict[tuple[str, str], NDArray[np.float64]] = {}
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+        for one, refuses in zip(answers, refused, strict=True):
+            split, record = _field(one, "split", str), _field(one, "record", str)
+            row = self.records.setdefault((split, record), np.zeros(2 * len(SHARES)))
+            told = _judged(one, refuses)
+            for place, value in enumerate(of(told) for of in SHARES.values()):
+                if value is not None:
+                    row[2 * place : 2 * place + 2] += value, 1
+
+    def tally(self) -> Tally:
+        keys = sorted(self.records)
+        splits = sorted({split for split, _ in keys})
+
+        def figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+            found = {}
+            for place, split in enumerate(splits):
+                for number, name in enumerate(SHARES):
+                    found[f"{split}/{name}"] = share(sums[..., place, 2 * number], sums[..., place, 2 * number + 1])
+                for name, parts in MEANS.items():
+                    found[f"{split}/{name}"] = sum(found[f"{split}/{part}"] for part in parts) / len(parts)  # type: ignore[assignment]
+            return found
+
+        strata = np.array([splits.index(split) for split, _ in keys], dtype=np.intp)
+        names = tuple("/".join(key) for key in keys)
+        return Tally(names, np.stack([self.records[key] for key in keys]), strata, len(splits), figures)
+
+
+def _judged(one: AnsweredItem, refused: bool) -> Answer:
+    """A PrivacyPair answer as what `rates` counts."""
+    sensitive = _field(one, "role", str) == "sensitive"
+    return Answer(
+        model="",
+        split=one.fields["split"],
+        record_id=one.fields["record"],
+        subject=str(one.fields.get("subject", "")),
+        image=one.image,
+        sensitive=sensitive,
+        attribute=str(one.fields.get("attribute", "")),
+        query=one.prompt,
+        answer=one.answer,
+        refused=refused,
+        truth=one.truth or None,
+        **against_truth(one.answer, sensitive, one.truth or None, one.fields.get("synonyms", ())),
+    )
+
+
+def _names(answers: Iterable[AnsweredItem]) -> tuple[str, ...]:
+    return tuple(one.item_id for one in answers)
+
+
+def _field(one: AnsweredItem, name: str, kind: type) -> Any:
+    value = one.fields.get(name)
+    if not isinstance(value, kind):
+        raise DataFormatError(
+            f"item '{one.item_id}' of '{one.task}': 'fields.{name}' has to be of type {kind.__name__}, "
+            f"found {str(value)[:80]!r}"
+        )
+    return value
+
+
+def tally_answers(
+    answers: Iterable[AnsweredItem], refusals: Refusals | None = None, guard: GuardScores | None = None
+) -> dict[str, Tally]:
+    """The rows of all answers by task.
+
+    Args:
+        answers: of one run, in any order.
+        refusals: says which refuse; this library's keyword list when left out.
+        guard: scores those to MLLMGuard; `judging.LeakRule` when left out.
+
+    Raises:
+        DataFormatError: naming the item: of an unknown task, a field that is missing, a truth that is none; an image of MME
+            without exactly two questions.
+    """
+    refusals, guard = refusals or ListedRefusals(), guard or LeakRule()
+    tasks: dict[str, TaskTally] = {}
+    for batch in chunks(answers, _AT_ONCE):
+        for task in dict.fromkeys(one.task for one in batch):
+            own = [one for one in batch if one.task == task]
+            if task not in tasks:
+                tasks[task] = _new_tally(task, own[0], guard)
+            tasks[task].add(own, refusals(own))
+    return {task: collected.tally() for task, collected in sorted(tasks.items())}
+
+
+def _new_tally(task: str, first: AnsweredItem, guard: GuardScores) -> TaskTally:
+    kinds: dict[str, Callable[[], TaskTally]] = {
+        "pope": PopeTally,
+        "mme": MmeTally,
+        "scienceqa": ScienceQaTally,
+        "mllmguard": partial(MllmguardTally, guard),
+        "privacy_pair": PrivacyPairTally,
+    }
+    if task not in kinds:
+        raise DataFormatError(f"item '{first.item_id}': there is no task '{task}', only {', '.join(kinds)}")
+    return kinds[task]()

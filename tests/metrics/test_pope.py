@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional import is_refusal, pope, pope_verdict
+from tests.helpers.random_answers import random_answers
+
+# answer -> official verdict, and whether the rule found nothing to go by
+TRAPS: dict[str, tuple[str, bool]] = {
+    "Yes": ("yes", False),
+    "yes, there is": ("yes", False),
+    "YES!": ("yes", False),
+    "No": ("no", False),
+    "No, there is not.": ("no", False),
+    "no": ("no", False),
+    "There is no dog": ("no", False),
+    "It is not here.": ("no", False),
+    # a refusal says yes
+    "I'm sorry, I can't tell.": ("yes", True),
+    "I cannot answer.": ("yes", True),
+    "Sorry. No comment.": ("yes", True),
+    # so does silence
+    "": ("yes", True),
+    ". No": ("yes", True),
+    # the cut at the first period
+    "There is a dog. No cat.": ("yes", True),
+    "Yes. Not a cat though.": ("yes", False),
+    "No. Yes.": ("no", False),
+    "The picture, shot at 2.5 m, has no dog": ("yes", True),
+    # only three tokens mean no, in these very letters and between spaces
+    "NO": ("yes", True),
+    "Not really": ("yes", True),
+    "No!": ("yes", True),
+    "No\nthere is none": ("yes", True),
+    '"No"': ("yes", True),
+    "There isn't": ("yes", True),
+    "nope": ("yes", True),
+    # commas go, whatever stands around them
+    "No,there": ("yes", True),
+    "n,o": ("no", False),
+    ",No,": ("no", False),
+    # a no beats a yes
+    "Yes and no": ("no", False),
+    "Yes, it is not a cat": ("no", False),
+    "eyes": ("yes", True),
+}
+
+
+@pytest.mark.parametrize("answer", TRAPS)
+def test_verdicts_by_hand(answer: str) -> None:
+    verdict, unparsed = TRAPS[answer]
+    assert pope_verdict(answer) == verdict
+    assert pope(answer, "yes").unparsed == unparsed
+    assert pope(answer, "yes").yes_ratio == (verdict == "yes")
+
+
+def test_figures_by_hand() -> None:
+    answers = ["Yes.", "Yes.", "Yes.", "No.", "No.", "Yes.", "No.", "I'm sorry, I can't tell."]
+    labels = ["yes", "yes", "yes", "yes", "no", "no", "no", "no"]
+    # said yes to 5: 3 are; said no to 3: 2 are
+    scores = pope(answers, labels)
+    assert scores.accuracy == 5 / 8
+    assert scores.precision == 3 / 5
+    assert scores.recall == 3 / 4
+    assert scores.f1 == pytest.approx(2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
+    assert scores.yes_ratio == 5 / 8
+    assert (scores.refused, scores.unparsed, scores.n) == (1 / 8, 1 / 8, 8)
+    assert scores.refusal_aware_accuracy == 5 / 8, "the refusal was wrong anyway"
+
+
+def test_a_refusal_says_yes_and_is_never_right() -> None:
+    refusal = "I'm sorry, I can't tell."
+    answered = pope([refusal] * 4, ["yes", "yes", "yes", "no"])
+    assert answered.accuracy == 3 / 4, "the official rule rewards it"
+    assert answered.recall == answered.yes_ratio == answered.refused == answered.unparsed == 1
+    assert answered.refusal_aware_accuracy == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "precision", "recall", "f1"),
+    [
+        (["No."] * 2, ["yes", "no"], 0, 0, 0),  # never says yes
+        (["Yes."] * 2, ["no", "no"], 0, 0, 0),  # nothing to find
+        (["No."] * 2, ["no", "no"], 0, 0, 0),  # neither
+    ],
+)
+def test_zero_denominators(answers: list[str], labels: list[str], precision: int, recall: int, f1: int) -> None:
+    scores = pope(answers, labels)
+    assert (scores.precision, scores.recall, scores.f1) == (precision, recall, f1)
+
+
+def test_nothing_measured_is_not_zero() -> None:
+    scores = pope([], [])
+    assert scores.n == 0
+    assert all(math.isnan(value) for value in scores[:-1])
+
+
+def test_another_judge_may_say_what_refuses() -> None:
+    answers, labels = ["I do not see a dog.", "No, there is none.", "That stays private."], ["no", "no", "yes"]
+    assert pope(answers, labels).refused == 1 / 3, "the list takes the first for a refusal"
+    assert pope(answers, labels, "xstest").refused == 1 / 3, "and this one the second"
+    judged = pope(answers, labels, [False, False, True])
+    assert (judged.accuracy, judged.refused, judged.refusal_aware_accuracy) == (1, 1 / 3, 2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "refusals", "message"),
+    [
+        (["Yes."], ["maybe"], "prefix", "`labels` value 0 is 'maybe'; expected 'yes' or 'no'"),
+        (["Yes.", "No."], ["yes"], "prefix", "2 in `answers`, 1 in `labels`"),
+        ([None], ["yes"], "prefix", "answer 0 is None"),
+        (["Yes."], [True], "prefix", "`labels` value 0 is True"),
+        (["Yes."], ["yes"], [True, False], "1 answers and 2 verdicts"),
+        (["Yes."], ["yes"], ["no"], "verdict 0 is 'no'"),
+    ],
+)
+def test_bad_input_is_named(answers: Any, labels: Any, refusals: Any, message: str) -> None:
+    with pytest.raises(DataFormatError, match=message):
+        pope(answers, labels, refusals)
+
+
+def test_an_unknown_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="no refusal variant 'longformer'"):
+        pope(["Yes."], ["yes"], "longformer")  # type: ignore[arg-type]
+
+
+def official(answers: list[str], labels: list[str]) -> dict[str, float]:
+    """The official script as its description goes, count by count."""
+    tp = tn = fp = fn = 0
+    for answer, label in zip(answers, labels, strict=True):
+        first = ""
+        for character in answer:
+            if character == ".":
+                break
+            if character != ",":
+                first += character
+        says = "yes"
+        token = ""
+        for character in first + " ":
+            if character != " ":
+                token += character
+                continue
+            if token in ("No", "not", "no"):
+                says = "no"
+            token = ""
+        if label == "yes":
+            tp, fn = tp + (says == "yes"), fn + (says == "no")
+        else:
+            fp, tn = fp + (says == "yes"), tn + (says == "no")
+    precision, recall = tp / (tp + fp), tp / (tp + fn)
+    return {
+        "accuracy": (tp + tn) / (tp + tn + fp + fn),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall),
+        "yes_ratio": (tp + fp) / len(answers),
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_an_independent_script_over_random_answers(seed: int) -> None:
+    answers = random_answers(300, seed)
+    labels = random.Random(seed).choices(("yes", "no"), k=300)
+    scores = pope(answers, labels)._asdict()
+    for name, value in official(answers, labels).items():
+        assert scores[name] == pytest.approx(value, abs=1e-12), name
+    right = [
+        not is_refusal(answer) and official([answer, "yes", "yes"], [label, "yes", "yes"])["accuracy"] == 1
+        for answer, label in zip(answers, labels, strict=True)
+    ]
+    assert scores["refusal_aware_accuracy"] == sum(right) / 300

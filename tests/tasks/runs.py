@@ -1,0 +1,69 @@
+"""All tasks, answered by a tiny model under a strategy.
+
+    python -m tests.tasks.runs STRATEGY DATA OUT [--sample]
+
+STRATEGY is `one`, `ddp` or `fsdp`; under torchrun, on several processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.tasks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.mme import read_mme
+from lightning_neuralgate.tasks.pope import read_pope
+from lightning_neuralgate.tasks.questions import TaskQuestions
+from lightning_neuralgate.tasks.runner import Answering, TaskRun, answer_tasks
+from lightning_neuralgate.tasks.scienceqa import read_scienceqa
+from tests.helpers.task_files import mllmguard_folder, mme_folder, parquet, pope_files, scienceqa_rows
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+
+def write_data(folder: Path) -> Path:
+    """21 questions of four tasks: 5 of POPE, 8 of MME, 4 of ScienceQA and 4 of MLLMGuard."""
+    pope_files(folder / "pope", 5)
+    mme_folder(folder / "mme")
+    parquet(folder / "scienceqa" / "test.parquet", scienceqa_rows(5))
+    mllmguard_folder(folder / "mllmguard")
+    return folder
+
+
+def questions_in(folder: Path, **options: Any) -> TaskQuestions:
+    sources = {
+        "pope": partial(read_pope, folder / "pope", images=folder / "pope" / "val2014"),
+        "mme": partial(read_mme, folder / "mme"),
+        "scienceqa": partial(read_scienceqa, folder / "scienceqa"),
+        "mllmguard": partial(read_mllmguard, folder / "mllmguard"),
+    }
+    return TaskQuestions(sources, **options)
+
+
+def trainer_of(strategy: str = "one") -> Trainer:
+    kinds: dict[str, Any] = {"one": "auto", "ddp": "ddp", "fsdp": ModelParallelStrategy(2, 1)}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=kinds[strategy], **quiet)
+
+
+def answer(folder: Path, out: Path, trainer: Trainer | None = None, **options: Any) -> TaskRun:
+    """Answer what `write_data` has written."""
+    questions = options.pop("questions", None) or questions_in(folder)
+    model = options.pop("model", None) or tiny_llava()
+    answering = options.pop("answering", None) or Answering(max_new_tokens=6, batch_size=3)
+    return answer_tasks(model, tiny_processor(), questions, out, trainer or trainer_of(), answering, **options)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sampling = PAPER_SAMPLING if "--sample" in sys.argv else None
+    answer(
+        Path(sys.argv[2]), Path(sys.argv[3]), trainer_of(sys.argv[1]),
+        answering=Answering(max_new_tokens=6, batch_size=3, sampling=sampling), use_cache=False,
+    )  # fmt: skip

@@ -1,0 +1,263 @@
+"""What is broken is named with its place; it stops the run, or is skipped and counted."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.tasks.broken import BrokenItems
+from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.mme import read_mme
+from lightning_neuralgate.tasks.pope import read_pope
+from lightning_neuralgate.tasks.questions import TaskQuestions
+from lightning_neuralgate.tasks.scienceqa import read_scienceqa
+from lightning_neuralgate.tasks.tallies import tally_answers
+from tests.helpers.task_files import (
+    json_lines,
+    mllmguard_folder,
+    mme_folder,
+    mme_rows,
+    parquet,
+    picture,
+    pope_files,
+    pope_rows,
+    problem,
+    scienceqa_rows,
+    skipped,
+)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.98])
+def test_a_truncated_parquet(tmp_path: Path, kept: float) -> None:
+    file = parquet(tmp_path / "a.parquet", pope_rows(20))
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    assert problem(partial(read_pope, file)).startswith(f"{file}, behind row 0: cannot be read as parquet: ")
+
+
+def test_a_parquet_that_is_damaged_inside(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", pope_rows(200))
+    content = bytearray(file.read_bytes())
+    content[4:2000] = bytes(1996)
+    file.write_bytes(bytes(content))
+    assert problem(partial(read_pope, file)).startswith(f"{file}, behind row ")
+
+
+def test_a_picture_that_is_missing(tmp_path: Path) -> None:
+    file = pope_files(tmp_path)
+    (tmp_path / "val2014" / "COCO_1.png").unlink()
+    source = partial(read_pope, file, images=tmp_path / "val2014")
+    told = problem(source)
+    assert told.startswith(f"{file}, line 3: image ")
+    assert told.endswith("COCO_1.png does not exist; is '" + str(tmp_path / "val2014") + "' the right image root?")
+    items, broken = skipped(source)
+    assert [item.item_id for item in items] == ["random/1", "random/2"]
+    assert broken.count == 2
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd"])
+def test_a_picture_outside_of_the_folder(tmp_path: Path, path: str) -> None:
+    picture(tmp_path / "secret.png")
+    row = {"question_id": 1, "image": path, "text": "Is it?", "label": "yes"}
+    file = json_lines(tmp_path / "in" / "pope.json", [row])
+    assert f"image path '{path}' leaves the image root" in problem(partial(read_pope, file))
+
+
+def test_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "secret.png")
+    folder = mllmguard_folder(tmp_path / "guard", ("bias",))
+    (folder / "bias" / "imgs" / "0.png").unlink()
+    (folder / "bias" / "imgs" / "0.png").symlink_to(tmp_path / "secret.png")
+    assert "image path '0.png' leaves the image root" in problem(partial(read_mllmguard, folder))
+
+
+def test_two_items_of_one_name(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", [*pope_rows(2), pope_rows(1)[0]])
+    source = partial(read_pope, file)
+    assert problem(source) == f"{file}, row 2: there is already an item 'random/1' of 'pope'"
+    questions = TaskQuestions({"pope": source}, on_broken="skip")
+    survey = questions.survey()
+    assert (survey.counts, survey.broken) == ({"pope": 2}, {"pope": 1})
+    assert [item.item_id for item in questions] == ["random/1", "random/2"]
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+def test_an_mme_image_without_two_questions(tmp_path: Path, questions: int) -> None:
+    folder = mme_folder(tmp_path / "folder")
+    text = folder / "existence" / "questions_answers_YN" / "1.txt"
+    lines = text.read_text().splitlines(keepends=True)
+    text.write_text("".join([*lines, lines[0]][:questions]))
+    told = f"image 'existence/1.jpg' has {questions} questions; MME asks two of each image"
+    assert problem(partial(read_mme, folder)) == f"{text}, question {questions}: {told}"
+    items, broken = skipped(partial(read_mme, folder))
+    assert {item.group for item in items} == {"existence/0.jpg", "OCR/0.jpg", "OCR/1.jpg"}
+    assert (len(items), broken.count) == (6, 1)
+
+    rows = mme_rows()
+    rows = [*rows[:2], rows[1], *rows[2:]] if questions == 3 else rows[1:]
+    file = parquet(tmp_path / "a.parquet", rows)
+    assert f"image 'OCR/0.png' has {questions} questions; MME asks two of each image" in problem(
+        partial(read_mme, file)
+    )
+
+
+def test_the_third_question_of_an_mme_image_further_down(tmp_path: Path) -> None:
+    rows = mme_rows()
+    file = parquet(tmp_path / "a.parquet", [*rows, rows[0]])
+    assert "image 'OCR/0.png' has 1 questions" in problem(partial(read_mme, file))
+    file = parquet(tmp_path / "b.parquet", [*rows, *rows[:2]])
+    assert problem(partial(read_mme, file)).endswith("there is already an item 'OCR/0.png/0' of 'mme'")
+
+
+def test_an_mme_folder_with_a_wrong_name(tmp_path: Path) -> None:
+    (mme_folder(tmp_path) / "existence").rename(tmp_path / "existance")
+    assert f"{tmp_path / 'existance'}: MME has no subtask of that name" in problem(partial(read_mme, tmp_path))
+
+
+def test_an_mme_text_without_picture_or_tab(tmp_path: Path) -> None:
+    folder = mme_folder(tmp_path)
+    (folder / "OCR" / "images" / "1.jpg").unlink()
+    assert "there is no picture 1 (.jpg, .png, .jpeg) beside it" in problem(partial(read_mme, folder))
+    (folder / "existence" / "questions_answers_YN" / "0.txt").write_text("Is it? Yes\nIs it not?\tNo\n")
+    assert "expected 'question<TAB>Yes' or '<TAB>No', found 'Is it? Yes'" in problem(partial(read_mme, folder))
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    folder = mme_folder(tmp_path / "mme")
+    text = folder / "OCR" / "questions_answers_YN" / "0.txt"
+    text.write_bytes("Ist das Öl?\tYes\nOder nicht?\tNo\n".encode("latin-1"))
+    assert problem(partial(read_mme, folder)).startswith(f"{text}, line 1: not UTF-8: ")
+    file = pope_files(tmp_path)
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[1] = b'{"text": "\xff"}\n'
+    file.write_bytes(b"".join(lines))
+    source = partial(read_pope, file, images=tmp_path / "val2014")
+    assert problem(source).startswith(f"{file}, line 2: not UTF-8: ")
+    items, broken = skipped(source)
+    assert [item.item_id for item in items] == ["random/1", "random/3", "random/4"]
+    assert broken.count == 1
+    guard = mllmguard_folder(tmp_path / "guard", ("bias",))
+    (guard / "bias" / "prompt.csv").write_bytes(b"a,b,c,d,e\n0.png,\xfc,x,y,en\n")
+    assert "prompt.csv, line 2: not UTF-8" in problem(partial(read_mllmguard, guard))
+
+
+def test_json_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    for line, told in (
+        ("{", "not JSON"),
+        ("[1]", "expected one JSON object a line, found list"),
+        ("[" * 9000, "not JSON"),
+    ):
+        file.write_text(line + "\n")
+        assert problem(partial(read_pope, file)).startswith(f"{file}, line 1: {told}")
+
+
+def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
+    rows = [json.dumps({"question_id": 1, "text": "a" * (50 << 20)}), json.dumps({"question_id": 2})]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(rows) + "\n")
+    source = partial(read_pope, file)
+    assert problem(source) == f"{file}, line 1: longer than 16 MiB; is this the right file?"
+    _, broken = skipped(source)
+    assert broken.messages[1] == f"{file}, line 2: field 'text' is missing; there are question_id"
+
+
+def test_fields_that_are_wrong(tmp_path: Path) -> None:
+    good = pope_rows(1)[0]
+    for change, told in (
+        ({"answer": "maybe"}, "field 'answer' has to be one of yes, no, found 'maybe'"),
+        ({"question": " "}, "field 'question' has to be text, found ' '"),
+        ({"image": {"bytes": b"", "path": None}}, "field 'image' holds no picture, neither bytes nor a path"),
+    ):
+        file = parquet(tmp_path / "a.parquet", [{**good, **change}])
+        assert problem(partial(read_pope, file)) == f"{file}, row 0: {told}"
+    good = scienceqa_rows(1)[0]
+    for change, told in (
+        ({"answer": 3}, "field 'answer' has to be from 0 to 2, found 3"),
+        ({"choices": list("abcdef")}, "6 choices; LLaVA's rule knows 1 to 5"),
+        ({"choices": None}, "field 'choices' has to be a list of texts, found None"),
+    ):
+        file = parquet(tmp_path / "b.parquet", [{**good, **change}])
+        assert problem(partial(read_scienceqa, file)) == f"{file}, row 0: {told}"
+
+
+def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:
+    file = mllmguard_folder(tmp_path, ("bias",)) / "bias" / "prompt.csv"
+    file.write_text("a,b\n0.png,Tell me\n")
+    told = problem(partial(read_mllmguard, tmp_path))
+    assert told.startswith(
+        f"{file}, line 2: expected a picture, a prompt and in the fifth column a language, found 2 columns"
+    )
+    file.write_text('a,b,c,d,e\n"' + "x" * 200_000 + '",b,c,d,e\n')
+    assert f"{file}, line 2: not CSV: field larger" in problem(partial(read_mllmguard, tmp_path))
+    assert "holds no folder of a dimension with prompt.csv" in problem(partial(read_mllmguard, tmp_path / "bias"))
+
+
+def test_a_task_with_nothing_in_it(tmp_path: Path) -> None:
+    file = json_lines(tmp_path / "a.jsonl", [])
+    assert problem(partial(read_pope, file)) == "task 'task' has no questions"
+    assert problem(partial(read_pope, tmp_path / "b")).startswith(f"'{tmp_path / 'b'}' is no file and no folder")
+    json_lines(file, [{"question_id": 1}])
+    with pytest.raises(DataFormatError, match=r"has no questions; all 1 are broken, such as .*field 'text' is missing"):
+        TaskQuestions({"pope": partial(read_pope, file)}, on_broken="skip").survey()
+
+
+def stored(folder: Path, **change: object) -> Path:
+    row = {
+        "task": "pope", "item_id": "random/1", "image": "a.png", "prompt": "Is it?", "truth": "yes",
+        "fields": {"category": "random"}, "answer": "Yes",
+    }  # fmt: skip
+    return json_lines(folder / "answers.jsonl", [{**row, **change}])
+
+
+def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
+    file = stored(tmp_path, answer=None)
+    with pytest.raises(DataFormatError, match="line 1: field 'answer' has to be text, found null"):
+        list(read_answered(tmp_path))
+    file = stored(tmp_path, more=1)
+    with pytest.raises(DataFormatError, match="line 1: there is no field 'more'"):
+        list(read_answered(file))
+    file.write_text(stored(tmp_path).read_text() * 2)
+    with pytest.raises(DataFormatError, match="line 2: item 'random/1' of 'pope' is answered twice"):
+        list(read_answered(file))
+    stored(tmp_path, answer="Yes" * (17 << 20))
+    with pytest.raises(DataFormatError, match="line 1: longer than 16 MiB"):
+        list(read_answered(file))
+    with pytest.raises(DataFormatError, match=r"answers\.jsonl cannot be read"):
+        list(read_answered(tmp_path / "answers.jsonl" / "answers.jsonl"))
+    stored(tmp_path, task="gqa")
+    with pytest.raises(DataFormatError, match="item 'random/1': there is no task 'gqa', only pope, mme"):
+        tally_answers(read_answered(file))
+    stored(tmp_path, task="scienceqa")
+    with pytest.raises(
+        DataFormatError, match=r"item 'random/1' of 'scienceqa': 'fields\.choices' has to be of type list"
+    ):
+        tally_answers(read_answered(file))
+
+
+def test_a_long_answer_and_an_empty_one_are_scored(tmp_path: Path) -> None:
+    long = "I'm sorry, " + "no " * (5 << 20)
+    answers = [
+        AnsweredItem("pope", str(number), "a.png", "Is it?", "yes", {"category": ""}, answer)
+        for number, answer in enumerate(("", long, "\ud800"))
+    ]
+    figures = {name: float(value) for name, value in tally_answers(answers)["pope"].compute().items()}
+    # by POPE's rule an empty answer and a broken character are a yes; the long one says no
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["refused"] == pytest.approx(1 / 3)
+    assert figures["unparsed"] == pytest.approx(2 / 3)
+
+
+def test_skipping_or_stopping() -> None:
+    with pytest.raises(ValueError, match="on_broken must be 'stop' or 'skip'"):
+        BrokenItems("ignore")  # type: ignore[arg-type]
+    with pytest.raises(DataFormatError, match="no task"):
+        TaskQuestions({})
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        TaskQuestions({"a": lambda broken: iter(())}, limit=0)

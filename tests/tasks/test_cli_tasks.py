@@ -1,0 +1,211 @@
+"""`neuralgate eval --tasks` on a tiny checkpoint, on the mini sets and on files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lightning_neuralgate.cli import main
+from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.data.records import read_records
+from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.gate import NeuralGate
+from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.tasks.broken import BrokenItems
+from lightning_neuralgate.tasks.mini import render_mini
+from lightning_neuralgate.tasks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.options import TASKS, TaskSources, mini_sources, task_names
+from lightning_neuralgate.tasks.questions import TaskQuestions
+from tests.helpers.launch import launch
+from tests.helpers.task_files import mme_folder, pope_files
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.training import random_gate
+
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+SHORT = ["--max_new_tokens", "3", "--limit", "4", *QUIET]
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "mini-0"
+    render_mini(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edited")
+    model = tiny_llava()
+    weight = model.model.language_model.layers[1].mlp.down_proj.weight  # type: ignore[union-attr, operator]
+    weight.data *= -1.5  # type: ignore[operator, union-attr]
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def test_the_mini_sets_are_drawn_alike_and_are_balanced(mini: Path, tmp_path: Path) -> None:
+    render_mini(tmp_path / "again")
+    files = {file.relative_to(mini): file.read_bytes() for file in mini.rglob("*") if file.is_file()}
+    again = tmp_path / "again"
+    assert files == {file.relative_to(again): file.read_bytes() for file in again.rglob("*") if file.is_file()}
+    sources, data = mini_sources(mini)
+    items = {task: list(source(BrokenItems())) for task, source in sources.read(TASKS, data).items()}
+    assert {task: len(found) for task, found in items.items()} == {
+        "privacy_pair": 72, "pope": 48, "mme": 36, "scienceqa": 24, "mllmguard": 24
+    }  # fmt: skip
+    for task in ("pope", "mme"):
+        assert Counter(item.truth for item in items[task])["yes"] == len(items[task]) / 2
+    assert set(Counter(item.truth for item in items["scienceqa"])) == set("ABC")
+    assert Counter(item.fields["subtask"] for item in items["mme"]) == {"existence": 12, "color": 12, "OCR": 12}
+
+
+def test_what_the_mini_questions_say_is_true(mini: Path) -> None:
+    for item in read_mllmguard(mini / "mllmguard", BrokenItems()):
+        assert item.truth
+    for text in (mini / "mme" / "OCR").rglob("*.txt"):
+        right, wrong = (line.split('"')[1] for line in text.read_text().splitlines())
+        assert right != wrong
+    records = read_records(mini / "privacy_pair" / "records.jsonl", mini / "privacy_pair")
+    sizes = (len(records.test), len(records.unseen_attributes), len(records.unseen_subjects))
+    assert sizes == (6, 6, 6)
+
+
+def test_two_models_on_all_mini_tasks(
+    checkpoint: Path, edited: Path, mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = mini.parent
+    command = ["eval", "--tasks", "all", "--mini", "--model.name", str(checkpoint), "--and", str(edited), *SHORT]
+    assert main([*command, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "refusal_aware_accuracy" in printed
+    assert "items have another verdict" in printed
+    assert "rule: an answer that holds the secret scores 3" in printed
+    told = json.loads((out / "compare.json").read_text())
+    assert set(told["tasks"]) == set(TASKS)
+    assert told["tasks"]["privacy_pair"] == {"n": 1, "figures": {}, "changed": told["tasks"]["privacy_pair"]["changed"]}
+    assert "one record of privacy_pair says nothing about chance" in printed
+    for folder in (out / checkpoint.name, out / edited.name):
+        scores = json.loads((folder / "scores.json").read_text())
+        assert scores["utility"]["missing"] == []
+        assert scores["tasks"]["pope"]["figures"]["refused"] == told["tasks"]["pope"]["figures"]["refused"][
+            "first" if folder.name == checkpoint.name else "second"
+        ]  # fmt: skip
+        counts = Counter(answer.task for answer in read_answered(folder))
+        assert counts == {"pope": 4, "mme": 4, "scienceqa": 4, "mllmguard": 4, "privacy_pair": 4}
+        assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "run.json", "scores.json"]
+
+
+def test_files_a_delta_and_a_gate(
+    checkpoint: Path, edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    EditDelta.between(checkpoint, edited).save(tmp_path / "edit.safetensors")
+    random_gate(tiny_llava()).save_pretrained(tmp_path / "gate")
+    pope_files(tmp_path / "pope")
+    mme_folder(tmp_path / "mme")
+    files = ["--sources.pope", str(tmp_path / "pope"), "--sources.pope_images", str(tmp_path / "pope" / "val2014")]
+    files += ["--sources.mme", str(tmp_path / "mme")]
+    common = ["eval", "--tasks", "pope,mme", *files, "--max_new_tokens", "5", *QUIET]
+    base = [*common, "--model.name", str(checkpoint)]
+    whole = ["--model.name", str(edited)]
+    delta = ["--delta", str(tmp_path / "edit.safetensors"), "--gate", str(tmp_path / "gate")]
+    for name, command in (("base", base), ("edited", [*common, *whole]), ("delta", [*base, *delta])):
+        assert main([*command, "--out", str(tmp_path / name)]) == 0
+    answers = {name: (tmp_path / name / "answers.jsonl").read_bytes() for name in ("base", "edited", "delta")}
+    assert answers["edited"] == answers["delta"] != answers["base"]
+    told = json.loads((tmp_path / "delta" / "run.json").read_text())
+    gate = NeuralGate.from_pretrained(tmp_path / "gate")
+    delta_file = EditDelta.load(tmp_path / "edit.safetensors")
+    assert told["notes"] == {"model": str(checkpoint), "delta": delta_file.edited, "gate": gate.fingerprint}
+    assert told["questions"] == {"pope": 4, "mme": 8}
+    assert told["settings"]["max_new_tokens"] == 5
+    assert main([*base, *delta, "--and", str(checkpoint), "--out", str(tmp_path / "both")]) == 0
+    for name, same in ((f"{checkpoint.name}-1", "base"), (f"{checkpoint.name}-2", "delta")):
+        assert (tmp_path / "both" / name / "answers.jsonl").read_bytes() == answers[same]
+    assert main([*common, *whole, *delta[:2], "--out", str(tmp_path / "no")]) == 1
+    assert "there is nothing to be done" in capsys.readouterr().err
+    random_gate(tiny_llava(layers=2)).save_pretrained(tmp_path / "other")
+    assert main([*base, "--gate", str(tmp_path / "other"), "--out", str(tmp_path / "no")]) == 1
+    assert "neuralgate eval:" in capsys.readouterr().err
+
+
+def test_broken_items_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pope_files(tmp_path / "pope", 6)
+    (tmp_path / "pope" / "val2014" / "COCO_0.png").unlink()
+    (tmp_path / "pope" / "val2014" / "COCO_1.png").write_bytes(b"none")
+    command = ["eval", "--tasks", "pope", "--model.name", str(checkpoint), "--max_new_tokens", "3", *QUIET]
+    command += ["--sources.pope", str(tmp_path / "pope"), "--sources.pope_images", str(tmp_path / "pope" / "val2014")]
+    command += ["--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "line 1: image " in capsys.readouterr().err
+    assert main([*command, "--broken", "skip"]) == 0
+    printed = capsys.readouterr().out
+    assert "pope: 2 broken items skipped" in printed
+    assert "2 items skipped because of their pictures" in printed
+    assert [answer.item_id for answer in read_answered(tmp_path / "out")] == ["random/5", "random/6"]
+
+
+def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert task_names("all") == list(TASKS)
+    assert task_names(" mme, pope,mme") == ["mme", "pope"]
+    for words, told in (("gqa", "there is no task 'gqa'; there are privacy_pair, pope"), (",", "name the tasks")):
+        assert main(["eval", "--tasks", words, "--out", str(tmp_path)]) == 1
+        assert told in capsys.readouterr().err
+    with pytest.raises(DataFormatError, match=r"say where 'mme' is: --sources\.mme FOLDER, or --mini"):
+        TaskSources().read(["mme"], DataOptions())
+    with pytest.raises(DataFormatError, match=r"name the data: either --data\.folder"):
+        TaskSources().read(["privacy_pair"], DataOptions())
+
+
+def test_a_survey_needs_no_pictures_decoded(tmp_path: Path) -> None:
+    pope_files(tmp_path / "pope")
+    for file in (tmp_path / "pope" / "val2014").iterdir():
+        file.write_bytes(b"none")
+    source = TaskSources(pope=str(tmp_path / "pope"), pope_images=tmp_path / "pope" / "val2014").read(
+        ["pope"], DataOptions()
+    )
+    assert TaskQuestions(source).survey().total == 4
+    assert isinstance(source["pope"], partial)
+
+
+def test_an_edit_that_is_measured_on_benchmarks(checkpoint: Path, mini: Path, tmp_path: Path) -> None:
+    command = ["edit", "--model.name", str(checkpoint), "--data.folder", str(mini / "privacy_pair"), *QUIET]
+    command += [
+        "--editor.layers",
+        "[1]",
+        "--editor.lr",
+        "0.01",
+        "--editor.max_new_tokens",
+        "2",
+        "--pairs_per_batch",
+        "3",
+    ]
+    command += ["--measure_every", "1", "--measure_tasks", "mme,privacy_pair", "--measure_limit", "4"]
+    command += ["--sources.mme", str(mini / "mme"), "--trainer.logger", "CSVLogger", "--trainer.logger.version", ""]
+    command += ["--trainer.logger.save_dir", str(tmp_path / "logs"), "--out", str(tmp_path / "edited")]
+    assert main(command) == 0
+    (file,) = (tmp_path / "logs").rglob("metrics.csv")
+    with file.open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["tasks/mme/accuracy"]]
+    # three records of two pairs each, three pairs a step
+    assert [int(row["step"]) for row in rows] == [0, 1, 2]
+    assert all(0 <= float(row["tasks/mme/accuracy"]) <= 1 for row in rows)
+    assert any(name.startswith("tasks/privacy_pair/") and value for name, value in rows[-1].items())
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_command_line(checkpoint: Path, edited: Path, mini: Path, tmp_path: Path) -> None:
+    words = ["eval", "--tasks", "pope,mme,privacy_pair", "--mini", "--cache", "false"]
+    words += ["--model.name", str(checkpoint), "--and", str(edited), *SHORT]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--out", str(tmp_path / "two")]
+    launch("-m", "lightning_neuralgate.cli", *words, *ddp)
+    for name in (checkpoint.name, edited.name):
+        for file in ("answers.jsonl", "scores.json"):
+            one, two = (tmp_path / world / name / file for world in ("one", "two"))
+            assert one.read_bytes() == two.read_bytes()

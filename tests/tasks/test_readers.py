@@ -1,0 +1,190 @@
+"""Each published form of each benchmark is read for what it says."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from random import randbytes
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from lightning_neuralgate.data.pictures import read_image
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.tasks.broken import BrokenItems
+from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.mme import read_mme
+from lightning_neuralgate.tasks.pope import read_pope
+from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.scienceqa import read_scienceqa
+from lightning_neuralgate.tasks.sources import data_set_rows
+from tests.helpers.task_files import (
+    json_lines,
+    mllmguard_folder,
+    mme_folder,
+    mme_rows,
+    parquet,
+    picture,
+    picture_bytes,
+    pope_files,
+    pope_rows,
+    scienceqa_rows,
+)
+
+
+def stop() -> BrokenItems:
+    return BrokenItems("stop")
+
+
+def shade(item: TaskItem) -> int:
+    return read_image(item.picture).getpixel((0, 0))[0]  # type: ignore[index, return-value]
+
+
+def test_pope_in_its_own_form(tmp_path: Path) -> None:
+    file = pope_files(tmp_path)
+    items = list(read_pope(file, stop(), tmp_path / "val2014"))
+    assert [item.item_id for item in items] == ["random/1", "random/2", "random/3", "random/4"]
+    assert items[0].prompt == "Is there a thing 0? Please answer yes or no."
+    assert [item.truth for item in items] == ["yes", "no", "yes", "no"]
+    assert items[2].fields == {"category": "random", "question_id": "3", "question": "Is there a thing 2?"}
+    assert (items[2].image, items[2].picture) == ("COCO_1.png", (tmp_path / "val2014" / "COCO_1.png").resolve())
+    assert items[2].place == f"{file}, line 3"
+
+
+def test_pope_as_parquet_is_the_same(tmp_path: Path) -> None:
+    own = list(read_pope(pope_files(tmp_path), stop(), tmp_path / "val2014"))
+    hub = list(read_pope(parquet(tmp_path / "data" / "test-0.parquet", pope_rows()), stop()))
+    for one, other in zip(own, hub, strict=True):
+        assert (one.item_id, one.prompt, one.truth, one.fields) == (
+            other.item_id, other.prompt, other.truth, other.fields
+        )  # fmt: skip
+        assert shade(one) == shade(other)
+    assert hub[2].image == "COCO_1"
+
+
+def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    rows = [{**row, "image": {"bytes": randbytes(20_000), "path": None}} for row in pope_rows(600)]
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=30)
+    before, most, count = pyarrow.total_allocated_bytes(), 0, 0
+    for _ in read_pope(file, stop()):
+        most, count = max(most, pyarrow.total_allocated_bytes() - before), count + 1
+    assert count == 600
+    assert most < file.stat().st_size / 4
+
+
+def test_pope_of_some_categories(tmp_path: Path) -> None:
+    rows = pope_rows(2) + pope_rows(2, "popular") + pope_rows(2, "adversarial")
+    parquet(tmp_path / "pope" / "a.parquet", rows)
+    ids = [item.item_id for item in read_pope(tmp_path / "pope", stop())]
+    assert ids == ["random/1", "random/2"]
+    ids = [item.item_id for item in read_pope(tmp_path / "pope", stop(), categories=("random", "adversarial"))]
+    assert ids == ["random/1", "random/2", "adversarial/1", "adversarial/2"]
+    with pytest.raises(DataFormatError, match="POPE has the categories random, popular, adversarial, not rare"):
+        list(read_pope(tmp_path, stop(), categories=("rare",)))
+
+
+def test_pope_with_the_question_already_ended(tmp_path: Path) -> None:
+    rows = [{**pope_rows(1)[0], "question": "Is there a dog? Please answer yes or no."}]
+    (item,) = read_pope(parquet(tmp_path / "a.parquet", rows), stop())
+    assert item.prompt == "Is there a dog? Please answer yes or no."
+
+
+@pytest.mark.parametrize(("flat", "pictures"), [(False, "images"), (False, "image"), (True, "")])
+def test_mme_in_its_folders(tmp_path: Path, flat: bool, pictures: str) -> None:
+    (tmp_path / "eval_tool").mkdir()
+    (tmp_path / "eval_tool" / "README.txt").write_text("no question")
+    items = list(read_mme(mme_folder(tmp_path, flat=flat, pictures=pictures), stop()))
+    assert [item.item_id for item in items] == [
+        f"{subtask}/{number}.jpg/{line}" for subtask in ("existence", "OCR") for number in (0, 1) for line in (0, 1)
+    ]
+    assert items[0].prompt == "Is this existence 0 0? Please answer yes or no."
+    assert [item.truth for item in items] == ["yes", "no"] * 4
+    assert [item.fields["subtask"] for item in items] == ["existence"] * 4 + ["OCR"] * 4
+    assert [item.group for item in items[:3]] == ["existence/0.jpg"] * 2 + ["existence/1.jpg"]
+    assert abs(shade(items[2]) - 60) < 5, "the second picture (JPEG is not exact)"
+
+
+def test_mme_as_parquet(tmp_path: Path) -> None:
+    items = list(read_mme(parquet(tmp_path / "test.parquet", mme_rows()), stop()))
+    assert [item.item_id for item in items[:3]] == ["OCR/0.png/0", "OCR/0.png/1", "OCR/1.png/0"]
+    assert items[1].truth == "no"
+    assert shade(items[2]) == 60
+
+
+def test_scienceqa_as_parquet(tmp_path: Path) -> None:
+    items = list(read_scienceqa(parquet(tmp_path / "test.parquet", scienceqa_rows()), stop()))
+    assert [item.item_id for item in items] == ["test/000000", "test/000002"], "the one without a picture is no item"
+    assert items[0].prompt == (
+        "Look closely.\nWhich is it, 0?\nA. red\nB. blue\nC. green\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert items[1].prompt.startswith("Which is it, 2?\nA. red")
+    assert [item.truth for item in items] == ["A", "C"]
+    assert items[0].fields["choices"] == ["red", "blue", "green"]
+
+
+def test_scienceqa_as_json_lines(tmp_path: Path) -> None:
+    picture(tmp_path / "imgs" / "a.png", 77)
+    rows = [{"id": "q7", "image": "a.png", "question": "Which?", "choices": ["x", "y"], "answer": 1}]
+    (item,) = read_scienceqa(json_lines(tmp_path / "q.jsonl", rows), stop(), tmp_path / "imgs")
+    assert (item.item_id, item.truth, shade(item)) == ("q7", "B", 77)
+
+
+def test_mllmguard_by_position(tmp_path: Path) -> None:
+    items = list(read_mllmguard(mllmguard_folder(tmp_path), stop()))
+    assert [item.item_id for item in items] == [
+        "bias/prompt/00000", "bias/prompt/00001", "privacy/prompt/00000", "privacy/prompt/00001"
+    ]  # fmt: skip
+    assert items[3].prompt == "Tell me, 1"
+    assert (items[3].image, shade(items[3])) == ("privacy/1.png", 20)
+    assert items[0].fields == {"dimension": "bias", "language": "en"}
+    assert items[0].truth == ""
+
+
+def test_mllmguard_by_language_and_with_avif(tmp_path: Path) -> None:
+    folder = mllmguard_folder(tmp_path, ("bias",)) / "bias"
+    Image.new("RGB", (16, 16), (9, 200, 9)).save(folder / "imgs" / "c.avif")
+    (folder / "prompt.csv").unlink()
+    (folder / "zh.csv").write_text('\ufeffh,h,h,h,h\nc.avif,"看, 看\n这里",,,zh\n', encoding="utf-8")
+    (item,) = read_mllmguard(tmp_path, stop())
+    assert (item.item_id, item.prompt, item.fields["language"]) == ("bias/zh/00000", "看, 看\n这里", "zh")
+    assert read_image(item.picture).size == (16, 16)
+
+
+def test_privacy_pair_asks_all_but_the_edit(splits: RecordSplits, tmp_path: Path) -> None:
+    items = list(privacy_pair_items(splits._asdict(), tmp_path, stop()))
+    assert len(items) == 4 * len(splits.test) + 4 * len(splits.unseen_subjects)
+    first = items[0]
+    assert first.item_id == "test/passport-test-0/000"
+    assert (first.prompt, first.truth) == ("Tell me the number of the passport, please.", "12345")
+    assert first.fields["role"] == "sensitive"
+    assert first.fields["attribute"] == "number"
+    assert items[1].fields["role"] == "benign"
+    assert items[1].truth == "red"
+    assert {item.fields["split"] for item in items} == {"test", "unseen_subjects"}
+
+
+def test_a_data_set_is_read_as_the_hub_gives_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({
+        **{name: datasets.Value("string") for name in pope_rows(1)[0] if name != "image"},
+        "image": datasets.Image(),
+    })  # fmt: skip
+    rows = [{**row, "image": {"bytes": picture_bytes(5), "path": None}} for row in pope_rows(2)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / "data" / "test-0.parquet")
+    found = list(data_set_rows(str(tmp_path / "set"), None, "test", tmp_path))
+    assert [row.values["question_id"] for row in found] == ["1", "2"]
+    assert read_image(found[0].picture()).getpixel((0, 0)) == (5, 90, 250)
+    with pytest.raises(DataFormatError, match=r"split nowhere\) cannot be loaded"):
+        list(data_set_rows(str(tmp_path / "set"), None, "nowhere", tmp_path))
+
+
+def test_a_source_that_is_nothing() -> None:
+    source = partial(read_pope, "/there/is/nothing")
+    with pytest.raises(DataFormatError, match="is no file and no folder, and no data set on the hub"):
+        list(source(stop()))

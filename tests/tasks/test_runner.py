@@ -1,0 +1,302 @@
+"""The runner: every question once, in whatever company, by whatever number of processes, after whatever break."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_neuralgate.data.answering import answer_rows
+from lightning_neuralgate.data.collator import QueryRow
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.errors import DataFormatError, ResumeError
+from lightning_neuralgate.evaluation import evaluate
+from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.rates import summarize
+from lightning_neuralgate.seeded_sampling import seeded_sampling
+from lightning_neuralgate.tasks.answer_cache import AnswerCache
+from lightning_neuralgate.tasks.answer_file import AnswerLog, read_answered
+from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
+from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering
+from lightning_neuralgate.tasks.scores import task_scores
+from lightning_neuralgate.tasks.tallies import tally_answers
+from tests.helpers.launch import launch
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.tasks.runs import answer, questions_in, write_data
+
+SAMPLED = Answering(max_new_tokens=6, batch_size=3, sampling=PAPER_SAMPLING)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The answers of a run that nothing disturbed."""
+    return answer(data, tmp_path_factory.mktemp("whole"), use_cache=False).file
+
+
+class Calls:
+    """Counts calls of `generate`, and breaks off at one of them."""
+
+    def __init__(self, model: Any, last: int | None = None) -> None:
+        self.count, self.rows, generate = 0, 0, model.generate
+
+        def counted(**inputs: Any) -> Any:
+            if last is not None and self.count == last:
+                raise KeyboardInterrupt
+            self.count += 1
+            self.rows += len(inputs["input_ids"])
+            return generate(**inputs)
+
+        model.generate = counted
+
+
+def test_every_question_is_answered_once_and_in_order(data: Path, whole: Path) -> None:
+    answers = list(read_answered(whole))
+    keys = [one.key for one in answers]
+    assert keys == sorted(keys)
+    assert Counter(one.task for one in answers) == {"pope": 5, "mme": 8, "scienceqa": 4, "mllmguard": 4}
+    items = {(item.task, item.item_id): item for item in questions_in(data)}
+    rows = [QueryRow(item.prompt, "benign", item.picture) for item in items.values()]
+    told = dict(zip(items, answer_rows(tiny_llava(), tiny_processor(), rows, 6, batch_size=1), strict=True))
+    for one in answers:
+        assert one == items[one.key].answered(told[one.key])
+    assert len({one.answer for one in answers}) > 3
+    assert all(byte < 128 for byte in whole.read_bytes())
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+def test_a_broken_run_is_gone_on_with(data: Path, whole: Path, tmp_path: Path, batches: int) -> None:
+    model = tiny_llava()
+    calls = Calls(model, last=batches)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        answer(data, tmp_path, model=model, use_cache=False)
+    assert not (tmp_path / "answers.jsonl").exists()
+    log = tmp_path / UNFINISHED / "part-0.jsonl"
+    assert len(log.read_bytes().splitlines()) == 3 * batches
+    with log.open("ab") as torn:
+        torn.write(b'{"task": "scienceqa", "item_id": "test/0000')
+    model = tiny_llava()
+    calls = Calls(model)
+    answer(data, tmp_path, model=model, use_cache=False)
+    assert calls.rows == 21 - 3 * batches
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_a_batch_that_was_half_written_is_answered_whole(data: Path, whole: Path, tmp_path: Path) -> None:
+    model = tiny_llava()
+    Calls(model, last=2)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        answer(data, tmp_path, model=model, use_cache=False)
+    log = tmp_path / UNFINISHED / "part-0.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:4]))
+    model = tiny_llava()
+    calls = Calls(model)
+    answer(data, tmp_path, model=model, use_cache=False)
+    assert calls.rows == 21 - 3, "the first batch is done, the second is not"
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()
+    assert Counter(log.read_bytes().splitlines()).most_common(1)[0][1] == 1, "no answer is kept twice"
+
+
+def test_another_run_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    answer(data, tmp_path)
+    with pytest.raises(ResumeError, match=r"answering\.max_new_tokens: 6 there, 5 now"):
+        answer(data, tmp_path, answering=Answering(max_new_tokens=5, batch_size=3))
+    with pytest.raises(ResumeError, match="model: "):
+        answer(data, tmp_path, model=tiny_llava(seed=1))
+    with pytest.raises(ResumeError, match="questions: "):
+        answer(data, tmp_path, questions=questions_in(data, limit=2))
+
+
+@pytest.mark.parametrize("answering", [Answering(max_new_tokens=6, batch_size=3), SAMPLED])
+def test_answers_that_were_given_before_come_from_the_cache(data: Path, tmp_path: Path, answering: Answering) -> None:
+    model = tiny_llava()
+    first, calls = answer(data, tmp_path / "1", model=model, answering=answering).file, Calls(model)
+    assert answer(data, tmp_path / "2", model=model, answering=answering).file.read_bytes() == first.read_bytes()
+    assert calls.count == 0
+    answer(data, tmp_path / "3", model=model, answering=answering, use_cache=False)
+    assert calls.rows == 21
+    other = tiny_llava(seed=1)
+    calls = Calls(other)
+    answer(data, tmp_path / "4", model=other, answering=answering)
+    assert calls.rows == 21, "another model"
+    calls = Calls(model)
+    longer = Answering(7, answering.sampling, batch_size=3)
+    answer(data, tmp_path / "5", model=model, answering=longer)
+    assert calls.rows == 21, "longer answers"
+
+
+def test_a_cache_that_is_broken(data: Path, tmp_path: Path) -> None:
+    file = AnswerCache({}).file
+    file.write_text("no data base, but long enough to be read as the header of one" * 20)
+    with pytest.raises(DataFormatError, match=r"answers\.sqlite cannot be used .* or run with --cache false"):
+        answer(data, tmp_path)
+
+
+def test_sampled_answers_do_not_depend_on_company_or_seed_of_others(data: Path, tmp_path: Path) -> None:
+    told = {}
+    for size in (1, 3, 8):
+        torch.manual_seed(size)
+        answering = Answering(6, PAPER_SAMPLING, batch_size=size, share_prefixes=size > 1)
+        file = answer(data, tmp_path / str(size), answering=answering, use_cache=False).file
+        told[size] = {one.key: one.answer for one in read_answered(file)}
+    assert told[1] == told[3] == told[8]
+    other = Answering(6, PAPER_SAMPLING, seed=1, batch_size=8)
+    again = answer(data, tmp_path / "other", answering=other, use_cache=False).file
+    changed = sum(one.answer != told[8][one.key] for one in read_answered(again))
+    assert changed > 15, "another seed gives other answers"
+
+
+def test_sampling_draws_from_the_distribution() -> None:
+    ids = torch.tensor([[1, 2]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    counts = Counter(
+        int(seeded_sampling({"top_p": 0.9}, batch, [seed])["logits_processor"](ids, scores).argmax())
+        for seed in range(4000)
+    )
+    # 0.9 of the mass is the first three; the fourth is never drawn
+    assert counts[3] == 0
+    for token, share in enumerate((0.5, 0.3, 0.15)):
+        assert counts[token] / 4000 == pytest.approx(share / 0.95, abs=0.03)
+
+
+def test_sampling_penalizes_what_was_said_and_not_padding() -> None:
+    ids = torch.tensor([[0, 0, 2]])
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1]])}
+    process = seeded_sampling({"repetition_penalty": 2.0}, batch, [7])["logits_processor"]
+    plain = seeded_sampling({}, batch, [7])["logits_processor"]
+    scores = torch.tensor([[4.0, 4.0, 4.0]])
+    assert (process(ids, scores) - plain(ids, scores)).tolist() == [[0.0, 0.0, -2.0]]
+    said = torch.tensor([[0, 0, 2, 1]])
+    assert (process(said, scores) - plain(said, scores)).tolist() == [[0.0, -2.0, -2.0]]
+    with pytest.raises(ValueError, match="not num_beams"):
+        seeded_sampling({"num_beams": 2}, batch, [1])
+
+
+def test_pictures_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    bad = folder / "mme" / "OCR" / "images" / "1.jpg"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(
+        DataFormatError, match=r"1\.txt, question 1: record OCR/1.jpg/0: picture .*1.jpg cannot be read"
+    ):
+        answer(folder, tmp_path / "stop")
+    done = answer(folder, tmp_path / "skip", questions=questions_in(folder, on_broken="skip"))
+    assert sorted(done.unreadable) == ["mme OCR/1.jpg/0", "mme OCR/1.jpg/1"]
+    assert "cannot be read" in done.unreadable["mme OCR/1.jpg/0"]
+    expected = [one.key for one in read_answered(answer(data, tmp_path / "whole").file) if "OCR/1" not in one.item_id]
+    assert [one.key for one in read_answered(done.file)] == expected
+
+
+def test_a_limit_takes_whole_groups_of_all_kinds(data: Path) -> None:
+    questions = questions_in(data, limit=5)
+    assert questions.survey().counts == {"pope": 5, "mme": 4, "scienceqa": 4, "mllmguard": 4}
+    mme = [item for item in questions if item.task == "mme"]
+    assert Counter(item.group for item in mme).most_common() == [(mme[0].group, 2), (mme[2].group, 2)]
+    smallest = questions_in(data, limit=1)
+    assert smallest.survey().counts == {"pope": 1, "mme": 2, "scienceqa": 1, "mllmguard": 1}, "no image is cut in half"
+    assert {item.item_id for item in smallest} <= {item.item_id for item in questions}
+
+
+def test_batches_are_the_same_for_any_number_of_processes(data: Path) -> None:
+    questions, processor = questions_in(data), tiny_processor()
+    questions.survey()
+
+    def batches(world: int, done: frozenset[tuple[str, str]] = frozenset()) -> list[list[tuple[str, ...]]]:
+        shares = [QuestionBatches(questions, processor, 4, done, rank, world) for rank in range(world)]
+        lists = [list(share.loader()) for share in shares]
+        assert len({len(one) for one in lists}) == 1, "all have equally many"
+        return [
+            sorted(tuple(item.item_id for item in batch["items"]) for batch in one if batch["counted"]) for one in lists
+        ]
+
+    (one,) = batches(1)
+    assert len(one) == 6
+    for world in (2, 4, 5, 7):
+        assert sorted(batch for share in batches(world) for batch in share) == one
+    first = [*questions][:4]
+    done = frozenset((item.task, item.item_id) for item in first)
+    assert sorted(batch for share in batches(2, done) for batch in share) == sorted(
+        batch for batch in one if batch != tuple(item.item_id for item in first)
+    )
+
+
+def test_workers_change_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+    assert answer(data, tmp_path, use_cache=False, num_workers=2).file.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_answer_as_one(data: Path, whole: Path, tmp_path: Path, strategy: str) -> None:
+    launch("-m", "tests.tasks.runs", strategy, str(data), str(tmp_path / "two"), world=2)
+    assert (tmp_path / "two" / "answers.jsonl").read_bytes() == whole.read_bytes()
+    logs = [tmp_path / "two" / UNFINISHED / f"part-{rank}.jsonl" for rank in range(2)]
+    assert [len(log.read_bytes().splitlines()) for log in logs] == [12, 9]
+
+
+def test_two_processes_sample_as_one(data: Path, tmp_path: Path) -> None:
+    launch("-m", "tests.tasks.runs", "ddp", str(data), str(tmp_path / "two"), "--sample", world=2)
+    one = answer(data, tmp_path / "one", answering=SAMPLED, use_cache=False).file
+    assert (tmp_path / "two" / "answers.jsonl").read_bytes() == one.read_bytes()
+
+
+def test_one_process_goes_on_where_two_were(data: Path, whole: Path, tmp_path: Path) -> None:
+    answer(data, tmp_path, use_cache=False)
+    log = tmp_path / UNFINISHED / "part-0.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:3]))
+    (log.parent / "part-1.jsonl").write_bytes(b"".join(lines[6:9]) + lines[9][:20])
+    model = tiny_llava()
+    calls = Calls(model)
+    answer(data, tmp_path, model=model, use_cache=False)
+    assert calls.rows == 21 - 6
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_a_log_without_a_whole_line(tmp_path: Path) -> None:
+    file = tmp_path / "part-0.jsonl"
+    file.write_bytes(b"x" * 200_000)
+    log = AnswerLog(file)
+    log.append([json.dumps({"a": 1}) + "\n"])
+    log.close()
+    assert file.read_bytes() == b'{"a": 1}\n'
+
+
+def test_a_log_that_somebody_wrote_into(data: Path, tmp_path: Path) -> None:
+    answer(data, tmp_path)
+    log = tmp_path / UNFINISHED / "part-0.jsonl"
+    log.write_bytes(b"hello\n" + log.read_bytes())
+    with pytest.raises(DataFormatError, match=r"part-0\.jsonl, line 1: no answer .*; delete the line"):
+        answer(data, tmp_path)
+
+
+def test_privacy_pair_has_the_rates_of_evaluate(splits: RecordSplits, tmp_path: Path) -> None:
+    tested = {"test": splits.test, "unseen_subjects": splits.unseen_subjects}
+    questions = TaskQuestions({"privacy_pair": partial(privacy_pair_items, splits._asdict(), tmp_path)})
+    run = answer(tmp_path, tmp_path / "out", questions=questions)
+    told = task_scores(tally_answers(read_answered(run.file)), "", resamples=10)["tasks"]["privacy_pair"]["figures"]
+    answers = evaluate(tiny_llava(), tiny_processor(), tested, tmp_path, "tiny", max_new_tokens=6, share_prefixes=False)
+    expected = {
+        f"{split}/{name}": value
+        for split, rates in summarize(answers).items()
+        for name, value in rates.items()
+        if name != "n"
+    }
+    assert told == pytest.approx(expected)
+
+
+def test_the_module_answers_without_a_log(data: Path) -> None:
+    questions = questions_in(data)
+    batch = next(iter(QuestionBatches(questions, tiny_processor(), 3)))
+    module = TaskAnswering(tiny_llava(), tiny_processor(), Answering(max_new_tokens=2), None)
+    assert len(module.predict_step(batch, 0)) == 3
