@@ -63,9 +63,26 @@ def test_sharing_can_be_turned_off(splits: RecordSplits) -> None:
     assert pictures == [8]
 
 
-def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits) -> None:
+@pytest.mark.parametrize("kind", ["autocast", "weights"])
+def test_half_precision_does_not_look_like_another_answer(splits: RecordSplits, kind: str) -> None:
     model, rows = tiny_llava(), asked(splits)
-    expected = plain(model, rows)
+    if kind == "weights":
+        model = model.bfloat16()
+    pictures: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        for _ in range(2):
+            pictures.clear()
+            assert len(answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6)) == len(rows)
+    assert pictures == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits, dtype: torch.dtype) -> None:
+    model, rows = tiny_llava().to(dtype), asked(splits)
+    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
+    expected = generate_answers(model, collate.tokenizer, collate(rows), 6)
     decoder = model.model.language_model
     forward = decoder.forward
 
@@ -75,7 +92,6 @@ def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits
         return forward(*args, past_key_values=past_key_values, **kwargs)
 
     decoder.forward = forgetful
-    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
     with pytest.warns(UserWarning, match="prompts of LlavaForConditionalGeneration cannot share what they begin with"):
         assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
     assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
