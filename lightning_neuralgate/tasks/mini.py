@@ -110,7 +110,7 @@ def _pope(folder: Path, seed: int, pictures: int = 12) -> None:
             (_other(rng, phrases, *own), "no"),
         ]
         for thing, label in asked:
-            article = "an" if thing[0] in "aeiou" else "a"
+            article = "an" if thing[0] in "aeio" else "a"  # a unit number
             text = f"Is there {article} {thing} in the image?"
             rows.append({"question_id": len(rows) + 1, "image": name, "text": text, "label": label})
     lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""What docs/evaluation.md shows works: its commands parse, its code runs, and its table is what the command prints."""
+"""What docs/evaluation.md shows works: its commands parse, its code runs."""
 
 from __future__ import annotations
 

@@ -244,6 +244,7 @@ def test_two_processes_answer_as_one(data: Path, whole: Path, tmp_path: Path, st
     assert [len(log.read_bytes().splitlines()) for log in logs] == [12, 9]
 
 
+@pytest.mark.slow
 def test_two_processes_sample_as_one(data: Path, tmp_path: Path) -> None:
     launch("-m", "tests.tasks.runs", "ddp", str(data), str(tmp_path / "two"), "--sample", world=2)
     one = answer(data, tmp_path / "one", answering=SAMPLED, use_cache=False).file
