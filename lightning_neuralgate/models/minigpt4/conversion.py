@@ -267,9 +267,10 @@ def _read_language_model(folder: str | Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightFilesError(f"{folder} cannot be loaded as a language model: {error}") from error
+    model, found = loaded
     # older folders kept the rotary frequencies, which are computed
     surplus = sorted(name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
     wrong = {"missing": sorted(found["missing_keys"]), "surplus": surplus}
