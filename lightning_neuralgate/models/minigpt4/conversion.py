@@ -93,7 +93,7 @@ def convert_minigpt4(
         WeightFilesError: a file that cannot be read, or tensors that are missing, surplus or misshaped; all are listed.
         UnsupportedSetupError: `out` exists already.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if out.exists():
         raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
@@ -113,7 +113,7 @@ def convert_minigpt4(
     sources[str(checkpoint)] = read_tensors(checkpoint)
 
     tokenizer = AutoTokenizer.from_pretrained(language_model)
-    language = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
+    language = _read_language_model(language_model, dtype)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -260,6 +260,24 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise WeightFilesError(f"{file} holds no tensors by name, alone or under 'model'")
     return dict(tensors)
+
+
+def _read_language_model(folder: str | Path, dtype: torch.dtype) -> Any:
+    """The language model, with every tensor from its files: transformers would make up those that are missing."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightFilesError(f"{folder} cannot be loaded as a language model: {error}") from error
+    model, found = loaded
+    # older folders kept the rotary frequencies, which are computed
+    surplus = sorted(name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
+    wrong = {"missing": sorted(found["missing_keys"]), "surplus": surplus}
+    if any(wrong.values()):
+        told = "\n".join(f"{title}: {', '.join(names)}" for title, names in wrong.items() if names)
+        raise WeightFilesError(f"{folder} does not hold a whole language model:\n{told}")
+    return model
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

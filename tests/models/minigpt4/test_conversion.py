@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -237,3 +238,17 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"MiniGPT-4 written to {out}" in capsys.readouterr().out
     again = AutoModelForImageTextToText.from_pretrained(out)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_no_part_of_the_language_model_is_made_up(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    file = given.llama / "model.safetensors"
+    words = load_file(file)
+    words["model.layers.0.mlp.extra.weight"] = words.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(words, file, metadata={"format": "pt"})
+    with pytest.raises(WeightFilesError, match=r"missing: model\.layers\.1\.mlp\.up_proj\.weight\nsurplus: .*extra"):
+        convert(given, tmp_path / "out")
+    file.unlink()
+    with pytest.raises(WeightFilesError, match="llama cannot be loaded as a language model"):
+        convert(given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
