@@ -39,8 +39,7 @@ def test_its_commands_are_understood(command: str) -> None:
 
 def test_it_shows_the_main_commands() -> None:
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    # docs/evaluation.md shows the other two, see tests/tasks/test_evaluation_doc.py
-    assert shown >= set(SUBCOMMANDS) - {"demo", "score", "compare"}
+    assert shown >= set(SUBCOMMANDS) - {"demo"}
     for command in ("make demo", "make test", "recipes/llava_privacy.py --config recipes/llava_privacy.yaml"):
         assert command in README
 
