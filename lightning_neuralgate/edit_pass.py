@@ -11,7 +11,6 @@ Where a batch is run more than once, the layers below the edited one run the fir
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from lightning_neuralgate.layers import find_decoder, find_hf_model
 from lightning_neuralgate.objective import columns_with_targets, last_logits, row_nll
 from lightning_neuralgate.partial_pass import grown, outputs_of, passed_through
 from lightning_neuralgate.segments import Segment, running
-from lightning_neuralgate.shared_prefix import SharedPrefix, moved_to
+from lightning_neuralgate.shared_prefix import SharedPrefix, with_tensors_on
 
 
 class EditPass:
@@ -62,12 +61,9 @@ class EditPass:
         self._mask = torch.cat([real.new_ones(len(real), self.shared), real], 1).long()
         self._inputs = {key: value.gather(1, source) * real for key, value in self._prefix.sequences.items()}
 
-    def to(self, device: Any, **options: Any) -> EditPass:
+    def to(self, device: Any, **options: Any) -> Any:
         """The same layout on a device."""
-        moved = copy.copy(self)
-        for name, value in vars(self).items():
-            setattr(moved, name, moved_to(value, device, **options))
-        return moved
+        return with_tensors_on(self, device, **options)
 
     @torch.no_grad()
     def run_below(self, model: nn.Module, layers: int) -> None:

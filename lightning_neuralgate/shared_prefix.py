@@ -110,12 +110,9 @@ class SharedPrefix:
                 return False
         return True
 
-    def to(self, device: Any, **options: Any) -> SharedPrefix:
+    def to(self, device: Any, **options: Any) -> Any:
         """The same, with its tensors on a device: what was asked of a batch before need not be asked there."""
-        moved = copy.copy(self)
-        for name, value in vars(self).items():
-            setattr(moved, name, moved_to(value, device, **options))
-        return moved
+        return with_tensors_on(self, device, **options)
 
     def run(self, model: nn.Module) -> Any:
         """The cache of a pass over what is shared, one row a group."""
@@ -138,10 +135,17 @@ class SharedPrefix:
         return cache
 
 
-def moved_to(value: Any, device: Any, **options: Any) -> Any:
-    """Tensors, also those of a dict, on a device; everything else as it is."""
+def with_tensors_on(layout: Any, device: Any, **options: Any) -> Any:
+    """A copy of an object whose tensors, also those in its dicts and in objects with a `to`, are on a device."""
+    moved = copy.copy(layout)
+    for name, value in vars(layout).items():
+        setattr(moved, name, _on(value, device, **options))
+    return moved
+
+
+def _on(value: Any, device: Any, **options: Any) -> Any:
     if isinstance(value, dict):
-        return {key: moved_to(one, device, **options) for key, one in value.items()}
+        return {key: _on(one, device, **options) for key, one in value.items()}
     return value.to(device, **options) if hasattr(value, "to") else value
 
 
