@@ -26,6 +26,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendered import render_splits
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.process_group import destroy_process_group_at_exit
 
 SUBJECTS = ("passport", "student_id", "receipt")
 
@@ -61,6 +62,7 @@ def locate(args: argparse.Namespace, folder: Path, processes: int) -> None:
     locator = PrivacyLocatorModule(model, [args.layer], max_steps=args.steps, stop_loss=-1.0)
     locator._reuse = True
     watch = Stopwatch()
+    destroy_process_group_at_exit()
     trainer = Trainer(
         accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1, logger=False,
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, callbacks=[watch],

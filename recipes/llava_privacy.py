@@ -36,6 +36,7 @@ from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gating import Scope
 from lightning_neuralgate.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
+from lightning_neuralgate.process_group import destroy_process_group_at_exit
 from lightning_neuralgate.resuming import fit_resumably, forget_progress
 
 
@@ -90,6 +91,7 @@ def main(
         keep_every: seconds after which the edit's progress is kept.
         seed: seeds everything.
     """
+    destroy_process_group_at_exit()
     seed_everything(seed)
     unfinished = out / "unfinished"
     network, processor = load_model(model, dtype)

@@ -48,6 +48,12 @@ def _silence_known_noise() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
+def _end_well() -> None:
+    from lightning_neuralgate.process_group import destroy_process_group_at_exit
+
+    destroy_process_group_at_exit()
+
+
 def build_parser(chosen: str | None) -> ArgumentParser:
     """The parser of `neuralgate`. Only the chosen subcommand is filled in, since describing a Trainer's options means
     importing it, which takes seconds.
@@ -75,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser(chosen)
         config = parser.parse_args(arguments)
         _silence_known_noise()
+        _end_well()
         import_module(f"{__name__}.{config.subcommand}").run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
         print(f"neuralgate {chosen}: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 
 from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
 from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answer, refuse_to_answer_rate
+from lightning_neuralgate.process_group import destroy_process_group_at_exit
 from tests.helpers.gloo import in_two_processes
 
 # name -> one list of batches a rank; a row is (answer, is the query sensitive)
@@ -96,6 +97,9 @@ class Judged(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.eta = ExpectToAnswer()
+
+    def setup(self, stage: str) -> None:
+        destroy_process_group_at_exit()
 
     def val_dataloader(self) -> DataLoader[Any]:
         rows = _rows(SCENES["one rank without benign answers"][self.trainer.global_rank])

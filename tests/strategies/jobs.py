@@ -27,6 +27,7 @@ from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
+from lightning_neuralgate.process_group import destroy_process_group_at_exit
 from lightning_neuralgate.resuming import fit_resumably
 from lightning_neuralgate.sharding import full_state_dict
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
@@ -158,4 +159,5 @@ def run(strategy: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    destroy_process_group_at_exit()
     run(sys.argv[1], Path(sys.argv[2]))

@@ -36,6 +36,7 @@ from lightning_neuralgate.gating import Scope, scope_positions
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.objective import batch_nll, mean_by_role
+from lightning_neuralgate.process_group import destroy_process_group_at_exit
 from lightning_neuralgate.sharding import full_state_dict, shard
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import datamodule, random_gate
@@ -357,6 +358,7 @@ def result(folder: Path, strategy: str, case: Case) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    destroy_process_group_at_exit()
     for chosen in cases_of(sys.argv[1]):
         run(sys.argv[1], chosen, Path(sys.argv[2]))
         if chosen in INTERRUPTED.get(sys.argv[1], []):
@@ -365,4 +367,3 @@ if __name__ == "__main__":
         refusals_under_fsdp1(Path(sys.argv[2]))
     if dist.is_initialized():  # nobody leaves while another one is still at work
         dist.barrier()
-        dist.destroy_process_group()
