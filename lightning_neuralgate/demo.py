@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,12 +14,15 @@ from typing import Any
 
 from lightning_neuralgate.answers import Answer, read_answers, write_answers
 from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.crew import Crew
+from lightning_neuralgate.data.records import PrivacyRecord
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.intervals import bootstrap_intervals
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
 from lightning_neuralgate.rates import summarize
 from lightning_neuralgate.report import LayerShares, write_report
+from lightning_neuralgate.resuming import forget_progress
 from lightning_neuralgate.workbench import EditSettings, Workbench
 
 ARMS = ("unedited", "gated", "ungated")
@@ -29,11 +32,7 @@ _TITLES = {
     "targets": "ask the unedited model for the benign targets",
     "locate": "stage 1: locate privacy neurons",
     "answer_unedited": "ask the unedited model the test queries",
-    "edit_gated": "stage 2: edit with the gate",
-    "answer_gated": "ask the gated edit",
-    "save": "save the gated edit",
-    "edit_ungated": "stage 2 again from the same start, without the gate",
-    "answer_ungated": "ask the ungated edit",
+    "edits": "stage 2: edit with the gate, and from the same start without it; ask both the test queries",
 }
 
 
@@ -52,7 +51,7 @@ class _Clock:
 
 
 def run_demo(
-    out: Path, seed: int = 0, settings: EditSettings | None = None, beside: Path | None = None
+    out: Path, seed: int = 0, settings: EditSettings | None = None, beside: Path | None = None, processes: int = 1
 ) -> dict[str, Any]:
     """Run the whole job for one seed.
 
@@ -64,6 +63,7 @@ def run_demo(
         seed: of data and training.
         settings: what to render, locate and edit.
         beside: folder of another demo, whose numbers the report shows beside these.
+        processes: how many share the work (`Crew`).
 
     Returns:
         What `results.json` holds.
@@ -76,26 +76,21 @@ def run_demo(
     clock = _Clock()
     with clock.stage("model"):
         bench = Workbench(out, seed, settings)
-    with clock.stage("render"):
-        bench.render()
-    with clock.stage("targets"):
-        bench.fill_targets()
-    with clock.stage("locate"):
-        gate = bench.locate()
-        gate.save_pretrained(out / "gate")
-    answers: list[Answer] = []
-    changes: dict[str, Any] = {}
-    with clock.stage("answer_unedited"):
-        answers += bench.answer("unedited")
-    for arm in ("gated", "ungated"):
-        with clock.stage(f"edit_{arm}"):
-            editor = bench.edit(gate if arm == "gated" else None, arm)
-            changes[arm] = bench.weight_change(settings.layer)
-        with clock.stage(f"answer_{arm}"):
-            answers += bench.answer(arm)
-        if arm == "gated":
-            with clock.stage("save"):
-                editor.save_pretrained(out / "edited")
+    with Crew(bench, processes) as crew:
+        with clock.stage("render"):
+            bench.render()
+        with clock.stage("targets"):
+            bench.fill_targets()
+        with clock.stage("locate"):
+            gate = _locate(crew)
+        with clock.stage("answer_unedited"):
+            answers = [answer for told in crew.share(_answer, _answer_shares(crew)) for answer in told]
+        with clock.stage("edits"):
+            gates = {"gated": gate, "ungated": None}
+            changes = {}
+            for arm, (change, told) in zip(gates, crew.share(_edit, list(gates.items())), strict=True):
+                changes[arm] = change
+                answers += told
 
     by_arm = {arm: [answer for answer in answers if answer.model == arm] for arm in ARMS}
     results = {
@@ -116,11 +111,16 @@ def run_demo(
 
 
 def run_demo_seeds(
-    out: Path, seeds: Sequence[int], settings: EditSettings | None = None, beside: Path | None = None
+    out: Path,
+    seeds: Sequence[int],
+    settings: EditSettings | None = None,
+    beside: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Run the demo once per seed, into `seed-N` folders, and sum them up: mean, spread (standard deviation), and each.
 
-    A seed that already has results from the same settings and versions is not run again. `beside` as in `run_demo`.
+    A seed that already has results from the same settings and versions is not run again. `beside` and `processes` are as in
+    `run_demo`.
     """
     other = _results_beside(beside)
     if not seeds:
@@ -130,7 +130,7 @@ def run_demo_seeds(
     for seed in seeds:
         folder = out / f"seed-{seed}"
         done = _finished(folder, seed, settings)
-        per_seed[str(seed)] = done or run_demo(folder, seed, settings)
+        per_seed[str(seed)] = done or run_demo(folder, seed, settings, processes=processes)
     results: dict[str, Any] = {arm: {} for arm in ARMS}
     spread: dict[str, Any] = {arm: {} for arm in ARMS}
     first = next(iter(per_seed.values()))
@@ -159,6 +159,47 @@ def run_demo_seeds(
     told = read_answers(shown / "answers.jsonl")
     write_report(out / "report.html", results, told, _shares(gate, settings.tau), shown / "data", other)
     return results
+
+
+def _locate(crew: Crew) -> NeuralGate:
+    bench, found = crew.bench, crew.bench.out / "unfinished" / "records"
+    records, count = bench.splits.edit, crew.processes
+    if count > 1:
+        crew.share(_locate_some, [(records[one::count], found, f"locate-{one}") for one in range(count)])
+    gate = bench.locate(keep_in=found, name="locate" if count == 1 else None)
+    gate.save_pretrained(bench.out / "gate")
+    forget_progress(found.parent)
+    return gate
+
+
+def _locate_some(bench: Workbench, records: Sequence[PrivacyRecord], found: Path, name: str) -> None:
+    bench.locate(records, found, name)
+
+
+def _answer_shares(crew: Crew) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
+    """The test records for each process, as even as whole batches allow."""
+    records = [(split, record) for split, some in crew.bench.tested.items() for record in some]
+    cuts = [0, *crew.bench.batch_ends([record for _, record in records])]
+    shares: list[dict[str, list[PrivacyRecord]]] = []
+    for one in range(crew.processes):
+        first, last = (cuts[(len(cuts) - 1) * end // crew.processes] for end in (one, one + 1))
+        share: dict[str, list[PrivacyRecord]] = {}
+        for split, record in records[first:last]:
+            share.setdefault(split, []).append(record)
+        shares.append(share)
+    return [(share,) for share in shares if share]
+
+
+def _answer(bench: Workbench, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
+    return bench.answer("unedited", records)
+
+
+def _edit(bench: Workbench, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
+    editor = bench.edit(gate, arm)
+    change, answers = bench.weight_change(bench.settings.layer), bench.answer(arm)
+    if gate is not None:
+        editor.save_pretrained(bench.out / "edited")
+    return change, answers
 
 
 def _shares(gate: NeuralGate, tau: float) -> list[LayerShares]:

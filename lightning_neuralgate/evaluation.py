@@ -32,6 +32,7 @@ def evaluate(
     sampling: Mapping[str, Any] | None = None,
     judge: Judge | None = None,
     share_prefixes: bool = True,
+    progress: bool = True,
 ) -> list[Answer]:
     """Answers of a model to all queries of some splits, each judged.
 
@@ -47,6 +48,7 @@ def evaluate(
         sampling: arguments of `generate`; greedy when left out.
         judge: a second judge of refusals, asked once for all answers; none when left out.
         share_prefixes: run what queries about one picture begin with once for all of them.
+        progress: show a bar.
 
     Raises:
         DataFormatError: a true value or synonym without letters and digits, or a judge that does not give one verdict,
@@ -71,7 +73,7 @@ def evaluate(
         max_new_tokens,
         batch_size,
         sampling,
-        f"answers, {name}",
+        f"answers, {name}" if progress else None,
         share_prefixes,
     )
     verdicts = verdicts_of(judge, [row.query for *_, row in asked], told)

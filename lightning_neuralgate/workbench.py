@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
 from lightning_neuralgate.data.rendered import render_retention, render_splits
 from lightning_neuralgate.editor import PrivacyEditModule, Schedule
@@ -104,6 +106,9 @@ class Workbench:
         out: folder for `data/` (records and pictures) and `logs/`.
         seed: of data and training.
         settings: what to render, and which model and layer.
+
+    Attributes:
+        shows_progress: whether bars are shown.
     """
 
     def __init__(self, out: Path, seed: int, settings: EditSettings) -> None:
@@ -113,6 +118,7 @@ class Workbench:
         self.model, self.processor = load_model(settings.model)
         self._base = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
         self.precision = _resolved(settings.precision)
+        self.shows_progress = True
         self.splits = RecordSplits([], [], [], [])
         self.retention: list[RetentionItem] = []
 
@@ -142,17 +148,27 @@ class Workbench:
         edit, self.retention = fill_targets(self.splits.edit, self.retention, self.model, self.processor)
         self.splits = self.splits._replace(edit=edit)
 
-    def locate(self) -> NeuralGate:
-        """Stage 1, in the layer of the settings, in full precision: its many short passes would mostly cast weights."""
+    def locate(
+        self, records: Sequence[PrivacyRecord] | None = None, keep_in: Path | None = None, name: str | None = "locate"
+    ) -> NeuralGate:
+        """Stage 1, in the layer of the settings, in full precision: its many short passes would mostly cast weights.
+
+        Args:
+            records: all edit records when left out.
+            keep_in: folder that what is located is kept in, and taken from where it is there already.
+            name: of the log; None for no log.
+        """
         self.reset()
-        locator = PrivacyLocatorModule(self.model, [self.settings.layer])
+        locator = PrivacyLocatorModule(self.model, [self.settings.layer], keep_in=keep_in)
         trainer = Trainer(
             max_epochs=1,
-            logger=self._loggers("locate"),
+            logger=False if name is None else self._loggers(name),
             limit_val_batches=0,
+            enable_progress_bar=self.shows_progress,
             **_COMMON,
         )
-        trainer.fit(locator, datamodule=PrivacyPairDataModule(self.splits, self.processor))
+        splits = self.splits if records is None else self.splits._replace(edit=list(records))
+        trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, self.processor))
         return locator.gate
 
     def reset(self) -> None:
@@ -199,6 +215,7 @@ class Workbench:
             logger=self._loggers(f"edit-{name}"),
             limit_val_batches=2,
             check_val_every_n_epoch=2,
+            enable_progress_bar=self.shows_progress,
             precision=_resolved(s.precision),
             **_COMMON,
         )
@@ -225,7 +242,17 @@ class Workbench:
                 name,
                 batch_size=_ANSWERED_AT_ONCE,
                 judge=self.judge,
+                progress=self.shows_progress,
             )
+
+    @staticmethod
+    def batch_ends(records: Sequence[PrivacyRecord]) -> list[int]:
+        """How many records have been answered after each batch that does not end within a record, and after the last.
+
+        Records that are answered in parts that end here are answered in the same batches, and so in the same words.
+        """
+        asked = accumulate(len(question_rows(record)) for record in records)
+        return [count for count, rows in enumerate(asked, 1) if rows % _ANSWERED_AT_ONCE == 0 or count == len(records)]
 
     def _loggers(self, stage: str) -> list[Any]:
         folder = self.out / "logs"

@@ -14,7 +14,9 @@ from transformers import LlavaForConditionalGeneration
 from lightning_neuralgate import NeuralGate, NeuralGateCallback, workbench
 from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import main
+from lightning_neuralgate.crew import Crew
 from lightning_neuralgate.demo import ARMS, run_demo, run_demo_seeds
+from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.workbench import SPLITS, EditSettings
@@ -66,9 +68,7 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
     assert results["seed"] == 5
     assert results["precision"] == ("bf16-mixed" if workbench.has_bfloat16() else "32-true")
     assert results["settings"]["layer"] == 1
-    assert {"model", "render", "targets", "locate", "edit_gated", "edit_ungated", "answer_unedited"} <= set(
-        results["seconds"]
-    )
+    assert set(results["seconds"]) == {"model", "render", "targets", "locate", "answer_unedited", "edits"}
     assert changed_weights(tmp_path / "edited", tiny_llava()) == {"model.language_model.layers.1.mlp.down_proj.weight"}
     NeuralGate.from_pretrained(tmp_path / "gate").check_fits(tiny_llava())
     answers = read_answers(tmp_path / "answers.jsonl")
@@ -103,12 +103,45 @@ def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -
     assert one.fingerprint == two.fingerprint
 
 
+def test_two_processes_do_what_one_does(checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {**SMALL, "subjects": ["passport", "receipt"], "test_pairs": 12}
+    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **options)  # type: ignore[arg-type]
+    one, two = (run_demo(tmp_path / str(count), 1, settings, processes=count) for count in (1, 2))
+    assert read_answers(tmp_path / "1" / "answers.jsonl") == read_answers(tmp_path / "2" / "answers.jsonl")
+    for written in ("gate/gate.safetensors", "gate/gate.json", "edited/model.safetensors"):
+        assert (tmp_path / "1" / written).read_bytes() == (tmp_path / "2" / written).read_bytes(), written
+    assert {key for key in one if one[key] != two[key]} == {"seconds"}
+    located = [
+        (tmp_path / "2" / "logs" / f"locate-{process}" / "csv" / "metrics.csv").read_text() for process in range(2)
+    ]
+    assert all("locate/loss" in text for text in located), "each process has located its share"
+    for folder in ("1", "2"):
+        assert not (tmp_path / folder / "unfinished").exists()
+    assert "GPU available" not in capfd.readouterr().err.split("[4/6]")[-1]
+
+
+def test_a_mistake_in_another_process_is_told_here(checkpoint: str, tmp_path: Path) -> None:
+    bench = workbench.Workbench(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    with Crew(bench, 2) as crew, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
+        crew.share(_refuse, [("one",), ("two",)])
+    with pytest.raises(ValueError, match="at least 1"):
+        Crew(bench, 0)
+
+
+def _refuse(bench: workbench.Workbench, name: str) -> None:
+    if name == "two":
+        raise UnsupportedSetupError(f"nothing to do for {name}")
+
+
 def test_several_seeds_are_summed_up_and_not_redone(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"model": checkpoint, "layer": 1, **SMALL}
     arguments = [f"--settings.{name}={value}" for name, value in options.items() if name != "model"]
-    assert main(["demo", "--out", str(tmp_path), "--seeds", "2", "--model", checkpoint, *arguments]) == 0
+    assert (
+        main(["demo", "--out", str(tmp_path), "--seeds", "2", "--processes", "1", "--model", checkpoint, *arguments])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "±" in printed
     assert "report.html" in printed

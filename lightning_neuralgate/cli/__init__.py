@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -29,28 +28,11 @@ SUBCOMMANDS = {
 }
 
 
-def _silence_known_noise() -> None:
-    """Keep a terminal readable: drop remarks of other libraries that are expected here and that nobody can act on."""
-    import logging
-
-    import transformers
-
-    for message in (
-        ".*isinstance.treespec, LeafSpec.*",
-        r".*module\(s\) in eval mode at the start of training.*",
-        ".*does not have many workers.*",
-        ".*You passed in a `val_dataloader` but have no `validation_step`.*",
-        ".*configure_optimizers` returned `None`.*",
-        ".*`is_gradient_checkpointing` is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-
-def _end_well() -> None:
+def _prepare() -> None:
+    from lightning_neuralgate.known_noise import silence_known_noise
     from lightning_neuralgate.process_group import destroy_process_group_at_exit
 
+    silence_known_noise()
     destroy_process_group_at_exit()
 
 
@@ -80,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build_parser(chosen)
         config = parser.parse_args(arguments)
-        _silence_known_noise()
-        _end_well()
+        _prepare()
         import_module(f"{__name__}.{config.subcommand}").run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
         print(f"neuralgate {chosen}: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
@@ -28,19 +29,29 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of data and training.")
     parser.add_argument("--seeds", type=int, help="Run so many seeds from --seed on; report mean and spread.")
+    parser.add_argument(
+        "--processes",
+        type=int | None,
+        help="Processes that share the work and its threads; 2 when left out, where there are two cores and no GPU.",
+    )
     parser.add_class_arguments(EditSettings, "settings")
 
 
 def run(options: Namespace) -> None:
     """Run the demo and print its table."""
     settings = options.settings if options.model is None else replace(options.settings, model=options.model)
+    processes = options.processes or _processes()
     if options.seeds is None:
-        results = run_demo(options.out, options.seed, settings, options.beside)
+        results = run_demo(options.out, options.seed, settings, options.beside, processes)
     else:
         seeds = range(options.seed, options.seed + options.seeds)
-        results = run_demo_seeds(options.out, seeds, settings, options.beside)
+        results = run_demo_seeds(options.out, seeds, settings, options.beside, processes)
     print_table(results)
     print(f"Report: {options.out / 'report.html'}")
+
+
+def _processes() -> int:
+    return 1 if torch.cuda.is_available() or torch.get_num_threads() < 2 else 2
 
 
 def print_table(results: dict[str, Any]) -> None:
