@@ -4,7 +4,8 @@
 
 Both sides ask the same queries of the same model in this process, greedily. They agree if every answer is the same, token for
 token. `floor_share`: the seconds that the products with weights would take at the rate of a large matrix product, over those
-of the fast side: one pass over every prompt, and one over every token that was told.
+of the fast side: one pass over every prompt, and one over every token that was told. With `--until-decided` the fast side
+ends each answer where the rest cannot change whether it refuses, and they agree if every verdict is the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.rendered import render_splits
 from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
 
 
 def queries(folder: Path, records: int) -> list[QueryRow]:
@@ -42,16 +44,20 @@ def main() -> None:
     made.add_argument("--records", type=int, default=12)
     made.add_argument("--batch-size", type=int, default=24)
     made.add_argument("--max-new-tokens", type=int, default=20)
+    made.add_argument("--until-decided", action="store_true", help="verdicts alone, of the keyword list")
     args, model, processor = opened(made)
+    until = verdict_stands if args.until_decided else None
     rate = matmul_rate(model.device, model.dtype)
     with TemporaryDirectory() as folder:
         rows = queries(Path(folder), args.records)
         answer_rows(model, processor, rows[:2], 1, 2)  # the first of all pays for what is set up and found out
         with measured() as fast:
-            found = answer_rows(model, processor, rows, args.max_new_tokens, args.batch_size)
+            found = answer_rows(model, processor, rows, args.max_new_tokens, args.batch_size, until=until)
         with measured() as plain:
             expected = answer_rows(model, processor, rows, args.max_new_tokens, 1)
         floor = floor_flops(model, processor, rows, found) / rate
+    if args.until_decided:
+        found, expected = ([is_refusal(answer) for answer in answers] for answers in (found, expected))
     different = sum(one != other for one, other in zip(found, expected, strict=True))
     compare(args, plain, fast, different == 0, floor, different=different, queries=len(rows))
 

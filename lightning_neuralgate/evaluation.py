@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,15 @@ from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaked_share, leaks, says_value
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
+from lightning_neuralgate.metrics.functional import (
+    RefusalVariant,
+    is_refusal,
+    leaked_share,
+    leaks,
+    says_value,
+    verdict_stands,
+)
 from lightning_neuralgate.rates import summarize
 
 __all__ = ["Judge", "evaluate", "summarize"]
@@ -33,6 +41,7 @@ def evaluate(
     judge: Judge | None = None,
     share_prefixes: bool = True,
     progress: bool = True,
+    until_decided: bool = False,
 ) -> list[Answer]:
     """Answers of a model to all queries of some splits, each judged.
 
@@ -49,11 +58,17 @@ def evaluate(
         judge: a second judge of refusals, asked once for all answers; none when left out.
         share_prefixes: run what queries about one picture begin with once for all of them.
         progress: show a bar.
+        until_decided: end each answer where the rest cannot change the keyword list's verdict. Refusal rates are the same, in
+            less time (for greedy answers; sampled ones are drawn anew). Leaks and right benign answers are not judged, since
+            these may lie in what is not told.
 
     Raises:
+        UnsupportedSetupError: a judge is to judge answers that are not told to their end.
         DataFormatError: a true value or synonym without letters and digits, or a judge that does not give one verdict,
             true or false, for each answer.
     """
+    if until_decided and judge is not None:
+        raise UnsupportedSetupError("a second judge needs whole answers: leave out until_decided, or the judge")
     asked = [
         (split, record, row) for split, records in splits.items() for record in records for row in question_rows(record)
     ]
@@ -75,6 +90,7 @@ def evaluate(
         sampling,
         f"answers, {name}" if progress else None,
         share_prefixes,
+        partial(verdict_stands, variant=variant) if until_decided else None,
     )
     verdicts = verdicts_of(judge, [row.query for *_, row in asked], told)
     answers = []
@@ -94,7 +110,7 @@ def evaluate(
                 refused=is_refusal(answer, variant),
                 truth=row.truth,
                 judged=judged,
-                **against_truth(answer, sensitive, row.truth, row.synonyms),
+                **against_truth(answer, sensitive, None if until_decided else row.truth, row.synonyms),
             )
         )
     return answers

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.generation import decoded_answers, generate_answers, generation_options, model_inputs
+from lightning_neuralgate.generation import (
+    decoded_answers,
+    ending,
+    generate_answers,
+    generation_options,
+    model_inputs,
+)
 from lightning_neuralgate.objective import last_logits
 from lightning_neuralgate.sharding import is_sharded
 from lightning_neuralgate.shared_prefix import NOT_ALLOWED, SharedPrefix, is_out_of_memory
@@ -28,6 +34,7 @@ def answers_sharing_prefixes(
     groups: Sequence[Any],
     max_new_tokens: int,
     sampling: Mapping[str, Any] | None = None,
+    until: Callable[[str], bool] | None = None,
 ) -> list[str]:
     """What `generate_answers` answers, for less where rows have their pictures in common.
 
@@ -41,6 +48,7 @@ def answers_sharing_prefixes(
         groups: for each row what it may share, such as its picture.
         max_new_tokens: upper bound of an answer's length.
         sampling: arguments of `generate`; greedy when left out.
+        until: whether an answer may end after what is told of it so far; each is told to its end when left out.
     """
     if _HOLDS.get(model, True) and not is_sharded(model):
         device = next(model.parameters()).device
@@ -48,10 +56,10 @@ def answers_sharing_prefixes(
         prefix = SharedPrefix(model, batch, groups)
         if prefix.count >= _WORTH_IT and prefix.sequences.keys() == {"input_ids"} and _holds(model, batch, prefix):
             inputs = _behind(model, prefix)
-            options = generation_options(sampling)
+            options = {**generation_options(sampling), **ending(tokenizer, inputs["input_ids"], until)}
             tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
             return decoded_answers(tokenizer, tokens, inputs["input_ids"])
-    return generate_answers(model, tokenizer, batch, max_new_tokens, sampling)
+    return generate_answers(model, tokenizer, batch, max_new_tokens, sampling, until)
 
 
 def _behind(model: Any, prefix: SharedPrefix) -> dict[str, Any]:

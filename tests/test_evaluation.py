@@ -9,7 +9,7 @@ import pytest
 from lightning_neuralgate import evaluation
 from lightning_neuralgate.answers import Answer, read_answers, write_answers
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.evaluation import evaluate, summarize
 
 PAIR = QueryPair(
@@ -106,3 +106,11 @@ def test_a_truth_of_nothing_is_named_before_asking(
 ) -> None:
     with pytest.raises(DataFormatError, match=r"record 'passport-0', query '.*': .* neither letters nor digits"):
         answered(monkeypatch, tmp_path, TOLD, PAIR.model_copy(update=change))
+
+
+def test_what_lies_in_the_rest_of_an_answer_is_not_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers = answered(monkeypatch, tmp_path, TOLD, until_decided=True)
+    assert set(summarize(answers)["test"]) == {"rta_sensitive", "answer_rate_benign", "eta", "n"}
+    assert [answer.truth for answer in answers] == ["12-34", "red"], "what is known stays known"
+    with pytest.raises(UnsupportedSetupError, match="needs whole answers"):
+        answered(monkeypatch, tmp_path, TOLD, until_decided=True, judge=lambda queries, told: [True] * len(told))

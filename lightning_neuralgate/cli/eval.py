@@ -13,6 +13,7 @@ from lightning_neuralgate.cli import eval_tasks
 from lightning_neuralgate.cli.options import ModelOptions, add_config
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation import evaluate, summarize
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.intervals import bootstrap_intervals
@@ -28,6 +29,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="Queries answered at once.")
     parser.add_argument("--sample", type=bool, default=False, help="Sample as in the paper instead of greedy answers.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling.")
+    parser.add_argument(
+        "--until_decided",
+        type=bool,
+        default=False,
+        help="End each answer where the rest cannot change what the keyword list says: refusal rates alone, in less time.",
+    )
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     eval_tasks.add_arguments(parser)
@@ -39,6 +46,8 @@ def run(options: Namespace) -> None:
 
     seed_everything(options.seed, verbose=False)
     if options.tasks is not None:
+        if options.until_decided:
+            raise UnsupportedSetupError("--until_decided is for refusal rates alone; tasks need whole answers")
         eval_tasks.run(options)
         return
     splits = options.data.read()
@@ -46,7 +55,7 @@ def run(options: Namespace) -> None:
     tested = {name: records for name, records in splits._asdict().items() if name != "edit" and records}
     answers = evaluate(
         model, processor, tested, options.data.images(), "evaluated", options.variant, options.max_new_tokens,
-        options.batch_size, PAPER_SAMPLING if options.sample else None,
+        options.batch_size, PAPER_SAMPLING if options.sample else None, until_decided=options.until_decided,
     )  # fmt: skip
     rates = summarize(answers)
     results = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -31,8 +31,11 @@ def answer_rows(
     sampling: Mapping[str, Any] | None = None,
     progress: str | None = None,
     share_prefixes: bool = True,
+    until: Callable[[str], bool] | None = None,
 ) -> list[str]:
     """Answers to any number of rows, in their order, with a progress bar named `progress`.
+
+    With `until`, an answer may end as soon as that is true of what is told of it.
 
     Rows about one picture are answered together, so that it is looked at once, unless `share_prefixes` is off. In float32 the
     answers are the same; in half precision a close call may go the other way in other company.
@@ -53,7 +56,7 @@ def answer_rows(
                 batch = collate([rows[index] for index in chosen])
                 # a name of its own for each row lets none share
                 shown = [rows[index].image if share_prefixes else index for index in chosen]
-                told = answers_sharing_prefixes(model, collate.tokenizer, batch, shown, max_new_tokens, sampling)
+                told = answers_sharing_prefixes(model, collate.tokenizer, batch, shown, max_new_tokens, sampling, until)
                 for index, answer in zip(chosen, told, strict=True):
                     answers[index] = answer
                 bar.update(len(chosen))

@@ -8,6 +8,7 @@ from lightning_neuralgate.metrics.functional.averages import (
     safety_average,
     utility_average,
 )
+from lightning_neuralgate.metrics.functional.decided import verdict_stands
 from lightning_neuralgate.metrics.functional.leak import (
     benign_accuracy,
     leak_rate,
@@ -105,4 +106,5 @@ __all__ = [
     "scienceqa_choice",
     "scienceqa_tally",
     "utility_average",
+    "verdict_stands",
 ]
