@@ -635,7 +635,7 @@ class Plan(NamedTuple):
 
 PLANS = {
     "smol-llava": Plan(SMOL_LLAVA, TowerModule, 3600, 300, "\n", 0.1, False),
-    "smol-minigpt": Plan(SMOL_MINIGPT, OrderedTowerModule, 750, 60, "", 0.3, True),
+    "smol-minigpt": Plan(SMOL_MINIGPT, OrderedTowerModule, 750, 300, "", 0.3, True),
 }
 
 
