@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 SEED ?= 0
+WORKERS ?= 2
 
 .PHONY: install demo test test-all lint clean
 
@@ -19,7 +20,7 @@ demo: install
 	$(BIN)/neuralgate demo --out $(OUT) --seed $(SEED)
 
 test: install lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: install lint
 	$(BIN)/python -m pytest
