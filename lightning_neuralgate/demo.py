@@ -72,7 +72,7 @@ def run_demo(
         UnsupportedSetupError: there are no results in `beside`.
     """
     other = _results_beside(beside)
-    settings = settings or EditSettings()
+    settings = (settings or EditSettings()).resolved()
     clock = _Clock()
     with clock.stage("model"):
         bench = Workbench(out, seed, settings)
@@ -125,7 +125,7 @@ def run_demo_seeds(
     other = _results_beside(beside)
     if not seeds:
         raise UnsupportedSetupError("the demo needs at least one seed")
-    settings = settings or EditSettings()
+    settings = (settings or EditSettings()).resolved()
     per_seed = {}
     for seed in seeds:
         folder = out / f"seed-{seed}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +31,8 @@ from lightning_neuralgate.models.loading import EMBEDDED, load_model
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 SPLITS = ("test", "unseen_attributes", "unseen_subjects")
+LEARNING_RATES = {"smol-llava": 6e-3, "smol-minigpt": 1e-2}
+"""By embedded model, for mini-batches; see docs/sweep.md."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class EditSettings:
         schedule: `minibatch`, or `paper` for pair by pair.
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs in a mini-batch.
-        lr: learning rate of Adam; null for the schedule's own.
+        lr: learning rate of Adam; null for what suits an embedded model in mini-batches (`LEARNING_RATES`), and else the
+            schedule's own.
         alpha: weight of the benign term.
         retention_weight: weight of the retention term.
         retention_per_batch: ordinary questions in a mini-batch.
@@ -81,13 +84,19 @@ class EditSettings:
     schedule: Schedule = "minibatch"
     epochs: int = 4
     pairs_per_batch: int = 3
-    lr: float | None = 6e-3
+    lr: float | None = None
     alpha: float = 1.25
     retention_weight: float = 1.0
     retention_per_batch: int = 1
     images: bool = True
     judge: bool = True
     precision: Precision = "auto"
+
+    def resolved(self) -> EditSettings:
+        """These settings with the learning rate that will be used, where it was left open and is known."""
+        if self.lr is not None or self.schedule != "minibatch":
+            return self
+        return replace(self, lr=LEARNING_RATES.get(self.model))
 
 
 def has_bfloat16() -> bool:
@@ -112,7 +121,7 @@ class Workbench:
     """
 
     def __init__(self, out: Path, seed: int, settings: EditSettings) -> None:
-        self.out, self.seed, self.settings = out, seed, settings
+        self.out, self.seed, self.settings = out, seed, settings.resolved()
         self.data = out / "data"
         seed_everything(seed, verbose=False)
         self.model, self.processor = load_model(settings.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,42 @@ def test_half_precision_is_for_hardware_that_has_it(
     assert workbench.has_bfloat16() is expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not workbench.has_bfloat16(), "an older torch cannot say"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "lr"),
+    [
+        ({}, 6e-3),
+        ({"model": "smol-minigpt"}, 1e-2),
+        ({"model": "smol-minigpt", "lr": 1e-3}, 1e-3),
+        ({"model": "somebodys/model"}, None),
+        ({"schedule": "paper"}, None),
+    ],
+)
+def test_an_open_learning_rate_is_that_of_the_embedded_model(chosen: dict[str, Any], lr: float | None) -> None:
+    settings = EditSettings(**chosen).resolved()
+    assert settings == replace(EditSettings(**chosen), lr=lr)
+    assert settings.resolved() == settings
+
+
+def test_results_say_the_learning_rate_that_was_used(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(workbench.LEARNING_RATES, str(checkpoint), 4e-3)
+    used: list[float] = []
+
+    class Noted(workbench.PrivacyEditModule):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            used.append(self.lr)
+
+    monkeypatch.setattr(workbench, "PrivacyEditModule", Noted)
+    settings = EditSettings(model=checkpoint, layer=1, **SMALL)  # type: ignore[arg-type]
+    results = run_demo_seeds(tmp_path, [3], settings)
+    assert used == [4e-3, 4e-3]
+    assert results["settings"]["lr"] == results["per_seed"]["3"]["settings"]["lr"] == 4e-3
+    run_demo_seeds(tmp_path, [3], settings)
+    assert len(used) == 2, "a finished seed is not run again"
 
 
 def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -> None:
