@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 
 from lightning_neuralgate.models.minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.models.minigpt4.conversion import converted_state, minigpt4_config
+from tests.helpers.training import disable_checkpointing, enable_checkpointing
 from tests.models.minigpt4 import original
 from tests.models.minigpt4.original import Sizes
 
@@ -206,9 +207,9 @@ def test_gradient_checkpointing_changes_no_gradient(both: Both) -> None:
 
     plain = gradients()
     both.model.train()
-    both.model.activation_checkpointing_enable()
+    enable_checkpointing(both.model, reentrant=False)
     again = gradients()
-    both.model.activation_checkpointing_disable()
+    disable_checkpointing(both.model)
     both.model.eval()
     assert plain.keys() == again.keys()
     assert any("vision_tower" in name for name in plain)
