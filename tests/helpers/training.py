@@ -79,3 +79,12 @@ def enable_checkpointing(model: Any, reentrant: bool) -> None:
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.enable_input_require_grads()
+
+
+def disable_checkpointing(model: Any) -> None:
+    """What `enable_checkpointing` did, undone."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
+    model.disable_input_require_grads()

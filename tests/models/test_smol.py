@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoProcessor, LlamaForCausalLM
 
 from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError
-from lightning_neuralgate.models import smollm2
+from lightning_neuralgate.models import smol_minigpt, smollm2
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model, load_model
+from lightning_neuralgate.models.minigpt4.processing import IMAGE_TOKEN
 from lightning_neuralgate.models.smol import add_lora, merge_lora, trained_state
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_text_config, tiny_tokenizer
 from tests.helpers.tiny_minigpt import tiny_minigpt
 
 
@@ -30,6 +32,15 @@ def test_shipped_weights_are_small_and_hold_no_language_model(name: str) -> None
 def test_embedded_models_have_keys_of_their_own() -> None:
     assert [embedded_model(name).name for name in EMBEDDED_MODELS] == list(EMBEDDED_MODELS)
     assert len({embedded_model(name).key() for name in EMBEDDED_MODELS}) == len(EMBEDDED_MODELS)
+
+
+def test_smol_minigpt_pads_on_the_left_also_when_reloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(IMAGE_TOKEN)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, "<|endoftext|>"]})
+    language_model = LlamaForCausalLM(tiny_text_config(len(tokenizer), layers=1))
+    monkeypatch.setattr(smol_minigpt, "smollm2_with", lambda token: (language_model, tokenizer))
+    smol_minigpt.assemble_smol_minigpt()[1].save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.padding_side == "left"
 
 
 @pytest.mark.parametrize("build", [tiny_llava, tiny_minigpt])

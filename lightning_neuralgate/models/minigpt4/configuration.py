@@ -37,7 +37,7 @@ class MiniGPT4Config(PreTrainedConfig):
     model_type = "minigpt4"
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
-        "vision_config": Blip2VisionConfig,
+        "vision_config": SubConfigSpec(config_class=Blip2VisionConfig),
         "qformer_config": SubConfigSpec(config_class=Blip2QFormerConfig, optional=True),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }

@@ -21,6 +21,9 @@ from transformers.utils.generic import can_return_tuple
 
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 
+ImageFeatures = dict[str, BaseModelOutputWithPooling]
+"""What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""
+
 
 @dataclass
 class MiniGPT4ModelOutput(BaseModelOutputWithPast):
@@ -140,20 +143,27 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: ImageFeatures | None = None,
         **kwargs: Any,
     ) -> MiniGPT4ModelOutput:
         """Run text and pictures through all but the head.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or pictures and their places do not agree.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, pictures given twice, or pictures and their
+                places do not agree.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        looked = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and looked is not None:
+            raise ValueError("give either pixel_values or mm_encoder_outputs")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        tokens = None
+        tokens: Any = None
         if pixel_values is not None:
-            tokens = self.get_image_features(pixel_values, return_dict=True).pooler_output
+            looked = self.get_image_features(pixel_values, return_dict=True)
+        if looked is not None:
+            tokens = looked.pooler_output
             inputs_embeds = self._with_pictures(input_ids, inputs_embeds, tokens)
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -222,6 +232,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: ImageFeatures | None = None,
         **kwargs: Any,
     ) -> MiniGPT4CausalLMOutput:
         """Logits of the next token at each position, and the mean loss of the labelled ones.
@@ -235,6 +246,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             inputs_embeds: (B, T, d), in the place of `input_ids`.
             labels: (B, T), -100 where no loss is taken.
             logits_to_keep: only so many last positions get logits; 0: all.
+            mm_encoder_outputs: `{"image": get_image_features(pixel_values)}` in the place of `pixel_values`: how `generate`
+                looks at each picture once, and gives each copy of a row that row's pictures.
             kwargs: for the language model.
         """
         outputs = self.model(
@@ -244,6 +257,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

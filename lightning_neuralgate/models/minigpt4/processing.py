@@ -53,6 +53,8 @@ VICUNA_TEMPLATE = "{{ bos_token }}" + _template("", "{{ '###Human: ' }}", "{{ '#
 class MiniGPT4Processor(ProcessorMixin):
     """Pictures and chat for a MiniGPT-4: resizes, normalizes, and leaves as many places as a picture has image tokens.
 
+    Its tokenizer pads on the left, whatever the language model's folder says: `generate` goes on behind the last column.
+
     Args:
         image_processor: makes the pixels; BLIP's, at the tower's size.
         tokenizer: the language model's, with the image token added.
@@ -72,6 +74,7 @@ class MiniGPT4Processor(ProcessorMixin):
     ) -> None:
         self.image_seq_length = image_seq_length
         self.image_token = image_token
+        tokenizer.padding_side = "left"
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -134,6 +135,23 @@ def test_a_folder_from_original_files(tmp_path: Path) -> None:
     assert processor.image_token_id == IMAGE
     assert processor.image_processor.size["height"] == SIZES.image
     assert "[INST]" in processor.chat_template
+
+
+def test_prompts_of_unlike_lengths_are_answered_as_each_alone(tmp_path: Path) -> None:
+    out = convert(files(tmp_path, False), tmp_path / "out")
+    AutoProcessor.from_pretrained(out).save_pretrained(out)
+    processor, model = AutoProcessor.from_pretrained(out), AutoModelForImageTextToText.from_pretrained(out)
+    pictures = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    queries = ("What is it?", "Tell me the colour of the receipt, please.")
+    content = [[{"type": "image"}, {"type": "text", "text": query}] for query in queries]
+    texts = [processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False) for parts in content]
+
+    def told(texts: list[str], pictures: list[Image.Image]) -> list[list[int]]:
+        inputs = processor(text=texts, images=pictures, return_tensors="pt", padding=True, add_special_tokens=False)
+        tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)
+        return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+
+    assert told(texts, pictures) == told(texts[:1], pictures[:1]) + told(texts[1:], pictures[1:])
 
 
 def test_a_plain_norm_needs_no_blip2(tmp_path: Path) -> None:

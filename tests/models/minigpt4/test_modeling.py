@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 
 from lightning_neuralgate.models.minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.models.minigpt4.conversion import converted_state, minigpt4_config
+from tests.helpers.training import disable_checkpointing, enable_checkpointing
 from tests.models.minigpt4 import original
 from tests.models.minigpt4.original import Sizes
 
@@ -116,6 +117,84 @@ def test_cached_generation_says_what_a_loop_without_a_cache_says(both: Both) -> 
     assert len(set(grown[:, ids.shape[1] :].flatten().tolist())) > 3, "random weights that say something"
 
 
+def shown_rows(tokens: int, pictures: list[int]) -> tuple[Tensor, Tensor]:
+    """Left-padded rows with so many pictures each, behind words of their own. Ids and what of them is real."""
+    rows = [[4 + row, *([9 + row, *[IMAGE] * tokens] * count), 7] for row, count in enumerate(pictures)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    return ids, torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"num_beams": 2, "use_cache": False},
+        {"num_beams": 2, "embedded": True},
+    ],
+    ids=["cache", "no cache", "embeddings"],
+)
+@torch.no_grad()
+def test_beams_of_rows_with_unlike_numbers_of_pictures_are_those_of_each_row(
+    both: Both, options: dict[str, Any]
+) -> None:
+    count = [2, 0, 3, 1]
+    (ids, real), shown = shown_rows(both.tokens, count), pixels(sum(count))
+    options = {
+        "max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "output_scores": True,
+        "return_dict_in_generate": True, **options,
+    }  # fmt: skip
+    embedded = options.pop("embedded", False)
+
+    def told(real: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        found = both.model.generate(**inputs, attention_mask=real.long(), **options)
+        return found.sequences[:, -4:], found.sequences_scores
+
+    embeds = both.model.get_input_embeddings()(ids)
+    found, scores = told(real, **({"inputs_embeds": embeds} if embedded else {"input_ids": ids}), pixel_values=shown)
+    filled = embeds.clone()
+    filled[ids == IMAGE] = both.model.get_image_features(shown).pooler_output.flatten(0, 1)
+    alone = [
+        told(real[row : row + 1, real[row]], inputs_embeds=filled[row : row + 1, real[row]])
+        for row in range(len(count))
+    ]
+    assert torch.equal(found, torch.cat([words for words, _ in alone]))
+    torch.testing.assert_close(scores, torch.cat([each for _, each in alone]), **CLOSE)
+
+
+def test_sampled_copies_of_a_row_see_its_pictures(both: Both) -> None:
+    (ids, real), shown = shown_rows(both.tokens, [1, 2]), pixels(3)
+    seen = {
+        row: both.model(input_ids=ids[row : row + 1, real[row]], pixel_values=pictures).logits[:, -1]
+        for row, pictures in enumerate(shown.split([1, 2]))
+    }
+    found = both.model.generate(
+        input_ids=ids, pixel_values=shown, attention_mask=real.long(), max_new_tokens=1, do_sample=True, eos_token_id=None,
+        num_return_sequences=2, pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    torch.testing.assert_close(found.logits[0], torch.cat([seen[0], seen[0], seen[1], seen[1]]), **CLOSE)
+
+
+def test_generation_looks_at_each_picture_once(both: Both) -> None:
+    (ids, real), shown = shown_rows(both.tokens, [1, 2]), pixels(3)
+    looked: list[int] = []
+    hook = both.model.model.vision_tower.register_forward_pre_hook(lambda module, given: looked.append(len(given[0])))
+    both.model.generate(
+        input_ids=ids, pixel_values=shown, attention_mask=real.long(), max_new_tokens=2, num_beams=3, pad_token_id=0
+    )
+    hook.remove()
+    assert looked == [3]
+
+
+def test_pictures_are_given_once(both: Both) -> None:
+    ids, _ = prompts(both.tokens, [(3, 4)], "left")
+    looked = {"image": both.model.get_image_features(pixels(1))}
+    found = both.model(input_ids=ids, mm_encoder_outputs=looked).logits
+    torch.testing.assert_close(found, both.model(input_ids=ids, pixel_values=pixels(1)).logits)
+    with pytest.raises(ValueError, match="either pixel_values or mm_encoder_outputs"):
+        both.model(input_ids=ids, pixel_values=pixels(1), mm_encoder_outputs=looked)
+
+
 def test_gradient_checkpointing_changes_no_gradient(both: Both) -> None:
     ids, real = prompts(both.tokens, [(2, 5), (6, 3)], "right")
     labels = ids.masked_fill(~real | (ids == IMAGE), -100)
@@ -128,9 +207,9 @@ def test_gradient_checkpointing_changes_no_gradient(both: Both) -> None:
 
     plain = gradients()
     both.model.train()
-    both.model.activation_checkpointing_enable()
+    enable_checkpointing(both.model, reentrant=False)
     again = gradients()
-    both.model.activation_checkpointing_disable()
+    disable_checkpointing(both.model)
     both.model.eval()
     assert plain.keys() == again.keys()
     assert any("vision_tower" in name for name in plain)
