@@ -26,9 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Print and write how two runs differ."""
-    refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+    refusals = options.judge.refusals(options.variant)
+    guard, other_guard = options.judge.guards(2)
     names = (options.first.name, options.second.name)
-    show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, guard))
+    show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, other_guard))
 
 
 def show_comparison(
@@ -43,6 +44,8 @@ def show_comparison(
     print_comparison(comparison, names)
     print("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
     print(f"Refusals by {comparison['refusals']}.")
+    if "mllmguard" in comparison["tasks"]:
+        print(f"mllmguard: {'; '.join(dict.fromkeys(comparison['guard']))}")
     print_changes(comparison, read_changes(out), names)
     if comparison["skipped"]:
         print(f"not compared, since only one run has it: {', '.join(comparison['skipped'])}")

@@ -82,13 +82,13 @@ def run(options: Namespace) -> None:
     folders = [options.out / name for name in names] if second else [options.out]
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
     if options.trainer.is_global_zero:  # now, not after an hour of answering
-        refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+        refusals, guards = options.judge.refusals(options.variant), options.judge.guards(len(folders))
     for named, folder in zip(models, folders, strict=True):
         _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
     if not options.trainer.is_global_zero:
         return
     told: list[tuple[Refusals, GuardScores]] = []
-    for folder in folders:
+    for folder, guard in zip(folders, guards, strict=True):
         # the comparison asks about the same answers again
         told.append((Remembered(refusals), Remembered(guard)))
         scores = scored(folder, *told[-1])

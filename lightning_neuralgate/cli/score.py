@@ -29,7 +29,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Score stored answers again, without a model."""
-    scores = scored(options.folder, options.judge.refusals(options.variant), options.judge.guard_by(), options.out)
+    (guard,) = options.judge.guards()
+    scores = scored(options.folder, options.judge.refusals(options.variant), guard, options.out)
     print_scores(scores, str(options.folder))
     print_notes(scores)
     if options.export is not None:

@@ -99,24 +99,26 @@ def compare_runs(
         seed: of drawing.
 
     Returns:
-        What `compare.json` holds: `tasks`: task -> `figures`: figure -> `PairedDifference`, as a mapping (nothing where
-        there is one item alone), and `changed`:
-        "verdict -> verdict" -> number of items; `safety_first`, `safety_second`, `utility_first`, `utility_second`: the
-        averages with their parts; `skipped`: tasks that only one of the runs has.
+        What `compare.json` holds: `refusals` and `guard`: the names of who judged; `tasks`: task -> `figures`: figure ->
+        `PairedDifference`, as a mapping (nothing where there is one item alone), and `changed`: "verdict -> verdict" ->
+        number of items; `safety_first`, `safety_second`, `utility_first`, `utility_second`: the averages with their parts;
+        `skipped`: tasks that only one of the runs has.
 
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
     """
     asked = [Remembered(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
+    guards = [Remembered(one) for one in guard or (LeakRule(), LeakRule())]
     tallies = [
         tally_answers(read_answered(run), judge, scorer)
-        for run, judge, scorer in zip((first, second), asked, guard or (LeakRule(), LeakRule()), strict=True)
+        for run, judge, scorer in zip((first, second), asked, guards, strict=True)
     ]
     common = [task for task in tallies[0] if task in tallies[1]]
     if not common:
         told = " and ".join(", ".join(one) or "nothing" for one in tallies)
         raise DataFormatError(f"{first} and {second} have no task in common: {told}")
-    result: dict[str, Any] = {"first": str(first), "second": str(second), "refusals": asked[0].name, "tasks": {}}
+    named = {"refusals": asked[0].name, "guard": [one.name for one in guards]}
+    result: dict[str, Any] = {"first": str(first), "second": str(second), **named, "tasks": {}}
     for task in common:
         try:
             one, other = (tallies[number][task] for number in (0, 1))

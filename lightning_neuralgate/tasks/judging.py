@@ -111,25 +111,47 @@ class LeakRule:
 
 
 class StoredScores:
-    """Scores that a judge gave before, in a file of JSON lines: `item_id` and `score`, a number or what the judge said.
+    """Scores that a judge gave before to the answers of one run, in a file of JSON lines.
+
+    A line has `item_id`, `answer`, to the letter what the run said, and `score`: a number, what the judge said, or null.
 
     Args:
         file: the file.
 
     Raises:
-        DataFormatError: naming the line: a field that is missing, or an item that is scored twice.
+        DataFormatError: naming the line: a field that is missing, or an item that is scored twice. When called: an answer
+            that the file does not score, because it is of another run.
     """
 
     def __init__(self, file: Path) -> None:
+        self.file = file
         self.name = f"scores of a judge, from {file.name}"
         self.scores: dict[str, float | None] = {}
+        self._answers: dict[str, str] = {}
         for place, content in read_json_lines(file, BrokenItems()):
-            item, score = content.get("item_id"), content.get("score")
-            if not isinstance(item, str) or isinstance(score, bool) or not isinstance(score, int | float | str):
-                raise DataFormatError(f"{place}: expected 'item_id' and 'score', a number or a judge's text")
+            item, answer, score = (content.get(field, _ABSENT) for field in ("item_id", "answer", "score"))
+            if not isinstance(item, str) or not isinstance(answer, str) or not _is_score(score):
+                raise DataFormatError(
+                    f"{place}: expected 'item_id', 'answer', what the model said, and 'score', a number, text or null"
+                )
             if item in self.scores:
                 raise DataFormatError(f"{place}: item '{item}' is scored twice")
-            self.scores[item] = judge_score(score) if isinstance(score, str) else float(score)
+            self.scores[item] = judge_score(score) if isinstance(score, str) else score
+            self._answers[item] = answer
 
     def __call__(self, answers: Sequence[AnsweredItem]) -> list[float | None]:
-        return [self.scores.get(one.item_id) for one in answers]
+        for one in answers:
+            if self._answers.get(one.item_id) != one.answer:
+                odd = "another answer to" if one.item_id in self._answers else "no score of"
+                raise DataFormatError(
+                    f"{self.file} holds {odd} item '{one.item_id}'; scores belong to the answers of one run: give the "
+                    "file that was made from this one's"
+                )
+        return [self.scores[one.item_id] for one in answers]
+
+
+_ABSENT = object()
+
+
+def _is_score(score: object) -> bool:
+    return score is None or (isinstance(score, int | float | str) and not isinstance(score, bool))

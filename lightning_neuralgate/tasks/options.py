@@ -97,7 +97,8 @@ class JudgeOptions:
         url: the endpoint, such as http://localhost:8000/v1.
         key_variable: environment variable with the endpoint's key; null for none.
         workers: replies of the endpoint to wait for at once.
-        guard_scores: JSON lines {"item_id": ..., "score": 0 to 3 or a judge's text}: MLLMGuard's scores of a judge.
+        guard_scores: JSON lines {"item_id": ..., "answer": ..., "score": 0 to 3 or a judge's text}: what a judge gave the
+            answers to MLLMGuard of one run. A list of two such files where two runs are compared, in their order.
         guard: let the llm score MLLMGuard's answers, too.
     """
 
@@ -107,7 +108,7 @@ class JudgeOptions:
     url: str | None = None
     key_variable: str | None = "OPENAI_API_KEY"
     workers: int = 4
-    guard_scores: Path | None = None
+    guard_scores: Sequence[Path] | Path | None = None
     guard: bool = False
 
     def refusals(self, variant: RefusalVariant) -> Refusals:
@@ -134,13 +135,29 @@ class JudgeOptions:
             return judged_refusals(LlmJudge(self._ask(), workers=self.workers), f"chat model '{self.name}'")
         return ListedRefusals(variant)
 
-    def guard_by(self) -> GuardScores:
-        """Who scores MLLMGuard's answers."""
+    def guards(self, runs: int = 1) -> list[GuardScores]:
+        """Who scores the answers of each run to MLLMGuard.
+
+        Args:
+            runs: number of runs.
+
+        Raises:
+            DataFormatError: there are not as many files with scores as runs, or one cannot be read; the chat model is not
+                named.
+            JudgeError: the endpoint cannot be asked.
+        """
         if self.guard_scores is not None:
-            return StoredScores(self.guard_scores)
+            files = [self.guard_scores] if isinstance(self.guard_scores, Path) else list(self.guard_scores)
+            if len(files) != runs:
+                raise DataFormatError(
+                    f"scores belong to the answers of one run: there are {runs} runs and {len(files)} files in "
+                    f"--judge.guard_scores; give {'one file' if runs == 1 else f'a list of {runs}, in the order of the runs'}"
+                )
+            return [StoredScores(file) for file in files]
         if self.guard:
-            return Judged(LlmScorer(self._ask(), workers=self.workers), f"scores of chat model '{self.name}'")
-        return LeakRule()
+            scorer = LlmScorer(self._ask(), workers=self.workers)
+            return [Judged(scorer, f"scores of chat model '{self.name}'")] * runs
+        return [LeakRule()] * runs
 
     def _ask(self) -> ChatEndpoint:
         if self.url is None or self.name is None:

@@ -155,10 +155,7 @@ def test_another_list_or_judge_says_what_refuses() -> None:
 
 
 def test_a_judges_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows: list[dict[str, Any]] = [
-        {"item_id": "privacy/1", "score": 3}, {"item_id": "privacy/2", "score": "Score: 1, since it is polite."},
-        {"item_id": "legality/1", "score": "Who knows?"}, {"item_id": "legality/2", "score": 0},
-    ]  # fmt: skip
+    rows = guard_rows(ANSWERS, 3, "Score: 1, since it is polite.", "Who knows?", 0)
     file = json_lines(tmp_path / "judge.jsonl", rows)
     guard = StoredScores(file)
     assert guard.scores == {"privacy/1": 3.0, "privacy/2": 1.0, "legality/1": None, "legality/2": 0.0}
@@ -167,10 +164,52 @@ def test_a_judges_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = written(tmp_path / "a", ANSWERS)
     assert main(["score", str(folder), "--judge.guard_scores", str(file)]) == 0
     assert "mllmguard: ASD and PAR, scores of a judge, from judge.jsonl" in capsys.readouterr().out
-    for row, told_error in (({"item_id": "a"}, "expected 'item_id' and 'score'"), (rows[0], "is scored twice")):
+    for row, told_error in (
+        ({"item_id": "a", "answer": ""}, "expected 'item_id', 'answer'"),
+        ({"item_id": "a", "score": 1}, "expected 'item_id', 'answer'"),
+        ({"item_id": "a", "answer": "", "score": True}, "expected 'item_id', 'answer'"),
+        (rows[0], "is scored twice"),
+    ):
         json_lines(file, [*rows, row])
         with pytest.raises(DataFormatError, match=f"line 5: .*{told_error}"):
             StoredScores(file)
+
+
+def guard_rows(answers: list[AnsweredItem], *scores: Any) -> list[dict[str, Any]]:
+    """Scores of the answers to MLLMGuard, in their order."""
+    asked = [one for one in answers if one.task == "mllmguard"]
+    return [
+        {"item_id": one.item_id, "answer": one.answer, "score": score} for one, score in zip(asked, scores, strict=True)
+    ]
+
+
+def test_a_judges_scores_are_those_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = changed(ANSWERS, privacy_1="I cannot share that.")
+    runs = [str(written(tmp_path / name, answers)) for name, answers in (("before", ANSWERS), ("after", after))]
+    files = [
+        str(json_lines(tmp_path / name / "judge.jsonl", guard_rows(answers, *scores)))
+        for name, answers, scores in (("before", ANSWERS, (3, 0, 0, None)), ("after", after, (0, 0, 3, 3)))
+    ]
+    compare = ["compare", *runs, "--out", str(tmp_path / "out"), "--judge.guard_scores"]
+    assert main([*compare, f"[{files[0]}, {files[1]}]"]) == 0
+    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    # privacy 3 and 0, legality 0 alone; then privacy 0 and 0, legality 3 and 3
+    asd = told["tasks"]["mllmguard"]["figures"]["asd"]
+    assert (asd["first"], asd["second"]) == ((1 / 2 + 0) / 2, (0 + 1) / 2)
+    assert told["guard"] == ["scores of a judge, from judge.jsonl"] * 2
+    capsys.readouterr()
+    for value, expected in (
+        (files[0], "there are 2 runs and 1 files in --judge.guard_scores; give a list of 2"),
+        (
+            f"[{files[1]}, {files[0]}]",
+            f"{files[1]} holds another answer to item 'privacy/1'; scores belong to the answers",
+        ),
+    ):
+        assert main([*compare, value]) == 1
+        assert expected in capsys.readouterr().err
+    json_lines(Path(files[0]), guard_rows(ANSWERS, 3, 0, 0, 0)[1:])
+    assert main(["score", runs[0], "--judge.guard_scores", files[0]]) == 1
+    assert f"{files[0]} holds no score of item 'privacy/1'" in capsys.readouterr().err
 
 
 def test_verdicts() -> None:
@@ -209,7 +248,7 @@ def test_a_chat_model_scores_mllmguard() -> None:
 
 def test_judges_by_their_options(tmp_path: Path) -> None:
     assert JudgeOptions().refusals("gcg").name == "keyword list 'gcg'"
-    assert JudgeOptions().guard_by().name == LeakRule.name
+    assert [one.name for one in JudgeOptions().guards(2)] == [LeakRule.name] * 2
     for options, told in (
         (JudgeOptions("classifier"), r"name the classifier: --judge\.name"),
         (JudgeOptions("llm", name="m"), r"needs --judge\.url and --judge\.name"),
@@ -219,9 +258,9 @@ def test_judges_by_their_options(tmp_path: Path) -> None:
             options.refusals("prefix")
     local = JudgeOptions("llm", name="m", url="http://localhost:1/v1", key_variable=None, guard=True)
     assert local.refusals("prefix").name == "chat model 'm'"
-    assert local.guard_by().name == "scores of chat model 'm'"
+    assert local.guards()[0].name == "scores of chat model 'm'"
     with pytest.raises(DataFormatError, match=r"needs --judge\.url"):
-        JudgeOptions(guard=True).guard_by()
+        JudgeOptions(guard=True).guards()
 
 
 def changed(answers: list[AnsweredItem], **new: str) -> list[AnsweredItem]:
