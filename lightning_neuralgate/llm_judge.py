@@ -6,7 +6,7 @@ refuses fully, or refuses in part; the numbers of the classes are theirs. Protoc
 library's.
 
 A judge model is anything that maps a prompt to a text: `ChatEndpoint` asks a server that speaks OpenAI's protocol,
-`LocalChat` a model in this process.
+`LocalChat` a model in this process. `kept_replies.KeptReplies` around either asks nothing twice.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from lightning_neuralgate.errors import JudgeError
+from lightning_neuralgate.identity import model_checksum
 from lightning_neuralgate.judge import as_pairs
 from lightning_neuralgate.metrics.functional.mllmguard import judge_score
 
@@ -103,6 +105,9 @@ class ChatEndpoint:
         retries: how often to try again.
         wait: seconds before the first new try; each further one waits twice as long.
 
+    Attributes:
+        identity: what replies depend on beside the prompt.
+
     Raises:
         JudgeError: the address is no http or https URL, or the environment variable is not set.
         ValueError: a number that is not positive.
@@ -130,6 +135,7 @@ class ChatEndpoint:
         self.url = base_url.rstrip("/") + "/chat/completions"
         self.model, self.key_variable = model, key_variable
         self.max_tokens, self.timeout, self.retries, self.wait = max_tokens, timeout, retries, wait
+        self.identity = f"{self.url} {model} {max_tokens}"
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._headers()  # now, not after an hour of answering
 
@@ -224,6 +230,32 @@ class LocalChat:
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int = 16) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model.eval(), tokenizer, max_new_tokens
+
+    @classmethod
+    def load(cls, name: str | Path, device: str = "cpu", max_new_tokens: int = 16) -> LocalChat:
+        """A chat model from a folder or from the hub.
+
+        Args:
+            name: folder, or name on the hub.
+            device: where it computes.
+            max_new_tokens: length of a reply.
+
+        Raises:
+            JudgeError: there is no causal language model of that name.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise JudgeError(f"'{name}' cannot be loaded as a language model that judges: {error}") from error
+        return cls(model.to(device), tokenizer, max_new_tokens)
+
+    @property
+    def identity(self) -> str:
+        """What replies depend on beside the prompt; reads all weights."""
+        return f"{model_checksum(self.model)} {self.tokenizer.chat_template} {self.max_new_tokens}"
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> str:
@@ -326,9 +358,10 @@ class LlmJudge:
             DataFormatError: not as many queries as answers, or one that is no string.
             JudgeError: the judge model cannot be asked.
         """
-        return [None if reply is None else refusal_class(reply) for reply in self._replies(queries, answers)]
+        return [None if reply is None else refusal_class(reply) for reply in self.replies(queries, answers)]
 
-    def _replies(self, queries: Sequence[str], answers: Sequence[str]) -> list[str | None]:
+    def replies(self, queries: Sequence[str], answers: Sequence[str]) -> list[str | None]:
+        """What the judge model says of each answer; None where it was not asked. Arguments and errors as in `classes`."""
         asked, told = as_pairs(queries, answers)
         spoken = [place for place, answer in enumerate(told) if answer.strip()]
         pairs = [asked[place] for place in spoken], [told[place] for place in spoken]
@@ -343,17 +376,25 @@ class LlmJudge:
         Raises:
             JudgeError: also a reply without one clear class, if `unparsed` is "error".
         """
-        refusing = {"full_refusal", "partial_refusal"} if self.partial_refuses else {"full_refusal"}
-        replies = self._replies(queries, answers)
-        verdicts = [None if reply is None else refusal_class(reply) for reply in replies]
-        unclear = [place for place, reply in enumerate(replies) if reply is not None and verdicts[place] is None]
+        replies = self.replies(queries, answers)
+        verdicts = [self.read(reply) for reply in replies]
+        unclear = [place for place, verdict in enumerate(verdicts) if verdict is None]
         if unclear and self.unparsed == "error":
             raise JudgeError(
                 f"the judge's reply on answer {unclear[0]} names no one class of {', '.join(get_args(RefusalClass))}: "
                 f"{(replies[unclear[0]] or '')[:200]!r} ({len(unclear)} of {len(verdicts)} are so); use a stronger judge, or "
                 'count them as answers with unparsed="answer"'
             )
-        return [verdict in refusing for verdict in verdicts]
+        return [verdict is True for verdict in verdicts]
+
+    def read(self, reply: str | None) -> bool | None:
+        """Whether an answer refuses, given the reply on it; None where the reply names no one class."""
+        if reply is None:
+            return False
+        named = refusal_class(reply)
+        return (
+            None if named is None else named == "full_refusal" or (self.partial_refuses and named == "partial_refusal")
+        )
 
 
 class LlmScorer:
@@ -387,4 +428,12 @@ class LlmScorer:
             DataFormatError: not as many queries as answers, or one that is no string.
             JudgeError: the judge model cannot be asked.
         """
-        return list(map(judge_score, _replies(self.ask, SCORE_PROMPT, queries, answers, self.workers)))
+        return list(map(self.read, self.replies(queries, answers)))
+
+    def replies(self, queries: Sequence[str], answers: Sequence[str]) -> list[str]:
+        """What the judge model says of each answer; arguments and errors as when called."""
+        return _replies(self.ask, SCORE_PROMPT, queries, answers, self.workers)
+
+    def read(self, reply: str | None) -> float | None:
+        """The score in a reply; None where it holds no clear one."""
+        return None if reply is None else judge_score(reply)

@@ -21,7 +21,7 @@ from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.resuming import RUN_NAME, forget_progress
 from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.broken import OnBroken
-from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered
+from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered, unclear_replies
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
@@ -154,7 +154,9 @@ def _tell_broken(done: TaskRun) -> None:
 
 def scored(folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None) -> dict[str, Any]:
     """Score the answers in a folder, and write the scores beside them, or elsewhere."""
-    scores = task_scores(tally_answers(read_answered(folder), refusals, guard), refusals.name, guard.name)
+    asked, asked_guard = Remembered(refusals), Remembered(guard)
+    scores = task_scores(tally_answers(read_answered(folder), asked, asked_guard), refusals.name, guard.name)
+    scores["unclear"] = [*unclear_replies(asked), *unclear_replies(asked_guard)]
     with written_whole((out or folder) / SCORES_NAME) as draft:
         draft.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores

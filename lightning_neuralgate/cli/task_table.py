@@ -90,11 +90,13 @@ def print_changes(comparison: Mapping[str, Any], changes: Iterable[Change], name
         for kind, count in told["changed"].items():
             print(f"  {count} {kind}")
             for change in examples.get((task, kind), []):
-                said = f"{_short(change.first_answer)} -> {_short(change.second_answer)}"
+                said = " -> ".join(_short(answer) for answer in (change.first_answer, change.second_answer))
                 print(f"    {change.item_id}: {_short(change.prompt)} {said}")
 
 
 def _short(text: str, length: int = 70) -> str:
+    if not text.strip():
+        return "(empty)"
     plain = ascii(" ".join(text.split()))
     return plain if len(plain) <= length else f"{plain[: length - 4]}...{plain[-1]}"
 
@@ -109,6 +111,17 @@ def print_notes(scores: Mapping[str, Any]) -> None:
     print(f"Refusals by {scores['refusals']}. Drawn again for the intervals: {', '.join(counts)}.")
     for task, told in scores["tasks"].items():
         print(f"{task}: {told['protocol']}")
+    print_unclear(scores["unclear"])
+
+
+def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
+    """Print which share of a judge's replies held no verdict, with one of them."""
+    for row in rows:
+        item, reply = next(iter(row["items"].items()))
+        print(
+            f"{row['task']}{of}: {row['n']} replies ({number(row['share'])}) of {row['judge']} hold no clear verdict, such "
+            f"as on {item}: {_short(reply)}"
+        )
 
 
 def number(value: float) -> str:
