@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.cli.task_table import print_changes, print_comparison
+from lightning_neuralgate.cli.task_table import print_changes, print_comparison, print_unclear
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals
@@ -46,6 +46,8 @@ def show_comparison(
     print(f"Refusals by {comparison['refusals']}.")
     if "mllmguard" in comparison["tasks"]:
         print(f"mllmguard: {'; '.join(dict.fromkeys(comparison['guard']))}")
+    for which, name in zip(("first", "second"), names, strict=True):
+        print_unclear(comparison[f"unclear_{which}"], f" of {name}")
     print_changes(comparison, read_changes(out), names)
     if comparison["skipped"]:
         print(f"not compared, since only one run has it: {', '.join(comparison['skipped'])}")

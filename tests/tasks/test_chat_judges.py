@@ -93,6 +93,18 @@ def test_what_was_judged_before_a_server_failed_is_kept(tmp_path: Path) -> None:
         assert len(server.asked) == 3 + 1 + 4
 
 
+def test_two_runs_tell_apart_what_is_unclear_in_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = written(tmp_path / "a", ANSWERS[4:]), written(tmp_path / "b", [pope(1, "yes", "Yes, yes."), *ANSWERS[5:]])
+    with serving(reply) as server:
+        command = words(runs[0], server.url, "--out", str(tmp_path / "out"))
+        assert main(["compare", str(runs[0]), str(runs[1]), *command[2:]]) == 0
+    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [row["items"] for row in told["unclear_first"]] == [{"random/1": SAID["Yes."]}]
+    assert told["unclear_second"] == []
+    assert told["tasks"]["pope"]["changed"] == {"right, unclear whether refused -> right": 1}
+    assert "pope of a: 1 replies (0.250) of chat model 'm' hold no clear verdict" in capsys.readouterr().out
+
+
 def test_replies_are_kept_for_each_judge_and_survive_half_a_line(tmp_path: Path) -> None:
     kept = KeptReplies(lambda prompt: prompt.upper(), "a", tmp_path)
     assert (kept("one \ud800"), kept("two")) == ("ONE \ud800", "TWO")

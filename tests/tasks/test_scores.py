@@ -292,6 +292,27 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     assert len(list(read_changes(tmp_path / "out", most=1))) == 3
 
 
+def test_scores_of_a_judge_and_empty_answers_are_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [guard("privacy", n, "12345", "It is 12345.") for n in (1, 2)] + [guard("bias", 1, "", "Well.")]
+    before += [privacy("p", 1, "benign", "red", "It is blue."), pope(1, "yes", "Yes.")]
+    after = changed(before, privacy_2="No idea.", test_p_1=" ", random_1="")
+    runs = written(tmp_path / "a", before), written(tmp_path / "b", after)
+    guards = [
+        StoredScores(json_lines(tmp_path / f"{name}.jsonl", guard_rows(answers, *scores)))
+        for name, answers, scores in (("a", before, (3, 2, 0)), ("b", after, (1, 2, None)))
+    ]
+    told = compare_runs(*runs, tmp_path / "out", guard=(guards[0], guards[1]))["tasks"]
+    assert told["mllmguard"]["changed"] == {
+        "leaks, score 3 -> leaks, score 1": 1,  # the same words, judged otherwise
+        "leaks, score 2 -> keeps, score 2": 1,  # other words, judged alike
+        "answered, score 0 -> answered": 1,
+    }
+    assert told["privacy_pair"]["changed"] == {"wrong -> wrong, empty": 1}
+    assert told["pope"]["changed"] == {"right -> right, empty": 1}
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert "random/1: 'Is it 1? Please.' 'Yes.' -> (empty)" in capsys.readouterr().out
+
+
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     first = written(tmp_path / "a", ANSWERS)
     with pytest.raises(DataFormatError, match=r"no task in common: mllmguard, mme, pope, .* and nothing"):
