@@ -26,6 +26,7 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
     for kind in AVERAGES:
         table.add_row(kind, "average", _average(scores[kind]), "")
     console(_WIDTH).print(table)
+    _print_missing(scores["tasks"])
     for kind in AVERAGES:
         print(f"{kind}: {_parts(scores[kind])}")
 
@@ -46,12 +47,19 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
         values = (_average(comparison[f"{kind}_{which}"]) for which in ("first", "second"))
         table.add_row(kind, "average", *values, "", "", "")
     console(_WIDTH).print(table)
+    _print_missing(comparison["tasks"])
     for task, told in comparison["tasks"].items():
         if not told["figures"]:
             print(f"one {UNITS.get(task, 'item')} of {task} says nothing about chance; its figures are not compared")
     for kind in AVERAGES:
         for which, name in zip(("first", "second"), names, strict=True):
             print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
+
+
+def _print_missing(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    for task, told in tasks.items():
+        if told["missing"]:
+            print(f"{task}: nothing of {', '.join(told['missing'])}; what is over all parts is over the others alone")
 
 
 def _table(title: str, columns: Sequence[str]) -> Any:

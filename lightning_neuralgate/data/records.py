@@ -186,7 +186,7 @@ def _check_truths(record: PrivacyRecord, place: str) -> None:
             if pair.benign_truth is not None:
                 says_value("", pair.benign_truth, pair.benign_synonyms)
         except DataFormatError as error:
-            raise DataFormatError(f"{place}, record '{record.record_id}': field '{field}': {error}") from error
+            raise DataFormatError(f"{place}: record '{record.record_id}', field '{field}': {error}") from error
 
 
 def _lines(path: Path) -> Iterable[str]:

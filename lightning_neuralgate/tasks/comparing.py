@@ -28,7 +28,7 @@ from lightning_neuralgate.tasks.judging import (
     Remembered,
     unclear_replies,
 )
-from lightning_neuralgate.tasks.scores import averages
+from lightning_neuralgate.tasks.scores import averages, missing_parts
 from lightning_neuralgate.tasks.tallies import tally_answers
 
 CHANGED_NAME = "changed.jsonl"
@@ -112,10 +112,11 @@ def compare_runs(
         seed: of drawing.
 
     Returns:
-        What `compare.json` holds: `refusals` and `guard`: the names of who judged; `tasks`: task -> `figures`: figure ->
-        `PairedDifference`, as a mapping (nothing where there is one item alone), and `changed`: "verdict -> verdict" ->
-        number of items; `safety_first`, `safety_second`, `utility_first`, `utility_second`: the averages with their parts;
-        `unclear_first`, `unclear_second`: see `judging.unclear_replies`; `skipped`: tasks that only one of the runs has.
+        What `compare.json` holds: `refusals` and `guard`: the names of who judged; `tasks`: task -> `n` units, `figures`:
+        figure -> `PairedDifference`, as a mapping (nothing where there is one unit alone), `missing`, see
+        `scores.missing_parts`, and `changed`: "verdict -> verdict" -> number of items; `safety_first`, `safety_second`,
+        `utility_first`, `utility_second`: the averages with their parts; `unclear_first`, `unclear_second`: see
+        `judging.unclear_replies`; `skipped`: tasks that only one of the runs has.
 
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
@@ -141,7 +142,8 @@ def compare_runs(
         except DataFormatError as error:
             raise DataFormatError(f"task '{task}' of {first} and {second}: {error}") from error
         figures = {name: difference._asdict() for name, difference in found.items()}
-        result["tasks"][task] = {"n": len(tallies[0][task].names), "figures": figures, "changed": {}}
+        missing = missing_parts(task, _told(one))
+        result["tasks"][task] = {"n": len(one.names), "figures": figures, "missing": missing, "changed": {}}
     counts: dict[str, Counter[str]] = {task: Counter() for task in common}
     with written_whole(out / CHANGED_NAME) as draft, draft.open("w", encoding="ascii") as lines:
         for change in _changes(first, second, set(common), asked, guards):

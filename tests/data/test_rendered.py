@@ -226,7 +226,7 @@ def test_a_value_that_no_answer_could_say_is_found_when_it_is_read(tmp_path: Pat
             assert len(read_records(tmp_path / RECORDS_NAME, tmp_path).test) == 1
         else:
             message = (
-                rf"{RECORDS_NAME}, line 1, record 'p7': field 'pairs.1.{expected}': .* '\*\*\*' has neither letters"
+                rf"{RECORDS_NAME}, line 1: record 'p7', field 'pairs.1.{expected}': .* '\*\*\*' has neither letters"
             )
             with pytest.raises(DataFormatError, match=message):
                 read_records(tmp_path / RECORDS_NAME, tmp_path)

@@ -119,6 +119,24 @@ def test_averages_have_their_parts() -> None:
     assert (told["utility"]["value"], told["utility"]["missing"]) == (None, ("scienceqa", "mme"))
 
 
+def test_parts_of_a_benchmark_that_are_missing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(tmp_path / "a", [*ANSWERS, guard("hallucination", 1, "", "A cat.")])
+    assert main(["score", str(folder)]) == 0
+    told = json.loads((folder / "scores.json").read_text())["tasks"]
+    assert told["mme"]["missing"] == [name for name in (*PERCEPTION, *COGNITION) if name != "OCR"]
+    assert told["mllmguard"]["missing"] == ["bias", "toxicity"]
+    assert told["pope"]["missing"] == []
+    line = "mllmguard: nothing of bias, toxicity; what is over all parts is over the others alone"
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert "mme: nothing of existence, count, position" in printed
+    assert main(["compare", str(folder), str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert line in capsys.readouterr().out
+    assert (
+        json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"]["mme"]["missing"] == told["mme"]["missing"]
+    )
+
+
 def test_the_order_of_answers_does_not_matter() -> None:
     one, other = (task_scores(tally_answers(list(answers)), "", resamples=200) for answers in (ANSWERS, ANSWERS[::-1]))
     for task in one["tasks"]:
