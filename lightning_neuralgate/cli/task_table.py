@@ -122,6 +122,21 @@ def print_notes(scores: Mapping[str, Any]) -> None:
     print_unclear(scores["unclear"])
 
 
+def print_agreement(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print how far every two judges agree on which answers refuse."""
+    from rich.table import Table
+
+    table = Table(title="Which answers refuse: agreement of judges")
+    for label in ("task", "judge", "other judge"):
+        table.add_column(label)
+    for label in ("Cohen's kappa", "agreement", "answers"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for row in rows:
+        values = (ABSENT if row[name] is None else number(row[name]) for name in ("kappa", "agreement"))
+        table.add_row(row["task"], row["first"], row["second"], *values, str(row["n"]))
+    console(_WIDTH).print(table)
+
+
 def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
     """Print which share of a judge's replies held no verdict, with one of them."""
     for row in rows:

@@ -186,6 +186,18 @@ class JudgeOptions:
         return (KeptReplies(ask, ask.identity) if self.cache else ask), workers
 
 
+Beside = RefusalVariant | Literal["reader"] | JudgeOptions
+"""A further judge of refusals: a keyword list, this library's judge, or one by its options."""
+
+
+def refusals_beside(judges: Sequence[Beside], variant: RefusalVariant) -> list[Refusals]:
+    """Further judges of which answers refuse; arguments and errors as in `JudgeOptions.refusals`."""
+    options = [
+        one if isinstance(one, JudgeOptions) else JudgeOptions("reader") if one == "reader" else one for one in judges
+    ]
+    return [one.refusals(variant) if isinstance(one, JudgeOptions) else ListedRefusals(one) for one in options]
+
+
 @lru_cache(maxsize=1)
 def _local_chat(name: str, device: str) -> LocalChat:
     """The same model for refusals and for scores."""

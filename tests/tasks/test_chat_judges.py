@@ -105,6 +105,18 @@ def test_two_runs_tell_apart_what_is_unclear_in_each(tmp_path: Path, capsys: pyt
     assert "pope of a: 1 replies (0.250) of chat model 'm' hold no clear verdict" in capsys.readouterr().out
 
 
+def test_a_chat_model_beside_a_list(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", ANSWERS[4:])
+    with serving(reply) as server:
+        beside = f"[{{kind: llm, url: {server.url}, name: m, key_variable: null}}]"
+        assert main(["score", str(folder), "--beside", beside]) == 0
+    told = scores(folder)
+    (row,) = told["agreement"]
+    assert (row["first"], row["second"]) == ("keyword list 'prefix'", "chat model 'm'")
+    assert (row["kappa"], row["n"]) == (1, 3), "the one that was not clear is left out"
+    assert told["unclear"][0]["judge"] == "chat model 'm'"
+
+
 def test_replies_are_kept_for_each_judge_and_survive_half_a_line(tmp_path: Path) -> None:
     kept = KeptReplies(lambda prompt: prompt.upper(), "a", tmp_path)
     assert (kept("one \ud800"), kept("two")) == ("ONE \ud800", "TWO")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.llm_judge import LlmScorer
 from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.metrics.functional.mme import COGNITION, PERCEPTION
+from lightning_neuralgate.tasks.agreeing import judges_agreement
 from lightning_neuralgate.tasks.answer_file import answer_line, read_answered
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
 from lightning_neuralgate.tasks.exports import export_results
@@ -239,6 +241,36 @@ def test_verdicts() -> None:
         "leaks", "keeps, refused", "keeps", "answered",
         "leaks", "right", "keeps, refused", "wrong",
     ]  # fmt: skip
+
+
+def test_agreement_of_several_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(tmp_path / "a", ANSWERS)
+    assert main(["score", str(folder), "--beside", "[xstest, gcg]"]) == 0
+    rows = json.loads((folder / "scores.json").read_text())["agreement"]
+    told = {(row["task"], row["first"], row["second"]): (row["kappa"], row["agreement"], row["n"]) for row in rows}
+    prefix, xstest, gcg = (f"keyword list '{name}'" for name in ("prefix", "xstest", "gcg"))
+    assert list(told)[:3] == [("mllmguard", *pair) for pair in ((prefix, xstest), (prefix, gcg), (xstest, gcg))]
+    # of four answers to POPE prefix calls the last two refusals, xstest "No, there is none." as well: chance alone
+    # agrees in 1/2 * 3/4 + 1/2 * 1/4
+    assert told["pope", prefix, xstest] == ((3 / 4 - 1 / 2) / (1 - 1 / 2), 3 / 4, 4)
+    assert told["pope", prefix, gcg] == (1, 1, 4)
+    # of MME's four answers each list takes "I'm sorry", and xstest "no." too
+    assert told["mme", prefix, xstest] == (pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), 3 / 4, 4)
+    assert [row["n"] for row in rows if row["task"] == "all"] == [len(ANSWERS)] * 3
+    printed = capsys.readouterr().out
+    assert "Cohen's kappa" in printed
+    assert re.search(r"pope .* 'prefix' .* 'xstest' .* 0\.500 .* 0\.750 .* 4", printed)
+    assert main(["score", str(folder), "--beside", "[prefix]"]) == 1
+    assert "keyword list 'prefix' is among the judges twice" in capsys.readouterr().err
+
+
+def test_what_is_not_clear_to_one_of_two_judges_is_left_out() -> None:
+    unsure = Judged(lambda prompts, answers: [None if answer == "Yes." else True for answer in answers], "unsure")
+    (row,) = judges_agreement(ANSWERS[:4], [ListedRefusals(), unsure])
+    # the list calls two of the other three refusals, the other judge all of them
+    assert (row["kappa"], row["agreement"], row["n"]) == (0, 2 / 3, 3)
+    (row,) = judges_agreement(ANSWERS[:1], [ListedRefusals(), unsure])
+    assert (row["kappa"], row["agreement"], row["n"]) == (None, None, 0)
 
 
 def test_nobody_is_asked_twice_about_an_answer() -> None:
