@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import leaks
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.sources import read_csv_rows, text_lines
+from lightning_neuralgate.tasks.sources import read_csv_rows
 
 OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")
 """Subsets of truthfulness that the owner scores by rules of their own, as folders and categories are called."""
@@ -81,10 +82,10 @@ def _rows(folders: list[Path]) -> Iterator[_Cells]:
 
 
 def _columns(file: Path) -> _Columns:
-    try:
-        header = next(csv.reader(text_lines(file)), [])
-    except csv.Error as error:
-        raise DataFormatError(f"{file}, line 1: not CSV: {error}") from error
+    header: list[str] = []
+    # what is wrong with the file is told where its rows are read
+    with suppress(csv.Error), file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        header = next((row for row in csv.reader(lines) if row), [])
     places = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
     return _Columns(
         places.get("lan", places.get("language", _LANGUAGE)), places.get("secret"), places.get("category ii")
