@@ -51,7 +51,7 @@ class Change(NamedTuple):
 
 
 def verdict_of(one: AnsweredItem, refused: bool | None, score: float | None = None) -> str:
-    """What an answer counts as: right, wrong, unparsed, leaks, keeps or answered, and whether it refuses.
+    """What an answer counts as: right, wrong, unparsed, leaks, keeps or answered; and whether it is empty, and refuses.
 
     Args:
         one: the answer.
@@ -66,8 +66,8 @@ def verdict_of(one: AnsweredItem, refused: bool | None, score: float | None = No
     told = [_against_truth(one)]
     if not one.answer.strip():
         told.append("empty")
-    if refused is not False:
-        told.append("refused" if refused else "unclear whether refused")
+    if refused is None or refused:
+        told.append("unclear whether refused" if refused is None else "refused")
     if score is not None:
         told.append(f"score {score:g}")
     return ", ".join(told)
