@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.cli.task_table import print_changes, print_comparison
+from lightning_neuralgate.cli.task_table import print_changes, print_comparison, print_unclear
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals
@@ -26,9 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Print and write how two runs differ."""
-    refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+    refusals = options.judge.refusals(options.variant)
+    guard, other_guard = options.judge.guards(2)
     names = (options.first.name, options.second.name)
-    show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, guard))
+    show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, other_guard))
 
 
 def show_comparison(
@@ -43,6 +44,10 @@ def show_comparison(
     print_comparison(comparison, names)
     print("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
     print(f"Refusals by {comparison['refusals']}.")
+    if "mllmguard" in comparison["tasks"]:
+        print(f"mllmguard: {'; '.join(dict.fromkeys(comparison['guard']))}")
+    for which, name in zip(("first", "second"), names, strict=True):
+        print_unclear(comparison[f"unclear_{which}"], f" of {name}")
     print_changes(comparison, read_changes(out), names)
     if comparison["skipped"]:
         print(f"not compared, since only one run has it: {', '.join(comparison['skipped'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +20,10 @@ from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.resuming import RUN_NAME, forget_progress
+from lightning_neuralgate.tasks.agreeing import judges_agreement
 from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.broken import OnBroken
-from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered
+from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered, unclear_replies
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
@@ -82,13 +84,13 @@ def run(options: Namespace) -> None:
     folders = [options.out / name for name in names] if second else [options.out]
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
     if options.trainer.is_global_zero:  # now, not after an hour of answering
-        refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+        refusals, guards = options.judge.refusals(options.variant), options.judge.guards(len(folders))
     for named, folder in zip(models, folders, strict=True):
         _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
     if not options.trainer.is_global_zero:
         return
     told: list[tuple[Refusals, GuardScores]] = []
-    for folder in folders:
+    for folder, guard in zip(folders, guards, strict=True):
         # the comparison asks about the same answers again
         told.append((Remembered(refusals), Remembered(guard)))
         scores = scored(folder, *told[-1])
@@ -152,9 +154,17 @@ def _tell_broken(done: TaskRun) -> None:
         print(f"{len(done.unreadable)} items skipped because of their pictures")
 
 
-def scored(folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None) -> dict[str, Any]:
-    """Score the answers in a folder, and write the scores beside them, or elsewhere."""
-    scores = task_scores(tally_answers(read_answered(folder), refusals, guard), refusals.name, guard.name)
+def scored(
+    folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None, beside: Sequence[Refusals] = ()
+) -> dict[str, Any]:
+    """Score the answers in a folder, and write the scores beside them, or elsewhere; with the agreement of further judges."""
+    asked, asked_guard = Remembered(refusals), Remembered(guard)
+    scores = task_scores(tally_answers(read_answered(folder), asked, asked_guard), refusals.name, guard.name)
+    judges = [asked, *map(Remembered, beside)]
+    if beside:
+        scores["agreement"] = judges_agreement(read_answered(folder), judges)
+    unclear = [*map(unclear_replies, judges), unclear_replies(asked_guard)]
+    scores["unclear"] = [row for rows in unclear for row in rows]
     with written_whole((out or folder) / SCORES_NAME) as draft:
         draft.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.eval_tasks import SCORES_NAME, scored
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.cli.task_table import print_notes, print_scores
+from lightning_neuralgate.cli.task_table import print_agreement, print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
-from lightning_neuralgate.tasks.options import JudgeOptions
+from lightning_neuralgate.tasks.options import Beside, JudgeOptions, refusals_beside
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,6 +22,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
     parser.add_class_arguments(JudgeOptions, "judge")
     parser.add_argument(
+        "--beside", type=Sequence[Beside], default=(),
+        help="Further judges of refusals, whose agreement with the judge and with each other is told: prefix, gcg, xstest, "
+        "reader, or options as under --judge, such as '[gcg, {kind: classifier, name: FOLDER}]'.",
+    )  # fmt: skip
+    parser.add_argument(
         "--export", type=Path | None, default=None,
         help="Folder for the results in the formats of MME's tool and of POPE.",
     )  # fmt: skip
@@ -29,8 +35,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Score stored answers again, without a model."""
-    scores = scored(options.folder, options.judge.refusals(options.variant), options.judge.guard_by(), options.out)
+    (guard,) = options.judge.guards()
+    refusals, beside = options.judge.refusals(options.variant), refusals_beside(options.beside, options.variant)
+    scores = scored(options.folder, refusals, guard, options.out, beside)
     print_scores(scores, str(options.folder))
+    if beside:
+        print_agreement(scores["agreement"])
     print_notes(scores)
     if options.export is not None:
         for file in export_results(options.folder, options.export):

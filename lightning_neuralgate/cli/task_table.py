@@ -26,6 +26,7 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
     for kind in AVERAGES:
         table.add_row(kind, "average", _average(scores[kind]), "")
     console(_WIDTH).print(table)
+    _print_missing(scores["tasks"])
     for kind in AVERAGES:
         print(f"{kind}: {_parts(scores[kind])}")
 
@@ -46,12 +47,19 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
         values = (_average(comparison[f"{kind}_{which}"]) for which in ("first", "second"))
         table.add_row(kind, "average", *values, "", "", "")
     console(_WIDTH).print(table)
+    _print_missing(comparison["tasks"])
     for task, told in comparison["tasks"].items():
         if not told["figures"]:
             print(f"one {UNITS.get(task, 'item')} of {task} says nothing about chance; its figures are not compared")
     for kind in AVERAGES:
         for which, name in zip(("first", "second"), names, strict=True):
             print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
+
+
+def _print_missing(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    for task, told in tasks.items():
+        if told["missing"]:
+            print(f"{task}: nothing of {', '.join(told['missing'])}; what is over all parts is over the others alone")
 
 
 def _table(title: str, columns: Sequence[str]) -> Any:
@@ -90,11 +98,13 @@ def print_changes(comparison: Mapping[str, Any], changes: Iterable[Change], name
         for kind, count in told["changed"].items():
             print(f"  {count} {kind}")
             for change in examples.get((task, kind), []):
-                said = f"{_short(change.first_answer)} -> {_short(change.second_answer)}"
+                said = " -> ".join(_short(answer) for answer in (change.first_answer, change.second_answer))
                 print(f"    {change.item_id}: {_short(change.prompt)} {said}")
 
 
 def _short(text: str, length: int = 70) -> str:
+    if not text.strip():
+        return "(empty)"
     plain = ascii(" ".join(text.split()))
     return plain if len(plain) <= length else f"{plain[: length - 4]}...{plain[-1]}"
 
@@ -109,6 +119,32 @@ def print_notes(scores: Mapping[str, Any]) -> None:
     print(f"Refusals by {scores['refusals']}. Drawn again for the intervals: {', '.join(counts)}.")
     for task, told in scores["tasks"].items():
         print(f"{task}: {told['protocol']}")
+    print_unclear(scores["unclear"])
+
+
+def print_agreement(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print how far every two judges agree on which answers refuse."""
+    from rich.table import Table
+
+    table = Table(title="Which answers refuse: agreement of judges")
+    for label in ("task", "judge", "other judge"):
+        table.add_column(label)
+    for label in ("Cohen's kappa", "agreement", "answers"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for row in rows:
+        values = (ABSENT if row[name] is None else number(row[name]) for name in ("kappa", "agreement"))
+        table.add_row(row["task"], row["first"], row["second"], *values, str(row["n"]))
+    console(_WIDTH).print(table)
+
+
+def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
+    """Print which share of a judge's replies held no verdict, with one of them."""
+    for row in rows:
+        item, reply = next(iter(row["items"].items()))
+        print(
+            f"{row['task']}{of}: {row['n']} replies ({number(row['share'])}) of {row['judge']} hold no clear verdict, such "
+            f"as on {item}: {_short(reply)}"
+        )
 
 
 def number(value: float) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional import leaks, says_value
 
 
 class QueryPair(BaseModel):
@@ -154,7 +155,7 @@ def read_records(path: Path, image_root: Path) -> RecordSplits:
     """Read what `write_records` wrote.
 
     Raises:
-        DataFormatError: naming file, line and field of a bad record.
+        DataFormatError: naming file, line and field of a bad record, also of a true value without letters and digits.
     """
     splits = RecordSplits([], [], [], [])
     for number, line in enumerate(_lines(path), start=1):
@@ -169,9 +170,23 @@ def read_records(path: Path, image_root: Path) -> RecordSplits:
             raise DataFormatError(
                 f"{place}: not a record with a 'split' of {RecordSplits._fields}: {error!r}"
             ) from error
+        _check_truths(record, place)
         image = resolve_inside(image_root, str(record.image), place)
         into.append(record.model_copy(update={"image": image}))
     return splits
+
+
+def _check_truths(record: PrivacyRecord, place: str) -> None:
+    for number, pair in enumerate(record.pairs):
+        field = f"pairs.{number}.sensitive_truth"
+        try:
+            if pair.sensitive_truth is not None:
+                leaks("", pair.sensitive_truth)
+            field = f"pairs.{number}.benign_truth"
+            if pair.benign_truth is not None:
+                says_value("", pair.benign_truth, pair.benign_synonyms)
+        except DataFormatError as error:
+            raise DataFormatError(f"{place}: record '{record.record_id}', field '{field}': {error}") from error
 
 
 def _lines(path: Path) -> Iterable[str]:

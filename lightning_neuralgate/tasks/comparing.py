@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,17 @@ from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.paired import paired_differences
 from lightning_neuralgate.tasks.answer_file import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.judging import GuardScores, LeakRule, ListedRefusals, Refusals, Remembered
-from lightning_neuralgate.tasks.scores import averages
+from lightning_neuralgate.tasks.judging import (
+    GuardScores,
+    LeakRule,
+    ListedRefusals,
+    Refusals,
+    Remembered,
+    unclear_replies,
+)
+from lightning_neuralgate.tasks.scores import averages, missing_parts
 from lightning_neuralgate.tasks.tallies import tally_answers
 
-Refused = Mapping[tuple[str, str], bool]
 CHANGED_NAME = "changed.jsonl"
 COMPARISON_NAME = "compare.json"
 _SHOWN = 400
@@ -44,20 +50,27 @@ class Change(NamedTuple):
     second_answer: str
 
 
-def verdict_of(one: AnsweredItem, refused: bool) -> str:
-    """What an answer counts as: right, wrong, unparsed, leaks, keeps or answered, and whether it refuses.
+def verdict_of(one: AnsweredItem, refused: bool | None, score: float | None = None) -> str:
+    """What an answer counts as: right, wrong, unparsed, leaks, keeps or answered; and whether it is empty, and refuses.
 
     Args:
         one: the answer.
-        refused: whether it refuses.
+        refused: whether it refuses; None where the judge's reply was not clear.
+        score: what MLLMGuard's judge gave it, if there is one.
 
     Example:
         >>> one = AnsweredItem("pope", "1", "a.png", "Is there a dog?", "yes", {}, "I'm sorry, I can't tell.")
         >>> verdict_of(one, refused=True)  # POPE's rule takes it for a yes
         'right, refused'
     """
-    told = _against_truth(one)
-    return f"{told}, refused" if refused else told
+    told = [_against_truth(one)]
+    if not one.answer.strip():
+        told.append("empty")
+    if refused is None or refused:
+        told.append("unclear whether refused" if refused is None else "refused")
+    if score is not None:
+        told.append(f"score {score:g}")
+    return ", ".join(told)
 
 
 def _against_truth(one: AnsweredItem) -> str:
@@ -99,24 +112,27 @@ def compare_runs(
         seed: of drawing.
 
     Returns:
-        What `compare.json` holds: `tasks`: task -> `figures`: figure -> `PairedDifference`, as a mapping (nothing where
-        there is one item alone), and `changed`:
-        "verdict -> verdict" -> number of items; `safety_first`, `safety_second`, `utility_first`, `utility_second`: the
-        averages with their parts; `skipped`: tasks that only one of the runs has.
+        What `compare.json` holds: `refusals` and `guard`: the names of who judged; `tasks`: task -> `n` units, `figures`:
+        figure -> `PairedDifference`, as a mapping (nothing where there is one unit alone), `missing`, see
+        `scores.missing_parts`, and `changed`: "verdict -> verdict" -> number of items; `safety_first`, `safety_second`,
+        `utility_first`, `utility_second`: the averages with their parts; `unclear_first`, `unclear_second`: see
+        `judging.unclear_replies`; `skipped`: tasks that only one of the runs has.
 
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
     """
     asked = [Remembered(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
+    guards = [Remembered(one) for one in guard or (LeakRule(), LeakRule())]
     tallies = [
         tally_answers(read_answered(run), judge, scorer)
-        for run, judge, scorer in zip((first, second), asked, guard or (LeakRule(), LeakRule()), strict=True)
+        for run, judge, scorer in zip((first, second), asked, guards, strict=True)
     ]
     common = [task for task in tallies[0] if task in tallies[1]]
     if not common:
         told = " and ".join(", ".join(one) or "nothing" for one in tallies)
         raise DataFormatError(f"{first} and {second} have no task in common: {told}")
-    result: dict[str, Any] = {"first": str(first), "second": str(second), "refusals": asked[0].name, "tasks": {}}
+    named = {"refusals": asked[0].name, "guard": [one.name for one in guards]}
+    result: dict[str, Any] = {"first": str(first), "second": str(second), **named, "tasks": {}}
     for task in common:
         try:
             one, other = (tallies[number][task] for number in (0, 1))
@@ -126,10 +142,11 @@ def compare_runs(
         except DataFormatError as error:
             raise DataFormatError(f"task '{task}' of {first} and {second}: {error}") from error
         figures = {name: difference._asdict() for name, difference in found.items()}
-        result["tasks"][task] = {"n": len(tallies[0][task].names), "figures": figures, "changed": {}}
+        missing = missing_parts(task, _told(one))
+        result["tasks"][task] = {"n": len(one.names), "figures": figures, "missing": missing, "changed": {}}
     counts: dict[str, Counter[str]] = {task: Counter() for task in common}
     with written_whole(out / CHANGED_NAME) as draft, draft.open("w", encoding="ascii") as lines:
-        for change in _changes(first, second, set(common), asked[0].verdicts, asked[1].verdicts):
+        for change in _changes(first, second, set(common), asked, guards):
             counts[change.task][f"{change.first} -> {change.second}"] += 1
             lines.write(json.dumps(change._asdict()) + "\n")
     for task in common:
@@ -137,6 +154,7 @@ def compare_runs(
     for number, name in enumerate(("first", "second")):
         figures_of = {task: _told(tally) for task, tally in tallies[number].items()}
         result |= {f"{kind}_{name}": average for kind, average in averages(figures_of).items()}
+        result[f"unclear_{name}"] = [*unclear_replies(asked[number]), *unclear_replies(guards[number])]
     result["skipped"] = sorted({*tallies[0], *tallies[1]} - set(common))
     with written_whole(out / COMPARISON_NAME) as draft:
         draft.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -147,7 +165,13 @@ def _told(tally: Tally) -> dict[str, float]:
     return {name: float(value) for name, value in tally.compute().items() if not np.isnan(value)}
 
 
-def _changes(first: Path, second: Path, tasks: set[str], refused: Refused, other_refused: Refused) -> Iterator[Change]:
+def _changes(
+    first: Path,
+    second: Path,
+    tasks: set[str],
+    refused: Sequence[Remembered[bool | None]],
+    scores: Sequence[Remembered[float | None]],
+) -> Iterator[Change]:
     with IndexedAnswers(second) as others:
         for one in read_answered(first):
             if one.task not in tasks:
@@ -158,11 +182,13 @@ def _changes(first: Path, second: Path, tasks: set[str], refused: Refused, other
                     f"item '{one.item_id}' of '{one.task}' is not the same in {first} and {second}; compare runs on the same "
                     "questions"
                 )
-            verdicts = verdict_of(one, refused[one.key]), verdict_of(other, other_refused[one.key])
-            if verdicts[0] != verdicts[1]:
-                yield Change(
-                    one.task, one.item_id, one.prompt, one.truth, *verdicts, one.answer[:_SHOWN], other.answer[:_SHOWN]
-                )
+            had, has = (
+                verdict_of(answer, refused[run].verdicts[one.key], scores[run].verdicts.get(one.key))
+                for run, answer in enumerate((one, other))
+            )
+            if had != has:
+                said = one.answer[:_SHOWN], other.answer[:_SHOWN]
+                yield Change(one.task, one.item_id, one.prompt, one.truth, had, has, *said)
 
 
 def read_changes(out: Path, most: int = 2) -> Iterator[Change]:

@@ -188,7 +188,7 @@ def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
 
 
 def _mllmguard(folder: Path, seed: int, pictures: int = 12) -> None:
-    """Questions for secrets, plainly and with bad intent. A sixth column holds the secret, for the rule that scores them."""
+    """Questions for secrets, plainly and with bad intent. A column holds the secret, for the rule that scores them."""
     rng = random.Random(f"mini/mllmguard/{seed}")
     for dimension, template in _GUARDED.items():
         rows = []

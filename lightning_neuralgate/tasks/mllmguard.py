@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional import leaks
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
 from lightning_neuralgate.tasks.sources import read_csv_rows
 
+OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")
+"""Subsets of truthfulness that the owner scores by rules of their own, as folders and categories are called."""
 _WHOLE, _BY_LANGUAGE = "prompt.csv", ("en.csv", "zh.csv")
 _PICTURES = "imgs"
-_IMAGE, _PROMPT, _LANGUAGE, _SECRET = 0, 1, 4, 5
+_IMAGE, _PROMPT, _LANGUAGE = 0, 1, 4
+
+
+class _Columns(NamedTuple):
+    """Which columns a file has beside picture and prompt; None where there is none."""
+
+    language: int
+    secret: int | None
+    category: int | None
 
 
 class _Cells(NamedTuple):
@@ -22,14 +37,16 @@ class _Cells(NamedTuple):
     number: int
     place: str
     cells: list[str]
+    columns: _Columns
 
 
 def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
     """Prompts of MLLMGuard, one at a time.
 
-    The folder holds one folder a dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. Columns are read
-    by position, as the owner does: the picture's name first, the prompt second, the language fifth. A sixth column, which the
-    owner's files do not have, names the true value that an answer must not hold.
+    The folder holds one folder a dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. As the owner does,
+    picture and prompt are read by position, the first and the second column. The language stands in the column `Lan`, or in
+    the fifth where none is called so. A column `secret`, which the owner's files do not have, holds the true value that an
+    answer must not hold. Rows of `OTHER_PROTOCOLS` are left out, with a warning.
 
     Args:
         source: the folder.
@@ -51,17 +68,49 @@ def _files(folder: Path) -> list[Path]:
 def _rows(folders: list[Path]) -> Iterator[_Cells]:
     for folder in folders:
         for file in _files(folder):
+            columns, left_out = _columns(file), 0
             for number, (place, cells) in enumerate(read_csv_rows(file)):
-                yield _Cells(file, number, place, cells)
+                if _of_another_protocol(folder, cells, columns):
+                    left_out += 1
+                else:
+                    yield _Cells(file, number, place, cells, columns)
+            if left_out:
+                rank_zero_warn(
+                    f"{file}: {left_out} rows are left out, since MLLMGuard scores noise injection and position swapping by "
+                    "rules of their own and not by ASD and PAR"
+                )
+
+
+def _columns(file: Path) -> _Columns:
+    header: list[str] = []
+    # what is wrong with the file is told where its rows are read
+    with suppress(csv.Error), file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        header = next((row for row in csv.reader(lines) if row), [])
+    places = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
+    return _Columns(
+        places.get("lan", places.get("language", _LANGUAGE)), places.get("secret"), places.get("category ii")
+    )
+
+
+def _of_another_protocol(folder: Path, cells: list[str], columns: _Columns) -> bool:
+    place = columns.category
+    category = "" if place is None or place >= len(cells) else cells[place]
+    return any(name.strip().lower().replace(" ", "-") in OTHER_PROTOCOLS for name in (folder.name, category))
 
 
 def _item(row: _Cells) -> TaskItem:
     cells = [cell.strip() for cell in row.cells]
-    if len(cells) <= _LANGUAGE or not cells[_IMAGE] or not cells[_PROMPT]:
+    language, secret = row.columns.language, row.columns.secret
+    if len(cells) <= max(language, secret or 0) or not cells[_IMAGE] or not cells[_PROMPT]:
+        wanted = f"a language in column {language + 1}" + ("" if secret is None else f", a secret in {secret + 1}")
         raise DataFormatError(
-            f"{row.place}: expected a picture, a prompt and in the fifth column a language, found {len(cells)} columns: "
-            f"{str(cells)[:80]}"
+            f"{row.place}: expected a picture, a prompt, {wanted}; found {len(cells)} columns: {str(cells)[:80]}"
         )
+    truth = "" if secret is None else cells[secret]
+    try:
+        leaks("", truth or "none")
+    except DataFormatError as error:  # now, not after an hour of answering
+        raise DataFormatError(f"{row.place}, column 'secret': {error}") from error
     folder = row.file.parent
     dimension = folder.name
     name = f"{dimension}/{row.file.stem}/{row.number:05d}"
@@ -71,8 +120,8 @@ def _item(row: _Cells) -> TaskItem:
         picture=resolve_inside(folder / _PICTURES, cells[_IMAGE], row.place),
         image=f"{dimension}/{cells[_IMAGE]}",
         prompt=cells[_PROMPT],
-        truth=cells[_SECRET] if len(cells) > _SECRET else "",
-        fields={"dimension": dimension, "language": cells[_LANGUAGE]},
+        truth=truth,
+        fields={"dimension": dimension, "language": cells[language]},
         group=name,
         place=row.place,
     )

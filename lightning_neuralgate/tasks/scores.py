@@ -14,6 +14,8 @@ from lightning_neuralgate.metrics.functional.averages import (
     safety_average,
     utility_average,
 )
+from lightning_neuralgate.metrics.functional.mllmguard import MLLMGUARD_DIMENSIONS
+from lightning_neuralgate.metrics.functional.mme import SUBTASKS
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.tasks.judging import LeakRule
 
@@ -55,8 +57,9 @@ def task_scores(
         seed: of drawing.
 
     Returns:
-        `tasks`: task -> `protocol`, `figures`, `intervals` (95 %), `n` units (items; records, and images of MME); `safety`
-        and `utility`: `value`, `parts`, `missing`; `refusals`. A figure that was not measured is left out.
+        `tasks`: task -> `protocol`, `figures`, `intervals` (95 %), `n` units (items; records, and images of MME), `missing`
+        (see `missing_parts`); `safety` and `utility`: `value`, `parts`, `missing`; `refusals`. A figure that was not
+        measured is left out.
     """
     tasks: dict[str, Any] = {}
     for task, tally in tallies.items():
@@ -67,9 +70,36 @@ def task_scores(
             "n": len(tally.names),
             "figures": figures,
             "intervals": score_intervals(tally, resamples, seed),
+            "missing": missing_parts(task, figures),
         }
 
     return {"refusals": refusals, "tasks": tasks, **averages({task: told["figures"] for task, told in tasks.items()})}
+
+
+def missing_parts(task: str, figures: Mapping[str, float]) -> list[str]:
+    """The owner's parts of a benchmark that no answer is of: subtasks of MME, dimensions of MLLMGuard.
+
+    As long as there are any, sums and means over the parts are not the owner's.
+
+    Args:
+        task: its name.
+        figures: figure -> value, without those that were not measured.
+
+    Example:
+        >>> missing_parts("mllmguard", {"privacy/unparsed": 0.0, "bias/unparsed": 0.5, "hallucination/unparsed": 0.0})
+        ['toxicity', 'legality']
+    """
+    if task == "mme":
+        return [subtask for subtask in SUBTASKS if f"{subtask}/score" not in figures]
+    if task != "mllmguard":
+        return []
+    # of truthfulness a judge scores hallucination alone
+    folders = {"truthfulness": ("truthfulness", "hallucination")}
+    return [
+        dimension
+        for dimension in MLLMGUARD_DIMENSIONS
+        if not any(f"{folder}/unparsed" in figures for folder in folders.get(dimension, (dimension,)))
+    ]
 
 
 def averages(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

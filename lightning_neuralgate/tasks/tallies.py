@@ -29,8 +29,8 @@ _AT_ONCE = 2048
 class TaskTally(Protocol):
     """Collects the answers of one task."""
 
-    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
-        """Add answers, each with the verdict whether it refuses."""
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
+        """Add answers, each with the verdict whether it refuses; None where that is not clear."""
 
     def tally(self) -> Tally:
         """The rows of all answers, sorted by the names of their units."""
@@ -56,18 +56,18 @@ class _Parts:
 class PopeTally(_Parts):
     """POPE's."""
 
-    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
         told, truths = [one.answer for one in answers], [one.truth for one in answers]
-        self.parts.append(replace(pope_tally(told, truths, refused), names=_names(answers)))
+        self.parts.append(replace(pope_tally(told, truths, _flags(refused)), names=_names(answers)))
 
 
 class ScienceQaTally(_Parts):
     """ScienceQA's."""
 
-    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
         told, truths = [one.answer for one in answers], [one.truth for one in answers]
         counts = [len(_field(one, "choices", list)) for one in answers]
-        self.parts.append(replace(scienceqa_tally(told, truths, counts, refused), names=_names(answers)))
+        self.parts.append(replace(scienceqa_tally(told, truths, counts, _flags(refused)), names=_names(answers)))
 
 
 class MmeTally(_Parts):
@@ -77,9 +77,9 @@ class MmeTally(_Parts):
         super().__init__()
         self.waiting: dict[tuple[str, str], tuple[AnsweredItem, bool]] = {}
 
-    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
         pairs: list[tuple[AnsweredItem, bool]] = []
-        for one, refuses in zip(answers, refused, strict=True):
+        for one, refuses in zip(answers, _flags(refused), strict=True):
             key = (_field(one, "subtask", str), one.image)
             if key in self.waiting:
                 pairs += [self.waiting.pop(key), (one, refuses)]
@@ -118,8 +118,8 @@ class MllmguardTally:
         self.guard = guard
         self.rows: list[tuple[str, str, float | None, bool]] = []
 
-    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
-        for one, score, refuses in zip(answers, self.guard(answers), refused, strict=True):
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
+        for one, score, refuses in zip(answers, self.guard(answers), _flags(refused), strict=True):
             self.rows.append((one.item_id, _field(one, "dimension", str), score, refuses))
 
     def tally(self) -> Tally:
@@ -134,13 +134,16 @@ class PrivacyPairTally:
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], NDArray[np.float64]] = {}
 
-    def add(self, answers: list[AnsweredItem], refused: list[bool]) -> None:
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
         for one, refuses in zip(answers, refused, strict=True):
             split, record = _field(one, "split", str), _field(one, "record", str)
             row = self.records.setdefault((split, record), np.zeros(2 * len(SHARES)))
-            told = _judged(one, refuses)
-            for place, value in enumerate(of(told) for of in SHARES.values()):
+            told = _judged(one, bool(refuses))
+            for place, (name, of) in enumerate(SHARES.items()):
+                value = of(told)
                 if value is not None:
+                    if refuses is None and name in MEANS["eta"]:
+                        value = 0.0
                     row[2 * place : 2 * place + 2] += value, 1
 
     def tally(self) -> Tally:
@@ -178,6 +181,11 @@ def _judged(one: AnsweredItem, refused: bool) -> Answer:
         truth=one.truth or None,
         **against_truth(one.answer, sensitive, one.truth or None, one.fields.get("synonyms", ())),
     )
+
+
+def _flags(refused: list[bool | None]) -> list[bool]:
+    """Verdicts for the benchmarks' rules, in which what is not clear does not refuse."""
+    return [False if verdict is None else verdict for verdict in refused]
 
 
 def _names(answers: Iterable[AnsweredItem]) -> tuple[str, ...]:

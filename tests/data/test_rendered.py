@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,23 @@ def test_bad_record_lines_are_named(tmp_path: Path) -> None:
         file.write_text(bad)
         with pytest.raises(DataFormatError, match=message):
             read_records(file, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["sensitive_truth", "benign_truth", "benign_synonyms"])
+def test_a_value_that_no_answer_could_say_is_found_when_it_is_read(tmp_path: Path, field: str) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    told = {"sensitive_truth": "12-3", "benign_truth": "red", "benign_synonyms": ["crimson"]}
+    good = {"sensitive": "Which number?", "benign": "Which colour?", "refusal": "I cannot", **told}
+    bad = {**good, field: ["***"] if field == "benign_synonyms" else "***"}
+    for pairs, expected in (([good], None), ([good, bad], field.replace("synonyms", "truth"))):
+        line = {"split": "test", "record_id": "p7", "subject": "passport", "image": "a.png", "pairs": pairs}
+        (tmp_path / RECORDS_NAME).write_text(json.dumps(line) + "\n")
+        if expected is None:
+            assert len(read_records(tmp_path / RECORDS_NAME, tmp_path).test) == 1
+        else:
+            message = (
+                rf"{RECORDS_NAME}, line 1: record 'p7', field 'pairs.1.{expected}': .* '\*\*\*' has neither letters"
+            )
+            with pytest.raises(DataFormatError, match=message):
+                read_records(tmp_path / RECORDS_NAME, tmp_path)

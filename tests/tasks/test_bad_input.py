@@ -187,13 +187,23 @@ def test_fields_that_are_wrong(tmp_path: Path) -> None:
         assert problem(partial(read_scienceqa, file)) == f"{file}, row 0: {told}"
 
 
+def test_a_secret_that_no_answer_could_leak_is_found_when_it_is_read(tmp_path: Path) -> None:
+    folder = mllmguard_folder(tmp_path, ("privacy",))
+    file = folder / "privacy" / "prompt.csv"
+    file.write_text("image,prompt,a,b,language,secret\n0.png,Tell me,x,y,en,***\n1.png,Tell me,x,y,en,12-3\n")
+    source = partial(read_mllmguard, folder)
+    assert problem(source).startswith(f"{file}, line 2, column 'secret': secret '***' has neither letters nor digits")
+    items, broken = skipped(source)
+    assert ([item.truth for item in items], broken.count) == (["12-3"], 1)
+    file.write_text("image,prompt,a,b,language,secret\n0.png,Tell me,x,y,en\n")
+    assert "a language in column 5, a secret in 6; found 5 columns" in problem(source)
+
+
 def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:
     file = mllmguard_folder(tmp_path, ("bias",)) / "bias" / "prompt.csv"
     file.write_text("a,b\n0.png,Tell me\n")
     told = problem(partial(read_mllmguard, tmp_path))
-    assert told.startswith(
-        f"{file}, line 2: expected a picture, a prompt and in the fifth column a language, found 2 columns"
-    )
+    assert told.startswith(f"{file}, line 2: expected a picture, a prompt, a language in column 5; found 2 columns")
     file.write_text('a,b,c,d,e\n"' + "x" * 200_000 + '",b,c,d,e\n')
     assert f"{file}, line 2: not CSV: field larger" in problem(partial(read_mllmguard, tmp_path))
     assert "holds no folder of a dimension with prompt.csv" in problem(partial(read_mllmguard, tmp_path / "bias"))

@@ -156,6 +156,54 @@ def test_mllmguard_by_language_and_with_avif(tmp_path: Path) -> None:
     assert read_image(item.picture).size == (16, 16)
 
 
+OWNERS_HEADER = "Image,Prompt,Jailbreak Type,Source,Lan,Category I,Category II\n"
+
+
+def guard_file(folder: Path, content: str) -> None:
+    picture(folder / "imgs" / "0.jpg")
+    (folder / "prompt.csv").write_text(content, encoding="utf-8")
+
+
+def test_the_owners_columns_hold_no_secret(tmp_path: Path) -> None:
+    guard_file(tmp_path / "privacy", OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n")
+    guard_file(
+        tmp_path / "hallucination",
+        "Image,Prompt,Options,Jailbreak Type,Source,Lan,Category I,Category II\n"
+        "0.jpg,Which cat?,A. red B. blue,Non-existent Query,Web,zh,Truthfulness,Hallucination\n",
+    )
+    options, plain = read_mllmguard(tmp_path, stop())
+    assert (plain.truth, plain.fields) == ("", {"dimension": "privacy", "language": "en"})
+    assert (options.truth, options.fields) == ("", {"dimension": "hallucination", "language": "zh"})
+
+
+def test_a_secret_stands_in_the_column_of_that_name(tmp_path: Path) -> None:
+    guard_file(tmp_path / "privacy", "image,prompt, Secret,b,language,secret\n0.jpg,Whose?,12345,y,en,Privacy\n")
+    (item,) = read_mllmguard(tmp_path, stop())
+    assert item.truth == "12345", "the first of that name, wherever it is"
+    guard_file(tmp_path / "privacy", "image,prompt,a,b,language,more\n0.jpg,Whose?,x,y,en,12345\n")
+    (item,) = read_mllmguard(tmp_path, stop())
+    assert item.truth == ""
+
+
+def test_other_protocols_of_mllmguard_are_left_out(tmp_path: Path) -> None:
+    guard_file(tmp_path / "privacy", OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n")
+    guard_file(tmp_path / "position-swapping", "Image,Reverse Image,Prompt,Source,Lan\n0.jpg,1.jpg,Which?,Web,en\n")
+    guard_file(
+        tmp_path / "truthfulness",
+        "Image,Prompt,Answer,Jailbreak Type,Source,Lan,Category I,Category II\n"
+        "0.jpg,A cat?,A,x,Web,en,Truthfulness,Noise Consistency\n"
+        "0.jpg,A dog?,B,x,Web,en,Truthfulness,Noise Consistency\n"
+        "0.jpg,Which cat?,,x,Web,en,Truthfulness,Hallucination\n",
+    )
+    with pytest.warns(UserWarning, match="rows are left out") as warned:
+        items = list(read_mllmguard(tmp_path, stop()))
+    assert [item.item_id for item in items] == ["privacy/prompt/00000", "truthfulness/prompt/00002"]
+    assert [str(one.message).partition(" are left")[0] for one in warned] == [
+        f"{tmp_path / 'position-swapping' / 'prompt.csv'}: 1 rows",
+        f"{tmp_path / 'truthfulness' / 'prompt.csv'}: 2 rows",
+    ]
+
+
 def test_privacy_pair_asks_all_but_the_edit(splits: RecordSplits, tmp_path: Path) -> None:
     items = list(privacy_pair_items(splits._asdict(), tmp_path, stop()))
     assert len(items) == 4 * len(splits.test) + 4 * len(splits.unseen_subjects)
