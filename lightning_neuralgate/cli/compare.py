@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.task_table import print_changes, print_comparison
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Print and write how two runs differ."""
+    check_folder("--out", options.out)
     refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
     names = (options.first.name, options.second.name)
     show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, guard))

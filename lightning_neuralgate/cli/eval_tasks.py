@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.cli.compare import show_comparison
@@ -43,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--mini", action="store_true", help="With --tasks: small drawn sets instead of the benchmarks' files."
     )
-    parser.add_argument("--mini_seed", type=int, default=0, help="Seed of the drawn sets.")
+    parser.add_argument("--mini_seed", type=int, default=0, help="With --mini: seed of the drawn sets.")
     parser.add_argument(
         "--and", type=str | None, default=None, help="With --tasks: a second model, compared with the first."
     )
@@ -60,7 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="With --tasks: the edit's gate; has to fit the model, and is noted.",
     )
     parser.add_argument(
-        "--limit", type=int | None, default=None, help="With --tasks: at most so many questions of each."
+        "--limit", type=PositiveInt | None, default=None, help="With --tasks: at most so many questions of each."
     )
     parser.add_argument(
         "--broken", type=OnBroken, default="stop", help="With --tasks: stop at broken items, or skip and count them."
@@ -68,7 +69,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=bool, default=True, help="With --tasks: keep answers, and take those given before."
     )
-    parser.add_argument("--num_workers", type=int, default=0, help="With --tasks: processes that read pictures.")
+    parser.add_argument(
+        "--num_workers", type=NonNegativeInt, default=0, help="With --tasks: processes that read pictures."
+    )
     parser.add_class_arguments(TaskSources, "sources")
     parser.add_class_arguments(JudgeOptions, "judge")
     add_trainer(parser, logger=False)
