@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.data.pictures import picture_digest
-from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.generation import check_sampling
+from lightning_neuralgate.identity import config_checksum, model_checksum, processor_checksum
 from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.own_settings import kept_settings
 from lightning_neuralgate.resuming import RUN_NAME, same_run
 from lightning_neuralgate.seeded_sampling import seeded_sampling
 from lightning_neuralgate.sharding import everywhere, is_sharded, shard
@@ -47,6 +49,9 @@ class Answering:
         seed: of sampling. Each question has a seed of its own, made of this one and its name.
         batch_size: questions answered at once by each process.
         share_prefixes: run what questions about one picture begin with once for all of them.
+
+    Raises:
+        ValueError: a count below 1; see also `generation.check_sampling`.
     """
 
     max_new_tokens: int = 50
@@ -54,6 +59,18 @@ class Answering:
     seed: int = 0
     batch_size: int = 8
     share_prefixes: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sampling(self.sampling)
+
+    def decoding(self) -> dict[str, Any]:
+        """How the next token is chosen, as arguments of `generate`."""
+        if self.sampling is None:
+            return {"do_sample": False, "num_beams": 1}
+        return {"do_sample": True, "num_beams": 1, "top_k": None, **self.sampling}
 
     def seed_of(self, item: TaskItem) -> int:
         """The seed of one question."""
@@ -205,11 +222,12 @@ def answer_tasks(
     survey = questions.survey()
     settings = {
         "model": model_checksum(model),
-        "processor": _processor_checksum(processor),
+        "config": config_checksum(model),
+        "processor": processor_checksum(processor),
         "dtype": str(next(model.parameters()).dtype),
         "precision": trainer.precision,
         "max_new_tokens": answering.max_new_tokens,
-        "sampling": None if answering.sampling is None else dict(answering.sampling),
+        "generation": {**answering.decoding(), **kept_settings(model)},
         **library_versions(),
     }
     unfinished = out / UNFINISHED
@@ -282,9 +300,3 @@ class _Share(LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = QuestionBatches(self.questions, self.processor, self.batch_size, self.done, rank, world)
         return batches.loader(self.num_workers)
-
-
-def _processor_checksum(processor: Any) -> str:
-    """Checksum of how a processor makes prompts and pictures into inputs."""
-    parts = (getattr(processor, "chat_template", None), getattr(processor, "image_processor", None))
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()

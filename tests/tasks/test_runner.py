@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,12 @@ from lightning_neuralgate.tasks.answer_cache import AnswerCache
 from lightning_neuralgate.tasks.answer_file import AnswerLog, read_answered
 from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering
+from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
 from lightning_neuralgate.tasks.tallies import tally_answers
 from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.tasks.runs import answer, questions_in, write_data
+from tests.tasks.runs import answer, questions_in, trainer_of, write_data
 
 SAMPLED = Answering(max_new_tokens=6, batch_size=3, sampling=PAPER_SAMPLING)
 
@@ -134,6 +135,47 @@ def test_answers_that_were_given_before_come_from_the_cache(data: Path, tmp_path
     longer = Answering(7, answering.sampling, batch_size=3)
     answer(data, tmp_path / "5", model=model, answering=longer)
     assert calls.rows == 21, "longer answers"
+
+
+def test_answers_are_not_taken_from_another_processor_or_ending(data: Path, tmp_path: Path) -> None:
+    def asked(name: str, model: Any, processor: Any) -> int:
+        calls = Calls(model)
+        answer_tasks(
+            model, processor, questions_in(data), tmp_path / name, trainer_of(), Answering(max_new_tokens=2, batch_size=8)
+        )  # fmt: skip
+        return calls.rows
+
+    assert asked("first", tiny_llava(), tiny_processor()) == 21
+    assert asked("again", tiny_llava(), tiny_processor()) == 0
+    wordier = tiny_processor()
+    wordier.tokenizer.add_tokens(["passport"])
+    assert asked("another tokenizer", tiny_llava(), wordier) == 21
+    shorter = tiny_llava()
+    shorter.generation_config.eos_token_id = [2, 5]
+    assert asked("another end", shorter, tiny_processor()) == 21
+    beams = tiny_llava()
+    beams.generation_config.num_beams = 3
+    assert asked("settings that do not count", beams, tiny_processor()) == 0
+    told = json.loads((tmp_path / "another end" / "run.json").read_text())["settings"]["generation"]
+    assert {name: told[name] for name in ("do_sample", "num_beams", "eos_token_id")} == {
+        "do_sample": False, "num_beams": 1, "eos_token_id": [2, 5]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 1, got -1"),
+        ({"sampling": {"temperature": -0.5}}, "temperature must be above 0, got -0.5"),
+        ({"sampling": {"temperature": 0}}, "leave sampling out for greedy answers"),
+        ({"sampling": {"top_p": 1.5}}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"sampling": {"top_p": 0.0}}, "top_p must be above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_ways_of_answering_that_cannot_be(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Answering(**options)
 
 
 def test_a_cache_that_is_broken(data: Path, tmp_path: Path) -> None:
