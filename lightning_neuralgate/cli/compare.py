@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config, check_folder
-from lightning_neuralgate.cli.task_table import print_changes, print_comparison
+from lightning_neuralgate.cli.task_table import print_changes, print_comparison, print_questions
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals
@@ -44,6 +44,8 @@ def show_comparison(
     print_comparison(comparison, names)
     print("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
     print(f"Refusals by {comparison['refusals']}.")
+    for which, name in zip(("first", "second"), names, strict=True):
+        print_questions(comparison[f"questions_{which}"], name)
     print_changes(comparison, read_changes(out), names)
     if comparison["skipped"]:
         print(f"not compared, since only one run has it: {', '.join(comparison['skipped'])}")

@@ -20,15 +20,15 @@ from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.resuming import RUN_NAME, forget_progress
-from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
-from lightning_neuralgate.tasks.broken import OnBroken
+from lightning_neuralgate.tasks.account import partial_tasks, tally_run
+from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME
+from lightning_neuralgate.tasks.broken import BROKEN_NAME, OnBroken
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import tally_answers
 
 SCORES_NAME = "scores.json"
 
@@ -86,8 +86,9 @@ def run(options: Namespace) -> None:
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
     if options.trainer.is_global_zero:  # now, not after an hour of answering
         refusals, guard = options.judge.refusals(options.variant), options.judge.guard_by()
+    missing = 0
     for named, folder in zip(models, folders, strict=True):
-        _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
+        missing += _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
     if not options.trainer.is_global_zero:
         return
     told: list[tuple[Refusals, GuardScores]] = []
@@ -102,9 +103,14 @@ def run(options: Namespace) -> None:
         show_comparison((folders[0], folders[1]), options.out, names, (one, other), (one_guard, other_guard))
     print_notes(scores)
     print(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
+    if missing:
+        print(
+            f"PARTIAL: {missing} questions were not asked; the same command without what ends it early goes on with those"
+        )
     for folder in folders:
-        forget_progress(folder / UNFINISHED)
-        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME)
+        if not missing:
+            forget_progress(folder / UNFINISHED)
+        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME, folder / BROKEN_NAME)
 
 
 def _sources(options: Namespace) -> dict[str, Source]:
@@ -124,9 +130,8 @@ def _names(first: str, second: str) -> tuple[str, str]:
     return (one, other) if one != other else (f"{one}-1", f"{other}-2")
 
 
-def _answer(
-    options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None
-) -> None:
+def _answer(options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None) -> int:
+    """Let a model answer; returns how many questions were not asked."""
     model, processor = _loaded(named, delta)
     notes = {"model": named.name}
     if delta is not None:
@@ -143,21 +148,28 @@ def _answer(
     )
     if options.trainer.is_global_zero:
         _tell_broken(done)
+    return done.missing
 
 
 def _tell_broken(done: TaskRun) -> None:
     for task, count in done.survey.broken.items():
         if count:
             print(f"{task}: {count} broken items skipped")
-    for message in [*done.survey.messages, *list(done.unreadable.values())[:5]]:
+            for one in [one for one in done.survey.skipped if one.task == task][:5]:
+                print(f"  {one}")
+    for message in list(done.unreadable.values())[:5]:
         print(f"  {message}")
     if done.unreadable:
-        print(f"{len(done.unreadable)} items skipped because of their pictures")
+        print(
+            f"{len(done.unreadable)} items skipped because of their pictures, or because the processor cannot take them"
+        )
 
 
 def scored(folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None) -> dict[str, Any]:
     """Score the answers in a folder, and write the scores beside them, or elsewhere."""
-    scores = task_scores(tally_answers(read_answered(folder), refusals, guard), refusals.name, guard.name)
+    tallies, told = tally_run(folder, refusals, guard)
+    questions = {task: account._asdict() for task, account in told.items()}
+    scores = task_scores(tallies, refusals.name, guard.name) | {"questions": questions, "partial": partial_tasks(told)}
     with written_whole((out or folder) / SCORES_NAME) as draft:
         draft.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.place import Place
 from lightning_neuralgate.tasks.sources import read_csv_rows
 
 _WHOLE, _BY_LANGUAGE = "prompt.csv", ("en.csv", "zh.csv")
@@ -20,7 +20,7 @@ _IMAGE, _PROMPT, _LANGUAGE, _SECRET = 0, 1, 4, 5
 class _Cells(NamedTuple):
     file: Path
     number: int
-    place: str
+    place: Place
     cells: list[str]
 
 
@@ -39,7 +39,7 @@ def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem
     folders = sorted(folder for folder in root.iterdir() if _files(folder)) if root.is_dir() else []
     if not folders:
         raise DataFormatError(f"{root} holds no folder of a dimension with {_WHOLE}, {' or '.join(_BY_LANGUAGE)}")
-    return broken.passing(_rows(folders), _item)
+    return broken.passing(_rows(folders, broken), _item)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -48,18 +48,18 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in _BY_LANGUAGE if (folder / name).is_file()]
 
 
-def _rows(folders: list[Path]) -> Iterator[_Cells]:
+def _rows(folders: list[Path], broken: BrokenItems) -> Iterator[_Cells]:
     for folder in folders:
         for file in _files(folder):
-            for number, (place, cells) in enumerate(read_csv_rows(file)):
+            for number, (place, cells) in enumerate(read_csv_rows(file, broken)):
                 yield _Cells(file, number, place, cells)
 
 
 def _item(row: _Cells) -> TaskItem:
     cells = [cell.strip() for cell in row.cells]
     if len(cells) <= _LANGUAGE or not cells[_IMAGE] or not cells[_PROMPT]:
-        raise DataFormatError(
-            f"{row.place}: expected a picture, a prompt and in the fifth column a language, found {len(cells)} columns: "
+        raise row.place.broken(
+            f"expected a picture, a prompt and in the fifth column a language, found {len(cells)} columns: "
             f"{str(cells)[:80]}"
         )
     folder = row.file.parent
@@ -68,7 +68,7 @@ def _item(row: _Cells) -> TaskItem:
     return TaskItem(
         task="mllmguard",
         item_id=name,
-        picture=resolve_inside(folder / _PICTURES, cells[_IMAGE], row.place),
+        picture=row.place.picture(folder / _PICTURES, cells[_IMAGE]),
         image=f"{dimension}/{cells[_IMAGE]}",
         prompt=cells[_PROMPT],
         truth=cells[_SECRET] if len(cells) > _SECRET else "",
