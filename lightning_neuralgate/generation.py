@@ -9,12 +9,29 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
+from lightning_neuralgate.own_settings import kept_settings, own_settings_set_aside
 from lightning_neuralgate.sharding import gathered
 
 PAPER_SAMPLING: Mapping[str, Any] = {"do_sample": True, "top_p": 0.9, "temperature": 1.0, "repetition_penalty": 1.05}
 """How the paper's evaluation samples its answers; ours are greedy unless asked."""
 
+_ABOVE_ZERO, _SHARE = ("temperature", "repetition_penalty"), "top_p"
 _NOT_FOR_MODEL = {"labels", "subject_mask"}
+
+
+def check_sampling(sampling: Mapping[str, Any] | None) -> None:
+    """See to it that arguments of sampling can be.
+
+    Raises:
+        ValueError: a temperature or repetition penalty that is not above 0; a top_p that is not in (0, 1].
+    """
+    for name, value in (sampling or {}).items():
+        if value is None:  # not set
+            continue
+        if name in _ABOVE_ZERO and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}; leave sampling out for greedy answers")
+        if name == _SHARE and not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -49,32 +66,39 @@ def generate_answers(
         tokenizer: decodes the answers.
         batch: what `PrivacyPairCollator` makes of rows without targets.
         max_new_tokens: upper bound of an answer's length.
-        sampling: arguments of `generate`; greedy when left out.
+        sampling: arguments of `generate`; greedy when left out. A checkpoint's own settings, such as beams or penalties, do
+            not count (`own_settings`).
         until: whether an answer may end after what is told of it so far; each is told to its end when left out.
 
     Returns:
         One answer a row, special tokens and outer white space removed.
+
+    Raises:
+        ValueError: see `check_sampling`.
     """
     inputs = {key: value.to(_device(model)) for key, value in model_inputs(batch).items()}
     with gathered(model) as needed:
-        tokens: Tensor = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            **generation_options(sampling),
-            **ending(tokenizer, inputs["input_ids"], until),
-            **needed,
-        )
+        return generated_answers(model, tokenizer, {**inputs, **needed}, max_new_tokens, sampling, until)
+
+
+def generated_answers(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int,
+    sampling: Mapping[str, Any] | None = None,
+    until: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Answers to what `generate` takes, `input_ids` among it, on the model's device; see `generate_answers`."""
+    check_sampling(sampling)
+    options: dict[str, Any] = dict(sampling) if sampling else {"do_sample": False}
+    if until is not None:
+        options["stopping_criteria"] = [_AllDecided(tokenizer, inputs["input_ids"], until)]
+    if "stop_strings" in kept_settings(model):
+        options["tokenizer"] = tokenizer
+    with own_settings_set_aside(model):
+        tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
     return decoded_answers(tokenizer, tokens, inputs["input_ids"])
-
-
-def generation_options(sampling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of `generate`: the given ones, or greedy."""
-    return dict(sampling) if sampling else {"do_sample": False}
-
-
-def ending(tokenizer: Any, prompts: Tensor, until: Callable[[str], bool] | None) -> dict[str, Any]:
-    """Arguments of `generate` that end each answer where `until` says so."""
-    return {} if until is None else {"stopping_criteria": [_AllDecided(tokenizer, prompts, until)]}
 
 
 def decoded_answers(tokenizer: Any, tokens: Tensor, prompts: Tensor) -> list[str]:

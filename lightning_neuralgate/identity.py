@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,3 +86,39 @@ def model_checksum(model: nn.Module) -> str:
         sample = flat[::stride].to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+_LEFT_BEHIND = {"padding", "truncation", "padding_side", "name_or_path", "is_local"}
+"""In a processor's files: what calls leave behind, and where it was read."""
+_ORIGIN = {"name_or_path", "_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+"""In a model's config: where it was read, and what its weights say themselves."""
+
+
+def processor_checksum(processor: Any) -> str:
+    """Checksum of how a processor makes prompts and pictures into inputs: of the files that it is saved as, tokenizer, chat
+    template and picture settings among them.
+    """
+    digest = hashlib.sha256(type(getattr(processor, "image_processor", None)).__name__.encode())
+    with TemporaryDirectory() as scratch:
+        processor.save_pretrained(scratch)
+        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            if file.suffix == ".json":
+                told = {name: value for name, value in json.loads(content).items() if name not in _LEFT_BEHIND}
+                content = json.dumps(told, sort_keys=True).encode()
+            digest.update(file.relative_to(scratch).as_posix().encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def config_checksum(model: nn.Module) -> str:
+    """Checksum of a model's config: what its weights alone do not say."""
+    config: Any = model.config
+    return hashlib.sha256(
+        json.dumps(_without_origin(config.to_dict()), sort_keys=True, default=str).encode()
+    ).hexdigest()
+
+
+def _without_origin(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {str(name): _without_origin(value) for name, value in content.items() if name not in _ORIGIN}

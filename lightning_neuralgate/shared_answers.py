@@ -10,13 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.generation import (
-    decoded_answers,
-    ending,
-    generate_answers,
-    generation_options,
-    model_inputs,
-)
+from lightning_neuralgate.generation import generate_answers, generated_answers, model_inputs
 from lightning_neuralgate.objective import last_logits
 from lightning_neuralgate.sharding import is_sharded
 from lightning_neuralgate.shared_prefix import NOT_ALLOWED, SharedPrefix, is_out_of_memory
@@ -55,10 +49,7 @@ def answers_sharing_prefixes(
         batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         prefix = SharedPrefix(model, batch, groups)
         if prefix.count >= _WORTH_IT and prefix.sequences.keys() == {"input_ids"} and _holds(model, batch, prefix):
-            inputs = _behind(model, prefix)
-            options = {**generation_options(sampling), **ending(tokenizer, inputs["input_ids"], until)}
-            tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-            return decoded_answers(tokenizer, tokens, inputs["input_ids"])
+            return generated_answers(model, tokenizer, _behind(model, prefix), max_new_tokens, sampling, until)
     return generate_answers(model, tokenizer, batch, max_new_tokens, sampling, until)
 
 

@@ -1,4 +1,4 @@
-"""Answers that end where enough of them is told."""
+"""Answers that end where enough of them is told, and that are greedy where they are said to be."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
+from lightning_neuralgate.own_settings import kept_settings, own_settings_set_aside
 from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
@@ -58,3 +59,61 @@ def test_answers_end_with_their_verdict(shared: bool, tmp_path: Path) -> None:
     assert [is_refusal(answer) for answer in begun] == [is_refusal(answer) for answer in whole] == [True, False]
     assert all(one.startswith(short) and len(short) < len(one) for short, one in zip(begun, whole, strict=True))
     assert few < many / 2
+
+
+OWN = {
+    "num_beams": 3, "do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 3.0,
+    "no_repeat_ngram_size": 1, "min_new_tokens": 5, "suppress_tokens": list(range(50)), "length_penalty": 2.0,
+    "num_return_sequences": 2, "min_p": 0.3, "use_cache": False, "return_dict_in_generate": True, "max_length": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("own", [{name: value} for name, value in OWN.items()] + [OWN], ids=[*OWN, "all"])
+def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
+    own: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_neuralgate.shared_answers._WORTH_IT", 4)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
+    processor, model = tiny_processor(), tiny_llava()
+    rows = [QueryRow(f"What is the {what}?", "sensitive", tmp_path / "0.png") for what in ("number", "colour")]
+    collate = PrivacyPairCollator(processor, "left")
+    expected = generate_answers(model, collate.tokenizer, collate(rows), 8)
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
+    if shared:
+        told = answers_sharing_prefixes(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
+    else:
+        told = generate_answers(model, collate.tokenizer, collate(rows), 8)
+    assert told == expected
+    assert model.generation_config.to_dict() == before, "the checkpoint has its settings back"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_greedy_answers_end_where_the_checkpoint_says(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_neuralgate.shared_answers._WORTH_IT", 4)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
+    collate, model = PrivacyPairCollator(tiny_processor(), "left"), tiny_llava()
+    batch = collate([QueryRow("What is the number?", "sensitive", tmp_path / "0.png")] * 2)
+    (whole, _) = generate_answers(model, collate.tokenizer, batch, 8)
+    model.generation_config.stop_strings = [whole[:2]]
+    if shared:
+        told = answers_sharing_prefixes(model, collate.tokenizer, batch, ["0", "0"], 8)
+    else:
+        told = generate_answers(model, collate.tokenizer, batch, 8)
+    assert whole.startswith(told[0])
+    assert len(told[0]) < len(whole)
+    assert kept_settings(model)["stop_strings"] == [whole[:2]]
+
+
+def test_a_language_model_inside_has_its_settings_set_aside_too() -> None:
+    model = tiny_llava()
+    inner = model.model.language_model  # type: ignore[union-attr]
+    inner.generation_config = GenerationConfig(num_beams=4, eos_token_id=7)  # type: ignore[union-attr, assignment]
+    with own_settings_set_aside(model):
+        assert inner.generation_config.num_beams is None  # type: ignore[union-attr]
+        assert inner.generation_config.eos_token_id == 7  # type: ignore[union-attr]
+    assert inner.generation_config.num_beams == 4  # type: ignore[union-attr]

@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser(chosen)
         config = parser.parse_args(arguments)
         _prepare()
-        import_module(f"{__name__}.{config.subcommand}").run(parser.instantiate(config)[config.subcommand])
+        subcommand = import_module(f"{__name__}.{config.subcommand}")
+        if hasattr(subcommand, "check"):  # before a Trainer is made of them, which says so
+            subcommand.check(config[config.subcommand])
+        subcommand.run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
         print(f"neuralgate {chosen}: {error}", file=sys.stderr)
         return 1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.cli.task_table import print_changes, print_comparison, print_unclear
+from lightning_neuralgate.cli.options import add_config, check_folder
+from lightning_neuralgate.cli.task_table import print_changes, print_comparison, print_questions, print_unclear
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals
@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Print and write how two runs differ."""
+    check_folder("--out", options.out)
     refusals = options.judge.refusals(options.variant)
     guard, other_guard = options.judge.guards(2)
     names = (options.first.name, options.second.name)
@@ -48,6 +49,7 @@ def show_comparison(
         print(f"mllmguard: {'; '.join(dict.fromkeys(comparison['guard']))}")
     for which, name in zip(("first", "second"), names, strict=True):
         print_unclear(comparison[f"unclear_{which}"], f" of {name}")
+        print_questions(comparison[f"questions_{which}"], name)
     print_changes(comparison, read_changes(out), names)
     if comparison["skipped"]:
         print(f"not compared, since only one run has it: {', '.join(comparison['skipped'])}")

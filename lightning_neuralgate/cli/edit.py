@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import seed_everything
 
 from lightning_neuralgate.cache import remove_drafts
@@ -51,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Seconds after which progress is kept, for the case that it is killed.",
     )
     parser.add_argument(
-        "--measure_every", type=int, default=0,
+        "--measure_every", type=NonNegativeInt, default=0,
         help="Ask the test split before, every so many optimizer steps of, and after the edit, and log it; 0: never.",
     )  # fmt: skip
     add_workers(parser)
@@ -61,7 +62,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="With --measure_every: benchmarks to ask, too, as in `neuralgate eval --tasks`; --sources says where they are.",
     )
-    parser.add_argument("--measure_limit", type=int, default=50, help="At most so many questions of each benchmark.")
+    parser.add_argument(
+        "--measure_limit", type=PositiveInt, default=50, help="At most so many questions of each benchmark."
+    )
     parser.add_class_arguments(TaskSources, "sources")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")

@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 from lightning_neuralgate.answers import write_answers
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.cli import eval_tasks
-from lightning_neuralgate.cli.options import ModelOptions, add_config
+from lightning_neuralgate.cli.modes import check_mode
+from lightning_neuralgate.cli.options import ModelOptions, add_config, check_folder
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation import evaluate, summarize
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.intervals import bootstrap_intervals
@@ -25,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--out", type=Path, required=True, help="Folder for results.json and answers.jsonl.")
     parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
-    parser.add_argument("--max_new_tokens", type=int, default=50, help="Length of an answer.")
-    parser.add_argument("--batch_size", type=int, default=8, help="Queries answered at once.")
+    parser.add_argument("--max_new_tokens", type=PositiveInt, default=50, help="Length of an answer.")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="Queries answered at once.")
     parser.add_argument("--sample", type=bool, default=False, help="Sample as in the paper instead of greedy answers.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling.")
     parser.add_argument(
@@ -40,14 +41,24 @@ def add_arguments(parser: ArgumentParser) -> None:
     eval_tasks.add_arguments(parser)
 
 
+def check(options: Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot be done and what would be passed over in silence."""
+    parsers = ArgumentParser(), ArgumentParser()
+    add_arguments(parsers[0])
+    eval_tasks.add_arguments(parsers[1])
+    everything, of_tasks = (parser.get_defaults() for parser in parsers)
+    check_mode(
+        {name for name, value in options.items() if value != everything.get(name)}, set(of_tasks.keys()), options
+    )
+    check_folder("--out", options.out)
+
+
 def run(options: Namespace) -> None:
     """Answer, judge, save and print."""
     from lightning.pytorch import seed_everything
 
     seed_everything(options.seed, verbose=False)
     if options.tasks is not None:
-        if options.until_decided:
-            raise UnsupportedSetupError("--until_decided is for refusal rates alone; tasks need whole answers")
         eval_tasks.run(options)
         return
     splits = options.data.read()

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.cli.compare import show_comparison
@@ -20,16 +21,16 @@ from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.resuming import RUN_NAME, forget_progress
+from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.agreeing import judges_agreement
 from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
-from lightning_neuralgate.tasks.broken import OnBroken
+from lightning_neuralgate.tasks.broken import BROKEN_NAME, OnBroken
 from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered, unclear_replies
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import tally_answers
 
 SCORES_NAME = "scores.json"
 
@@ -45,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--mini", action="store_true", help="With --tasks: small drawn sets instead of the benchmarks' files."
     )
-    parser.add_argument("--mini_seed", type=int, default=0, help="Seed of the drawn sets.")
+    parser.add_argument("--mini_seed", type=int, default=0, help="With --mini: seed of the drawn sets.")
     parser.add_argument(
         "--and", type=str | None, default=None, help="With --tasks: a second model, compared with the first."
     )
@@ -62,7 +63,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="With --tasks: the edit's gate; has to fit the model, and is noted.",
     )
     parser.add_argument(
-        "--limit", type=int | None, default=None, help="With --tasks: at most so many questions of each."
+        "--limit", type=PositiveInt | None, default=None, help="With --tasks: at most so many questions of each."
     )
     parser.add_argument(
         "--broken", type=OnBroken, default="stop", help="With --tasks: stop at broken items, or skip and count them."
@@ -70,7 +71,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=bool, default=True, help="With --tasks: keep answers, and take those given before."
     )
-    parser.add_argument("--num_workers", type=int, default=0, help="With --tasks: processes that read pictures.")
+    parser.add_argument(
+        "--num_workers", type=NonNegativeInt, default=0, help="With --tasks: processes that read pictures."
+    )
     parser.add_class_arguments(TaskSources, "sources")
     parser.add_class_arguments(JudgeOptions, "judge")
     add_trainer(parser, logger=False)
@@ -85,8 +88,9 @@ def run(options: Namespace) -> None:
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
     if options.trainer.is_global_zero:  # now, not after an hour of answering
         refusals, guards = options.judge.refusals(options.variant), options.judge.guards(len(folders))
+    missing = 0
     for named, folder in zip(models, folders, strict=True):
-        _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
+        missing += _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
     if not options.trainer.is_global_zero:
         return
     told: list[tuple[Refusals, GuardScores]] = []
@@ -101,9 +105,14 @@ def run(options: Namespace) -> None:
         show_comparison((folders[0], folders[1]), options.out, names, (one, other), (one_guard, other_guard))
     print_notes(scores)
     print(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
+    if missing:
+        print(
+            f"PARTIAL: {missing} questions were not asked; the same command without what ends it early goes on with those"
+        )
     for folder in folders:
-        forget_progress(folder / UNFINISHED)
-        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME)
+        if not missing:
+            forget_progress(folder / UNFINISHED)
+        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME, folder / BROKEN_NAME)
 
 
 def _sources(options: Namespace) -> dict[str, Source]:
@@ -123,9 +132,8 @@ def _names(first: str, second: str) -> tuple[str, str]:
     return (one, other) if one != other else (f"{one}-1", f"{other}-2")
 
 
-def _answer(
-    options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None
-) -> None:
+def _answer(options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None) -> int:
+    """Let a model answer; returns how many questions were not asked."""
     model, processor = _loaded(named, delta)
     notes = {"model": named.name}
     if delta is not None:
@@ -142,16 +150,21 @@ def _answer(
     )
     if options.trainer.is_global_zero:
         _tell_broken(done)
+    return done.missing
 
 
 def _tell_broken(done: TaskRun) -> None:
     for task, count in done.survey.broken.items():
         if count:
             print(f"{task}: {count} broken items skipped")
-    for message in [*done.survey.messages, *list(done.unreadable.values())[:5]]:
+            for one in [one for one in done.survey.skipped if one.task == task][:5]:
+                print(f"  {one}")
+    for message in list(done.unreadable.values())[:5]:
         print(f"  {message}")
     if done.unreadable:
-        print(f"{len(done.unreadable)} items skipped because of their pictures")
+        print(
+            f"{len(done.unreadable)} items skipped because of their pictures, or because the processor cannot take them"
+        )
 
 
 def scored(
@@ -159,7 +172,9 @@ def scored(
 ) -> dict[str, Any]:
     """Score the answers in a folder, and write the scores beside them, or elsewhere; with the agreement of further judges."""
     asked, asked_guard = Remembered(refusals), Remembered(guard)
-    scores = task_scores(tally_answers(read_answered(folder), asked, asked_guard), refusals.name, guard.name)
+    tallies, told = tally_run(folder, asked, asked_guard)
+    questions = {task: account._asdict() for task, account in told.items()}
+    scores = task_scores(tallies, refusals.name, guard.name) | {"questions": questions, "partial": partial_tasks(told)}
     judges = [asked, *map(Remembered, beside)]
     if beside:
         scores["agreement"] = judges_agreement(read_answered(folder), judges)

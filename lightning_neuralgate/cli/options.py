@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.models.loading import EMBEDDED, Precision, load_model
 
 UNFINISHED = "unfinished"
@@ -31,6 +32,17 @@ class ModelOptions:
     def load(self) -> tuple[Any, Any]:
         """The model and its processor."""
         return load_model(self.name, self.dtype, self.trust_remote_code)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """See to it that a folder can be written to.
+
+    Raises:
+        DataFormatError: it is a file, or lies below one.
+    """
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise DataFormatError(f"{option} {folder}: {there} is a file; name a folder")
 
 
 def add_config(parser: ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.eval_tasks import SCORES_NAME, scored
-from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.task_table import print_agreement, print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
@@ -35,6 +35,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Score stored answers again, without a model."""
+    for option, folder in (("--out", options.out), ("--export", options.export)):
+        if folder is not None:
+            check_folder(option, folder)
     (guard,) = options.judge.guards()
     refusals, beside = options.judge.refusals(options.variant), refusals_beside(options.beside, options.variant)
     scores = scored(options.folder, refusals, guard, options.out, beside)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_neuralgate.cli.table import ABSENT, console
+from lightning_neuralgate.tasks.broken import BROKEN_NAME
 from lightning_neuralgate.tasks.comparing import Change
 from lightning_neuralgate.tasks.scores import SHOWN
 
@@ -20,7 +21,7 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
     table = _table(title, ("value", "95 % interval"))
     for task, told in scores["tasks"].items():
         table.add_section()
-        for labels, name in _rows(task, told):
+        for labels, name in _rows(task, told, task in scores["partial"]):
             table.add_row(*labels, number(told["figures"][name]), _interval(told["intervals"].get(name)))
     table.add_section()
     for kind in AVERAGES:
@@ -36,7 +37,7 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
     table = _table(f"{names[0]} and {names[1]}", (*names, "difference", "95 % interval", "p"))
     for task, told in comparison["tasks"].items():
         table.add_section()
-        for labels, name in _rows(task, told):
+        for labels, name in _rows(task, told, task in comparison["partial"]):
             found = told["figures"][name]
             table.add_row(
                 *labels, number(found["first"]), number(found["second"]), f"{found['difference']:+.3f}",
@@ -73,14 +74,14 @@ def _table(title: str, columns: Sequence[str]) -> Any:
     return table
 
 
-def _rows(task: str, told: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
+def _rows(task: str, told: Mapping[str, Any], partial: bool) -> Iterator[tuple[tuple[str, str], str]]:
     """What stands in the first two columns, and the figure's whole name; the task and its part where they begin."""
-    last = None
+    last, title = None, f"{task} (PARTIAL)" if partial else task
     for name in SHOWN[task]:
         if name not in told["figures"]:
             continue
         part, _, figure = name.rpartition("/")
-        yield ("" if part == last else f"{task} {part}".strip(), figure), name
+        yield ("" if part == last else f"{title} {part}".strip(), figure), name
         last = part
 
 
@@ -120,6 +121,7 @@ def print_notes(scores: Mapping[str, Any]) -> None:
     for task, told in scores["tasks"].items():
         print(f"{task}: {told['protocol']}")
     print_unclear(scores["unclear"])
+    print_questions(scores["questions"])
 
 
 def print_agreement(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -145,6 +147,19 @@ def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
             f"{row['task']}{of}: {row['n']} replies ({number(row['share'])}) of {row['judge']} hold no clear verdict, such "
             f"as on {item}: {_short(reply)}"
         )
+
+
+def print_questions(questions: Mapping[str, Mapping[str, int]], title: str = "") -> None:
+    """Print of each task what keeps its figures from being those of all its questions."""
+    named = f" of {title}" if title else ""
+    for task, told in questions.items():
+        if told["missing"]:
+            shares = f"{told['answered']} of {told['asked']} questions answered, {told['missing']} not asked"
+            print(f"{task}{named}: PARTIAL, {shares}")
+        if told["asked"] < told["available"]:
+            print(f"{task}{named}: {told['asked']} of {told['available']} questions were to be asked, by --limit")
+        if told["skipped"]:
+            print(f"{task}{named}: skipped: {told['skipped']}, which {BROKEN_NAME} names")
 
 
 def number(value: float) -> str:

@@ -14,7 +14,8 @@ from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.pictures import picture_digest
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.identity import config_checksum, model_checksum, processor_checksum
+from lightning_neuralgate.own_settings import kept_settings
 from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 
 BENIGN_WORDS = 5
@@ -138,8 +139,8 @@ def fill_targets(
 
 
 def _cached_answers(model: Any, processor: Any, rows: Sequence[QueryRow], batch_size: int) -> list[str]:
-    key = hashlib.sha256(model_checksum(model).encode())
-    key.update(str(getattr(processor, "chat_template", None)).encode())
+    key = hashlib.sha256(f"{model_checksum(model)}{config_checksum(model)}{processor_checksum(processor)}".encode())
+    key.update(json.dumps(kept_settings(model)).encode())
     for row in rows:
         picture = picture_digest(row.image) if row.image else ""
         key.update(json.dumps([row.query, picture]).encode())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention
+from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention, stop
 from lightning_neuralgate.data.rendered import RECORDS_NAME
 from lightning_neuralgate.data.splits import split_records
 from lightning_neuralgate.errors import DataFormatError
@@ -39,18 +39,30 @@ class DataOptions:
     edit_share: float = 1 / 3
     seed: int = 0
 
-    def read(self) -> RecordSplits:
+    def check(self) -> None:
+        """See to it that one source is named.
+
+        Raises:
+            DataFormatError: neither or both are.
+        """
+        if (self.folder is None) == (not self.files):
+            raise DataFormatError("name the data: either --data.folder, or --data.files with --data.image_root")
+        self.images()
+
+    def read(self, on_broken: Callable[[DataFormatError], None] = stop) -> RecordSplits:
         """The records, split.
+
+        Args:
+            on_broken: takes the error of each bad record of `folder`. In `files` one always stops: without it others would be
+                records of the test, some of which the edit has seen.
 
         Raises:
             DataFormatError: neither or both sources are named, or one of them is wrong.
         """
-        if (self.folder is None) == (not self.files):
-            raise DataFormatError("name the data: either --data.folder, or --data.files with --data.image_root")
+        self.check()
         if self.folder is not None:
-            return read_records(self.folder / RECORDS_NAME, self.folder)
-        if self.image_root is None:
-            raise DataFormatError("--data.files needs --data.image_root, the folder its image paths are relative to")
+            return read_records(self.folder / RECORDS_NAME, self.folder, on_broken)
+        assert self.image_root is not None
         records = [record for file in self.files for record in read_authors_json(file, self.image_root)]
         return split_records(records, self.unseen, self.max_edit, self.edit_share, self.seed, self.unseen_attributes)
 

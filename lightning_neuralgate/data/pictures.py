@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_neuralgate.errors import DataFormatError
@@ -43,7 +43,9 @@ def read_image(picture: Picture, record: str = "?") -> Image.Image:
     # Pillow's readers raise SyntaxError and ValueError, too, at files that are damaged
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         where = f"of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
-        raise DataFormatError(f"record {record}: picture {where} cannot be read: {error}") from error
+        # Pillow's own words name an object in memory, another one in each run
+        reason = "no format of pictures that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise DataFormatError(f"record {record}: picture {where} cannot be read: {reason}") from error
 
 
 def picture_digest(picture: Picture) -> str:

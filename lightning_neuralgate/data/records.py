@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,29 +151,47 @@ def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
     return items
 
 
-def read_records(path: Path, image_root: Path) -> RecordSplits:
+def stop(error: DataFormatError) -> None:
+    """Raise an error: what happens to bad records unless somebody takes them."""
+    raise error
+
+
+def read_records(path: Path, image_root: Path, on_broken: Callable[[DataFormatError], None] = stop) -> RecordSplits:
     """Read what `write_records` wrote.
+
+    Args:
+        path: the file.
+        image_root: folder that image paths are relative to.
+        on_broken: takes the error of each bad record, which is left out then.
 
     Raises:
         DataFormatError: naming file, line and field of a bad record, also of a true value without letters and digits.
     """
     splits = RecordSplits([], [], [], [])
     for number, line in enumerate(_lines(path), start=1):
-        place = f"{path}, line {number}"
         try:
-            content: dict[str, Any] = json.loads(line)
-            into: list[PrivacyRecord] = splits._asdict()[content.pop("split")]
-            record = PrivacyRecord.model_validate(content)
-        except ValidationError as error:
-            raise DataFormatError(f"{place}: {first_problem(error)}") from error
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise DataFormatError(
-                f"{place}: not a record with a 'split' of {RecordSplits._fields}: {error!r}"
-            ) from error
-        _check_truths(record, place)
-        image = resolve_inside(image_root, str(record.image), place)
-        into.append(record.model_copy(update={"image": image}))
+            split, record = _record(line, f"{path}, line {number}", image_root)
+        except DataFormatError as error:
+            on_broken(error)
+        else:
+            splits._asdict()[split].append(record)
     return splits
+
+
+def _record(line: str, place: str, image_root: Path) -> tuple[str, PrivacyRecord]:
+    """A record and its split."""
+    try:
+        content: dict[str, Any] = json.loads(line)
+        split = content.pop("split")
+        if split not in RecordSplits._fields:
+            raise KeyError(split)
+        record = PrivacyRecord.model_validate(content)
+    except ValidationError as error:
+        raise DataFormatError(f"{place}: {first_problem(error)}") from error
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise DataFormatError(f"{place}: not a record with a 'split' of {RecordSplits._fields}: {error!r}") from error
+    _check_truths(record, place)
+    return split, record.model_copy(update={"image": resolve_inside(image_root, str(record.image), place)})
 
 
 def _check_truths(record: PrivacyRecord, place: str) -> None:

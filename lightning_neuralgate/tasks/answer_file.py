@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,7 +25,7 @@ def answer_line(item: AnsweredItem) -> str:
     return json.dumps(asdict(item), ensure_ascii=True) + "\n"
 
 
-def parse_answer(content: dict[str, Any], place: str) -> AnsweredItem:
+def parse_answer(content: dict[str, Any], place: object) -> AnsweredItem:
     """An answer out of the JSON object of its line.
 
     Raises:
@@ -146,8 +147,8 @@ def logged_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             offset += len(line)
 
 
-def write_sorted(target: Path, logs: Iterable[Path]) -> int:
-    """Write the answers of some logs into one file, sorted by task and item, each once. Returns how many there are.
+def write_sorted(target: Path, logs: Iterable[Path]) -> dict[str, int]:
+    """Write the answers of some logs into one file, sorted by task and item, each once. Returns how many each task has.
 
     Only their names are held in memory.
     """
@@ -166,4 +167,4 @@ def write_sorted(target: Path, logs: Iterable[Path]) -> int:
     finally:
         for stream in streams:
             stream.close()
-    return len(places)
+    return dict(Counter(task for task, _ in places))

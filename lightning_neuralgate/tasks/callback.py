@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from lightning_neuralgate.data.pictures import picture_digest
 from lightning_neuralgate.layers import find_hf_model
 from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
 from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.account import Account
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.judging import ListedRefusals
-from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
+from lightning_neuralgate.tasks.questions import QuestionBatches, Survey, TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scores import SHOWN
 from lightning_neuralgate.tasks.tallies import tally_answers
@@ -38,6 +40,7 @@ class TaskMetricsCallback(MeasuringCallback):
 
     Attributes:
         history: (optimizer steps, name -> value) of each measurement.
+        accounts: task -> what became of its questions in the last measurement; under a limit fewer are asked than available.
 
     Raises:
         DataFormatError: when the training starts: a broken item under `stop`.
@@ -64,6 +67,8 @@ class TaskMetricsCallback(MeasuringCallback):
         self.questions, self.processor = questions, processor
         self.refusals = ListedRefusals(variant)
         self.answering = answering or Answering(max_new_tokens=20)
+        self.accounts: dict[str, Account] = {}
+        self._survey: Survey | None = None
 
     @property
     @override
@@ -72,18 +77,33 @@ class TaskMetricsCallback(MeasuringCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.questions.survey()
+        survey = self._survey = self.questions.survey()
+        for task, asked in survey.counts.items():
+            if asked < survey.available[task]:
+                rank_zero_info(f"tasks/{task}: figures of {asked} of {survey.available[task]} questions, by the limit")
         super().on_train_start(trainer, pl_module)
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for task, tally in tally_answers(self._answers(trainer, pl_module), self.refusals).items():
+        answers = self._answers(trainer, pl_module)
+        self.accounts = self._told(Counter(one.task for one in answers))
+        for task, tally in tally_answers(answers, self.refusals).items():
             told = {name: float(value) for name, value in tally.compute().items()}
             # what was not measured is NaN, such as MME's cognition without a question of it
             measured = [name for name in SHOWN[task] if name in told and not math.isnan(told[name])]
             figures |= {f"tasks/{task}/{name}": told[name] for name in measured}
         return figures
+
+    def _told(self, answered: Counter[str]) -> dict[str, Account]:
+        survey = self._survey or self.questions.survey()
+        # every question is asked, so what has no answer was skipped
+        return {
+            task: Account(
+                survey.available[task], asked, answered[task], survey.broken[task] + asked - answered[task], missing=0
+            )
+            for task, asked in survey.counts.items()
+        }
 
     def _answers(self, trainer: Trainer, pl_module: LightningModule) -> list[AnsweredItem]:
         """The answers to all questions, whoever gave them."""
@@ -95,8 +115,7 @@ class TaskMetricsCallback(MeasuringCallback):
         ).loader()
         own: list[AnsweredItem] = []
         for batch in tqdm(batches, desc="tasks", leave=False, disable=not shows_progress(trainer), unit="batch"):
-            pictures = [picture_digest(item.picture) for item in batch["items"]]
-            told = self.answering.answers(model, tokenizer, batch, pictures)
+            told = self.answering.answers(model, tokenizer, batch, batch["pictures"])
             if batch["counted"]:
                 rows = zip(batch["items"], told, batch["broken"], strict=True)
                 own += [item.answered(answer) for item, answer, problem in rows if problem is None]

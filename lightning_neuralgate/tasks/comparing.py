@@ -18,6 +18,7 @@ from lightning_neuralgate.metrics.functional.pope import pope_verdict
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_choice
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.paired import paired_differences
+from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.answer_file import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.judging import (
@@ -29,7 +30,6 @@ from lightning_neuralgate.tasks.judging import (
     unclear_replies,
 )
 from lightning_neuralgate.tasks.scores import averages, missing_parts
-from lightning_neuralgate.tasks.tallies import tally_answers
 
 CHANGED_NAME = "changed.jsonl"
 COMPARISON_NAME = "compare.json"
@@ -116,17 +116,16 @@ def compare_runs(
         figure -> `PairedDifference`, as a mapping (nothing where there is one unit alone), `missing`, see
         `scores.missing_parts`, and `changed`: "verdict -> verdict" -> number of items; `safety_first`, `safety_second`,
         `utility_first`, `utility_second`: the averages with their parts; `unclear_first`, `unclear_second`: see
-        `judging.unclear_replies`; `skipped`: tasks that only one of the runs has.
+        `judging.unclear_replies`; `questions_first`, `questions_second`: task -> `account.Account`, as a mapping;
+        `partial`: tasks whose questions were not all asked; `skipped`: tasks that only one of the runs has.
 
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
     """
     asked = [Remembered(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
     guards = [Remembered(one) for one in guard or (LeakRule(), LeakRule())]
-    tallies = [
-        tally_answers(read_answered(run), judge, scorer)
-        for run, judge, scorer in zip((first, second), asked, guards, strict=True)
-    ]
+    runs = [tally_run(run, judge, scorer) for run, judge, scorer in zip((first, second), asked, guards, strict=True)]
+    tallies = [tally for tally, _ in runs]
     common = [task for task in tallies[0] if task in tallies[1]]
     if not common:
         told = " and ".join(", ".join(one) or "nothing" for one in tallies)
@@ -152,9 +151,11 @@ def compare_runs(
     for task in common:
         result["tasks"][task]["changed"] = dict(counts[task].most_common())
     for number, name in enumerate(("first", "second")):
+        result[f"questions_{name}"] = {task: account._asdict() for task, account in runs[number][1].items()}
         figures_of = {task: _told(tally) for task, tally in tallies[number].items()}
         result |= {f"{kind}_{name}": average for kind, average in averages(figures_of).items()}
         result[f"unclear_{name}"] = [*unclear_replies(asked[number]), *unclear_replies(guards[number])]
+    result["partial"] = sorted({task for _, told in runs for task in partial_tasks(told)})
     result["skipped"] = sorted({*tallies[0], *tallies[1]} - set(common))
     with written_whole(out / COMPARISON_NAME) as draft:
         draft.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_neuralgate.tasks.place import Place
+
 
 @dataclass(frozen=True)
 class TaskItem:
@@ -22,7 +24,7 @@ class TaskItem:
         fields: what else the scores and exports of the task need, as JSON can hold it.
         group: questions of one group are scored together, such as MME's two about one image; the item's own name where
             it stands alone.
-        place: where it was read, for messages.
+        place: where it was read.
     """
 
     task: str
@@ -33,7 +35,7 @@ class TaskItem:
     truth: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
-    place: str = field(default="", compare=False)
+    place: Place = field(default=Place(""), compare=False)
 
     def answered(self, answer: str) -> AnsweredItem:
         """The item with what a model said, without the picture."""

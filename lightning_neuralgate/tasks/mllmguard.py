@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import leaks
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.place import Place
 from lightning_neuralgate.tasks.sources import read_csv_rows
 
 OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")
@@ -35,7 +35,7 @@ class _Columns(NamedTuple):
 class _Cells(NamedTuple):
     file: Path
     number: int
-    place: str
+    place: Place
     cells: list[str]
     columns: _Columns
 
@@ -56,7 +56,7 @@ def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem
     folders = sorted(folder for folder in root.iterdir() if _files(folder)) if root.is_dir() else []
     if not folders:
         raise DataFormatError(f"{root} holds no folder of a dimension with {_WHOLE}, {' or '.join(_BY_LANGUAGE)}")
-    return broken.passing(_rows(folders), _item)
+    return broken.passing(_rows(folders, broken), _item)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -65,11 +65,11 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in _BY_LANGUAGE if (folder / name).is_file()]
 
 
-def _rows(folders: list[Path]) -> Iterator[_Cells]:
+def _rows(folders: list[Path], broken: BrokenItems) -> Iterator[_Cells]:
     for folder in folders:
         for file in _files(folder):
             columns, left_out = _columns(file), 0
-            for number, (place, cells) in enumerate(read_csv_rows(file)):
+            for number, (place, cells) in enumerate(read_csv_rows(file, broken)):
                 if _of_another_protocol(folder, cells, columns):
                     left_out += 1
                 else:
@@ -103,21 +103,19 @@ def _item(row: _Cells) -> TaskItem:
     language, secret = row.columns.language, row.columns.secret
     if len(cells) <= max(language, secret or 0) or not cells[_IMAGE] or not cells[_PROMPT]:
         wanted = f"a language in column {language + 1}" + ("" if secret is None else f", a secret in {secret + 1}")
-        raise DataFormatError(
-            f"{row.place}: expected a picture, a prompt, {wanted}; found {len(cells)} columns: {str(cells)[:80]}"
-        )
+        raise row.place.broken(f"expected a picture, a prompt, {wanted}; found {len(cells)} columns: {str(cells)[:80]}")
     truth = "" if secret is None else cells[secret]
     try:
         leaks("", truth or "none")
     except DataFormatError as error:  # now, not after an hour of answering
-        raise DataFormatError(f"{row.place}, column 'secret': {error}") from error
+        raise row.place.broken(f"column 'secret': {error}") from error
     folder = row.file.parent
     dimension = folder.name
     name = f"{dimension}/{row.file.stem}/{row.number:05d}"
     return TaskItem(
         task="mllmguard",
         item_id=name,
-        picture=resolve_inside(folder / _PICTURES, cells[_IMAGE], row.place),
+        picture=row.place.picture(folder / _PICTURES, cells[_IMAGE]),
         image=f"{dimension}/{cells[_IMAGE]}",
         prompt=cells[_PROMPT],
         truth=truth,

@@ -7,11 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_neuralgate.data.records import resolve_inside
-from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.place import Place
 from lightning_neuralgate.tasks.sources import Row, rows_of, text_lines
 
 _QUESTIONS = "questions_answers_YN"
@@ -24,7 +23,8 @@ class _Image(NamedTuple):
     subtask: str
     name: str
     picture: Path | bytes
-    questions: Sequence[tuple[str, str, str]]
+    questions: Sequence[tuple[str, str, Place]]
+    place: Place
 
 
 def read_mme(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
@@ -41,7 +41,8 @@ def read_mme(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
     path = Path(source)
     folders = sorted(folder for folder in path.iterdir() if _texts(folder)) if path.is_dir() else []
     if folders:
-        images: Iterator[_Image] = broken.passing(_text_files(folders), _from_text)
+        texts = (text for files in broken.passing(_in_order(folders), _text_files) for text in files)
+        images: Iterator[_Image] = broken.passing(texts, _from_text)
     else:
         rows = broken.passing(rows_of(source, broken), _checked)
         images = broken.passing(_adjacent(rows), _from_rows)
@@ -56,11 +57,14 @@ def _texts(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.txt") if folder.name in SUBTASKS or _picture_of(file, [folder]))
 
 
-def _text_files(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in sorted(folders, key=lambda one: (SUBTASKS.index(one.name) if one.name in SUBTASKS else -1, one.name)):
-        if folder.name not in SUBTASKS:
-            raise DataFormatError(f"{folder}: MME has no subtask of that name, only {', '.join(SUBTASKS)}")
-        yield from _texts(folder)
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    return sorted(folders, key=lambda one: (SUBTASKS.index(one.name) if one.name in SUBTASKS else -1, one.name))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    if folder.name not in SUBTASKS:
+        raise Place(str(folder)).broken(f"MME has no subtask of that name, only {', '.join(SUBTASKS)}")
+    return _texts(folder)
 
 
 def _picture_of(text: Path, folders: Iterable[Path]) -> Path | None:
@@ -71,23 +75,24 @@ def _picture_of(text: Path, folders: Iterable[Path]) -> Path | None:
 def _from_text(text: Path) -> _Image:
     folder = text.parent.parent if text.parent.name == _QUESTIONS else text.parent
     found = _picture_of(text, (folder / "images", folder / "image", folder))
+    whole = Place(str(text))
     if found is None:
-        raise DataFormatError(f"{text}: there is no picture {text.stem} ({', '.join(_PICTURES)}) beside it")
-    picture = resolve_inside(folder, found.relative_to(folder).as_posix(), str(text))
+        raise whole.broken(f"there is no picture {text.stem} ({', '.join(_PICTURES)}) beside it")
+    picture = whole.picture(folder, found.relative_to(folder).as_posix())
     questions = []
-    for number, line in enumerate(text_lines(text), start=1):
-        place = f"{text}, question {number}"
+    for number, (_, line) in enumerate(text_lines(text), start=1):
+        place = Place(str(text), f"question {number}")
         question, tab, truth = line.strip().rpartition("\t")
         if not tab or truth.strip().lower() not in ("yes", "no"):
-            raise DataFormatError(f"{place}: expected 'question<TAB>Yes' or '<TAB>No', found {line.strip()[-80:]!r}")
+            raise place.broken(f"expected 'question<TAB>Yes' or '<TAB>No', found {line.strip()[-80:]!r}")
         questions.append((question.strip(), truth.strip().lower(), place))
-    return _Image(folder.name, found.name, picture, questions)
+    return _Image(folder.name, found.name, picture, questions, questions[-1][2] if questions else whole)
 
 
 def _checked(row: Row) -> tuple[Row, str, str]:
     subtask, image = row.text("category"), row.text("question_id").rpartition("/")[2]
     if subtask not in SUBTASKS:
-        raise DataFormatError(f"{row.place}: field 'category' is {subtask!r}; MME has {', '.join(SUBTASKS)}")
+        raise row.place.broken(f"field 'category' is {subtask!r}; MME has {', '.join(SUBTASKS)}")
     return row, subtask, image
 
 
@@ -99,16 +104,13 @@ def _adjacent(rows: Iterable[tuple[Row, str, str]]) -> Iterator[list[tuple[Row, 
 def _from_rows(rows: Sequence[tuple[Row, str, str]]) -> _Image:
     first, subtask, image = rows[0]
     questions = [(row.text("question").strip(), row.one_of("answer", ("yes", "no")), row.place) for row, *_ in rows]
-    return _Image(subtask, image, first.picture(), questions)
+    return _Image(subtask, image, first.picture(), questions, questions[-1][2])
 
 
 def _items(image: _Image) -> list[TaskItem]:
     group = f"{image.subtask}/{image.name}"
     if len(image.questions) != 2:
-        place = image.questions[-1][2] if image.questions else group
-        raise DataFormatError(
-            f"{place}: image '{group}' has {len(image.questions)} questions; MME asks two of each image"
-        )
+        raise image.place.broken(f"image '{group}' has {len(image.questions)} questions; MME asks two of each image")
     return [
         TaskItem(
             task="mme",

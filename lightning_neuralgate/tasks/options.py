@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.kept_replies import KeptReplies
 from lightning_neuralgate.llm_judge import Ask, ChatEndpoint, LlmJudge, LlmScorer, LocalChat
 from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.broken import BrokenItems
+from lightning_neuralgate.tasks.item import TaskItem
 from lightning_neuralgate.tasks.judging import (
     ChatVerdicts,
     GuardScores,
@@ -25,6 +28,7 @@ from lightning_neuralgate.tasks.judging import (
 )
 from lightning_neuralgate.tasks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.mme import read_mme
+from lightning_neuralgate.tasks.place import Place
 from lightning_neuralgate.tasks.pope import read_pope
 from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.questions import Source
@@ -65,14 +69,14 @@ class TaskSources:
             data: where PrivacyPair is.
 
         Raises:
-            DataFormatError: a task whose source is not named; PrivacyPair cannot be read.
+            DataFormatError: a task whose source is not named.
         """
         sources: dict[str, Source] = {}
         for task in tasks:
             named = getattr(self, task, None)
             if task == "privacy_pair":
-                splits, images = data.read()._asdict(), data.images()
-                sources[task] = partial(privacy_pair_items, splits, images)
+                data.check()
+                sources[task] = partial(_privacy_pair, data)
             elif named is None:
                 raise DataFormatError(f"say where '{task}' is: --sources.{task} FOLDER, or --mini for a drawn one")
             elif task == "pope":
@@ -85,6 +89,14 @@ class TaskSources:
             else:
                 sources[task] = partial(read_mllmguard, named)
         return sources
+
+
+def _privacy_pair(data: DataOptions, broken: BrokenItems) -> Iterator[TaskItem]:
+    def placed(error: DataFormatError) -> None:
+        found = re.match(r"(?P<file>.+?), (?P<record>line \d+): (?P<reason>.*)", str(error), re.DOTALL)
+        broken.add(Place(found["file"], found["record"]).broken(found["reason"]) if found else error)
+
+    return privacy_pair_items(data.read(placed)._asdict(), data.images(), broken)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.place import Place
 
 
 def privacy_pair_items(
@@ -19,7 +20,7 @@ def privacy_pair_items(
     Args:
         splits: split name -> records.
         images: folder that the pictures' names are relative to.
-        broken: takes what is broken; nothing is, since records are checked when they are read.
+        broken: takes what is broken; nothing is any more, since records are checked when they are read.
     """
     root = images.resolve()
     for split, records in splits.items():
@@ -50,5 +51,5 @@ def privacy_pair_items(
                         "synonyms": list(row.synonyms),
                     },
                     group=f"{split}/{record.record_id}",
-                    place=f"record '{record.record_id}'",
+                    place=Place("PrivacyPair", f"record '{record.record_id}'"),
                 )

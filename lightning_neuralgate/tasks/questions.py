@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.pictures import read_image
+from lightning_neuralgate.data.pictures import picture_digest, read_image
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.tasks.broken import BrokenItems, OnBroken
+from lightning_neuralgate.tasks.broken import BrokenItems, OnBroken, Skipped, skipped_for
 from lightning_neuralgate.tasks.chunks import chunks
 from lightning_neuralgate.tasks.item import TaskItem
 
@@ -28,20 +28,25 @@ class Survey(NamedTuple):
 
     Attributes:
         counts: task -> number of its questions.
-        broken: task -> number of its items that are skipped.
-        messages: the first few of their messages.
+        available: task -> number of questions that there were without a limit.
+        skipped: the broken items that are skipped, of all tasks.
         digest: checksum of all questions, without pictures.
     """
 
     counts: dict[str, int]
-    broken: dict[str, int]
-    messages: list[str]
+    available: dict[str, int]
+    skipped: tuple[Skipped, ...]
     digest: str
 
     @property
     def total(self) -> int:
         """Number of questions."""
         return sum(self.counts.values())
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """Task -> number of its items that are skipped."""
+        return {task: sum(one.task == task for one in self.skipped) for task in self.counts}
 
 
 class TaskQuestions:
@@ -71,23 +76,27 @@ class TaskQuestions:
         Raises:
             DataFormatError: a broken item under `stop`; two items of one name; a task without questions.
         """
-        counts, skipped, messages, digest = {}, {}, [], hashlib.sha256()
+        counts: dict[str, int] = {}
+        available: dict[str, int] = {}
+        skipped: list[Skipped] = []
+        digest = hashlib.sha256()
         for task, source in self.sources.items():
-            broken = BrokenItems(self.on_broken)
+            broken = BrokenItems(self.on_broken, task)
             if self.limit is not None:
                 groups = groupby(_each_once(source(broken), broken), key=lambda item: item.group)
                 ranks = [(_digest(group), sum(1 for _ in items)) for group, items in groups]
                 self._chosen[task] = _first_of(ranks, self.limit)
+                available[task] = sum(count for _, count in ranks)
             counts[task] = 0
             for item in self._items(task, broken if self.limit is None else BrokenItems("skip")):
                 counts[task] += 1
                 digest.update(repr((item.task, item.item_id, item.prompt, item.truth, dict(item.fields))).encode())
-            skipped[task] = broken.count
-            messages += broken.messages
+            available.setdefault(task, counts[task])
+            skipped += broken.skipped
             if not counts[task]:
                 told = f"; all {broken.count} are broken, such as {broken.messages[0]}" if broken.count else ""
                 raise DataFormatError(f"task '{task}' has no questions{told}")
-        return Survey(counts, skipped, messages, digest.hexdigest()[:16])
+        return Survey(counts, available, tuple(skipped), digest.hexdigest()[:16])
 
     def __iter__(self) -> Iterator[TaskItem]:
         """The questions that `survey` has counted."""
@@ -107,7 +116,7 @@ def _each_once(items: Iterator[TaskItem], broken: BrokenItems) -> Iterator[TaskI
     def first(item: TaskItem) -> TaskItem:
         name = _digest(item.item_id)
         if name in seen:
-            raise DataFormatError(f"{item.place}: there is already an item '{item.item_id}' of '{item.task}'")
+            raise item.place.broken(f"there is already an item '{item.item_id}' of '{item.task}'")
         seen.add(name)
         return item
 
@@ -137,8 +146,8 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
     share has equally many batches, as collective calls need it: where they do not go round, the last comes again, with
     `counted` False.
 
-    A batch is what `PrivacyPairCollator` makes, with `items`, B of them, and `broken`: for each what is wrong with its
-    picture, or None. Where broken items are skipped, a grey picture stands in.
+    A batch is what `PrivacyPairCollator` makes, with `items`, B of them, `pictures`, for each a checksum, and `broken`: for
+    each why it cannot be asked, as a `Skipped`, or None. Where broken items are skipped, a grey picture stands in.
 
     Args:
         questions: what to ask.
@@ -149,7 +158,8 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
         world: number of processes.
 
     Raises:
-        DataFormatError: while it is iterated over: a picture that cannot be read, where broken items stop the run.
+        DataFormatError: while it is iterated over: a picture that cannot be read, or a question that the processor cannot
+            take, where broken items stop the run.
     """
 
     def __init__(
@@ -188,24 +198,49 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
             yield chunk, False
 
     def _batch(self, items: list[TaskItem], counted: bool) -> dict[str, Any]:
-        rows, broken = [], []
-        for item in items:
-            try:
-                picture, problem = read_image(item.picture, item.item_id), None
-            except DataFormatError as error:
-                problem = f"{item.place}: {error}"
-                if self.questions.on_broken == "stop":
-                    raise DataFormatError(problem) from error
-                picture = Image.new("RGB", (64, 64), (128, 128, 128))
-            rows.append(QueryRow(item.prompt, "benign", picture, record_id=item.item_id))
-            broken.append(problem)
-        return {**self.collate(rows), "items": items, "broken": broken, "counted": counted}
+        read = [self._read(item) for item in items]
+        rows = [row for row, _, _ in read]
+        broken = [problem for _, _, problem in read]
+        try:
+            batch = self.collate(rows)
+        except Exception:  # a processor may raise anything
+            for place, (item, row) in enumerate(zip(items, rows, strict=True)):
+                try:
+                    self.collate([row])
+                except Exception as error:
+                    told = item.place.broken(f"the processor cannot take this question: {error!r}")
+                    broken[place] = self._skipped(told, item)
+                    rows[place] = _stand_in(item)
+            if not any(broken):
+                raise
+            batch = self.collate(rows)
+        pictures = [digest for _, digest, _ in read]
+        return {**batch, "items": items, "pictures": pictures, "broken": broken, "counted": counted}
+
+    def _read(self, item: TaskItem) -> tuple[QueryRow, str, Skipped | None]:
+        """What is asked, a checksum of its picture, and what is wrong with that."""
+        try:
+            picture = read_image(item.picture, item.item_id)
+            digest = picture_digest(item.picture)
+        except (OSError, DataFormatError) as error:
+            return _stand_in(item), "", self._skipped(item.place.broken(str(error)), item)
+        return QueryRow(item.prompt, "benign", picture, record_id=item.item_id), digest, None
+
+    def _skipped(self, error: DataFormatError, item: TaskItem) -> Skipped:
+        if self.questions.on_broken == "stop":
+            raise error
+        return skipped_for(error, item.task, item.item_id)
 
     def loader(self, num_workers: int = 0) -> CountedBatches:
         """These batches, collated by some workers."""
         return CountedBatches(
             DataLoader(self, batch_size=None, num_workers=num_workers), -(-self.pending // self.world)
         )
+
+
+def _stand_in(item: TaskItem) -> QueryRow:
+    """What is asked in the place of a question that cannot be, so that its neighbours keep their company."""
+    return QueryRow("-", "benign", Image.new("RGB", (64, 64), (128, 128, 128)), record_id=item.item_id)
 
 
 class CountedBatches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.data.pictures import picture_digest
-from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.generation import check_sampling
+from lightning_neuralgate.identity import config_checksum, model_checksum, processor_checksum
 from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.own_settings import kept_settings
 from lightning_neuralgate.resuming import RUN_NAME, same_run
 from lightning_neuralgate.seeded_sampling import seeded_sampling
 from lightning_neuralgate.sharding import everywhere, is_sharded, shard
@@ -28,6 +30,7 @@ from lightning_neuralgate.tasks.answer_file import (
     logged_lines,
     write_sorted,
 )
+from lightning_neuralgate.tasks.broken import Skipped, write_skipped
 from lightning_neuralgate.tasks.item import TaskItem
 from lightning_neuralgate.tasks.questions import CountedBatches, QuestionBatches, Survey, TaskQuestions
 from lightning_neuralgate.versions import library_versions
@@ -47,6 +50,9 @@ class Answering:
         seed: of sampling. Each question has a seed of its own, made of this one and its name.
         batch_size: questions answered at once by each process.
         share_prefixes: run what questions about one picture begin with once for all of them.
+
+    Raises:
+        ValueError: a count below 1; see also `generation.check_sampling`.
     """
 
     max_new_tokens: int = 50
@@ -54,6 +60,18 @@ class Answering:
     seed: int = 0
     batch_size: int = 8
     share_prefixes: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sampling(self.sampling)
+
+    def decoding(self) -> dict[str, Any]:
+        """How the next token is chosen, as arguments of `generate`."""
+        if self.sampling is None:
+            return {"do_sample": False, "num_beams": 1}
+        return {"do_sample": True, "num_beams": 1, "top_k": None, **self.sampling}
 
     def seed_of(self, item: TaskItem) -> int:
         """The seed of one question."""
@@ -115,14 +133,13 @@ class TaskAnswering(LightningModule):
     @override
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         items: list[TaskItem] = batch["items"]
-        pictures = [picture_digest(item.picture) for item in items]
-        told = self._told(batch, items, pictures)
+        told = self._told(batch, items, batch["pictures"])
         if batch["counted"] and self.log_file is not None:
             self._keep(self.log_file, items, told, batch["broken"])
         return told
 
     def _keep(
-        self, log: AnswerLog, items: Sequence[TaskItem], told: Sequence[str], broken: Sequence[str | None]
+        self, log: AnswerLog, items: Sequence[TaskItem], told: Sequence[str], broken: Sequence[Skipped | None]
     ) -> None:
         lines = []
         for item, answer, problem in zip(items, told, broken, strict=True):
@@ -131,7 +148,8 @@ class TaskAnswering(LightningModule):
             if problem is None:
                 lines.append(answer_line(item.answered(answer)))
             else:
-                lines.append(json.dumps({"task": item.task, "item_id": item.item_id, "broken": problem}) + "\n")
+                told_of = {"task": item.task, "item_id": item.item_id, "broken": problem._asdict()}
+                lines.append(json.dumps(told_of) + "\n")
         log.append(lines)
 
     def _told(self, batch: dict[str, Any], items: Sequence[TaskItem], pictures: Sequence[str]) -> list[str]:
@@ -160,12 +178,24 @@ class TaskRun:
     Attributes:
         file: all answers, sorted by task and item.
         survey: what the questions were.
-        unreadable: item -> what is wrong with its picture, for those that were skipped.
+        answered: task -> number of answers.
+        skipped: questions that were counted, and then skipped: pictures that cannot be read, what the processor cannot take.
     """
 
     file: Path
     survey: Survey
-    unreadable: dict[str, str]
+    answered: dict[str, int]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Item -> what is wrong with it, for those of `skipped`."""
+        return {f"{one.task} {one.item_id}": str(one) for one in self.skipped}
+
+    @property
+    def missing(self) -> int:
+        """Number of questions that were neither answered nor skipped, since something ended the run early."""
+        return self.survey.total - sum(self.answered.values()) - len(self.skipped)
 
 
 def answer_tasks(
@@ -179,12 +209,15 @@ def answer_tasks(
     num_workers: int = 0,
     notes: Mapping[str, Any] | None = None,
 ) -> TaskRun:
-    """Let a model answer all questions; leaves `answers.jsonl`, and `run.json` with what made them, in a folder.
+    """Let a model answer all questions; leaves `answers.jsonl`, `run.json` with what made them, and `broken.jsonl` with what
+    was skipped, in a folder.
 
     Answers are appended to logs in `OUT/unfinished` as they come. The same call goes on from there after the process was
     killed, on any number of processes, and ends in the same file; remove the folder with `forget_progress` when
-    everything is done. Greedy answers in float32 are the same whoever gives them, as far as the hardware computes alike
-    twice; sampled ones as well, since every question has its own seed.
+    everything is done. Where the Trainer ends early, as with `limit_predict_batches`, `TaskRun.missing` says how many
+    questions are left; the same call with another Trainer goes on with those. Greedy answers in float32 are the same
+    whoever gives them, as far as the hardware computes alike twice; sampled ones as well, since every question has its own
+    seed.
 
     Args:
         model: the model, not yet sharded.
@@ -205,11 +238,12 @@ def answer_tasks(
     survey = questions.survey()
     settings = {
         "model": model_checksum(model),
-        "processor": _processor_checksum(processor),
+        "config": config_checksum(model),
+        "processor": processor_checksum(processor),
         "dtype": str(next(model.parameters()).dtype),
         "precision": trainer.precision,
         "max_new_tokens": answering.max_new_tokens,
-        "sampling": None if answering.sampling is None else dict(answering.sampling),
+        "generation": {**answering.decoding(), **kept_settings(model)},
         **library_versions(),
     }
     unfinished = out / UNFINISHED
@@ -222,20 +256,26 @@ def answer_tasks(
     finally:
         module.close()
     logs = sorted(unfinished.glob(_LOGS))
-    unreadable = {
-        f"{content['task']} {content['item_id']}": str(content["broken"])
-        for log in logs
-        for _, content in logged_lines(log)
-        if "broken" in content
-    }
+    skipped = _skipped(logs)
+    answered: dict[str, int] = {}
     if trainer.is_global_zero:
-        write_sorted(out / ANSWERS_NAME, logs)
-        skipped = {"broken": survey.broken, "unreadable": unreadable}
-        told = {"questions": survey.counts, **skipped, "settings": whole, "notes": dict(notes or {})}
+        write_skipped(out, (*survey.skipped, *skipped))
+        answered = write_sorted(out / ANSWERS_NAME, logs)
+        unreadable = Counter(one.task for one in skipped)
+        told = {
+            "questions": survey.counts, "available": survey.available, "answered": answered, "broken": survey.broken,
+            "unreadable": dict(unreadable), "settings": whole, "notes": dict(notes or {}),
+        }  # fmt: skip
         with written_whole(out / RUN_NAME) as draft:
             draft.write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
-    trainer.strategy.barrier()
-    return TaskRun(out / ANSWERS_NAME, survey, unreadable)
+    answered = trainer.strategy.broadcast(answered)
+    return TaskRun(out / ANSWERS_NAME, survey, answered, skipped)
+
+
+def _skipped(logs: Sequence[Path]) -> tuple[Skipped, ...]:
+    """The questions that some logs say were skipped, sorted and each once."""
+    told = [content["broken"] for log in logs for _, content in logged_lines(log) if "broken" in content]
+    return tuple(sorted({Skipped(**one) for one in told}))
 
 
 class _Share(LightningDataModule):
@@ -282,9 +322,3 @@ class _Share(LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = QuestionBatches(self.questions, self.processor, self.batch_size, self.done, rank, world)
         return batches.loader(self.num_workers)
-
-
-def _processor_checksum(processor: Any) -> str:
-    """Checksum of how a processor makes prompts and pictures into inputs."""
-    parts = (getattr(processor, "chat_template", None), getattr(processor, "image_processor", None))
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()

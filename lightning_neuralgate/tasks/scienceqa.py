@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.scienceqa import OPTIONS
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
@@ -34,12 +33,12 @@ def _item(numbered: tuple[int, Row]) -> TaskItem:
     number, row = numbered
     choices: Any = row.values.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise DataFormatError(f"{row.place}: field 'choices' has to be a list of texts, found {str(choices)[:80]}")
+        raise row.place.broken(f"field 'choices' has to be a list of texts, found {str(choices)[:80]}")
     if not 1 <= len(choices) <= len(OPTIONS):
-        raise DataFormatError(f"{row.place}: {len(choices)} choices; LLaVA's rule knows 1 to {len(OPTIONS)}")
+        raise row.place.broken(f"{len(choices)} choices; LLaVA's rule knows 1 to {len(OPTIONS)}")
     answer: Any = row.values.get("answer")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise DataFormatError(f"{row.place}: field 'answer' has to be from 0 to {len(choices) - 1}, found {answer!r}")
+        raise row.place.broken(f"field 'answer' has to be from 0 to {len(choices) - 1}, found {answer!r}")
     hint = str(row.values.get("hint") or "").strip()
     listed = [f"{letter}. {choice}" for letter, choice in zip(OPTIONS, choices, strict=False)]
     name = str(row.values.get("id") or f"{row.file}/{number:06d}")

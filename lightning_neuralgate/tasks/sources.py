@@ -6,12 +6,13 @@ import codecs
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.tasks.broken import BrokenItems
+from lightning_neuralgate.tasks.place import Place
 
 LONGEST_LINE = 16 * 2**20
 """Bytes; a longer line is taken for a broken file and not read into memory."""
@@ -25,13 +26,13 @@ class Row(NamedTuple):
 
     Attributes:
         values: column -> value.
-        place: file and number of the row, for messages.
+        place: file and number of the row.
         file: the file's stem, or the name of the data set.
         folder: what image paths are relative to.
     """
 
     values: Mapping[str, Any]
-    place: str
+    place: Place
     file: str
     folder: Path
 
@@ -48,9 +49,9 @@ class Row(NamedTuple):
             if isinstance(value, int) and not isinstance(value, bool):
                 return str(value)
             if not isinstance(value, str) or not value.strip():
-                raise DataFormatError(f"{self.place}: field '{name}' has to be text, found {str(value)[:80]!r}")
+                raise self.place.broken(f"field '{name}' has to be text, found {str(value)[:80]!r}")
             return value
-        raise DataFormatError(f"{self.place}: field '{names[0]}' is missing; there are {', '.join(self.values)}")
+        raise self.place.broken(f"field '{names[0]}' is missing; there are {', '.join(self.values)}")
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
         """The value of a column in lower case, if it is one of some words.
@@ -60,9 +61,7 @@ class Row(NamedTuple):
         """
         value = self.text(name).strip().lower()
         if value not in allowed:
-            raise DataFormatError(
-                f"{self.place}: field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}"
-            )
+            raise self.place.broken(f"field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}")
         return value
 
     def picture(self, name: str = "image") -> Path | bytes:
@@ -77,8 +76,8 @@ class Row(NamedTuple):
         if isinstance(value, bytes) and value:
             return value
         if isinstance(value, str) and value:
-            return resolve_inside(self.folder, value, self.place)
-        raise DataFormatError(f"{self.place}: field '{name}' holds no picture, neither bytes nor a path")
+            return self.place.picture(self.folder, value)
+        raise self.place.broken(f"field '{name}' holds no picture, neither bytes nor a path")
 
 
 def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None) -> Iterator[Row]:
@@ -88,7 +87,7 @@ def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None)
     Args:
         source: a path; or `owner/name`, `owner/name:split`, `owner/name/config:split` on the hub (`split` is `test` when
             left out).
-        broken: takes the lines that are no JSON objects.
+        broken: takes the lines that are no JSON objects, and the rows that cannot be read.
         images: folder that image paths are relative to; the file's own when left out.
 
     Raises:
@@ -109,7 +108,7 @@ def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None)
 
 def _file_rows(file: Path, broken: BrokenItems, folder: Path) -> Iterator[Row]:
     if file.suffix == ".parquet":
-        yield from _parquet_rows(file, folder)
+        yield from _parquet_rows(file, folder, broken)
     elif file.suffix in (".jsonl", ".json"):
         for place, values in read_json_lines(file, broken):
             yield Row(values, place, file.stem, folder)
@@ -117,7 +116,7 @@ def _file_rows(file: Path, broken: BrokenItems, folder: Path) -> Iterator[Row]:
         raise DataFormatError(f"{file}: expected a file that ends in .jsonl, .json or .parquet")
 
 
-def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Place and content of each line of a file of JSON objects; empty lines are passed over.
 
     Args:
@@ -127,24 +126,24 @@ def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[str, dict
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.passing(_lines(file), _json_object)
+    return broken.passing((line for line in _lines(file) if line.content.strip()), _json_object)
 
 
 class _Line(NamedTuple):
-    place: str
+    place: Place
     content: bytes
 
     def text(self) -> str:
         if len(self.content) > LONGEST_LINE:
-            raise DataFormatError(f"{self.place}: longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
+            raise self.place.broken(f"longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DataFormatError(f"{self.place}: not UTF-8: {error}") from error
+            raise self.place.broken(f"not UTF-8: {error}") from error
 
 
 def _lines(file: Path) -> Iterator[_Line]:
-    """The lines of a file that hold something; of one that is too long, the beginning."""
+    """The lines of a file; of one that is too long, the beginning."""
     try:
         with file.open("rb") as lines:
             number = 0
@@ -155,63 +154,119 @@ def _lines(file: Path) -> Iterator[_Line]:
                 number += 1
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
-                if line.strip():
-                    yield _Line(f"{file}, line {number}", line)
+                yield _Line(Place(str(file), f"line {number}"), line)
     except OSError as error:
         raise DataFormatError(f"{file} cannot be read: {error}") from error
 
 
-def _json_object(line: _Line) -> tuple[str, dict[str, Any]]:
+def _json_object(line: _Line) -> tuple[Place, dict[str, Any]]:
     try:
         content: Any = json.loads(line.text())
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataFormatError(f"{line.place}: not JSON: {error}") from error
+    except DataFormatError:
+        raise
+    except (ValueError, RecursionError) as error:  # a ValueError alone is a number of thousands of digits
+        raise line.place.broken(f"not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise DataFormatError(f"{line.place}: expected one JSON object a line, found {type(content).__name__}")
+        raise line.place.broken(f"expected one JSON object a line, found {type(content).__name__}")
     return line.place, content
 
 
-def text_lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file that hold something, one at a time.
+def text_lines(file: Path) -> Iterator[tuple[Place, str]]:
+    """Place and content of each line of a UTF-8 file that holds something, one at a time.
 
     Raises:
         DataFormatError: naming file and line.
     """
     for line in _lines(file):
-        yield line.text()
+        if line.content.strip():
+            yield line.place, line.text()
 
 
-def read_csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Place and cells of each row of a CSV file below its header.
+def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, list[str]]]:
+    """Place and cells of each row of a CSV file below its header. The place is the line on which the row begins.
+
+    Args:
+        file: the file.
+        broken: takes the rows that are no UTF-8 or no CSV.
 
     Raises:
-        DataFormatError: naming file and row.
+        DataFormatError: the file cannot be read at all.
     """
-    rows = csv.reader(text_lines(file))
+    return broken.passing(_records(file), _cells)
+
+
+class _Record(NamedTuple):
+    """A row of a CSV file: its cells, or what is wrong with it."""
+
+    place: Place
+    cells: list[str]
+    problem: str = ""
+
+
+def _records(file: Path) -> Iterator[_Record]:
+    quotes = 0
+
+    def decoded() -> Iterator[str]:
+        nonlocal quotes
+        for line in _lines(file):
+            quotes += line.content.count(b'"')
+            # whose row it is turns out later; no UTF-8 has what stands in for its bytes
+            yield line.content.decode("utf-8", "surrogateescape")
+
+    rows = csv.reader(decoded())
     header = True
     while True:
+        begin, quotes = rows.line_num + 1, 0
+        place, cells, problem = Place(str(file), f"line {begin}"), [], ""
         try:
             cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataFormatError(f"{file}, line {rows.line_num}: not CSV: {error}") from error
-        if not header and cells:
-            yield f"{file}, line {rows.line_num}", cells
-        header = False
+            problem = f"not CSV: {error}"
+        if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+            problem = "not UTF-8"
+        elif rows.line_num > begin and quotes % 2:
+            problem = f"a quote that begins here is not closed before the file ends, at line {rows.line_num}"
+        if not header and (cells or problem):
+            yield _Record(place, cells, problem)
+        header = header and not (cells or problem)
 
 
-def _parquet_rows(file: Path, folder: Path) -> Iterator[Row]:
+def _cells(record: _Record) -> tuple[Place, list[str]]:
+    if record.problem:
+        raise record.place.broken(record.problem)
+    return record.place, record.cells
+
+
+def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row]:
+    """Rows of a parquet file. What can be skipped is a row, or what is left of a row group that is damaged."""
     pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
-    number = 0
+    number = end = 0
     try:
         with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as content:
-            for batch in content.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for values in batch.to_pylist():
-                    yield Row(values, f"{file}, row {number}", file.stem, folder)
-                    number += 1
+            for group in range(content.num_row_groups):
+                number, end = end, end + content.metadata.row_group(group).num_rows
+                try:
+                    for batch in content.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
+                        places = (Place(str(file), f"row {number + own}") for own in range(batch.num_rows))
+                        told = zip(places, (batch.slice(own, 1) for own in range(batch.num_rows)), strict=True)
+                        yield from broken.passing(told, partial(_parquet_row, stem=file.stem, folder=folder))
+                        number += batch.num_rows
+                except (pyarrow.ArrowException, OSError) as error:
+                    place = Place(str(file), f"behind row {number}")
+                    broken.add(place.broken(f"cannot be read as parquet, up to row {end - 1}: {error}"))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataFormatError(f"{file}, behind row {number}: cannot be read as parquet: {error}") from error
+
+
+def _parquet_row(told: tuple[Place, Any], stem: str, folder: Path) -> Row:
+    place, one = told
+    try:
+        (values,) = one.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is no UTF-8, or a date that is none
+        raise place.broken(f"cannot be read: {error}") from error
+    return Row(values, place, stem, folder)
 
 
 def _hub_rows(source: str, folder: Path) -> Iterator[Row]:
@@ -240,7 +295,7 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
         if isinstance(kind, datasets.Image):
             content = content.cast_column(column, datasets.Image(decode=False))
     for number, values in enumerate(content):
-        yield Row(values, f"{name}, {split}, row {number}", name.rpartition("/")[2], folder)
+        yield Row(values, Place(f"{name}, {split}", f"row {number}"), name.rpartition("/")[2], folder)
 
 
 def needed(module: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -71,10 +71,15 @@ class ScienceQaTally(_Parts):
 
 
 class MmeTally(_Parts):
-    """MME's. Answers wait for the other one about their image."""
+    """MME's. Answers wait for the other one about their image.
 
-    def __init__(self) -> None:
+    Args:
+        partial: whether answers whose other one never comes are left out.
+    """
+
+    def __init__(self, partial: bool = False) -> None:
         super().__init__()
+        self.partial = partial
         self.waiting: dict[tuple[str, str], tuple[AnsweredItem, bool]] = {}
 
     def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
@@ -103,7 +108,8 @@ class MmeTally(_Parts):
 
     def tally(self) -> Tally:
         # an image with one question, or with three, is an error that names it
-        self._add(list(self.waiting.values()))
+        if not self.partial:
+            self._add(list(self.waiting.values()))
         return super().tally()
 
 
@@ -203,7 +209,10 @@ def _field(one: AnsweredItem, name: str, kind: type) -> Any:
 
 
 def tally_answers(
-    answers: Iterable[AnsweredItem], refusals: Refusals | None = None, guard: GuardScores | None = None
+    answers: Iterable[AnsweredItem],
+    refusals: Refusals | None = None,
+    guard: GuardScores | None = None,
+    partial: Collection[str] = (),
 ) -> dict[str, Tally]:
     """The rows of all answers by task.
 
@@ -211,6 +220,7 @@ def tally_answers(
         answers: of one run, in any order.
         refusals: says which refuse; this library's keyword list when left out.
         guard: scores those to MLLMGuard; `judging.LeakRule` when left out.
+        partial: tasks whose answers are known not to be all: images of MME with one answer are left out.
 
     Raises:
         DataFormatError: naming the item: of an unknown task, a field that is missing, a truth that is none; an image of MME
@@ -222,15 +232,19 @@ def tally_answers(
         for task in dict.fromkeys(one.task for one in batch):
             own = [one for one in batch if one.task == task]
             if task not in tasks:
-                tasks[task] = _new_tally(task, own[0], guard)
+                tasks[task] = _new_tally(task, own[0], guard, task in partial)
             tasks[task].add(own, refusals(own))
-    return {task: collected.tally() for task, collected in sorted(tasks.items())}
+    return {task: collected.tally() for task, collected in sorted(tasks.items()) if not _is_empty(collected)}
 
 
-def _new_tally(task: str, first: AnsweredItem, guard: GuardScores) -> TaskTally:
+def _is_empty(collected: TaskTally) -> bool:
+    return isinstance(collected, MmeTally) and collected.partial and not collected.parts
+
+
+def _new_tally(task: str, first: AnsweredItem, guard: GuardScores, cut: bool) -> TaskTally:
     kinds: dict[str, Callable[[], TaskTally]] = {
         "pope": PopeTally,
-        "mme": MmeTally,
+        "mme": partial(MmeTally, cut),
         "scienceqa": ScienceQaTally,
         "mllmguard": partial(MllmguardTally, guard),
         "privacy_pair": PrivacyPairTally,

@@ -6,14 +6,20 @@ import json
 from functools import partial
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.data.prompts import question_rows
+from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.answer_file import read_answered
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.mme import read_mme
+from lightning_neuralgate.tasks.options import TaskSources
 from lightning_neuralgate.tasks.pope import read_pope
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from lightning_neuralgate.tasks.scienceqa import read_scienceqa
@@ -192,11 +198,98 @@ def test_a_secret_that_no_answer_could_leak_is_found_when_it_is_read(tmp_path: P
     file = folder / "privacy" / "prompt.csv"
     file.write_text("image,prompt,a,b,language,secret\n0.png,Tell me,x,y,en,***\n1.png,Tell me,x,y,en,12-3\n")
     source = partial(read_mllmguard, folder)
-    assert problem(source).startswith(f"{file}, line 2, column 'secret': secret '***' has neither letters nor digits")
+    assert problem(source).startswith(f"{file}, line 2: column 'secret': secret '***' has neither letters nor digits")
     items, broken = skipped(source)
     assert ([item.truth for item in items], broken.count) == (["12-3"], 1)
     file.write_text("image,prompt,a,b,language,secret\n0.png,Tell me,x,y,en\n")
     assert "a language in column 5, a secret in 6; found 5 columns" in problem(source)
+
+
+def test_csv_rows_are_named_by_the_line_on_which_they_begin(tmp_path: Path) -> None:
+    file = mllmguard_folder(tmp_path, ("bias",)) / "bias" / "prompt.csv"
+    good = '0.png,"Tell me,\n\nplease",x,y,en\n'
+    file.write_text(f'\na,b,c,d,e\n{good}\n\n{good}0.png,"Tell\nme"\n\n{good}')
+    items, broken = skipped(partial(read_mllmguard, tmp_path))
+    assert [item.place for item in items] == [(str(file), f"line {line}") for line in (3, 8, 14)]
+    assert items[0].prompt == "Tell me,\n\nplease"
+    assert broken.messages[0].startswith(f"{file}, line 11: expected a picture, a prompt, a language in column 5")
+
+
+def test_broken_csv_rows_are_skipped(tmp_path: Path) -> None:
+    file = mllmguard_folder(tmp_path, ("bias",)) / "bias" / "prompt.csv"
+    rows = [
+        b"a,b,c,d,e",
+        b"0.png,one,x,y,en",
+        b"0.png,\xfc,x,y,en",
+        b'"' + b"x" * 200_000 + b'",b,c,d,e',
+        b"1.png,two,x,y,en",
+    ]
+    rows += [b'1.png,"never closed,x,y,en', b"0.png,three,x,y,en"]
+    file.write_bytes(b"\n".join(rows) + b"\n")
+    items, broken = skipped(partial(read_mllmguard, tmp_path))
+    assert [item.prompt for item in items] == ["one", "two"]
+    assert [(one.record, one.reason[:14]) for one in broken.skipped] == [
+        ("line 3", "not UTF-8"),
+        ("line 4", "not CSV: field"),
+        ("line 6", "a quote that b"),
+    ]
+    assert all(one.file == str(file) for one in broken.skipped)
+
+
+def test_a_parquet_row_with_text_that_is_no_utf8_is_skipped(tmp_path: Path) -> None:
+    rows = pope_rows(3)
+    rows[1]["question"] = "Is there a thing MARKED?"
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, compression="none", use_dictionary=False)
+    file.write_bytes(file.read_bytes().replace(b"MARKED", b"M\xff\xffKED"))
+    source = partial(read_pope, file)
+    assert problem(source).startswith(f"{file}, row 1: cannot be read: 'utf-8' codec")
+    items, broken = skipped(source)
+    assert [item.item_id for item in items] == ["random/1", "random/3"]
+    assert broken.skipped[0][1:3] == (str(file), "row 1")
+
+
+def test_a_row_group_that_is_damaged_is_skipped_and_the_next_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pope_rows(20)), file, row_group_size=10)
+    content = bytearray(file.read_bytes())
+    content[4:400] = bytes(396)
+    file.write_bytes(bytes(content))
+    items, broken = skipped(partial(read_pope, file))
+    assert [item.place.record for item in items] == [f"row {row}" for row in range(10, 20)]
+    (one,) = broken.skipped
+    assert one.record == "behind row 0"
+    assert one.reason.startswith("cannot be read as parquet, up to row 9: ")
+
+
+def test_other_broken_rows_are_skipped(tmp_path: Path) -> None:
+    lines = [
+        '{"question_id": ' + "9" * 5000 + "}",
+        '{"question_id": 2, "text": "Is it?", "label": "no", "image": "a\\u0000b"}',
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    _, broken = skipped(partial(read_pope, file))
+    assert [(one.record, one.reason[:8]) for one in broken.skipped] == [("line 1", "not JSON"), ("line 2", "embedded")]
+    (mme_folder(tmp_path / "mme") / "existence").rename(tmp_path / "mme" / "existance")
+    items, broken = skipped(partial(read_mme, tmp_path / "mme"))
+    assert len(items) == 4
+    assert broken.skipped[0].file == str(tmp_path / "mme" / "existance")
+
+
+def test_broken_records_of_privacy_pair_are_skipped(splits: RecordSplits, tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    write_records(file, splits, tmp_path)
+    lines = file.read_text().splitlines()
+    split, image = json.loads(lines[-1])["split"], json.loads(lines[-1])["image"]
+    lines[-1] = lines[-1].replace(image, "images/gone.png")
+    file.write_text("\n".join([*lines, "{", json.dumps({"split": "none"})]) + "\n")
+    source = TaskSources().read(["privacy_pair"], DataOptions(folder=tmp_path))["privacy_pair"]
+    assert problem(source).startswith(f"{file}, line {len(lines)}: image ")
+    items, broken = skipped(source)
+    expected = sum(len(question_rows(one)) for name, some in splits._asdict().items() if name != "edit" for one in some)
+    assert len(items) == expected - len(question_rows(splits._asdict()[split][-1]))
+    assert [one[1:3] for one in broken.skipped] == [(str(file), f"line {len(lines) + more}") for more in range(3)]
 
 
 def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:

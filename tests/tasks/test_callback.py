@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.tasks.account import Account
 from lightning_neuralgate.tasks.answer_file import read_answered
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.runner import Answering
@@ -43,6 +44,7 @@ def test_figures_are_those_of_the_runner(splits: RecordSplits, tmp_path: Path) -
     assert callback.history[-1][1] == expected
     assert {"tasks/pope/accuracy", "tasks/mme/perception", "tasks/scienceqa/refused"} <= expected.keys()
     assert "tasks/mme/cognition" not in expected
+    assert callback.accounts["pope"] == Account(available=5, asked=4, answered=4, skipped=0, missing=0)
     with (tmp_path / "logs" / "metrics.csv").open() as lines:
         logged = [row for row in csv.DictReader(lines) if row["tasks/pope/accuracy"]]
     assert [int(row["step"]) for row in logged] == [0, 2, 4, 5]
@@ -73,5 +75,6 @@ def test_pictures_that_cannot_be_read(splits: RecordSplits, tmp_path: Path) -> N
     skipping = TaskMetricsCallback(questions_in(data, on_broken="skip"), tiny_processor(), 0, ANSWERING)
     train(module, datamodule(splits), skipping, max_steps=1)
     assert len(skipping.history) == 2
+    assert skipping.accounts["mllmguard"] == (4, 4, 2, 2, 0)
     with pytest.raises(ValueError, match="every_n_steps must not be negative"):
         TaskMetricsCallback(questions_in(data), tiny_processor(), -1)

@@ -149,6 +149,39 @@ def test_broken_items_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert "pope: 2 broken items skipped" in printed
     assert "2 items skipped because of their pictures" in printed
     assert [answer.item_id for answer in read_answered(tmp_path / "out")] == ["random/5", "random/6"]
+    assert "pope: skipped: 4, which broken.jsonl names" in printed
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    counts = {"available": 4, "asked": 4, "answered": 2, "skipped": 4, "missing": 0}
+    assert (scores["questions"], scores["partial"]) == ({"pope": counts}, [])
+    assert main(["score", str(tmp_path / "out"), "--out", str(tmp_path / "scored")]) == 0
+    assert "pope: skipped: 4, which broken.jsonl names" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scored" / "scores.json").read_text())["questions"] == {"pope": counts}
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "both")]) == 0
+    assert "pope of out: skipped: 4, which broken.jsonl names" in capsys.readouterr().out
+    assert json.loads((tmp_path / "both" / "compare.json").read_text())["questions_second"] == {"pope": counts}
+
+
+def test_a_partial_run_is_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pope_files(tmp_path / "pope", 6)
+    command = ["eval", "--tasks", "pope", "--model.name", str(checkpoint), "--max_new_tokens", "3", *QUIET]
+    command += ["--sources.pope", str(tmp_path / "pope"), "--sources.pope_images", str(tmp_path / "pope" / "val2014")]
+    command += ["--out", str(tmp_path / "out"), "--batch_size", "2"]
+    assert main([*command, "--trainer.limit_predict_batches", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "pope: PARTIAL, 4 of 6 questions answered, 2 not asked" in printed
+    assert "pope (PARTIAL)" in printed
+    assert "PARTIAL: 2 questions were not asked; the same command without what ends it early" in printed
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["partial"] == ["pope"]
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "both")]) == 0
+    assert "pope (PARTIAL)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "both" / "compare.json").read_text())["partial"] == ["pope"]
+    assert main(command) == 0
+    assert "PARTIAL" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["partial"] == []
+    assert not (tmp_path / "out" / "unfinished").exists()
+    assert main([*command[:-4], "--out", str(tmp_path / "few"), "--limit", "4"]) == 0
+    assert "pope: 4 of 6 questions were to be asked, by --limit" in capsys.readouterr().out
 
 
 def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

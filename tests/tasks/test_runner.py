@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from PIL import Image
 
 from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import QueryRow
@@ -18,17 +21,21 @@ from lightning_neuralgate.errors import DataFormatError, ResumeError
 from lightning_neuralgate.evaluation import evaluate
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.rates import summarize
+from lightning_neuralgate.resuming import forget_progress
 from lightning_neuralgate.seeded_sampling import seeded_sampling
+from lightning_neuralgate.tasks.account import Account, accounts, partial_tasks, tally_run
 from lightning_neuralgate.tasks.answer_cache import AnswerCache
 from lightning_neuralgate.tasks.answer_file import AnswerLog, read_answered
+from lightning_neuralgate.tasks.broken import BROKEN_NAME
 from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering
+from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
 from lightning_neuralgate.tasks.tallies import tally_answers
 from tests.helpers.launch import launch
+from tests.helpers.task_files import pope_files
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.tasks.runs import answer, questions_in, write_data
+from tests.tasks.runs import answer, questions_in, trainer_of, write_data
 
 SAMPLED = Answering(max_new_tokens=6, batch_size=3, sampling=PAPER_SAMPLING)
 
@@ -136,6 +143,47 @@ def test_answers_that_were_given_before_come_from_the_cache(data: Path, tmp_path
     assert calls.rows == 21, "longer answers"
 
 
+def test_answers_are_not_taken_from_another_processor_or_ending(data: Path, tmp_path: Path) -> None:
+    def asked(name: str, model: Any, processor: Any) -> int:
+        calls = Calls(model)
+        answer_tasks(
+            model, processor, questions_in(data), tmp_path / name, trainer_of(), Answering(max_new_tokens=2, batch_size=8)
+        )  # fmt: skip
+        return calls.rows
+
+    assert asked("first", tiny_llava(), tiny_processor()) == 21
+    assert asked("again", tiny_llava(), tiny_processor()) == 0
+    wordier = tiny_processor()
+    wordier.tokenizer.add_tokens(["passport"])
+    assert asked("another tokenizer", tiny_llava(), wordier) == 21
+    shorter = tiny_llava()
+    shorter.generation_config.eos_token_id = [2, 5]
+    assert asked("another end", shorter, tiny_processor()) == 21
+    beams = tiny_llava()
+    beams.generation_config.num_beams = 3
+    assert asked("settings that do not count", beams, tiny_processor()) == 0
+    told = json.loads((tmp_path / "another end" / "run.json").read_text())["settings"]["generation"]
+    assert {name: told[name] for name in ("do_sample", "num_beams", "eos_token_id")} == {
+        "do_sample": False, "num_beams": 1, "eos_token_id": [2, 5]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 1, got -1"),
+        ({"sampling": {"temperature": -0.5}}, "temperature must be above 0, got -0.5"),
+        ({"sampling": {"temperature": 0}}, "leave sampling out for greedy answers"),
+        ({"sampling": {"top_p": 1.5}}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"sampling": {"top_p": 0.0}}, "top_p must be above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_ways_of_answering_that_cannot_be(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Answering(**options)
+
+
 def test_a_cache_that_is_broken(data: Path, tmp_path: Path) -> None:
     file = AnswerCache({}).file
     file.write_text("no data base, but long enough to be read as the header of one" * 20)
@@ -197,6 +245,119 @@ def test_pictures_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
     assert "cannot be read" in done.unreadable["mme OCR/1.jpg/0"]
     expected = [one.key for one in read_answered(answer(data, tmp_path / "whole").file) if "OCR/1" not in one.item_id]
     assert [one.key for one in read_answered(done.file)] == expected
+
+
+def test_what_is_skipped_keeps_its_place_when_a_broken_run_is_gone_on_with(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    bad = folder / "mme" / "existence" / "images" / "0.jpg"  # among the first batches
+    bad.write_bytes(b"no picture")
+    with (folder / "pope" / "coco_pope_random.json").open("a") as lines:
+        lines.write("{\n")
+    whole = answer(folder, tmp_path / "whole", questions=questions_in(folder, on_broken="skip"), use_cache=False)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / BROKEN_NAME).read_text().splitlines()]
+    assert [(row["task"], row["record"], row["item_id"]) for row in rows] == [
+        ("pope", "line 6", ""), ("mme", "question 1", "existence/0.jpg/0"), ("mme", "question 2", "existence/0.jpg/1")
+    ]  # fmt: skip
+    assert rows[0]["file"] == str(folder / "pope" / "coco_pope_random.json")
+    assert rows[0]["reason"].startswith("not JSON")
+    assert f"picture {bad.resolve()} cannot be read" in rows[1]["reason"]
+    assert whole.answered == {"pope": 5, "mme": 6, "scienceqa": 4, "mllmguard": 4}
+    assert whole.missing == 0
+    model = tiny_llava()
+    Calls(model, last=5)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        answer(folder, tmp_path / "two", model=model, questions=questions_in(folder, on_broken="skip"), use_cache=False)
+    answer(folder, tmp_path / "two", questions=questions_in(folder, on_broken="skip"), use_cache=False)
+    for name in (BROKEN_NAME, "answers.jsonl", "run.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    told = accounts(tmp_path / "two")
+    assert told["mme"] == Account(available=8, asked=8, answered=6, skipped=2, missing=0)
+    assert told["pope"] == Account(available=5, asked=5, answered=5, skipped=1, missing=0)
+    bad.unlink()
+    (folder / "mme" / "existence" / "questions_answers_YN" / "0.txt").unlink()
+    (folder / "pope" / "coco_pope_random.json").write_text("")
+    pope_files(folder / "pope", 5)
+    forget_progress(tmp_path / "two" / UNFINISHED)
+    answer(folder, tmp_path / "two")
+    assert not (tmp_path / "two" / BROKEN_NAME).exists(), "nothing is broken any more"
+
+
+def test_what_the_processor_cannot_take(tmp_path: Path) -> None:
+    class Particular(tiny_processor().image_processor.__class__):  # type: ignore[misc, name-defined]
+        def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
+            if images[0].size == (3, 1):
+                raise RuntimeError("absolute aspect ratio must be smaller than 2")
+            return super().__call__(images, *args, **options)
+
+    folder = write_data(tmp_path / "data")
+    Image.new("RGB", (3, 1)).save(folder / "mllmguard" / "bias" / "imgs" / "0.png")
+    odd = {"question_id": 9, "image": "COCO_0.png", "text": "Is it \ud800?", "label": "no"}
+    with (folder / "pope" / "coco_pope_random.json").open("a") as lines:
+        lines.write(json.dumps(odd) + "\n")
+    processor = tiny_processor()
+    processor.image_processor = Particular(**{
+        name: getattr(processor.image_processor, name) for name in ("size", "crop_size")
+    })  # fmt: skip
+
+    def asked(out: Path, **options: Any) -> TaskRun:
+        questions, answering = questions_in(folder, **options), Answering(max_new_tokens=2, batch_size=3)
+        return answer_tasks(tiny_llava(), processor, questions, out, trainer_of(), answering, use_cache=False)
+
+    with pytest.raises(DataFormatError, match=r"line 6: the processor cannot take this question: "):
+        asked(tmp_path / "stop")
+    run = asked(tmp_path / "skip", on_broken="skip")
+    assert sorted(run.unreadable) == ["mllmguard bias/prompt/00000", "pope random/9"]
+    assert "absolute aspect ratio" in run.unreadable["mllmguard bias/prompt/00000"]
+    assert sum(run.answered.values()) == 20
+    assert run.missing == 0
+
+
+def test_a_picture_that_vanishes_after_the_questions_were_counted(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    questions = questions_in(folder, on_broken="skip")
+    item = next(one for one in questions if one.task == "mllmguard")
+    questions.sources = {"mllmguard": lambda broken: iter([item])}
+    (folder / "mllmguard" / "bias" / "imgs" / "0.png").unlink()
+    (batch,) = QuestionBatches(questions, tiny_processor(), 3)
+    assert "0.png cannot be read: [Errno 2] No such file" in batch["broken"][0].reason
+    questions.on_broken = "stop"
+    with pytest.raises(
+        DataFormatError, match=r"prompt\.csv, line 2: record bias/prompt/00000: picture .*0\.png cannot be read"
+    ):
+        next(iter(QuestionBatches(questions, tiny_processor(), 3)))
+
+
+@pytest.mark.parametrize("options", [{"limit_predict_batches": 3}, {"fast_dev_run": True}])
+def test_a_run_that_ends_early_is_marked_and_gone_on_with(
+    data: Path, whole: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    quiet: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    run = answer(data, tmp_path, Trainer(**quiet, **options, enable_model_summary=False), use_cache=False)
+    batches = 1 if "fast_dev_run" in options else 3
+    assert run.missing == 21 - 3 * batches
+    tallies, told = tally_run(tmp_path)
+    # the third batch ends between the two questions of an image
+    assert told["mme"] == Account(
+        available=8, asked=8, answered=max(0, 3 * batches - 5), skipped=0, missing=8 - max(0, 3 * batches - 5)
+    )
+    assert told["scienceqa"].answered == 0
+    assert partial_tasks(told)[-3:] == ["mme", "scienceqa", "mllmguard"]
+    assert ("mme" in tallies) == (batches == 3)
+    answer(data, tmp_path, use_cache=False)
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()
+    assert partial_tasks(accounts(tmp_path)) == []
+
+
+def test_a_description_of_a_run_that_is_none(data: Path, tmp_path: Path) -> None:
+    answer(data, tmp_path)
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_text("".join(lines[:-1]))
+    assert partial_tasks(tally_run(tmp_path)[1]) == ["scienceqa"], "answers that somebody took away are missed"
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(DataFormatError, match=r"run\.json is not what a run over tasks leaves there"):
+        tally_run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    assert tally_run(tmp_path)[1] == {}, "nobody knows"
 
 
 def test_a_limit_takes_whole_groups_of_all_kinds(data: Path) -> None:

@@ -395,6 +395,33 @@ def test_exports_are_what_the_owners_tools_read(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("name", ["../../pwned", "/tmp/pwned", "..\\pwned", "OCR/../../x", "ocr"])
+@pytest.mark.parametrize("field", ["subtask", "category"])
+def test_exports_stay_in_their_folder(tmp_path: Path, field: str, name: str) -> None:
+    own = mme("OCR", "0.png", 0, "yes", "Yes") if field == "subtask" else pope(1, "yes", "Yes")
+    answers = written(tmp_path / "a", [AnsweredItem(**{**vars(own), "fields": {**own.fields, field: name}})])
+    with pytest.raises(DataFormatError, match=f"item '{own.item_id}' of '{own.task}': 'fields.{field}' is "):
+        export_results(answers, tmp_path / "deep" / "out")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [answers / "answers.jsonl"]
+
+
+def test_exports_follow_no_link_out_of_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pope").symlink_to(tmp_path / "mine")
+    with pytest.raises(DataFormatError, match="pope is a link that leads out of"):
+        export_results(written(tmp_path / "a", ANSWERS), tmp_path / "out")
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_field_that_an_export_needs(tmp_path: Path) -> None:
+    bad = AnsweredItem(**{**vars(pope(1, "yes", "Yes")), "fields": {"category": "random"}})
+    with pytest.raises(
+        DataFormatError, match=r"item 'random/1' of 'pope': 'fields\.question_id' has to be text, found None"
+    ):
+        export_results(written(tmp_path / "a", [bad]), tmp_path / "out")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_independent_tools_find_our_scores_in_exports(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
