@@ -93,7 +93,7 @@ def convert_minigpt4(
         WeightFilesError: a file that cannot be read, or tensors that are missing, surplus or misshaped; all are listed.
         UnsupportedSetupError: `out` exists already.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     if out.exists():
         raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
@@ -112,11 +112,8 @@ def convert_minigpt4(
         sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
     sources[str(checkpoint)] = read_tensors(checkpoint)
 
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    tokenizer = _read_tokenizer(language_model)
     language = _read_language_model(language_model, dtype)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     queries = next((value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None), None)
     config = minigpt4_config(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
@@ -260,6 +257,26 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise WeightFilesError(f"{file} holds no tensors by name, alone or under 'model'")
     return dict(tensors)
+
+
+def _read_tokenizer(folder: str | Path) -> Any:
+    """The language model's tokenizer with the image token, reading each piece of text between special tokens by itself.
+
+    MiniGPT-4 was trained on such pieces, which begin a word each (`▁</` behind a picture). LLaMA's class calls that
+    `legacy`, makes itself anew from it, and forgets it when saved; the plain class is what its file says.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    found = AutoTokenizer.from_pretrained(folder, legacy=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=found.backend_tokenizer,
+        bos_token=found.bos_token,
+        eos_token=found.eos_token,
+        unk_token=found.unk_token,
+        pad_token=found.pad_token or found.unk_token or found.eos_token,
+        additional_special_tokens=[IMAGE_TOKEN],
+        model_max_length=found.model_max_length,
+    )
 
 
 def _read_language_model(folder: str | Path, dtype: torch.dtype) -> Any:

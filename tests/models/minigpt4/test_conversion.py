@@ -29,6 +29,7 @@ from lightning_neuralgate.models.minigpt4.conversion import (
     minigpt4_config,
     read_tensors,
 )
+from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_llava import tiny_tokenizer
 from tests.models.minigpt4 import original
 from tests.models.minigpt4.original import FULL, Sizes
@@ -152,6 +153,23 @@ def test_prompts_of_unlike_lengths_are_answered_as_each_alone(tmp_path: Path) ->
         return tokens[:, inputs["input_ids"].shape[1] :].tolist()
 
     assert told(texts, pictures) == told(texts[:1], pictures[:1]) + told(texts[1:], pictures[1:])
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_each_piece_of_text_around_pictures_is_tokenized_by_itself(tmp_path: Path, legacy: bool) -> None:
+    given = files(tmp_path, False)
+    tiny_llama_tokenizer(legacy).save_pretrained(given.llama)
+    processor = AutoProcessor.from_pretrained(convert(given, tmp_path / "out"))
+    processor.save_pretrained(tmp_path / "again")
+    text = "<s>Give the image<s>[INST] <Img><ImageHere><ImageHere></Img> What is it? [/INST] "
+    for tokenizer in (processor.tokenizer, AutoProcessor.from_pretrained(tmp_path / "again").tokenizer):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(ids) == [
+            "<s>", "▁Give", "▁the", "▁image", "<s>", "▁[", "INST", "]", "▁<", "Img", ">", "<ImageHere>", "<ImageHere>",
+            "▁</", "Img", ">", "▁What", "▁is", "▁it", "?", "▁[", "/", "INST", "]", "▁",
+        ]  # fmt: skip
+        assert tokenizer.decode(ids[-12:], skip_special_tokens=True) == "</Img> What is it? [/INST] "
+        assert tokenizer.convert_ids_to_tokens(tokenizer("What")["input_ids"]) == ["<s>", "▁What"]
 
 
 def test_a_plain_norm_needs_no_blip2(tmp_path: Path) -> None:
