@@ -26,6 +26,7 @@ from lightning_neuralgate.models.minigpt4.processing import (
     VICUNA_TEMPLATE,
     MiniGPT4Processor,
 )
+from lightning_neuralgate.models.minigpt4.turn_mark import spellings
 
 # LAVIS's names of the tower, inside `vision_tower`.
 _TOWER = (
@@ -119,18 +120,16 @@ def convert_minigpt4(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
         32 if queries is None else queries.shape[1],
     )  # fmt: skip
+    config.turn_marks = spellings(tokenizer) if use_qformer else None
     state = converted_state(config, language.state_dict(), sources, plain_norm)
-    ends = [tokenizer.eos_token_id]
-    if use_qformer:
-        # the older model ends an answer by the mark of the next turn
-        marks = (tokenizer.convert_tokens_to_ids(mark) for mark in ("▁###", "###", "##"))
-        ends += [mark for mark in marks if mark not in (None, tokenizer.unk_token_id)]
     with torch.device("meta"):
         model = MiniGPT4ForConditionalGeneration(config)
     model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
     model.tie_weights()
     model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
     )
     processor = _processor(config, tokenizer)
     with written_whole(out) as draft:

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
+from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_mark
 
 ImageFeatures = dict[str, BaseModelOutputWithPooling]
 """What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""
@@ -220,6 +221,28 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The image tokens of pictures; see `MiniGPT4Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`; an answer also ends where one of the config's `turn_marks` begins.
+
+        Raises:
+            ValueError: there are such marks, and no padding token to put in their place.
+        """
+        marks = self.config.turn_marks
+        generate: Any = GenerationMixin.generate
+        if not marks:
+            return generate(self, inputs, *args, **kwargs)
+        pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
+        if pad is None:
+            raise ValueError("answers that end at a turn mark are padded: set generation_config.pad_token_id")
+        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), EndsInMark(marks)]
+        found = generate(self, inputs, *args, **kwargs)
+        prompts = inputs if inputs is not None else kwargs.get("input_ids")
+        prompt = 0 if prompts is None else prompts.shape[1]
+        if isinstance(found, Tensor):
+            return cut_at_mark(found, prompt, marks, pad)
+        found.sequences = cut_at_mark(found.sequences, prompt, marks, pad)
+        return found
 
     @can_return_tuple
     def forward(
