@@ -6,8 +6,6 @@ other tasks); all others are listed in one error. The table of names is `_rename
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,13 @@ from lightning_neuralgate.models.minigpt4.processing import (
     LLAMA2_TEMPLATE,
     VICUNA_TEMPLATE,
     MiniGPT4Processor,
+)
+from lightning_neuralgate.models.minigpt4.sources import (
+    read_blip2,
+    read_config,
+    read_language_model,
+    read_tensors,
+    read_tokenizer,
 )
 from lightning_neuralgate.models.minigpt4.turn_mark import spellings
 
@@ -91,30 +96,28 @@ def convert_minigpt4(
         dtype: type of the weights.
 
     Raises:
-        WeightFilesError: a file that cannot be read, or tensors that are missing, surplus or misshaped; all are listed.
+        WeightFilesError: a file or folder that cannot be read or is another one, or tensors that are missing, surplus or
+            misshaped; all are listed.
         UnsupportedSetupError: `out` exists already.
     """
-    from transformers import AutoConfig
-
     if out.exists():
         raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
-    folder = next((source for source in (vision, blip2) if source is not None and source.is_dir()), None)
-    if folder is not None:
-        found = AutoConfig.from_pretrained(folder)
-        if found.model_type != "blip-2":
-            raise WeightFilesError(f"{folder} holds a '{found.model_type}'; a BLIP-2 folder was expected")
-        qformer_config = found.qformer_config.to_dict()
-        if vision.is_dir():
-            vision_config = found.vision_config.to_dict()
-    sources = {str(vision): _read_folder(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
+    language_model = Path(language_model)
+    read_config(language_model, "llama")
+    for folder in (vision, blip2):
+        if folder is not None and folder.is_dir():
+            found = read_config(folder, "blip-2")
+            qformer_config = found.qformer_config.to_dict()
+            vision_config = found.vision_config.to_dict() if folder is vision else vision_config
+    sources = {str(vision): read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
     if blip2 is not None:
-        rest = _read_folder(blip2) if blip2.is_dir() else read_tensors(blip2)
+        rest = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
         # its tower stays out: the one that was given counts
         sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
     sources[str(checkpoint)] = read_tensors(checkpoint)
 
-    tokenizer = _read_tokenizer(language_model)
-    language = _read_language_model(language_model, dtype)
+    tokenizer = read_tokenizer(language_model)
+    language = read_language_model(language_model, dtype)
     queries = next((value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None), None)
     config = minigpt4_config(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
@@ -240,82 +243,6 @@ def converted_state(
             hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
         raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
     return state
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` file, those under `model` where it has such an entry.
-
-    Raises:
-        WeightFilesError: there is no such file, or it holds more than tensors and plain containers of them.
-    """
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightFilesError(f"{file} cannot be read as a file of tensors: {error}") from error
-    tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightFilesError(f"{file} holds no tensors by name, alone or under 'model'")
-    return dict(tensors)
-
-
-def _read_tokenizer(folder: str | Path) -> Any:
-    """The language model's tokenizer with the image token, reading each piece of text between special tokens by itself.
-
-    MiniGPT-4 was trained on such pieces, which begin a word each (`▁</` behind a picture). LLaMA's class calls that
-    `legacy`, makes itself anew from it, and forgets it when saved; the plain class is what its file says.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    found = AutoTokenizer.from_pretrained(folder, legacy=True)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=found.backend_tokenizer,
-        bos_token=found.bos_token,
-        eos_token=found.eos_token,
-        unk_token=found.unk_token,
-        pad_token=found.pad_token or found.unk_token or found.eos_token,
-        additional_special_tokens=[IMAGE_TOKEN],
-        model_max_length=found.model_max_length,
-    )
-
-
-def _read_language_model(folder: str | Path, dtype: torch.dtype) -> Any:
-    """The language model, with every tensor from its files: transformers would make up those that are missing."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightFilesError(f"{folder} cannot be loaded as a language model: {error}") from error
-    model, found = loaded
-    # older folders kept the rotary frequencies, which are computed
-    surplus = sorted(name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
-    wrong = {"missing": sorted(found["missing_keys"]), "surplus": surplus}
-    if any(wrong.values()):
-        told = "\n".join(f"{title}: {', '.join(names)}" for title, names in wrong.items() if names)
-        raise WeightFilesError(f"{folder} does not hold a whole language model:\n{told}")
-    return model
-
-
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """Tower, norm, Q-Former and queries of a BLIP-2 folder of transformers; its language model stays where it is."""
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if index.is_file()
-            else ["model.safetensors"]
-        )
-        tensors = {}
-        for name in names:
-            with safe_open(folder / Path(name).name, "pt") as stream:
-                for key in stream.keys():  # noqa: SIM118  it is no mapping
-                    if key.startswith(("vision_model.", "qformer.", "query_tokens")):
-                        tensors[key] = stream.get_tensor(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightFilesError(f"{folder} holds no readable safetensors weights of a BLIP-2: {error!r}") from error
-    return tensors
 
 
 def _tower_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,8 +27,8 @@ from lightning_neuralgate.models.minigpt4.conversion import (
     convert_minigpt4,
     converted_state,
     minigpt4_config,
-    read_tensors,
 )
+from lightning_neuralgate.models.minigpt4.sources import read_tensors
 from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_llava import tiny_tokenizer
 from tests.models.minigpt4 import original
@@ -257,6 +257,46 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
         convert(given, tmp_path / "out", blip2=given.llama)
     (tmp_path / "out").mkdir()
     with pytest.raises(UnsupportedSetupError, match="out exists already"):
+        convert(given, tmp_path / "out")
+
+
+def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = files(tmp_path, False)
+    empty, other, broken = (tmp_path / name for name in ("empty", "other", "broken"))
+    for folder in (empty, other, broken):
+        folder.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    (broken / "config.json").write_text('{"model_type": "lama"}')
+    llama, vision = "a LLaMA-2-chat or Vicuna folder of transformers was expected", "a BLIP-2 folder was expected"
+    own = {"llama": given.llama, "vision": given.eva, "blip2": given.blip2, "checkpoint": given.checkpoint}
+    for option, place, told in (
+        ("llama", given.checkpoint, f"{given.checkpoint} is no folder; {llama}"),
+        ("llama", tmp_path / "none", f"{tmp_path / 'none'} is no folder; {llama}"),
+        ("llama", empty, f"{empty} holds no config.json; {llama}"),
+        ("llama", other, f"{other} holds a 'bert'; {llama}"),
+        ("llama", broken, f"{broken} has a config.json that cannot be read: "),
+        ("vision", empty, f"{empty} holds no config.json; {vision}"),
+        ("vision", other, f"{other} holds a 'bert'; {vision}"),
+        ("blip2", empty, f"{empty} holds no config.json; {vision}"),
+        ("vision", tmp_path / "none", f"{tmp_path / 'none'} cannot be read as a file of tensors"),
+        ("checkpoint", empty, f"{empty} cannot be read as a file of tensors"),
+    ):
+        arguments = [part for name, path in (own | {option: place}).items() for part in (f"--{name}", str(path))]
+        assert main(["convert", "minigpt4", *arguments, "--out", str(tmp_path / "out")]) == 1
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    for file in given.llama.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(WeightFilesError, match=r"llama holds no tokenizer.json or tokenizer.model"):
+        convert(given, tmp_path / "out")
+    (given.llama / "tokenizer.model").write_bytes(b"sentences")
+    with pytest.raises(
+        WeightFilesError, match=r"tokenizer of .*llama cannot be loaded: (.|\n)*pip install sentencepiece"
+    ):
         convert(given, tmp_path / "out")
 
 
