@@ -25,6 +25,9 @@ from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_ma
 ImageFeatures = dict[str, BaseModelOutputWithPooling]
 """What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""
 
+_NOT_QUANTIZED = ("multi_modal_projector", "qformer", "model.qformer")
+"""What makes image tokens, by the names that both classes know it under."""
+
 
 @dataclass
 class MiniGPT4ModelOutput(BaseModelOutputWithPast):
@@ -62,6 +65,12 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement: Any = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    def post_init(self) -> None:
+        super().post_init()
+        if getattr(self.config, "quantization_config", None) is not None:
+            # a quantizer leaves out what is kept in float32; without one nothing is, and all is of the type asked for
+            self._keep_in_fp32_modules = {*(self._keep_in_fp32_modules or ()), *_NOT_QUANTIZED}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -110,9 +119,10 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         features = outputs.last_hidden_state
         if self.query_tokens is not None:
-            queries = self.query_tokens.expand(len(features), -1, -1)
+            kind = self.qformer.dtype
+            queries = self.query_tokens.expand(len(features), -1, -1).to(kind)
             # the Q-Former sees the class token, too
-            gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features, return_dict=True)[0]
+            gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features.to(kind), return_dict=True)[0]
         else:
             gathered = features[:, 1:].reshape(len(features), self.config.image_seq_length, -1)
         outputs.pooler_output = self.multi_modal_projector(gathered.to(self.multi_modal_projector.weight.dtype))

@@ -25,7 +25,8 @@ def read_config(folder: Path, model_type: str) -> Any:
         model_type: `llama` or `blip-2`.
 
     Raises:
-        WeightFilesError: it is no folder, has no configuration that can be read, or one of another architecture.
+        WeightFilesError: it is no folder, has no configuration that can be read, or one of another architecture or of
+            quantized weights.
     """
     from transformers import AutoConfig
 
@@ -40,6 +41,8 @@ def read_config(folder: Path, model_type: str) -> Any:
         raise WeightFilesError(f"{folder} has a config.json that cannot be read: {error}\n{wanted}") from error
     if found.model_type != model_type:
         raise WeightFilesError(f"{folder} holds a '{found.model_type}'; {wanted}")
+    if (quantized := getattr(found, "quantization_config", None)) is not None:
+        raise WeightFilesError(f"{folder} holds a quantized model ({quantized.get('quant_method')}); {wanted}, whole")
     return found
 
 

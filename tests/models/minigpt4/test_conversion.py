@@ -287,6 +287,17 @@ def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_quantized_language_model_is_refused(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    config = LlamaConfig.from_pretrained(given.llama)
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.save_pretrained(given.llama)
+    with pytest.raises(
+        WeightFilesError, match=r"llama holds a quantized model \(bitsandbytes\); .* was expected, whole"
+    ):
+        convert(given, tmp_path / "out")
+
+
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     given = files(tmp_path, False)
     for file in given.llama.glob("tokenizer*"):
