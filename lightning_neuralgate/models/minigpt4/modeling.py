@@ -115,7 +115,17 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         Returns:
             The tower's output; its `pooler_output` is the image tokens, (pictures, tokens, d).
+
+        Raises:
+            ValueError: pictures of another size than the tower's.
         """
+        vision: Any = self.config.vision_config
+        side = vision.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"the vision tower takes pictures of 3 x {side} x {side}, pixel_values are {tuple(pixel_values.shape)}; "
+                f"set the image processor's size to {{'height': {side}, 'width': {side}}}"
+            )
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         features = outputs.last_hidden_state
         if self.query_tokens is not None:
