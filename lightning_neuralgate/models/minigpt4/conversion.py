@@ -118,10 +118,10 @@ def convert_minigpt4(
 
     tokenizer = read_tokenizer(language_model)
     language = read_language_model(language_model, dtype)
-    queries = next((value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None), None)
+    queries = [value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None]
     config = minigpt4_config(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
-        32 if queries is None else queries.shape[1],
+        queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
     )  # fmt: skip
     config.turn_marks = spellings(tokenizer) if use_qformer else None
     state = converted_state(config, language.state_dict(), sources, plain_norm)
@@ -199,7 +199,7 @@ def converted_state(
         WeightFilesError: tensors are missing, surplus or misshaped; all are listed.
     """
     with torch.device("meta"):
-        expected = MiniGPT4ForConditionalGeneration(config).state_dict()
+        expected = {name: value.shape for name, value in MiniGPT4ForConditionalGeneration(config).state_dict().items()}
     vision: Any = config.vision_config
     surplus: list[str] = []
     state: dict[str, Tensor] = {}
@@ -212,25 +212,27 @@ def converted_state(
                 surplus.append(f"{name} of {file}")
             else:
                 state[renamed] = value
-    for layer in range(vision.num_hidden_layers):
-        _join_qkv(state, f"model.vision_tower.encoder.layers.{layer}.self_attn.")
+    layers = [f"model.vision_tower.encoder.layers.{layer}.self_attn." for layer in range(vision.num_hidden_layers)]
+    apart = [layer for layer in layers if {f"{layer}q_bias", f"{layer}v_bias"} & state.keys()]
+    for layer in apart:
+        del expected[f"{layer}qkv.bias"]
+        expected |= dict.fromkeys((f"{layer}q_bias", f"{layer}v_bias"), torch.Size([vision.hidden_size]))
     if plain_norm:
         sample = next(iter(language.values()))
         for kind, make in (("weight", torch.ones), ("bias", torch.zeros)):
             state[f"model.vision_tower.post_layernorm.{kind}"] = make(vision.hidden_size, device=sample.device)
     for name, value in language.items():
         inside = re.sub(r"^model\.", "model.language_model.", name)
-        known = expected.get(inside)
-        grown = known is not None and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        state[inside] = _grown(value, len(known)) if grown and known is not None else value
+        grown = inside in expected and value.ndim and name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        state[inside] = _grown(value, expected[inside][0]) if grown else value
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     surplus += sorted(set(state) - set(expected))
     missing = sorted(set(expected) - set(state))
     misshaped = [
-        f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+        f"{name} is {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
     ]
     problems = [
         f"{title}: {', '.join(names)}"
@@ -242,6 +244,8 @@ def converted_state(
         if any("post_layernorm" in name for name in missing):
             hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
         raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
+    for layer in apart:
+        _join_qkv(state, layer)
     return state
 
 
@@ -271,9 +275,8 @@ def _renamed(name: str) -> str | None:
 
 def _join_qkv(state: dict[str, Tensor], prefix: str) -> None:
     """LAVIS has biases of queries and values alone; transformers has one for all three."""
-    query, value = state.pop(f"{prefix}q_bias", None), state.pop(f"{prefix}v_bias", None)
-    if query is not None and value is not None:
-        state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
+    query, value = state.pop(f"{prefix}q_bias"), state.pop(f"{prefix}v_bias")
+    state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:

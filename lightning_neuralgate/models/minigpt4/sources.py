@@ -97,18 +97,24 @@ def read_language_model(folder: Path, dtype: torch.dtype) -> Any:
     """The language model, with every tensor from its files: transformers would make up those that are missing.
 
     Raises:
-        WeightFilesError: it cannot be loaded, or tensors are missing or surplus; all are listed.
+        WeightFilesError: it cannot be loaded, or tensors are missing, surplus or misshaped; all are listed.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightFilesError(f"{folder} cannot be loaded as a language model: {error}") from error
     model, found = loaded
     # older folders kept the rotary frequencies, which are computed
     surplus = sorted(name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
-    wrong = {"missing": sorted(found["missing_keys"]), "surplus": surplus}
+    misshaped = {
+        name: f"{name} is {list(shape)}, expected {list(own)}" for name, shape, own in found["mismatched_keys"]
+    }
+    missing = sorted(found["missing_keys"] - misshaped.keys())
+    wrong = {"missing": missing, "surplus": surplus, "misshaped": [misshaped[name] for name in sorted(misshaped)]}
     if any(wrong.values()):
         told = "\n".join(f"{title}: {', '.join(names)}" for title, names in wrong.items() if names)
         raise WeightFilesError(f"{folder} does not hold a whole language model:\n{told}")

@@ -237,6 +237,46 @@ def test_all_that_is_wrong_is_listed_and_nothing_written(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_misshaped_tensors_of_every_kind_are_listed_with_the_rest(tmp_path: Path) -> None:
+    given = files(tmp_path, True)
+    eva, blip = dict(given.tensors["eva"]), dict(given.tensors["blip2"])
+    eva["blocks.0.attn.q_bias"] = torch.zeros(1, SIZES.vision)
+    eva["blocks.1.attn.v_bias"] = torch.zeros(2)
+    eva["blocks.1.norm1.weight"] = torch.tensor(1.0)
+    eva["blocks.1.norm1.more"] = torch.tensor(1.0)
+    blip["query_tokens"] = torch.zeros(SIZES.qformer)
+    del blip["ln_vision.bias"]
+    torch.save(eva, given.eva)
+    torch.save({"model": blip}, given.blip2)
+    with pytest.raises(WeightFilesError) as caught:
+        convert(given, tmp_path / "out", True, qformer_config=original.configs(SIZES)["qformer"])
+    told = str(caught.value)
+    assert "missing: model.vision_tower.post_layernorm.bias\n" in told
+    assert "surplus: model.vision_tower.encoder.layers.1.layer_norm1.more\n" in told
+    assert f"query_tokens is [{SIZES.qformer}], expected [1, 32, {SIZES.qformer}]" in told
+    assert "layers.0.self_attn.q_bias is [1, 16], expected [16]" in told
+    assert "layers.1.self_attn.v_bias is [2], expected [16]" in told
+    assert "layers.1.layer_norm1.weight is [], expected [16]" in told
+    assert "qkv.bias" not in told, "it is made of the two"
+    assert not (tmp_path / "out").exists()
+
+
+def test_misshaped_tensors_of_the_language_model_are_listed_with_the_rest(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    file = given.llama / "model.safetensors"
+    words = load_file(file)
+    words["model.layers.0.mlp.extra.weight"] = words.pop("model.layers.1.mlp.up_proj.weight")
+    words["model.norm.weight"] = torch.zeros(3)
+    words["model.embed_tokens.weight"] = torch.zeros(5, SIZES.text)
+    save_file(words, file, metadata={"format": "pt"})
+    with pytest.raises(WeightFilesError) as caught:
+        convert(given, tmp_path / "out")
+    told = str(caught.value)
+    assert "missing: model.layers.1.mlp.up_proj.weight\nsurplus: model.layers.0.mlp.extra.weight\nmisshaped: " in told
+    assert "model.norm.weight is [3], expected [32]" in told
+    assert f"model.embed_tokens.weight is [5, 32], expected [{SIZES.vocabulary}, 32]" in told
+
+
 def test_a_missing_norm_says_where_it_comes_from(tmp_path: Path) -> None:
     given = files(tmp_path, False)
     with pytest.raises(WeightFilesError, match=r"post_layernorm\.weight\n.*`ln_vision`, comes from BLIP-2"):
