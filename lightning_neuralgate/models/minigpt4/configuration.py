@@ -22,6 +22,8 @@ class MiniGPT4Config(PreTrainedConfig):
         num_query_tokens: image tokens that the Q-Former makes.
         patches_per_token: patches, neighbours in sequence order, that become one image token without a Q-Former.
         image_token_index: id of the token that image tokens take the place of.
+        turn_marks: token ids that end an answer, as a list for each way to write them (`turn_mark.spellings`); the Q-Former
+            variant's `###`.
         tie_word_embeddings: whether the language model's two embeddings are one tensor.
 
     Raises:
@@ -49,6 +51,7 @@ class MiniGPT4Config(PreTrainedConfig):
     num_query_tokens: int = 32
     patches_per_token: int = 4
     image_token_index: int = 32000
+    turn_marks: list[list[int]] | None = None
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 

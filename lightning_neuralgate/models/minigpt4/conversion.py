@@ -6,8 +6,6 @@ other tasks); all others are listed in one error. The table of names is `_rename
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +24,14 @@ from lightning_neuralgate.models.minigpt4.processing import (
     VICUNA_TEMPLATE,
     MiniGPT4Processor,
 )
+from lightning_neuralgate.models.minigpt4.sources import (
+    read_blip2,
+    read_config,
+    read_language_model,
+    read_tensors,
+    read_tokenizer,
+)
+from lightning_neuralgate.models.minigpt4.turn_mark import spellings
 
 # LAVIS's names of the tower, inside `vision_tower`.
 _TOWER = (
@@ -90,50 +96,43 @@ def convert_minigpt4(
         dtype: type of the weights.
 
     Raises:
-        WeightFilesError: a file that cannot be read, or tensors that are missing, surplus or misshaped; all are listed.
+        WeightFilesError: a file or folder that cannot be read or is another one, or tensors that are missing, surplus or
+            misshaped; all are listed.
         UnsupportedSetupError: `out` exists already.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     if out.exists():
         raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
-    folder = next((source for source in (vision, blip2) if source is not None and source.is_dir()), None)
-    if folder is not None:
-        found = AutoConfig.from_pretrained(folder)
-        if found.model_type != "blip-2":
-            raise WeightFilesError(f"{folder} holds a '{found.model_type}'; a BLIP-2 folder was expected")
-        qformer_config = found.qformer_config.to_dict()
-        if vision.is_dir():
-            vision_config = found.vision_config.to_dict()
-    sources = {str(vision): _read_folder(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
+    language_model = Path(language_model)
+    read_config(language_model, "llama")
+    for folder in (vision, blip2):
+        if folder is not None and folder.is_dir():
+            found = read_config(folder, "blip-2")
+            qformer_config = found.qformer_config.to_dict()
+            vision_config = found.vision_config.to_dict() if folder is vision else vision_config
+    sources = {str(vision): read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
     if blip2 is not None:
-        rest = _read_folder(blip2) if blip2.is_dir() else read_tensors(blip2)
+        rest = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
         # its tower stays out: the one that was given counts
         sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
     sources[str(checkpoint)] = read_tensors(checkpoint)
 
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
-    language = _read_language_model(language_model, dtype)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    queries = next((value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None), None)
+    tokenizer = read_tokenizer(language_model)
+    language = read_language_model(language_model, dtype)
+    queries = [value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None]
     config = minigpt4_config(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
-        32 if queries is None else queries.shape[1],
+        queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
     )  # fmt: skip
+    config.turn_marks = spellings(tokenizer) if use_qformer else None
     state = converted_state(config, language.state_dict(), sources, plain_norm)
-    ends = [tokenizer.eos_token_id]
-    if use_qformer:
-        # the older model ends an answer by the mark of the next turn
-        marks = (tokenizer.convert_tokens_to_ids(mark) for mark in ("▁###", "###", "##"))
-        ends += [mark for mark in marks if mark not in (None, tokenizer.unk_token_id)]
     with torch.device("meta"):
         model = MiniGPT4ForConditionalGeneration(config)
     model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
     model.tie_weights()
     model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
     )
     processor = _processor(config, tokenizer)
     with written_whole(out) as draft:
@@ -200,7 +199,7 @@ def converted_state(
         WeightFilesError: tensors are missing, surplus or misshaped; all are listed.
     """
     with torch.device("meta"):
-        expected = MiniGPT4ForConditionalGeneration(config).state_dict()
+        expected = {name: value.shape for name, value in MiniGPT4ForConditionalGeneration(config).state_dict().items()}
     vision: Any = config.vision_config
     surplus: list[str] = []
     state: dict[str, Tensor] = {}
@@ -213,25 +212,27 @@ def converted_state(
                 surplus.append(f"{name} of {file}")
             else:
                 state[renamed] = value
-    for layer in range(vision.num_hidden_layers):
-        _join_qkv(state, f"model.vision_tower.encoder.layers.{layer}.self_attn.")
+    layers = [f"model.vision_tower.encoder.layers.{layer}.self_attn." for layer in range(vision.num_hidden_layers)]
+    apart = [layer for layer in layers if {f"{layer}q_bias", f"{layer}v_bias"} & state.keys()]
+    for layer in apart:
+        del expected[f"{layer}qkv.bias"]
+        expected |= dict.fromkeys((f"{layer}q_bias", f"{layer}v_bias"), torch.Size([vision.hidden_size]))
     if plain_norm:
         sample = next(iter(language.values()))
         for kind, make in (("weight", torch.ones), ("bias", torch.zeros)):
             state[f"model.vision_tower.post_layernorm.{kind}"] = make(vision.hidden_size, device=sample.device)
     for name, value in language.items():
         inside = re.sub(r"^model\.", "model.language_model.", name)
-        known = expected.get(inside)
-        grown = known is not None and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        state[inside] = _grown(value, len(known)) if grown and known is not None else value
+        grown = inside in expected and value.ndim and name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        state[inside] = _grown(value, expected[inside][0]) if grown else value
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     surplus += sorted(set(state) - set(expected))
     missing = sorted(set(expected) - set(state))
     misshaped = [
-        f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+        f"{name} is {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
     ]
     problems = [
         f"{title}: {', '.join(names)}"
@@ -243,63 +244,9 @@ def converted_state(
         if any("post_layernorm" in name for name in missing):
             hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
         raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
+    for layer in apart:
+        _join_qkv(state, layer)
     return state
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` file, those under `model` where it has such an entry.
-
-    Raises:
-        WeightFilesError: there is no such file, or it holds more than tensors and plain containers of them.
-    """
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightFilesError(f"{file} cannot be read as a file of tensors: {error}") from error
-    tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightFilesError(f"{file} holds no tensors by name, alone or under 'model'")
-    return dict(tensors)
-
-
-def _read_language_model(folder: str | Path, dtype: torch.dtype) -> Any:
-    """The language model, with every tensor from its files: transformers would make up those that are missing."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightFilesError(f"{folder} cannot be loaded as a language model: {error}") from error
-    model, found = loaded
-    # older folders kept the rotary frequencies, which are computed
-    surplus = sorted(name for name in found["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
-    wrong = {"missing": sorted(found["missing_keys"]), "surplus": surplus}
-    if any(wrong.values()):
-        told = "\n".join(f"{title}: {', '.join(names)}" for title, names in wrong.items() if names)
-        raise WeightFilesError(f"{folder} does not hold a whole language model:\n{told}")
-    return model
-
-
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """Tower, norm, Q-Former and queries of a BLIP-2 folder of transformers; its language model stays where it is."""
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if index.is_file()
-            else ["model.safetensors"]
-        )
-        tensors = {}
-        for name in names:
-            with safe_open(folder / Path(name).name, "pt") as stream:
-                for key in stream.keys():  # noqa: SIM118  it is no mapping
-                    if key.startswith(("vision_model.", "qformer.", "query_tokens")):
-                        tensors[key] = stream.get_tensor(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightFilesError(f"{folder} holds no readable safetensors weights of a BLIP-2: {error!r}") from error
-    return tensors
 
 
 def _tower_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -328,9 +275,8 @@ def _renamed(name: str) -> str | None:
 
 def _join_qkv(state: dict[str, Tensor], prefix: str) -> None:
     """LAVIS has biases of queries and values alone; transformers has one for all three."""
-    query, value = state.pop(f"{prefix}q_bias", None), state.pop(f"{prefix}v_bias", None)
-    if query is not None and value is not None:
-        state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
+    query, value = state.pop(f"{prefix}q_bias"), state.pop(f"{prefix}v_bias")
+    state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:

@@ -20,9 +20,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
+from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_mark
 
 ImageFeatures = dict[str, BaseModelOutputWithPooling]
 """What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""
+
+_NOT_QUANTIZED = ("multi_modal_projector", "qformer", "model.qformer")
+"""What makes image tokens, by the names that both classes know it under."""
 
 
 @dataclass
@@ -61,6 +65,12 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement: Any = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    def post_init(self) -> None:
+        super().post_init()
+        if getattr(self.config, "quantization_config", None) is not None:
+            # a quantizer leaves out what is kept in float32; without one nothing is, and all is of the type asked for
+            self._keep_in_fp32_modules = {*(self._keep_in_fp32_modules or ()), *_NOT_QUANTIZED}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -105,13 +115,24 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         Returns:
             The tower's output; its `pooler_output` is the image tokens, (pictures, tokens, d).
+
+        Raises:
+            ValueError: pictures of another size than the tower's.
         """
+        vision: Any = self.config.vision_config
+        side = vision.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"the vision tower takes pictures of 3 x {side} x {side}, pixel_values are {tuple(pixel_values.shape)}; "
+                f"set the image processor's size to {{'height': {side}, 'width': {side}}}"
+            )
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         features = outputs.last_hidden_state
         if self.query_tokens is not None:
-            queries = self.query_tokens.expand(len(features), -1, -1)
+            kind = self.qformer.dtype
+            queries = self.query_tokens.expand(len(features), -1, -1).to(kind)
             # the Q-Former sees the class token, too
-            gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features, return_dict=True)[0]
+            gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features.to(kind), return_dict=True)[0]
         else:
             gathered = features[:, 1:].reshape(len(features), self.config.image_seq_length, -1)
         outputs.pooler_output = self.multi_modal_projector(gathered.to(self.multi_modal_projector.weight.dtype))
@@ -220,6 +241,28 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The image tokens of pictures; see `MiniGPT4Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`; an answer also ends where one of the config's `turn_marks` begins.
+
+        Raises:
+            ValueError: there are such marks, and no padding token to put in their place.
+        """
+        marks = self.config.turn_marks
+        generate: Any = GenerationMixin.generate
+        if not marks:
+            return generate(self, inputs, *args, **kwargs)
+        pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
+        if pad is None:
+            raise ValueError("answers that end at a turn mark are padded: set generation_config.pad_token_id")
+        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), EndsInMark(marks)]
+        found = generate(self, inputs, *args, **kwargs)
+        prompts = inputs if inputs is not None else kwargs.get("input_ids")
+        prompt = 0 if prompts is None else prompts.shape[1]
+        if isinstance(found, Tensor):
+            return cut_at_mark(found, prompt, marks, pad)
+        found.sequences = cut_at_mark(found.sequences, prompt, marks, pad)
+        return found
 
     @can_return_tuple
     def forward(

@@ -27,8 +27,9 @@ from lightning_neuralgate.models.minigpt4.conversion import (
     convert_minigpt4,
     converted_state,
     minigpt4_config,
-    read_tensors,
 )
+from lightning_neuralgate.models.minigpt4.sources import read_tensors
+from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_llava import tiny_tokenizer
 from tests.models.minigpt4 import original
 from tests.models.minigpt4.original import FULL, Sizes
@@ -154,6 +155,23 @@ def test_prompts_of_unlike_lengths_are_answered_as_each_alone(tmp_path: Path) ->
     assert told(texts, pictures) == told(texts[:1], pictures[:1]) + told(texts[1:], pictures[1:])
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_each_piece_of_text_around_pictures_is_tokenized_by_itself(tmp_path: Path, legacy: bool) -> None:
+    given = files(tmp_path, False)
+    tiny_llama_tokenizer(legacy).save_pretrained(given.llama)
+    processor = AutoProcessor.from_pretrained(convert(given, tmp_path / "out"))
+    processor.save_pretrained(tmp_path / "again")
+    text = "<s>Give the image<s>[INST] <Img><ImageHere><ImageHere></Img> What is it? [/INST] "
+    for tokenizer in (processor.tokenizer, AutoProcessor.from_pretrained(tmp_path / "again").tokenizer):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(ids) == [
+            "<s>", "▁Give", "▁the", "▁image", "<s>", "▁[", "INST", "]", "▁<", "Img", ">", "<ImageHere>", "<ImageHere>",
+            "▁</", "Img", ">", "▁What", "▁is", "▁it", "?", "▁[", "/", "INST", "]", "▁",
+        ]  # fmt: skip
+        assert tokenizer.decode(ids[-12:], skip_special_tokens=True) == "</Img> What is it? [/INST] "
+        assert tokenizer.convert_ids_to_tokens(tokenizer("What")["input_ids"]) == ["<s>", "▁What"]
+
+
 def test_a_plain_norm_needs_no_blip2(tmp_path: Path) -> None:
     given = files(tmp_path, False)
     model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None, plain_norm=True))
@@ -219,6 +237,46 @@ def test_all_that_is_wrong_is_listed_and_nothing_written(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_misshaped_tensors_of_every_kind_are_listed_with_the_rest(tmp_path: Path) -> None:
+    given = files(tmp_path, True)
+    eva, blip = dict(given.tensors["eva"]), dict(given.tensors["blip2"])
+    eva["blocks.0.attn.q_bias"] = torch.zeros(1, SIZES.vision)
+    eva["blocks.1.attn.v_bias"] = torch.zeros(2)
+    eva["blocks.1.norm1.weight"] = torch.tensor(1.0)
+    eva["blocks.1.norm1.more"] = torch.tensor(1.0)
+    blip["query_tokens"] = torch.zeros(SIZES.qformer)
+    del blip["ln_vision.bias"]
+    torch.save(eva, given.eva)
+    torch.save({"model": blip}, given.blip2)
+    with pytest.raises(WeightFilesError) as caught:
+        convert(given, tmp_path / "out", True, qformer_config=original.configs(SIZES)["qformer"])
+    told = str(caught.value)
+    assert "missing: model.vision_tower.post_layernorm.bias\n" in told
+    assert "surplus: model.vision_tower.encoder.layers.1.layer_norm1.more\n" in told
+    assert f"query_tokens is [{SIZES.qformer}], expected [1, 32, {SIZES.qformer}]" in told
+    assert "layers.0.self_attn.q_bias is [1, 16], expected [16]" in told
+    assert "layers.1.self_attn.v_bias is [2], expected [16]" in told
+    assert "layers.1.layer_norm1.weight is [], expected [16]" in told
+    assert "qkv.bias" not in told, "it is made of the two"
+    assert not (tmp_path / "out").exists()
+
+
+def test_misshaped_tensors_of_the_language_model_are_listed_with_the_rest(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    file = given.llama / "model.safetensors"
+    words = load_file(file)
+    words["model.layers.0.mlp.extra.weight"] = words.pop("model.layers.1.mlp.up_proj.weight")
+    words["model.norm.weight"] = torch.zeros(3)
+    words["model.embed_tokens.weight"] = torch.zeros(5, SIZES.text)
+    save_file(words, file, metadata={"format": "pt"})
+    with pytest.raises(WeightFilesError) as caught:
+        convert(given, tmp_path / "out")
+    told = str(caught.value)
+    assert "missing: model.layers.1.mlp.up_proj.weight\nsurplus: model.layers.0.mlp.extra.weight\nmisshaped: " in told
+    assert "model.norm.weight is [3], expected [32]" in told
+    assert f"model.embed_tokens.weight is [5, 32], expected [{SIZES.vocabulary}, 32]" in told
+
+
 def test_a_missing_norm_says_where_it_comes_from(tmp_path: Path) -> None:
     given = files(tmp_path, False)
     with pytest.raises(WeightFilesError, match=r"post_layernorm\.weight\n.*`ln_vision`, comes from BLIP-2"):
@@ -239,6 +297,57 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
         convert(given, tmp_path / "out", blip2=given.llama)
     (tmp_path / "out").mkdir()
     with pytest.raises(UnsupportedSetupError, match="out exists already"):
+        convert(given, tmp_path / "out")
+
+
+def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = files(tmp_path, False)
+    empty, other, broken = (tmp_path / name for name in ("empty", "other", "broken"))
+    for folder in (empty, other, broken):
+        folder.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    (broken / "config.json").write_text('{"model_type": "lama"}')
+    llama, vision = "a LLaMA-2-chat or Vicuna folder of transformers was expected", "a BLIP-2 folder was expected"
+    own = {"llama": given.llama, "vision": given.eva, "blip2": given.blip2, "checkpoint": given.checkpoint}
+    for option, place, told in (
+        ("llama", given.checkpoint, f"{given.checkpoint} is no folder; {llama}"),
+        ("llama", tmp_path / "none", f"{tmp_path / 'none'} is no folder; {llama}"),
+        ("llama", empty, f"{empty} holds no config.json; {llama}"),
+        ("llama", other, f"{other} holds a 'bert'; {llama}"),
+        ("llama", broken, f"{broken} has a config.json that cannot be read: "),
+        ("vision", empty, f"{empty} holds no config.json; {vision}"),
+        ("vision", other, f"{other} holds a 'bert'; {vision}"),
+        ("blip2", empty, f"{empty} holds no config.json; {vision}"),
+        ("vision", tmp_path / "none", f"{tmp_path / 'none'} cannot be read as a file of tensors"),
+        ("checkpoint", empty, f"{empty} cannot be read as a file of tensors"),
+    ):
+        arguments = [part for name, path in (own | {option: place}).items() for part in (f"--{name}", str(path))]
+        assert main(["convert", "minigpt4", *arguments, "--out", str(tmp_path / "out")]) == 1
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_language_model_is_refused(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    config = LlamaConfig.from_pretrained(given.llama)
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.save_pretrained(given.llama)
+    with pytest.raises(
+        WeightFilesError, match=r"llama holds a quantized model \(bitsandbytes\); .* was expected, whole"
+    ):
+        convert(given, tmp_path / "out")
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    for file in given.llama.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(WeightFilesError, match=r"llama holds no tokenizer.json or tokenizer.model"):
+        convert(given, tmp_path / "out")
+    (given.llama / "tokenizer.model").write_bytes(b"sentences")
+    with pytest.raises(
+        WeightFilesError, match=r"tokenizer of .*llama cannot be loaded: (.|\n)*pip install sentencepiece"
+    ):
         convert(given, tmp_path / "out")
 
 

@@ -235,6 +235,18 @@ def test_pictures_without_their_places_are_refused(both: Both) -> None:
         both.model(pixel_values=pixels(1))
 
 
+@pytest.mark.parametrize("shape", [(3, 48, 48), (3, 32, 40), (1, 32, 32)])
+def test_pictures_of_another_size_than_the_towers_are_refused(both: Both, shape: tuple[int, int, int]) -> None:
+    told = r"pictures of 3 x 32 x 32, .* are \(1, {}, {}, {}\); .* size to \{{'height': 32, 'width': 32\}}".format(
+        *shape
+    )
+    with pytest.raises(ValueError, match=told):
+        both.model.get_image_features(torch.zeros(1, *shape), interpolate_pos_encoding=True)
+    ids, _ = prompts(both.tokens, [(3, 4)], "left")
+    with pytest.raises(ValueError, match=told):
+        both.model.generate(input_ids=ids, pixel_values=torch.zeros(1, *shape), max_new_tokens=1)
+
+
 def test_embeddings_in_the_place_of_ids(both: Both) -> None:
     ids, _ = prompts(both.tokens, [(3, 4)], "left")
     embeds = both.model.get_input_embeddings()(ids)
