@@ -280,22 +280,35 @@ def _hub_rows(source: str, folder: Path) -> Iterator[Row]:
 def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> Iterator[Row]:
     """Rows of what `datasets.load_dataset` finds under a name, a folder's included; pictures as their bytes.
 
+    They are streamed: nothing is downloaded beforehand or kept, and no more than a row group of a file is held in memory.
+
     Raises:
-        DataFormatError: it finds nothing, or not this config or split.
+        DataFormatError: it finds nothing, or not this config or split; the stream breaks off.
     """
     datasets = needed("datasets")
     try:
-        content = datasets.load_dataset(name, config, split=split)
+        content = datasets.load_dataset(name, config, split=split, streaming=True)
+        for column, kind in (content.features or {}).items():
+            if isinstance(kind, datasets.Image):
+                content = content.cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # its errors are of many kinds, those of the network included
         raise DataFormatError(
             f"there is no file or folder '{name}', and the data set of that name (config {config}, split {split}) cannot "
             f"be loaded: {error}"
         ) from error
-    for column, kind in content.features.items():
-        if isinstance(kind, datasets.Image):
-            content = content.cast_column(column, datasets.Image(decode=False))
-    for number, values in enumerate(content):
-        yield Row(values, Place(f"{name}, {split}", f"row {number}"), name.rpartition("/")[2], folder)
+    number, rows = 0, iter(content)
+    while True:
+        place = Place(f"{name}, {split}", f"row {number}")
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise place.broken(
+                f"cannot be read: {error!r}; what stands behind it is not known, so it is not skipped"
+            ) from error
+        yield Row(values, place, name.rpartition("/")[2], folder)
+        number += 1
 
 
 def needed(module: str) -> Any:

@@ -232,6 +232,31 @@ def test_a_data_set_is_read_as_the_hub_gives_it(tmp_path: Path) -> None:
         list(data_set_rows(str(tmp_path / "set"), None, "nowhere", tmp_path))
 
 
+def test_a_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [
+        parquet(tmp_path / "set" / "data" / f"test-0000{number}-of-00002.parquet", pope_rows(4)) for number in (0, 1)
+    ]
+    content = bytearray(files[1].read_bytes())
+    content[4:1500] = bytes(1496)
+    files[1].write_bytes(bytes(content))
+    rows = data_set_rows(str(tmp_path / "set"), None, "test", tmp_path)
+    assert [next(rows).place for _ in range(4)] == [
+        (f"{tmp_path / 'set'}, test", f"row {number}") for number in range(4)
+    ]
+    with pytest.raises(DataFormatError, match=r"set, test, row 4: cannot be read: .*it is not skipped"):
+        next(rows)
+    assert not list((tmp_path / "cache").rglob("*.arrow")), "nothing is kept"
+
+
+def test_json_lines_of_a_data_set_are_streamed(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    json_lines(tmp_path / "set" / "validation.jsonl", [{"question_id": 1, "text": "Is it?"}])
+    (row,) = data_set_rows(str(tmp_path / "set"), None, "validation", tmp_path)
+    assert (row.text("question_id"), row.text("text"), row.file) == ("1", "Is it?", "set")
+
+
 def test_a_source_that_is_nothing() -> None:
     source = partial(read_pope, "/there/is/nothing")
     with pytest.raises(DataFormatError, match="is no file and no folder, and no data set on the hub"):
