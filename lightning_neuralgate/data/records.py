@@ -140,8 +140,7 @@ def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
         DataFormatError: naming file, line and field of a bad item.
     """
     items = []
-    for number, line in enumerate(_lines(path), start=1):
-        place = f"{path}, line {number}"
+    for place, line in _lines(path):
         try:
             item = RetentionItem.model_validate_json(line)
         except ValidationError as error:
@@ -168,9 +167,9 @@ def read_records(path: Path, image_root: Path, on_broken: Callable[[DataFormatEr
         DataFormatError: naming file, line and field of a bad record, also of a true value without letters and digits.
     """
     splits = RecordSplits([], [], [], [])
-    for number, line in enumerate(_lines(path), start=1):
+    for place, line in _lines(path):
         try:
-            split, record = _record(line, f"{path}, line {number}", image_root)
+            split, record = _record(line, place, image_root)
         except DataFormatError as error:
             on_broken(error)
         else:
@@ -207,8 +206,10 @@ def _check_truths(record: PrivacyRecord, place: str) -> None:
             raise DataFormatError(f"{place}: record '{record.record_id}', field '{field}': {error}") from error
 
 
-def _lines(path: Path) -> Iterable[str]:
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """The lines that are not blank, each behind its place."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error

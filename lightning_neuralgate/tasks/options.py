@@ -166,9 +166,13 @@ class JudgeOptions:
 
         Raises:
             DataFormatError: there are not as many files with scores as runs, or one cannot be read; the chat model is not
-                named.
+                named; there are both files and a chat model.
             JudgeError: the endpoint cannot be asked.
         """
+        if self.guard and self.guard_scores is not None:
+            raise DataFormatError(
+                "--judge.guard_scores has the scores and --judge.guard asks for them; give one of the two"
+            )
         if self.guard_scores is not None:
             files = [self.guard_scores] if isinstance(self.guard_scores, Path) else list(self.guard_scores)
             if len(files) != runs:

@@ -188,6 +188,7 @@ def test_bad_retention_lines_are_named(tmp_path: Path) -> None:
         ('{"query": "What?", "image": "../a.png"}', "line 1: image path .* leaves the image root"),
         ("[]", "line 1: field 'record'"),
         ("nonsense", "line 1"),
+        ('{"query": "What?"}\n\n{', "line 3"),
     ):
         file.write_text(bad)
         with pytest.raises(DataFormatError, match=message):
@@ -206,6 +207,7 @@ def test_bad_record_lines_are_named(tmp_path: Path) -> None:
         (good.replace('"split": "edit"', '"split": "train"', 1), "line 1: not a record with a 'split'"),
         (good.replace('"split": "edit"', '"split": "count"', 1), "line 1: not a record with a 'split'"),
         ("{\n" + good, "line 1: not a record"),
+        ("\n\n{\n" + good, "line 3: not a record"),
     ):
         file.write_text(bad)
         with pytest.raises(DataFormatError, match=message):

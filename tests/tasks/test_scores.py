@@ -230,6 +230,8 @@ def test_a_judges_scores_are_those_of_one_run(tmp_path: Path, capsys: pytest.Cap
     json_lines(Path(files[0]), guard_rows(ANSWERS, 3, 0, 0, 0)[1:])
     assert main(["score", runs[0], "--judge.guard_scores", files[0]]) == 1
     assert f"{files[0]} holds no score of item 'privacy/1'" in capsys.readouterr().err
+    assert main(["score", runs[0], "--judge.guard_scores", files[0], "--judge.guard", "true"]) == 1
+    assert "give one of the two" in capsys.readouterr().err
 
 
 def test_verdicts() -> None:
