@@ -67,6 +67,43 @@ def test_every_name_and_shape_of_the_7b_models(use_qformer: bool) -> None:
     assert count == sum(value.numel() for value in {**given, **kept}.values()) + rows + biases
 
 
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_every_name_and_shape_of_a_full_blip2_folder(use_qformer: bool) -> None:
+    parts = original.configs(FULL)
+    with torch.device("meta"):
+        blip = Blip2ForConditionalGeneration(
+            Blip2Config(
+                vision_config=parts["vision"],
+                qformer_config=parts["qformer"],
+                text_config=LlamaConfig(**original.configs(SIZES)["text"]),
+                num_query_tokens=FULL.queries,
+            )
+        )
+    given = blip.state_dict()
+    config = minigpt4_config(
+        LlamaConfig(**parts["text"]), blip.config.vision_config.to_dict(), blip.config.qformer_config.to_dict(), use_qformer,
+        32000, FULL.queries,
+    )  # fmt: skip
+    own, words = original.minigpt4(FULL, use_qformer, "meta")["model"], original.llama(FULL, "meta")
+    state = converted_state(config, words, {"blip2": given, "own": own})
+    heads = ("vision_model.", *(("qformer.", "query_tokens") if use_qformer else ()))
+    kept = {name: value.shape for name, value in given.items() if name.startswith(heads)}
+    assert sum(name.startswith("vision_model.encoder.layers.38.") for name in kept) == 12
+    assert len(state) == len(kept) + len(own) + len(words)
+    for name, shape in kept.items():
+        assert state[f"model.{name.replace('vision_model.', 'vision_tower.')}"].shape == shape, name
+    from_files = {
+        "eva": {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()},
+        "blip2": original.blip2(FULL, "meta"),
+        "own": own,
+    }
+    expected = converted_state(config, words, from_files)
+    assert {name: value.shape for name, value in state.items()} == {name: v.shape for name, v in expected.items()}
+    broken = {name: value for name, value in given.items() if name != "vision_model.encoder.layers.38.mlp.fc2.bias"}
+    with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.encoder\.layers\.38\.mlp\.fc2\.bias$"):
+        converted_state(config, words, {"blip2": broken, "own": own})
+
+
 def _for_text(name: str) -> bool:
     """Whether a tensor of the Q-Former is in the half of its layers that no query goes through."""
     return re.search(r"layer\.\d+\.(intermediate|output)\.", name) is not None
