@@ -34,7 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Tower's final norm without learnt weights: the original code loads BLIP-2's only with a Q-Former.",
     )
     parser.add_argument("--dtype", type=Precision, default="float16", help="Type of the weights.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the model; must not exist.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for the model.")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace a MiniGPT-4 that lies there.")
 
 
 def run(options: Namespace) -> None:
@@ -52,5 +53,6 @@ def run(options: Namespace) -> None:
         use_qformer=options.use_qformer,
         plain_norm=options.plain_norm,
         dtype=getattr(torch, options.dtype),
+        overwrite=options.overwrite,
     )
     print(f"MiniGPT-4 written to {options.out}")

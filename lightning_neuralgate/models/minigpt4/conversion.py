@@ -6,6 +6,7 @@ other tasks); all others are listed in one error. The table of names is `_rename
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
@@ -78,6 +79,7 @@ def convert_minigpt4(
     vision_config: Mapping[str, Any] | None = None,
     qformer_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
 ) -> Path:
     """Build a Hugging Face folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
 
@@ -85,7 +87,7 @@ def convert_minigpt4(
         language_model: folder of the LLaMA-2-chat (or, with a Q-Former, Vicuna) that belongs to the checkpoint.
         vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, or a BLIP-2 folder of transformers.
         checkpoint: MiniGPT-4's own file, `{"model": {"llama_proj.weight": ..., ...}}`.
-        out: the folder to make.
+        out: the folder to make. It appears when all of it is written.
         blip2: BLIP-2's checkpoint file, or folder of transformers, for `ln_vision` and the Q-Former, where `vision` is a
             `.pth` file.
         use_qformer: the older variant.
@@ -94,14 +96,15 @@ def convert_minigpt4(
         vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
         qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
         dtype: type of the weights.
+        overwrite: replace a MiniGPT-4 that `out` holds, once the new one is whole.
 
     Raises:
         WeightFilesError: a file or folder that cannot be read or is another one, or tensors that are missing, surplus or
             misshaped; all are listed.
-        UnsupportedSetupError: `out` exists already.
+        UnsupportedSetupError: `out` holds something already.
     """
-    if out.exists():
-        raise UnsupportedSetupError(f"{out} exists already; give a folder that does not")
+    _check_place(out, overwrite)
+    remove_drafts(out)
     language_model = Path(language_model)
     read_config(language_model, "llama")
     for folder in (vision, blip2):
@@ -138,7 +141,26 @@ def convert_minigpt4(
     with written_whole(out) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
+        if out.exists():
+            out.rename(draft.with_name("replaced"))
     return out
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    """Refuse to write over what is not to be overwritten."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise UnsupportedSetupError(
+            f"{out} holds something already; give another folder, or overwrite=True (--overwrite true) to replace the "
+            "MiniGPT-4 in it"
+        )
+    try:
+        found = json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != MiniGPT4Config.model_type:
+        raise UnsupportedSetupError(f"{out} holds no MiniGPT-4, so it is not overwritten; give another folder")
 
 
 def minigpt4_config(

@@ -23,6 +23,7 @@ from transformers import (
 
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.models.minigpt4 import MiniGPT4Processor
 from lightning_neuralgate.models.minigpt4.conversion import (
     convert_minigpt4,
     converted_state,
@@ -64,6 +65,43 @@ def test_every_name_and_shape_of_the_7b_models(use_qformer: bool) -> None:
         }
     biases = FULL.vision_layers * FULL.vision  # keys have a bias, too, of zeros
     assert count == sum(value.numel() for value in {**given, **kept}.values()) + rows + biases
+
+
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_every_name_and_shape_of_a_full_blip2_folder(use_qformer: bool) -> None:
+    parts = original.configs(FULL)
+    with torch.device("meta"):
+        blip = Blip2ForConditionalGeneration(
+            Blip2Config(
+                vision_config=parts["vision"],
+                qformer_config=parts["qformer"],
+                text_config=LlamaConfig(**original.configs(SIZES)["text"]),
+                num_query_tokens=FULL.queries,
+            )
+        )
+    given = blip.state_dict()
+    config = minigpt4_config(
+        LlamaConfig(**parts["text"]), blip.config.vision_config.to_dict(), blip.config.qformer_config.to_dict(), use_qformer,
+        32000, FULL.queries,
+    )  # fmt: skip
+    own, words = original.minigpt4(FULL, use_qformer, "meta")["model"], original.llama(FULL, "meta")
+    state = converted_state(config, words, {"blip2": given, "own": own})
+    heads = ("vision_model.", *(("qformer.", "query_tokens") if use_qformer else ()))
+    kept = {name: value.shape for name, value in given.items() if name.startswith(heads)}
+    assert sum(name.startswith("vision_model.encoder.layers.38.") for name in kept) == 12
+    assert len(state) == len(kept) + len(own) + len(words)
+    for name, shape in kept.items():
+        assert state[f"model.{name.replace('vision_model.', 'vision_tower.')}"].shape == shape, name
+    from_files = {
+        "eva": {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()},
+        "blip2": original.blip2(FULL, "meta"),
+        "own": own,
+    }
+    expected = converted_state(config, words, from_files)
+    assert {name: value.shape for name, value in state.items()} == {name: v.shape for name, v in expected.items()}
+    broken = {name: value for name, value in given.items() if name != "vision_model.encoder.layers.38.mlp.fc2.bias"}
+    with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.encoder\.layers\.38\.mlp\.fc2\.bias$"):
+        converted_state(config, words, {"blip2": broken, "own": own})
 
 
 def _for_text(name: str) -> bool:
@@ -295,9 +333,6 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "none.pth")
     with pytest.raises(WeightFilesError, match="holds a 'llama'; a BLIP-2 folder was expected"):
         convert(given, tmp_path / "out", blip2=given.llama)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UnsupportedSetupError, match="out exists already"):
-        convert(given, tmp_path / "out")
 
 
 def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,6 +386,52 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         convert(given, tmp_path / "out")
 
 
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_conversion_that_fails_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    given = files(tmp_path, False)
+    before = sorted(tmp_path.iterdir())
+
+    def fails(processor: Any, folder: Path, **options: Any) -> None:
+        assert (folder / "model.safetensors").is_file(), "half of it is written"
+        raise error
+
+    monkeypatch.setattr(MiniGPT4Processor, "save_pretrained", fails)
+    with pytest.raises(type(error)):
+        convert(given, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_conversion_left_is_cleared_away(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    left = tmp_path / ".out.draft-killed" / "out"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    out = convert(given, tmp_path / "out")
+    assert not left.parent.exists()
+    assert AutoModelForImageTextToText.from_pretrained(out).config.model_type == "minigpt4"
+
+
+def test_a_folder_with_something_in_it_is_kept_unless_it_is_a_model_to_overwrite(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    out = tmp_path / "out"
+    out.mkdir()
+    convert(given, out)  # an empty one will do
+    (out / "model-00002-of-00002.safetensors").touch()
+    with pytest.raises(UnsupportedSetupError, match=r"out holds something already; .* overwrite"):
+        convert(given, out)
+    assert (out / "model-00002-of-00002.safetensors").exists()
+    convert(given, out, overwrite=True)
+    assert not (out / "model-00002-of-00002.safetensors").exists(), "no part of the old one is left"
+    assert not list(tmp_path.glob(".out.draft-*"))
+    AutoModelForImageTextToText.from_pretrained(out)
+    for precious in (given.llama, given.eva):
+        with pytest.raises(UnsupportedSetupError, match=f"{precious.name} holds no MiniGPT-4, .* not overwritten"):
+            convert(given, precious, overwrite=True)
+        assert precious.exists()
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = files(tmp_path, False)
     arguments = ["--llama", str(given.llama), "--vision", str(given.eva), "--checkpoint", str(given.checkpoint)]
@@ -363,6 +444,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments[3] = str(tmp_path / "blip2")
     assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out]) == 0
     assert f"MiniGPT-4 written to {out}" in capsys.readouterr().out
+    assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
+    assert "--overwrite true" in capsys.readouterr().err
+    assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out, "--overwrite", "true"]) == 0
     again = AutoModelForImageTextToText.from_pretrained(out)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
