@@ -43,6 +43,8 @@ def read_pope(
 def _item(row: Row) -> TaskItem:
     question = row.text("text", "question").strip()
     category = str(row.values.get("category") or next((name for name in CATEGORIES if name in row.file), ""))
+    if category not in (*CATEGORIES, ""):
+        raise row.place.broken(f"field 'category' is {category[:80]!r}; POPE has {', '.join(CATEGORIES)}")
     number = row.text("question_id")
     name = f"{category or row.file}/{number}"
     image = row.values.get("image_source") or row.values.get("image")
