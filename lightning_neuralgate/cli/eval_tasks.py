@@ -128,8 +128,14 @@ def _sources(options: Namespace) -> dict[str, Source]:
 
 def _names(first: str, second: str) -> tuple[str, str]:
     """What to call two models: the last parts of their names, told apart."""
-    one, other = Path(first).name or first, Path(second).name or second
+    one, other = _last_part(first), _last_part(second)
     return (one, other) if one != other else (f"{one}-1", f"{other}-2")
+
+
+def _last_part(name: str) -> str:
+    last = Path(name).name
+    # of "." and "..", which would lead out of the output folder, what they stand for
+    return Path(name).resolve().name if last in ("", "..") else last
 
 
 def _answer(options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None) -> int:
