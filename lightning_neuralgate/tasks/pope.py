@@ -35,9 +35,19 @@ def read_pope(
     wanted = set(categories)
     if unknown := wanted - set(CATEGORIES):
         raise DataFormatError(f"POPE has the categories {', '.join(CATEGORIES)}, not {', '.join(sorted(unknown))}")
+    others: set[str] = set()
+    found = False
     for item in broken.passing(rows_of(source, broken, images), _item):
         if item.fields["category"] in wanted or not item.fields["category"]:
+            found = True
             yield item
+        else:
+            others.add(item.fields["category"])
+    if others and not found:
+        raise DataFormatError(
+            f"{source} has no question of POPE's {' or '.join(sorted(wanted))}, only of {', '.join(sorted(others))}; "
+            "name others by --sources.pope_categories"
+        )
 
 
 def _item(row: Row) -> TaskItem:

@@ -387,6 +387,12 @@ def test_a_category_that_pope_does_not_have(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_of_other_categories_than_those_that_are_asked(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", pope_rows(2, "popular"))
+    told = problem(partial(read_pope, file))
+    assert told.startswith(f"{file} has no question of POPE's random, only of popular; name others by --sources.pope")
+
+
 def test_a_long_answer_and_an_empty_one_are_scored(tmp_path: Path) -> None:
     long = "I'm sorry, " + "no " * (5 << 20)
     answers = [
