@@ -17,6 +17,7 @@ from lightning_neuralgate.cli.compare import show_comparison
 from lightning_neuralgate.cli.options import ModelOptions, add_trainer
 from lightning_neuralgate.cli.task_table import print_notes, print_scores
 from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
@@ -82,6 +83,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Answer, score, save, print; two models one after the other. Started again after it was killed, it goes on."""
     questions = TaskQuestions(_sources(options), options.limit, options.broken)
+    questions.survey()  # before a model is loaded
     second = options["and"]
     names = _names(options.model.name, second) if second else ("", "")
     folders = [options.out / name for name in names] if second else [options.out]
@@ -128,18 +130,24 @@ def _sources(options: Namespace) -> dict[str, Source]:
 
 def _names(first: str, second: str) -> tuple[str, str]:
     """What to call two models: the last parts of their names, told apart."""
-    one, other = Path(first).name or first, Path(second).name or second
+    one, other = _last_part(first), _last_part(second)
     return (one, other) if one != other else (f"{one}-1", f"{other}-2")
+
+
+def _last_part(name: str) -> str:
+    last = Path(name).name
+    # of "." and "..", which would lead out of the output folder, what they stand for
+    return Path(name).resolve().name if last in ("", "..") else last
 
 
 def _answer(options: Namespace, questions: TaskQuestions, named: ModelOptions, folder: Path, delta: Path | None) -> int:
     """Let a model answer; returns how many questions were not asked."""
+    gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
     model, processor = _loaded(named, delta)
     notes = {"model": named.name}
     if delta is not None:
         notes["delta"] = EditDelta.load(delta).edited
-    if options.gate is not None:
-        gate = NeuralGate.from_pretrained(options.gate)
+    if gate is not None:
         gate.check_fits(model)
         notes["gate"] = gate.fingerprint
     answering = Answering(
@@ -173,6 +181,8 @@ def scored(
     """Score the answers in a folder, and write the scores beside them, or elsewhere; with the agreement of further judges."""
     asked, asked_guard = Remembered(refusals), Remembered(guard)
     tallies, told = tally_run(folder, asked, asked_guard)
+    if not tallies and not told:
+        raise DataFormatError(f"{folder} holds no answers, so there is nothing to score")
     questions = {task: account._asdict() for task, account in told.items()}
     scores = task_scores(tallies, refusals.name, guard.name) | {"questions": questions, "partial": partial_tasks(told)}
     judges = [asked, *map(Remembered, beside)]

@@ -90,11 +90,15 @@ def tally_run(
         guard: see `tallies.tally_answers`.
 
     Raises:
-        DataFormatError: see `tallies.tally_answers`, `answer_file.read_answered` and `accounts`.
+        DataFormatError: naming file and item, see `tallies.tally_answers`, `answer_file.read_answered` and `accounts`.
     """
     counts: Counter[str] = Counter()
     cut = partial_tasks(accounts(path))
-    tallies = tally_answers(_counted(read_answered(path), counts), refusals, guard, cut)
+    answers = read_answered(path)
+    try:
+        tallies = tally_answers(_counted(answers, counts), refusals, guard, cut)
+    except DataFormatError as error:
+        raise error if str(path) in str(error) else DataFormatError(f"{path}: {error}") from error
     return tallies, accounts(path, counts)
 
 

@@ -35,14 +35,26 @@ def read_pope(
     wanted = set(categories)
     if unknown := wanted - set(CATEGORIES):
         raise DataFormatError(f"POPE has the categories {', '.join(CATEGORIES)}, not {', '.join(sorted(unknown))}")
+    others: set[str] = set()
+    found = False
     for item in broken.passing(rows_of(source, broken, images), _item):
         if item.fields["category"] in wanted or not item.fields["category"]:
+            found = True
             yield item
+        else:
+            others.add(item.fields["category"])
+    if others and not found:
+        raise DataFormatError(
+            f"{source} has no question of POPE's {' or '.join(sorted(wanted))}, only of {', '.join(sorted(others))}; "
+            "name others by --sources.pope_categories"
+        )
 
 
 def _item(row: Row) -> TaskItem:
     question = row.text("text", "question").strip()
     category = str(row.values.get("category") or next((name for name in CATEGORIES if name in row.file), ""))
+    if category not in (*CATEGORIES, ""):
+        raise row.place.broken(f"field 'category' is {category[:80]!r}; POPE has {', '.join(CATEGORIES)}")
     number = row.text("question_id")
     name = f"{category or row.file}/{number}"
     image = row.values.get("image_source") or row.values.get("image")

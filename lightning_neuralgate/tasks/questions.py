@@ -69,13 +69,19 @@ class TaskQuestions:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self.sources, self.limit, self.on_broken = dict(sources), limit, on_broken
         self._chosen: dict[str, set[bytes]] = {}
+        self._surveyed: Survey | None = None
 
     def survey(self) -> Survey:
-        """Read all questions once, to find what is broken and how many there are.
+        """Read all questions once, to find what is broken and how many there are; asked again, it says the same.
 
         Raises:
             DataFormatError: a broken item under `stop`; two items of one name; a task without questions.
         """
+        if self._surveyed is None:
+            self._surveyed = self._survey()
+        return self._surveyed
+
+    def _survey(self) -> Survey:
         counts: dict[str, int] = {}
         available: dict[str, int] = {}
         skipped: list[Skipped] = []

@@ -273,9 +273,18 @@ def answer_tasks(
 
 
 def _skipped(logs: Sequence[Path]) -> tuple[Skipped, ...]:
-    """The questions that some logs say were skipped, sorted and each once."""
-    told = [content["broken"] for log in logs for _, content in logged_lines(log) if "broken" in content]
-    return tuple(sorted({Skipped(**one) for one in told}))
+    """The questions that some logs say were skipped and nobody has answered since, sorted and each once."""
+    told: dict[tuple[str, str], Skipped] = {}
+    for log in logs:
+        for _, content in logged_lines(log):
+            if "broken" in content:
+                told[content["task"], content["item_id"]] = Skipped(**content["broken"])
+    if told:
+        for log in logs:
+            for _, content in logged_lines(log):
+                if "answer" in content:
+                    told.pop((content["task"], content["item_id"]), None)
+    return tuple(sorted(told.values()))
 
 
 class _Share(LightningDataModule):
@@ -307,6 +316,8 @@ class _Share(LightningDataModule):
             (content["task"], content["item_id"])
             for log in self.unfinished.glob(_LOGS)
             for _, content in logged_lines(log)
+            # what an earlier start skipped is tried again, so that this one stops at it
+            if "answer" in content or self.questions.on_broken == "skip"
         )
         self.trainer.strategy.barrier()
         module: TaskAnswering = self.trainer.lightning_module  # type: ignore[assignment]

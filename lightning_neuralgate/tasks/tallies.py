@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -14,9 +14,9 @@ from lightning_neuralgate.answers import Answer
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation import against_truth
 from lightning_neuralgate.metrics.functional.mllmguard import mllmguard_tally
-from lightning_neuralgate.metrics.functional.mme import mme_tally
+from lightning_neuralgate.metrics.functional.mme import SUBTASKS, mme_tally
 from lightning_neuralgate.metrics.functional.pope import pope_tally
-from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_tally
+from lightning_neuralgate.metrics.functional.scienceqa import OPTIONS, scienceqa_tally
 from lightning_neuralgate.metrics.functional.tally import Tally, share
 from lightning_neuralgate.rates import MEANS, SHARES
 from lightning_neuralgate.tasks.chunks import chunks
@@ -24,6 +24,7 @@ from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.judging import GuardScores, LeakRule, ListedRefusals, Refusals
 
 _AT_ONCE = 2048
+YES_OR_NO = ("yes", "no")
 
 
 class TaskTally(Protocol):
@@ -57,7 +58,7 @@ class PopeTally(_Parts):
     """POPE's."""
 
     def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
-        told, truths = [one.answer for one in answers], [one.truth for one in answers]
+        told, truths = [one.answer for one in answers], [_truth(one, YES_OR_NO) for one in answers]
         self.parts.append(replace(pope_tally(told, truths, _flags(refused)), names=_names(answers)))
 
 
@@ -65,8 +66,9 @@ class ScienceQaTally(_Parts):
     """ScienceQA's."""
 
     def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
-        told, truths = [one.answer for one in answers], [one.truth for one in answers]
         counts = [len(_field(one, "choices", list)) for one in answers]
+        told = [one.answer for one in answers]
+        truths = [_truth(one, OPTIONS[:count]) for one, count in zip(answers, counts, strict=True)]
         self.parts.append(replace(scienceqa_tally(told, truths, counts, _flags(refused)), names=_names(answers)))
 
 
@@ -81,13 +83,21 @@ class MmeTally(_Parts):
         super().__init__()
         self.partial = partial
         self.waiting: dict[tuple[str, str], tuple[AnsweredItem, bool]] = {}
+        self.whole: set[tuple[str, str]] = set()
 
     def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
         pairs: list[tuple[AnsweredItem, bool]] = []
         for one, refuses in zip(answers, _flags(refused), strict=True):
             key = (_field(one, "subtask", str), one.image)
+            if key[0] not in SUBTASKS:
+                raise _wrong(one, f"'fields.subtask' is {key[0][:80]!r}; MME has {', '.join(SUBTASKS)}")
+            if key in self.whole:
+                raise _wrong(
+                    one, f"image '{one.image}' of '{key[0]}' has more than two questions; MME asks two of each image"
+                )
             if key in self.waiting:
                 pairs += [self.waiting.pop(key), (one, refuses)]
+                self.whole.add(key)
             else:
                 self.waiting[key] = (one, refuses)
         self._add(pairs)
@@ -99,7 +109,7 @@ class MmeTally(_Parts):
         self.parts.append(
             mme_tally(
                 [one.answer for one in items],
-                [one.truth for one in items],
+                [_truth(one, YES_OR_NO) for one in items],
                 [one.image for one in items],
                 [one.fields["subtask"] for one in items],
                 [refuses for _, refuses in pairs],
@@ -107,9 +117,11 @@ class MmeTally(_Parts):
         )
 
     def tally(self) -> Tally:
-        # an image with one question, or with three, is an error that names it
-        if not self.partial:
-            self._add(list(self.waiting.values()))
+        if self.waiting and not self.partial:
+            one, _ = next(iter(self.waiting.values()))
+            raise _wrong(
+                one, f"image '{one.image}' of '{one.fields['subtask']}' has 1 questions; MME asks two of each image"
+            )
         return super().tally()
 
 
@@ -172,7 +184,16 @@ class PrivacyPairTally:
 
 def _judged(one: AnsweredItem, refused: bool) -> Answer:
     """A PrivacyPair answer as what `rates` counts."""
-    sensitive = _field(one, "role", str) == "sensitive"
+    role, synonyms = _field(one, "role", str), one.fields.get("synonyms", [])
+    if role not in ("sensitive", "benign"):
+        raise _wrong(one, f"'fields.role' has to be sensitive or benign, found {role[:80]!r}")
+    if not isinstance(synonyms, list) or not all(isinstance(word, str) for word in synonyms):
+        raise _wrong(one, f"'fields.synonyms' has to be a list of texts, found {str(synonyms)[:80]!r}")
+    sensitive = role == "sensitive"
+    try:
+        truth = against_truth(one.answer, sensitive, one.truth or None, synonyms)
+    except DataFormatError as error:
+        raise _wrong(one, str(error)) from error
     return Answer(
         model="",
         split=one.fields["split"],
@@ -185,7 +206,7 @@ def _judged(one: AnsweredItem, refused: bool) -> Answer:
         answer=one.answer,
         refused=refused,
         truth=one.truth or None,
-        **against_truth(one.answer, sensitive, one.truth or None, one.fields.get("synonyms", ())),
+        **truth,
     )
 
 
@@ -201,11 +222,18 @@ def _names(answers: Iterable[AnsweredItem]) -> tuple[str, ...]:
 def _field(one: AnsweredItem, name: str, kind: type) -> Any:
     value = one.fields.get(name)
     if not isinstance(value, kind):
-        raise DataFormatError(
-            f"item '{one.item_id}' of '{one.task}': 'fields.{name}' has to be of type {kind.__name__}, "
-            f"found {str(value)[:80]!r}"
-        )
+        raise _wrong(one, f"'fields.{name}' has to be of type {kind.__name__}, found {str(value)[:80]!r}")
     return value
+
+
+def _truth(one: AnsweredItem, known: Sequence[str]) -> str:
+    if one.truth not in known:
+        raise _wrong(one, f"'truth' has to be one of {', '.join(known)}, found {one.truth[:80]!r}")
+    return one.truth
+
+
+def _wrong(one: AnsweredItem, reason: str) -> DataFormatError:
+    return DataFormatError(f"item '{one.item_id}' of '{one.task}': {reason}")
 
 
 def tally_answers(

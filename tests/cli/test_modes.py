@@ -112,3 +112,10 @@ def test_an_output_folder_that_is_a_file(below: str, tmp_path: Path, capsys: pyt
         assert main(words) == 1
         assert f"{file} is a file; name a folder" in capsys.readouterr().err
     assert file.read_text() == "mine"
+
+
+def test_broken_questions_are_told_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pope.jsonl"
+    file.write_text("{\n")
+    words = ["--tasks", "pope", "--sources.pope", str(file), "--trainer.accelerator", "cpu"]
+    assert f"{file}, line 1: not JSON" in refused(words, tmp_path / "out", capsys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from lightning_neuralgate.cli import main
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.tasks.account import tally_run
 from lightning_neuralgate.tasks.answer_file import read_answered
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import AnsweredItem
@@ -342,6 +345,62 @@ def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
         DataFormatError, match=r"item 'random/1' of 'scienceqa': 'fields\.choices' has to be of type list"
     ):
         tally_answers(read_answered(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"truth": "A"}, "item 'random/1' of 'pope': 'truth' has to be one of yes, no, found 'A'"),
+        ({"task": "scienceqa", "truth": "C", "fields": {"choices": ["a", "b"]}}, "'truth' has to be one of A, B, found 'C'"),
+        ({"task": "mme", "fields": {"subtask": "ocr"}}, "item 'random/1' of 'mme': 'fields.subtask' is 'ocr'; MME has"),
+        ({"task": "mme", "fields": {"subtask": "OCR"}}, "image 'a.png' of 'OCR' has 1 questions; MME asks two of each image"),
+        ({"task": "privacy_pair", "fields": {"split": "test", "record": "r", "role": "other"}}, "'fields.role' has"),
+        (
+            {"task": "privacy_pair", "fields": {"split": "test", "record": "r", "role": "benign", "synonyms": [3]}},
+            "'fields.synonyms' has to be a list of texts, found '[3]'",
+        ),
+        (
+            {"task": "privacy_pair", "truth": "...", "fields": {"split": "test", "record": "r", "role": "benign"}},
+            "item 'random/1' of 'privacy_pair': value '...' has neither letters nor digits",
+        ),
+    ],
+)  # fmt: skip
+def test_stored_answers_that_cannot_be_scored_are_named(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    stored(tmp_path, **change)
+    with pytest.raises(DataFormatError, match=re.escape(told)) as error:
+        tally_run(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: item 'random/1' of ")
+
+
+def test_a_third_question_of_an_image_among_stored_answers(tmp_path: Path) -> None:
+    rows = [
+        json.loads(stored(tmp_path, task="mme", item_id=f"OCR/a.png/{n}", fields={"subtask": "OCR"}).read_text())
+        for n in range(3)
+    ]
+    json_lines(tmp_path / "answers.jsonl", rows)
+    with pytest.raises(
+        DataFormatError, match=r"item 'OCR/a\.png/2' of 'mme': image 'a\.png' of 'OCR' has more than two"
+    ):
+        tally_run(tmp_path)
+
+
+def test_a_file_without_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "answers.jsonl").write_text("")
+    assert main(["score", str(tmp_path)]) == 1
+    assert f"{tmp_path} holds no answers, so there is nothing to score" in capsys.readouterr().err
+
+
+def test_a_category_that_pope_does_not_have(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", pope_rows(1, "Random"))
+    assert problem(partial(read_pope, file)) == (
+        f"{file}, row 0: field 'category' is 'Random'; POPE has random, popular, adversarial"
+    )
+
+
+def test_a_file_of_other_categories_than_those_that_are_asked(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", pope_rows(2, "popular"))
+    told = problem(partial(read_pope, file))
+    assert told.startswith(f"{file} has no question of POPE's random, only of popular; name others by --sources.pope")
 
 
 def test_a_long_answer_and_an_empty_one_are_scored(tmp_path: Path) -> None:

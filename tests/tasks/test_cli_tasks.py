@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_neuralgate.cli import main
+from lightning_neuralgate.cli.eval_tasks import _names
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import read_records
 from lightning_neuralgate.delta import EditDelta
@@ -194,6 +195,13 @@ def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         TaskSources().read(["mme"], DataOptions())
     with pytest.raises(DataFormatError, match=r"name the data: either --data\.folder"):
         TaskSources().read(["privacy_pair"], DataOptions())
+
+
+def test_folders_of_two_models_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models" / "base")
+    assert _names(".", "..") == ("base", "models")
+    assert _names("owner/name", "owner/name") == ("name-1", "name-2")
 
 
 def test_a_survey_needs_no_pictures_decoded(tmp_path: Path) -> None:

@@ -282,6 +282,21 @@ def test_what_is_skipped_keeps_its_place_when_a_broken_run_is_gone_on_with(tmp_p
     assert not (tmp_path / "two" / BROKEN_NAME).exists(), "nothing is broken any more"
 
 
+def test_what_an_earlier_start_skipped_stops_one_that_is_to_stop(whole: Path, tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    bad = folder / "mme" / "OCR" / "images" / "1.jpg"
+    good = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    run = answer(folder, tmp_path / "out", questions=questions_in(folder, on_broken="skip"), use_cache=False)
+    assert len(run.skipped) == 2
+    with pytest.raises(DataFormatError, match=r"1\.jpg cannot be read"):
+        answer(folder, tmp_path / "out", use_cache=False)
+    bad.write_bytes(good)
+    assert answer(folder, tmp_path / "out", use_cache=False).skipped == ()
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "out" / BROKEN_NAME).exists()
+
+
 def test_what_the_processor_cannot_take(tmp_path: Path) -> None:
     class Particular(tiny_processor().image_processor.__class__):  # type: ignore[misc, name-defined]
         def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
