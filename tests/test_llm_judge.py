@@ -14,15 +14,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lightning_neuralgate.chat_models import ChatEndpoint, LocalChat
 from lightning_neuralgate.errors import DataFormatError, JudgeError
 from lightning_neuralgate.llm_judge import (
     CLASSES_PROMPT,
     MAX_CHARACTERS,
     SCORE_PROMPT,
-    ChatEndpoint,
     LlmJudge,
     LlmScorer,
-    LocalChat,
     refusal_class,
 )
 from tests.helpers.tiny_llava import tiny_processor

@@ -9,10 +9,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
+from lightning_neuralgate.chat_models import Ask, ChatEndpoint, LocalChat
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.kept_replies import KeptReplies
-from lightning_neuralgate.llm_judge import Ask, ChatEndpoint, LlmJudge, LlmScorer, LocalChat
+from lightning_neuralgate.llm_judge import LlmJudge, LlmScorer
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from torchmetrics import Metric
 
 from lightning_neuralgate import metrics, paired, refusal_classifier
-from lightning_neuralgate.llm_judge import ChatEndpoint, LlmJudge
+from lightning_neuralgate.chat_models import ChatEndpoint
+from lightning_neuralgate.llm_judge import LlmJudge
 from lightning_neuralgate.metrics import functional
 from lightning_neuralgate.refusal_classifier import RefusalClassifier
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
+from lightning_neuralgate.chat_models import LocalChat
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.kept_replies import KeptReplies
-from lightning_neuralgate.llm_judge import LocalChat
 from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 from tests.tasks.test_scores import SORRY, guard, pope, privacy, written
 from tests.test_llm_judge import Reply, chat, serving
