@@ -51,8 +51,8 @@ def _files(folder: Path) -> list[Path]:
 def _rows(folders: list[Path], broken: BrokenItems) -> Iterator[_Cells]:
     for folder in folders:
         for file in _files(folder):
-            for number, (place, cells) in enumerate(read_csv_rows(file, broken)):
-                yield _Cells(file, number, place, cells)
+            for row in read_csv_rows(file, broken):
+                yield _Cells(file, row.number, row.place, row.cells)
 
 
 def _item(row: _Cells) -> TaskItem:
