@@ -12,7 +12,7 @@ from lightning_neuralgate.answers import write_answers
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.cli import eval_tasks
 from lightning_neuralgate.cli.modes import check_mode
-from lightning_neuralgate.cli.options import ModelOptions, add_config, check_folder
+from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, check_folder
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.evaluation import evaluate, summarize
@@ -50,7 +50,8 @@ def check(options: Namespace) -> None:
     check_mode(
         {name for name, value in options.items() if value != everything.get(name)}, set(of_tasks.keys()), options
     )
-    check_folder("--out", options.out)
+    for folder in (options.out, options.out / UNFINISHED):
+        check_folder("--out", folder)
 
 
 def run(options: Namespace) -> None:

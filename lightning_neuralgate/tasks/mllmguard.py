@@ -69,11 +69,11 @@ def _rows(folders: list[Path], broken: BrokenItems) -> Iterator[_Cells]:
     for folder in folders:
         for file in _files(folder):
             columns, left_out = _columns(file), 0
-            for number, (place, cells) in enumerate(read_csv_rows(file, broken)):
-                if _of_another_protocol(folder, cells, columns):
+            for row in read_csv_rows(file, broken):
+                if _of_another_protocol(folder, row.cells, columns):
                     left_out += 1
                 else:
-                    yield _Cells(file, number, place, cells, columns)
+                    yield _Cells(file, row.number, row.place, row.cells, columns)
             if left_out:
                 rank_zero_warn(
                     f"{file}: {left_out} rows are left out, since MLLMGuard scores noise injection and position swapping by "

@@ -25,8 +25,19 @@ def read_scienceqa(source: str | Path, broken: BrokenItems, images: Path | None 
         broken: takes the broken ones.
         images: folder of the pictures that JSON lines name.
     """
-    numbered = enumerate(rows_of(source, broken, images))
+    numbered = _numbered(source, broken, images)
     return broken.passing((pair for pair in numbered if pair[1].values.get("image") is not None), _item)
+
+
+def _numbered(source: str | Path, broken: BrokenItems, images: Path | None) -> Iterator[tuple[int, Row]]:
+    """Rows with how many stand before each, broken ones included, so that skipping those renames none."""
+    unread = BrokenItems(broken.on_broken, broken.task)
+    moved = 0
+    for number, row in enumerate(rows_of(source, unread, images)):
+        broken.skipped += unread.skipped[moved:]
+        moved = unread.count
+        yield number + moved, row
+    broken.skipped += unread.skipped[moved:]
 
 
 def _item(numbered: tuple[int, Row]) -> TaskItem:

@@ -182,8 +182,22 @@ def text_lines(file: Path) -> Iterator[tuple[Place, str]]:
             yield line.place, line.text()
 
 
-def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, list[str]]]:
-    """Place and cells of each row of a CSV file below its header. The place is the line on which the row begins.
+class CsvRow(NamedTuple):
+    """A row of a CSV file.
+
+    Attributes:
+        place: the file and the line on which the row begins.
+        number: how many rows stand before it, broken ones included, so that skipping those renames none.
+        cells: what is in it.
+    """
+
+    place: Place
+    number: int
+    cells: list[str]
+
+
+def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[CsvRow]:
+    """The rows of a CSV file below its header.
 
     Args:
         file: the file.
@@ -192,19 +206,12 @@ def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, list
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.passing(_records(file), _cells)
+    return broken.passing(_records(file), _sound)
 
 
-class _Record(NamedTuple):
-    """A row of a CSV file: its cells, or what is wrong with it."""
-
-    place: Place
-    cells: list[str]
-    problem: str = ""
-
-
-def _records(file: Path) -> Iterator[_Record]:
-    quotes = 0
+def _records(file: Path) -> Iterator[tuple[CsvRow, str]]:
+    """Each row of a CSV file, with what is wrong with it."""
+    quotes = number = 0
 
     def decoded() -> Iterator[str]:
         nonlocal quotes
@@ -229,14 +236,16 @@ def _records(file: Path) -> Iterator[_Record]:
         elif rows.line_num > begin and quotes % 2:
             problem = f"a quote that begins here is not closed before the file ends, at line {rows.line_num}"
         if not header and (cells or problem):
-            yield _Record(place, cells, problem)
+            yield CsvRow(place, number, cells), problem
+            number += 1
         header = header and not (cells or problem)
 
 
-def _cells(record: _Record) -> tuple[Place, list[str]]:
-    if record.problem:
-        raise record.place.broken(record.problem)
-    return record.place, record.cells
+def _sound(told: tuple[CsvRow, str]) -> CsvRow:
+    row, problem = told
+    if problem:
+        raise row.place.broken(problem)
+    return row
 
 
 def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row]:

@@ -237,6 +237,17 @@ def test_broken_csv_rows_are_skipped(tmp_path: Path) -> None:
         ("line 6", "a quote that b"),
     ]
     assert all(one.file == str(file) for one in broken.skipped)
+    assert [item.item_id for item in items] == ["bias/prompt/00000", "bias/prompt/00003"], "skipping renames none"
+
+
+def test_skipping_a_line_renames_no_question_of_scienceqa(tmp_path: Path) -> None:
+    name = picture(tmp_path / "0.png").name
+    good = json.dumps({"image": name, "question": "Which?", "choices": ["a", "b"], "answer": 1})
+    file = tmp_path / "test.jsonl"
+    file.write_text("\n".join([good, "{", good, '{"image": "0.png"}', good, "{"]) + "\n")
+    items, broken = skipped(partial(read_scienceqa, file))
+    assert [item.item_id for item in items] == ["test/000000", "test/000002", "test/000004"]
+    assert [one.record for one in broken.skipped] == ["line 2", "line 4", "line 6"]
 
 
 def test_a_parquet_row_with_text_that_is_no_utf8_is_skipped(tmp_path: Path) -> None:
