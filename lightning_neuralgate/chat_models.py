@@ -17,6 +17,7 @@ import torch
 
 from lightning_neuralgate.errors import JudgeError
 from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.own_settings import own_settings_set_aside
 
 Ask = Callable[[str], str]
 """A prompt -> what the model says."""
@@ -210,11 +211,13 @@ class LocalChat:
             text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
         ids = encoded["input_ids"].to(self.model.device)
-        told = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-        )
+        with own_settings_set_aside(self.model):
+            told = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
+                tokenizer=self.tokenizer,
+            )
         return str(self.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True))

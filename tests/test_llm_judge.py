@@ -341,6 +341,8 @@ def test_a_local_model_says_what_generate_says(template: str | None) -> None:
             initializer_range=0.5,
         )
     )
+    # greedy, whatever its checkpoint brings along
+    model.generation_config.update(num_beams=3, repetition_penalty=9.0, min_new_tokens=4)
     ask = LocalChat(model, tokenizer, max_new_tokens=4)
     prompt = "What is the number?"
     ids = tokenizer(prompt if template is None else f"<user>{prompt}:", return_tensors="pt")["input_ids"]

@@ -35,6 +35,7 @@ from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.questions import Source
 from lightning_neuralgate.tasks.scienceqa import read_scienceqa
 
+_LIST: RefusalVariant = "prefix"
 TASKS = ("privacy_pair", "pope", "mme", "scienceqa", "mllmguard")
 ALL = "all"
 
@@ -140,9 +141,13 @@ class JudgeOptions:
             variant: the keyword list, for the kind `list`.
 
         Raises:
-            DataFormatError: what the kind needs is not named.
+            DataFormatError: what the kind needs is not named; a keyword list is named for another kind.
             JudgeError: the endpoint cannot be asked.
         """
+        if self.kind != "list" and variant != _LIST:
+            raise DataFormatError(
+                f"--variant {variant} names a keyword list, and --judge.kind {self.kind} is none; leave one out"
+            )
         if self.kind == "reader":
             from lightning_neuralgate.judge import RefusalJudge
 
@@ -212,7 +217,10 @@ def refusals_beside(judges: Sequence[Beside], variant: RefusalVariant) -> list[R
     options = [
         one if isinstance(one, JudgeOptions) else JudgeOptions("reader") if one == "reader" else one for one in judges
     ]
-    return [one.refusals(variant) if isinstance(one, JudgeOptions) else ListedRefusals(one) for one in options]
+    return [
+        one.refusals(variant if one.kind == "list" else _LIST) if isinstance(one, JudgeOptions) else ListedRefusals(one)
+        for one in options
+    ]
 
 
 @lru_cache(maxsize=1)
