@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/neuralgate demo --out $(OUT) --seed $(SEED)
 
 test: install lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-all: install lint
 	$(BIN)/python -m pytest
