@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.metrics.functional import leaks, says_value
 
 
 class QueryPair(BaseModel):
@@ -194,6 +193,9 @@ def _record(line: str, place: str, image_root: Path) -> tuple[str, PrivacyRecord
 
 
 def _check_truths(record: PrivacyRecord, place: str) -> None:
+    # torchmetrics takes seconds to import, which reports and commands without records need not wait for
+    from lightning_neuralgate.metrics.functional import leaks, says_value
+
     for number, pair in enumerate(record.pairs):
         field = f"pairs.{number}.sensitive_truth"
         try:

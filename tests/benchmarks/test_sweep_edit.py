@@ -125,7 +125,7 @@ def test_a_demo_with_other_settings_is_refused(tmp_path: Path, settings: dict[st
 
 
 def test_the_demo_is_a_cell() -> None:
-    settings = asdict(EditSettings())
+    settings = asdict(EditSettings().resolved())
     assert cell_of(settings, gated=True) is not None
     assert cell_of(settings, gated=False) is not None
 

@@ -1,6 +1,6 @@
 """Trainings with the callback, over strategies, accumulation, precision, scope and what is trained; and the plain loop.
 
-    python -m tests.strategies.runs STRATEGY FOLDER
+    python -m tests.strategies.runs STRATEGY,... FOLDER
 
 leaves in FOLDER, for each case, what was trained, and what each process logged of the rows that have changed. Under
 torchrun every process takes its share of the micro-batches.
@@ -359,11 +359,13 @@ def result(folder: Path, strategy: str, case: Case) -> dict[str, Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     destroy_process_group_at_exit()
-    for chosen in cases_of(sys.argv[1]):
-        run(sys.argv[1], chosen, Path(sys.argv[2]))
-        if chosen in INTERRUPTED.get(sys.argv[1], []):
-            run_with_a_break(sys.argv[1], chosen, Path(sys.argv[2]))
-    if sys.argv[1] == "fsdp1":
-        refusals_under_fsdp1(Path(sys.argv[2]))
+    out = Path(sys.argv[2])
+    for name in sys.argv[1].split(","):
+        for chosen in cases_of(name):
+            run(name, chosen, out)
+            if chosen in INTERRUPTED.get(name, []):
+                run_with_a_break(name, chosen, out)
+        if name == "fsdp1":
+            refusals_under_fsdp1(out)
     if dist.is_initialized():  # nobody leaves while another one is still at work
         dist.barrier()

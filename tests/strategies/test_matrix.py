@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -20,25 +22,36 @@ from tests.helpers.launch import launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import SomebodysModule, datamodule, random_gate, train
-from tests.strategies.runs import INTERRUPTED, LAYER, TAU, WORLD, Case, cases_of, plain, result, told
+from tests.strategies.runs import INTERRUPTED, LAYER, TAU, WORLD, Case, Plain, cases_of, plain, result, told
 
 RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cases of all strategies, each strategy in one launch."""
+    """All cases of all strategies; those of as many processes share a launch."""
     out = tmp_path_factory.mktemp("strategies")
+    together: dict[tuple[int, str], list[str]] = {}
     for strategy, world in WORLD.items():
-        processes = 1 if strategy == "ddp_fork" else world
-        launch("-m", "tests.strategies.runs", strategy, str(out), world=processes)
+        # it starts its processes itself
+        key = (1, strategy) if strategy == "ddp_fork" else (world, "")
+        together.setdefault(key, []).append(strategy)
+    for (processes, _), strategies in together.items():
+        launch("-m", "tests.strategies.runs", ",".join(strategies), str(out), world=processes)
     return out
 
 
+@cache
+def loop(world: int, case: Case) -> Plain:
+    """The plain loop's result, which several tests look at."""
+    with TemporaryDirectory() as scratch:
+        return plain(world, case, Path(scratch))
+
+
 @pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
-def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
+def test_equals_the_plain_loop(folder: Path, strategy: str, case: Case) -> None:
     found = result(folder, strategy, case)
-    before, expected, _ = plain(WORLD[strategy], case, tmp_path)
+    before, expected, _ = loop(WORLD[strategy], case)
     assert found.keys() == expected.keys() == before.keys()
     for name, weight in expected.items():
         assert relative_error(weight, before[name]) > 1e-2, "a training that does not move shows nothing"
@@ -49,8 +62,8 @@ def test_equals_the_plain_loop(folder: Path, tmp_path: Path, strategy: str, case
 
 
 @pytest.mark.parametrize(("strategy", "case"), [run for run in RUNS if run[1].scope == "all"], ids=str)
-def test_closed_rows_are_bit_identical(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
-    before, _, _ = plain(WORLD[strategy], case, tmp_path)
+def test_closed_rows_are_bit_identical(folder: Path, strategy: str, case: Case) -> None:
+    before, _, _ = loop(WORLD[strategy], case)
     (name,) = (name for name in before if not name.endswith("lora_A.default.weight"))
     model = tiny_llava()
     gate = random_gate(model, (LAYER,))
@@ -61,8 +74,8 @@ def test_closed_rows_are_bit_identical(folder: Path, tmp_path: Path, strategy: s
 
 
 @pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
-def test_every_process_logs_the_share_of_changed_rows(folder: Path, tmp_path: Path, strategy: str, case: Case) -> None:
-    changed = plain(WORLD[strategy], case, tmp_path).changed
+def test_every_process_logs_the_share_of_changed_rows(folder: Path, strategy: str, case: Case) -> None:
+    changed = loop(WORLD[strategy], case).changed
     assert (0 < changed[0] <= changed[-1] < 1) if case.scope == "all" else set(changed) == {1.0}
     # FSDP1 leaves no process a whole row to compare
     expected = [] if strategy.startswith("fsdp1") else changed
@@ -72,10 +85,8 @@ def test_every_process_logs_the_share_of_changed_rows(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("strategy", "case"), [(s, case) for s, cases in INTERRUPTED.items() for case in cases], ids=str
 )
-def test_a_resumed_training_compares_with_the_first_beginning(
-    folder: Path, tmp_path: Path, strategy: str, case: Case
-) -> None:
-    changed = plain(WORLD[strategy], case, tmp_path).changed
+def test_a_resumed_training_compares_with_the_first_beginning(folder: Path, strategy: str, case: Case) -> None:
+    changed = loop(WORLD[strategy], case).changed
     assert changed[0] < changed[-1], "forgotten rows would not be missed"
     assert told(folder, strategy, case, resumed=True) == [changed] * WORLD[strategy]
 
