@@ -1,6 +1,6 @@
 """Both stages with what belongs to them, on one to three processes, with records and queries that do not go round.
 
-    python -m tests.strategies.jobs STRATEGY FOLDER
+    python -m tests.strategies.jobs STRATEGY,... FOLDER
 
 leaves in FOLDER, for each process, what it did and measured, and the edited weights, of a run that was broken off and gone on
 with, too. The answers are made up, so that they are not all alike, but generated as well.
@@ -160,4 +160,5 @@ def run(strategy: str, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     destroy_process_group_at_exit()
-    run(sys.argv[1], Path(sys.argv[2]))
+    for name in sys.argv[1].split(","):
+        run(name, Path(sys.argv[2]))
