@@ -111,9 +111,9 @@ def test_greedy_answers_end_where_the_checkpoint_says(
 
 def test_a_language_model_inside_has_its_settings_set_aside_too() -> None:
     model = tiny_llava()
-    inner = model.model.language_model  # type: ignore[union-attr]
-    inner.generation_config = GenerationConfig(num_beams=4, eos_token_id=7)  # type: ignore[union-attr, assignment]
+    inner: Any = model.model.language_model
+    inner.generation_config = GenerationConfig(num_beams=4, eos_token_id=7)
     with own_settings_set_aside(model):
-        assert inner.generation_config.num_beams is None  # type: ignore[union-attr]
-        assert inner.generation_config.eos_token_id == 7  # type: ignore[union-attr]
-    assert inner.generation_config.num_beams == 4  # type: ignore[union-attr]
+        assert inner.generation_config.num_beams is None
+        assert inner.generation_config.eos_token_id == 7
+    assert inner.generation_config.num_beams == 4

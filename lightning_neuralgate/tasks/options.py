@@ -35,7 +35,7 @@ from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.questions import Source
 from lightning_neuralgate.tasks.scienceqa import read_scienceqa
 
-_LIST: RefusalVariant = "prefix"
+_DEFAULT_LIST: RefusalVariant = "prefix"
 TASKS = ("privacy_pair", "pope", "mme", "scienceqa", "mllmguard")
 ALL = "all"
 
@@ -144,7 +144,7 @@ class JudgeOptions:
             DataFormatError: what the kind needs is not named; a keyword list is named for another kind.
             JudgeError: the endpoint cannot be asked.
         """
-        if self.kind != "list" and variant != _LIST:
+        if self.kind != "list" and variant != _DEFAULT_LIST:
             raise DataFormatError(
                 f"--variant {variant} names a keyword list, and --judge.kind {self.kind} is none; leave one out"
             )
@@ -218,7 +218,9 @@ def refusals_beside(judges: Sequence[Beside], variant: RefusalVariant) -> list[R
         one if isinstance(one, JudgeOptions) else JudgeOptions("reader") if one == "reader" else one for one in judges
     ]
     return [
-        one.refusals(variant if one.kind == "list" else _LIST) if isinstance(one, JudgeOptions) else ListedRefusals(one)
+        one.refusals(variant if one.kind == "list" else _DEFAULT_LIST)
+        if isinstance(one, JudgeOptions)
+        else ListedRefusals(one)
         for one in options
     ]
 

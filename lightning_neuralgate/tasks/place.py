@@ -55,6 +55,7 @@ class BrokenItemError(DataFormatError):
         reason: what is wrong, without the place.
     """
 
-    def __init__(self, message: str, place: Place = Place(""), reason: str = "") -> None:  # noqa: B008
+    def __init__(self, message: str, place: Place | None = None, reason: str = "") -> None:
+        # a DataLoader raises the error of its worker again from the message alone
         super().__init__(message)
-        self.place, self.reason = place, reason or message
+        self.place, self.reason = place or Place(""), reason or message
