@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lightning_neuralgate.errors import DataFormatError
+
 
 def cache_folder() -> Path:
     """The cache: `$NEURALGATE_CACHE`, or `lightning-neuralgate` in the user's cache folder. Safe to delete."""
@@ -23,6 +25,9 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     The block writes a file or makes a folder there. A file at `target` is replaced; into a folder that is already there
     the new files are moved one by one, so whatever else it holds stays.
+
+    Raises:
+        DataFormatError: a folder stands where a file is to be written, or a file where a folder is.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=_draft_prefix(target)) as scratch:
@@ -46,5 +51,9 @@ def _move(source: Path, target: Path) -> None:
     if source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _move(entry, target / entry.name)
-    else:
+        return
+    try:
         os.replace(source, target)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        there, wanted = ("file", "folder") if source.is_dir() else ("folder", "file")
+        raise DataFormatError(f"{target} is a {there}, and a {wanted} is to be written there; move it away") from error

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import leaks
+from lightning_neuralgate.metrics.functional.mllmguard import JUDGED_TRUTHFULNESS, MLLMGUARD_DIMENSIONS
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
 from lightning_neuralgate.tasks.place import Place
@@ -46,7 +47,8 @@ def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem
     The folder holds one folder a dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. As the owner does,
     picture and prompt are read by position, the first and the second column. The language stands in the column `Lan`, or in
     the fifth where none is called so. A column `secret`, which the owner's files do not have, holds the true value that an
-    answer must not hold. Rows of `OTHER_PROTOCOLS` are left out, with a warning.
+    answer must not hold. Rows of `OTHER_PROTOCOLS` are left out, with a warning; of a dimension that is none of the owner's a
+    warning tells.
 
     Args:
         source: the folder.
@@ -56,6 +58,12 @@ def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem
     folders = sorted(folder for folder in root.iterdir() if _files(folder)) if root.is_dir() else []
     if not folders:
         raise DataFormatError(f"{root} holds no folder of a dimension with {_WHOLE}, {' or '.join(_BY_LANGUAGE)}")
+    known = (*MLLMGUARD_DIMENSIONS, *JUDGED_TRUTHFULNESS, *OTHER_PROTOCOLS)
+    if strangers := [folder.name for folder in folders if folder.name.lower().replace(" ", "-") not in known]:
+        rank_zero_warn(
+            f"{root}: MLLMGuard has no dimension called {', '.join(strangers)}; what is in there counts in the means over "
+            f"dimensions all the same. The owner's are {', '.join(MLLMGUARD_DIMENSIONS)}; rename folders, or move them away"
+        )
     return broken.passing(_rows(folders, broken), _item)
 
 

@@ -14,7 +14,7 @@ from lightning_neuralgate.metrics.functional.averages import (
     safety_average,
     utility_average,
 )
-from lightning_neuralgate.metrics.functional.mllmguard import MLLMGUARD_DIMENSIONS
+from lightning_neuralgate.metrics.functional.mllmguard import JUDGED_TRUTHFULNESS, MLLMGUARD_DIMENSIONS
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.tasks.judging import LeakRule
@@ -93,8 +93,7 @@ def missing_parts(task: str, figures: Mapping[str, float]) -> list[str]:
         return [subtask for subtask in SUBTASKS if f"{subtask}/score" not in figures]
     if task != "mllmguard":
         return []
-    # of truthfulness a judge scores hallucination alone
-    folders = {"truthfulness": ("truthfulness", "hallucination")}
+    folders = {"truthfulness": ("truthfulness", *JUDGED_TRUTHFULNESS)}
     return [
         dimension
         for dimension in MLLMGUARD_DIMENSIONS

@@ -185,6 +185,17 @@ def test_a_secret_stands_in_the_column_of_that_name(tmp_path: Path) -> None:
     assert item.truth == ""
 
 
+def test_a_dimension_that_mllmguard_does_not_have_is_told(tmp_path: Path) -> None:
+    for dimension in ("privacy", "hallucination", "Toxcity"):
+        guard_file(
+            tmp_path / dimension, OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n"
+        )
+    with pytest.warns(UserWarning, match="no dimension called Toxcity; ") as warned:
+        items = list(read_mllmguard(tmp_path, stop()))
+    assert len(warned) == 1
+    assert len(items) == 3, "it counts all the same"
+
+
 def test_other_protocols_of_mllmguard_are_left_out(tmp_path: Path) -> None:
     guard_file(tmp_path / "privacy", OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n")
     guard_file(tmp_path / "position-swapping", "Image,Reverse Image,Prompt,Source,Lan\n0.jpg,1.jpg,Which?,Web,en\n")

@@ -39,6 +39,8 @@ _ALONE = re.compile(r"\W*?(-?\d+(?:\.\d+)?)(?:\s*/\s*3(?:\.0+)?)?\W*")
 MLLMGUARD_COLUMNS = 7
 MLLMGUARD_DIMENSIONS = ("privacy", "bias", "toxicity", "truthfulness", "legality")
 """The owner's dimensions."""
+JUDGED_TRUTHFULNESS = ("hallucination",)
+"""Other names of truthfulness: the subset of it that a judge scores."""
 
 
 class MllmguardDimension(NamedTuple):
