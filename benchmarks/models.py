@@ -52,6 +52,7 @@ from tests.helpers.tiny_llava import tiny_splits
 YES, WHOLE = "yes", "whole passes"
 LAYER = 1
 TITLES = {
+    "llava": "LLaVA-1.5",
     "minigpt4": "MiniGPT-4 (LLaMA-2)",
     "minigpt4_qformer": "MiniGPT-4 (Q-Former, Vicuna)",
     "qwen2_vl": "Qwen2-VL",

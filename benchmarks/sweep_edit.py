@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 BASE: dict[str, Any] = {
     "layer": 10, "tau": 0.5, "scope": "subject_last", "lr": 3e-3, "epochs": 4, "pairs_per_batch": 3, "alpha": 1.25,
     "retention_weight": 1.0, "retention_per_batch": 1, "edit_records": 2, "edit_pairs": 6, "test_records": 2,
-    "test_pairs": 2, "judge": False,
+    "test_pairs": 2, "judge": False, "public_questions": False,
 }  # fmt: skip
 """Where cells start from: the demo's edit before this sweep settled its learning rate, without the second judge."""
 

@@ -15,10 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
-from typing_extensions import Self
 
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.known_noise import silence_known_noise

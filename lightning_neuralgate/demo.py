@@ -69,9 +69,9 @@ def run_demo(
         What `results.json` holds.
 
     Raises:
-        UnsupportedSetupError: there are no results in `beside`.
+        UnsupportedSetupError: there are no results in `beside`, or it is `out`.
     """
-    other = _results_beside(beside)
+    other = _results_beside(beside, out)
     settings = (settings or EditSettings()).resolved()
     clock = _Clock()
     with clock.stage("model"):
@@ -122,7 +122,7 @@ def run_demo_seeds(
     A seed that already has results from the same settings and versions is not run again. `beside` and `processes` are as in
     `run_demo`.
     """
-    other = _results_beside(beside)
+    other = _results_beside(beside, out)
     if not seeds:
         raise UnsupportedSetupError("the demo needs at least one seed")
     settings = (settings or EditSettings()).resolved()
@@ -215,9 +215,13 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _results_beside(folder: Path | None) -> dict[str, Any] | None:
+def _results_beside(folder: Path | None, out: Path) -> dict[str, Any] | None:
     if folder is None:
         return None
+    if folder.resolve() == out.resolve():
+        raise UnsupportedSetupError(
+            f"{folder} is this demo's own folder; give another --out, or what it holds is replaced"
+        )
     file = folder / "results.json"
     if not file.is_file():
         raise UnsupportedSetupError(f"{folder} holds no results.json; give the --out folder of another demo")

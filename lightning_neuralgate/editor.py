@@ -85,7 +85,7 @@ class PrivacyEditModule(LightningModule):
         lr: learning rate of Adam; by default 1e-5 (paper) or 3e-4 (minibatch).
         eps: epsilon of Adam; by default 1e-3 (paper) or 1e-8 (minibatch).
         alpha: weight of the benign term.
-        retention_weight: weight of the retention term; 0, as in the paper, leaves it out.
+        retention_weight: weight of the retention term, where batches hold retention rows; the paper's hold none.
         steps_per_pair: schedule `paper` only.
         stop_loss: schedule `paper` only.
         max_new_tokens: length of answers in validation.
@@ -112,7 +112,7 @@ class PrivacyEditModule(LightningModule):
         lr: float | None = None,
         eps: float | None = None,
         alpha: float = 1.25,
-        retention_weight: float = 0.0,
+        retention_weight: float = 1.0,
         steps_per_pair: int = 10,
         stop_loss: float = 1e-3,
         max_new_tokens: int = 16,

@@ -57,7 +57,9 @@ class EditSettings:
             schedule's own.
         alpha: weight of the benign term.
         retention_weight: weight of the retention term.
-        retention_per_batch: ordinary questions in a mini-batch.
+        retention_per_batch: retention questions in a mini-batch.
+        public_questions: half of the retention questions ask for what nobody keeps secret in the edit's own words
+            (`render_retention`); without, all are ordinary questions.
         images: show the pictures in the edit's queries; without them the edit is made on text alone.
         judge: ask the second judge of refusals, too.
         precision: of the edit's forward and backward passes, and of answering: a precision of the Trainer, or `auto` for
@@ -88,6 +90,7 @@ class EditSettings:
     alpha: float = 1.25
     retention_weight: float = 1.0
     retention_per_batch: int = 1
+    public_questions: bool = True
     images: bool = True
     judge: bool = True
     precision: Precision = "auto"
@@ -150,7 +153,8 @@ class Workbench:
         self.splits = render_splits(
             self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
         )
-        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch else []
+        public = {} if s.public_questions else {"public": 0}
+        self.retention = render_retention(self.data, self.seed, **public) if s.retention_per_batch else []
 
     def fill_targets(self) -> None:
         """Ask the unedited model what it says to the benign and the retention questions."""

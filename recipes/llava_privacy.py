@@ -53,6 +53,7 @@ def main(
     alpha: float = 1.25,
     epochs: int = 1,
     pairs_per_batch: int = 4,
+    retention_per_batch: int = 1,
     lora_rank: int = 0,
     dtype: Precision = "float32",
     max_steps: int = 25,
@@ -69,7 +70,7 @@ def main(
     Args:
         data: the records; see `neuralgate locate --help`.
         out: folder for gate/, edited/, logs/ and metrics.json.
-        model: folder or hub repository of a LLaVA checkpoint, or smol-llava.
+        model: folder or hub repository of an image-text-to-text model, smol-llava or smol-minigpt.
         precision: what the Trainer computes in.
         layers: decoder layers to locate and edit (the authors' choice for LLaVA-1.5-7B is 11).
         tau: dimensions with an activity rate above tau stay open.
@@ -79,6 +80,7 @@ def main(
         alpha: weight of the benign term.
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs in a mini-batch.
+        retention_per_batch: questions from data.retention beside them, where that is given.
         lora_rank: edit by a LoRA of this rank, merged when saved; 0: the whole weight.
         dtype: what the weights are kept in. An edit of whole weights needs float32, since its small steps would be lost in
             half precision; a LoRA's factors are float32 in any case.
@@ -94,10 +96,10 @@ def main(
     destroy_process_group_at_exit()
     seed_everything(seed)
     unfinished = out / "unfinished"
+    splits, retention = data.read(), data.read_retention()  # now, not after a model has been loaded
     network, processor = load_model(model, dtype)
     base = model_checksum(network)
-    splits = data.read()
-    edit, _ = fill_targets(splits.edit, [], network, processor)
+    edit, retention = fill_targets(splits.edit, retention, network, processor)
     splits = splits._replace(edit=edit)
     common: dict[str, Any] = {
         "accelerator": accelerator,
@@ -133,8 +135,9 @@ def main(
         callbacks=callbacks, **common,
     )  # fmt: skip
     pairs = PrivacyPairDataModule(
-        splits, processor, pairs_per_batch=1 if paper else pairs_per_batch, shuffle=not paper, seed=seed
-    )
+        splits, processor, retention, pairs_per_batch=1 if paper else pairs_per_batch,
+        retention_per_batch=retention_per_batch if retention else 0, shuffle=not paper, seed=seed,
+    )  # fmt: skip
     settings = {"model": base, "gate": gate.fingerprint, "scope": scope, "tau": tau}
     fit_resumably(trainer, editor, pairs, unfinished / "edit", settings, keep_every)
     editor.save_pretrained(out / "edited")

@@ -42,7 +42,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--pairs_per_batch", type=int, default=4, help="Query pairs in a mini-batch (minibatch schedule)."
     )
     parser.add_argument(
-        "--retention_per_batch", type=int, default=0, help="Ordinary questions from --data.retention in each batch."
+        "--retention_per_batch",
+        type=PositiveInt | None,
+        default=None,
+        help="Questions from --data.retention in each batch; one when left out.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the order of mini-batches.")
     parser.add_argument(
@@ -76,16 +79,15 @@ def run(options: Namespace) -> None:
     """Edit, and save the model. Started again after it was killed, it goes on where it was."""
     seed_everything(options.seed, verbose=False)
     retention = options.data.read_retention()
-    asked = (bool(retention), options.retention_per_batch > 0, options.editor.retention_weight > 0)
-    if any(asked) and not all(asked):
-        raise DataFormatError(
-            "the retention term needs all of --data.retention, --retention_per_batch and --editor.retention_weight"
-        )
+    if options.retention_per_batch and not retention:
+        raise DataFormatError("--retention_per_batch needs --data.retention, the file of the questions")
+    if retention and options.editor.retention_weight <= 0:
+        raise DataFormatError("--editor.retention_weight has to be above 0, or --data.retention would change nothing")
+    splits = options.data.read()  # now, not after a model has been loaded
     model, processor = options.model.load()
     base = model_checksum(model)
     arguments: dict[str, Any] = options.editor.as_dict()
     paper = arguments["schedule"] == "paper"
-    splits = options.data.read()
     data = PrivacyPairDataModule(
         splits,
         processor,

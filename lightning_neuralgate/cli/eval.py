@@ -59,6 +59,7 @@ def run(options: Namespace) -> None:
     from lightning.pytorch import seed_everything
 
     seed_everything(options.seed, verbose=False)
+    options.data.refuse_retention("nothing is edited here")
     if options.tasks is not None:
         eval_tasks.run(options)
         return

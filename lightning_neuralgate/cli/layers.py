@@ -70,12 +70,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Locate in every layer, propose, and compare. Started again after it was killed, it goes on where it was."""
     seed_everything(options.seed, verbose=False)
-    model, processor = options.model.load()
-    splits = options.data.read()
-    if options.data.retention is not None:
-        raise DataFormatError("the search edits without a retention term; leave --data.retention out")
+    options.data.refuse_retention("the search edits without a retention term")
+    splits = options.data.read()  # now, not after a model has been loaded
     if options.compare and not splits.test:
         raise DataFormatError("there is no test split to compare edits on; leave --compare out, or give test records")
+    model, processor = options.model.load()
     count = find_decoder(model).num_layers
     layers = sorted(search_range(count) if options.layers is None else options.layers)
     check_range(layers, count)

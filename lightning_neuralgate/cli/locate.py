@@ -32,9 +32,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Locate, and save the gate. Started again after it was killed, it does not do finished records again."""
     unfinished = options.out / UNFINISHED
+    options.data.refuse_retention("stage 1 has no retention term")
+    splits = options.data.read()  # now, not after a model has been loaded
     model, processor = options.model.load()
     data = PrivacyPairDataModule(
-        options.data.read(),
+        splits,
         processor,
         records_per_batch=options.records_per_batch,
         num_workers=options.num_workers,

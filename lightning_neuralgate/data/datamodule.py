@@ -76,7 +76,7 @@ class PrivacyPairDataModule(LightningDataModule):
         retention: ordinary questions for the edit's retention term.
         records_per_batch: records in a batch of stage 1, learnt side by side: more keep a GPU busy, and take more memory.
         pairs_per_batch: query pairs in a training batch of stage 2.
-        retention_per_batch: retention rows added to each of them.
+        retention_per_batch: retention rows added to each of them; by default one, if there is any retention.
         shuffle: shuffle query pairs every epoch; off for the paper's schedule.
         eval_batch_size: prompts in a validation batch.
         padding_side: of training batches; prompts to be answered are always padded on the left.
@@ -97,7 +97,7 @@ class PrivacyPairDataModule(LightningDataModule):
         processor: Any,
         retention: Sequence[RetentionItem] = (),
         pairs_per_batch: int = 4,
-        retention_per_batch: int = 0,
+        retention_per_batch: int | None = None,
         shuffle: bool = True,
         eval_batch_size: int = 8,
         padding_side: Literal["left", "right"] = "left",
@@ -109,6 +109,8 @@ class PrivacyPairDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_no_leakage(splits)
+        if retention_per_batch is None:
+            retention_per_batch = 1 if retention else 0
         if not splits.edit:
             raise DataFormatError("there are no edit records")
         if retention_per_batch and not retention:

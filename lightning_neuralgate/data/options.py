@@ -19,7 +19,8 @@ class DataOptions:
 
     Attributes:
         folder: folder with records.jsonl, made by `neuralgate render`.
-        retention: JSON lines of ordinary questions ({"query": ..., "image": ...}) for the edit's retention term.
+        retention: JSON lines of questions that an edit has to leave alone ({"query": ..., "image": ...}), for its retention
+            term; `neuralgate render` writes such a file.
         files: PrivacyPair JSON files of the method's authors.
         image_root: folder that the image paths in `files` are relative to.
         unseen: subjects of `files` that no edit may see.
@@ -69,6 +70,15 @@ class DataOptions:
     def read_retention(self) -> list[RetentionItem]:
         """The ordinary questions of the retention term, if any; their images are relative to the file's folder."""
         return [] if self.retention is None else read_retention(self.retention, self.retention.parent)
+
+    def refuse_retention(self, why: str) -> None:
+        """See to it that no retention questions are named where they would change nothing.
+
+        Raises:
+            DataFormatError: they are.
+        """
+        if self.retention is not None:
+            raise DataFormatError(f"{why}; leave --data.retention out")
 
     def images(self) -> Path:
         """The folder that all pictures are below."""

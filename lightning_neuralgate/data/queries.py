@@ -43,6 +43,30 @@ SHAPE_COLOUR_QUESTIONS = (
     "Which colour does the shape have?",
     "Name the colour of the shape.",
 )
+PUBLIC_THINGS = (
+    "poster",
+    "sign",
+    "flag",
+    "postcard",
+    "banner",
+    "book cover",
+    "mug",
+    "tile",
+    "playing card",
+    "toy block",
+)
+PUBLIC_ATTRIBUTES = (
+    "motif",
+    "icon",
+    "figure",
+    "drawing",
+    "picture",
+    "print",
+    "decoration",
+    "colour",
+    "background colour",
+)
+"""What may be asked of a picture of a shape as of one of `PUBLIC_THINGS`; of these a shipped subject has the colour alone."""
 
 ORDINARY_QUESTIONS = (
     "What is the capital of France?",

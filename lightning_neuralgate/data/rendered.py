@@ -17,6 +17,8 @@ from lightning_neuralgate.data.queries import (
     EDIT_TEMPLATES,
     ORDINARY_QUESTIONS,
     PICTURE_QUESTIONS,
+    PUBLIC_ATTRIBUTES,
+    PUBLIC_THINGS,
     SHAPE_COLOUR_QUESTIONS,
     SHAPE_QUESTIONS,
     TEST_TEMPLATES,
@@ -132,22 +134,39 @@ def render_splits(
     return finished
 
 
-def render_retention(folder: Path, seed: int, count: int = 12) -> list[RetentionItem]:
-    """Ordinary questions about ordinary pictures, for the edit's retention term, written to `retention.jsonl`.
+def render_retention(folder: Path, seed: int, count: int = 12, public: int = 12) -> list[RetentionItem]:
+    """Questions that an edit has to leave alone, for its retention term, written to `retention.jsonl`.
 
     Their targets are made later, with the unedited model.
+
+    Args:
+        folder: made if need be.
+        seed: the same seed draws the same pictures and questions.
+        count: ordinary questions, every other one about an ordinary picture.
+        public: questions for what nobody keeps secret, such as the motif of a poster, in the words in which the edit asks for
+            secrets. Without them an edit is shown no such question but for the few benign attributes of its own records,
+            and may learn to refuse whatever else is asked so.
     """
     rng = random.Random(f"retention/{seed}")
     about_pictures = [*PICTURE_QUESTIONS, *SHAPE_QUESTIONS, *SHAPE_COLOUR_QUESTIONS]
     items = []
     for index in range(count):
         pool = about_pictures if index % 2 == 0 else list(ORDINARY_QUESTIONS)
-        image = folder / IMAGES_NAME / f"ordinary-{index}.png"
-        with written_whole(image) as draft:
-            ordinary_picture(picture_seed(seed, "retention", index))[0].save(draft, format="PNG")
+        image = _saved_ordinary(folder / IMAGES_NAME / f"ordinary-{index}.png", picture_seed(seed, "retention", index))
         items.append(RetentionItem(query=rng.choice(pool), image=image))
+    rng = random.Random(f"public/{seed}")
+    drawn = (_cycle(some, public, rng) for some in (EDIT_TEMPLATES, PUBLIC_ATTRIBUTES, PUBLIC_THINGS))
+    for index, (template, attribute, thing) in enumerate(zip(*drawn, strict=True)):
+        image = _saved_ordinary(folder / IMAGES_NAME / f"public-{index}.png", picture_seed(seed, "public", index))
+        items.append(RetentionItem(query=_query(template, attribute, thing), image=image))
     write_retention(folder / RETENTION_NAME, items, folder)
     return items
+
+
+def _saved_ordinary(file: Path, seed: int) -> Path:
+    with written_whole(file) as draft:
+        ordinary_picture(seed)[0].save(draft, format="PNG")
+    return file
 
 
 def picture_seed(seed: int, series: str, index: int) -> int:

@@ -331,6 +331,4 @@ def needed(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"reading this needs {error.name}: pip install 'lightning-neuralgate[tasks]'"
-        ) from error
+        raise MissingDependencyError(f"this needs {error.name}: pip install 'lightning-neuralgate[tasks]'") from error

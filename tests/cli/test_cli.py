@@ -81,9 +81,16 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     assert EditDelta.load(ungated / "edit.safetensors").edited == WeightFiles(ungated).checksum
     plain = LlavaForConditionalGeneration.from_pretrained(ungated)
     assert not model.state_dict()[weight].equal(plain.state_dict()[weight]), "the gate left its mark"
-    halfway = ["--data.retention", str(data / "retention.jsonl"), "--editor.layers", "[1]"]
-    assert main(["edit", *common, *trainer, *halfway, "--out", str(ungated)]) == 1
-    assert "the retention term needs all of" in capsys.readouterr().err
+    edit, retention = ["edit", *common, *trainer, "--editor.layers", "[1]"], str(data / "retention.jsonl")
+    for halfway, told in (
+        ([*edit, "--data.retention", retention, "--editor.retention_weight", "0"], "would change nothing"),
+        ([*edit, "--retention_per_batch", "1"], "needs --data.retention"),
+        (["locate", *common, *locator, *trainer, "--data.retention", retention], "stage 1 has no retention term"),
+        (["eval", *common, "--data.retention", retention], "nothing is edited here"),
+    ):
+        assert main([*halfway, "--out", str(tmp_path / "halfway")]) == 1
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "halfway").exists()
 
     common[1] = str(edited)
     assert main(["eval", *common, "--max_new_tokens", "3", "--out", str(measured)]) == 0
@@ -119,7 +126,7 @@ def test_errors_are_one_message_and_an_exit_code(
     assert main(arguments) == 1
     assert "neuralgate eval: name the data: either --data.folder" in capsys.readouterr().err
     assert main([*arguments, "--data.folder", str(tmp_path / "none")]) == 1
-    assert "cannot be read as UTF-8 text" in capsys.readouterr().err
+    assert f"there is no file {tmp_path / 'none' / 'records.jsonl'}; `neuralgate render`" in capsys.readouterr().err
     assert main([*arguments[:2], str(tmp_path), "--data.folder", str(data), "--out", str(tmp_path)]) == 1
     assert "cannot be loaded as an image-text-to-text model" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.json*")), "nothing is left half-written"

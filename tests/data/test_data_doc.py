@@ -7,12 +7,16 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lightning_neuralgate.cli import build_parser
 from lightning_neuralgate.data import spec as specs
+from lightning_neuralgate.data.authors import read_authors_json
 from lightning_neuralgate.data.imagefolder import SPLIT_FOLDERS
+from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, read_records
 from lightning_neuralgate.data.rendered import render_splits
 from lightning_neuralgate.data.spec import shipped_subjects
+from lightning_neuralgate.spans import find_subject
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -40,9 +44,27 @@ def test_its_commands_are_understood(command: str) -> None:
     assert build_parser(words[0]).parse_args(words).subcommand == words[0]
 
 
+def test_its_records_are_read(tmp_path: Path) -> None:
+    record, entry = blocks("json")
+    for name in re.findall(r"images/[\w-]+\.png", record + entry):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "records.jsonl").write_text(record.replace("\n", " "), encoding="utf-8")
+    (mine,) = read_records(tmp_path / "records.jsonl", tmp_path).edit
+    (tmp_path / "theirs.json").write_text(entry, encoding="utf-8")
+    (theirs,) = read_authors_json(tmp_path / "theirs.json", tmp_path)
+    assert [len(one.pairs) for one in (mine, theirs)] == [1, 2]
+    for one in (mine, theirs):
+        for pair in one.pairs:
+            assert find_subject(pair.sensitive, one.subject)
+            assert find_subject(pair.benign, one.subject)
+    assert "What is the passport number of this passport?" in {pair.sensitive for pair in theirs.pairs}
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        PrivacyRecord, QueryPair,
         specs.SubjectSpec, specs.FieldSpec, specs.LayoutSpec, specs.VariationSpec, specs.TextElement, specs.ValueElement,
         specs.ShapeElement, specs.PlainElement, specs.BlockElement, specs.PolygonElement,
     ],

@@ -151,6 +151,9 @@ def test_refuses_leaks_and_nonsense(splits: RecordSplits) -> None:
         PrivacyPairDataModule(splits._replace(edit=[]), tiny_processor())
     with pytest.raises(DataFormatError, match="no retention items"):
         PrivacyPairDataModule(splits, tiny_processor(), retention_per_batch=1)
+    item = RetentionItem(query="What do bees make?", target="Bees make honey.")
+    assert PrivacyPairDataModule(splits, tiny_processor(), [item]).retention_per_batch == 1, "what is given is used"
+    assert PrivacyPairDataModule(splits, tiny_processor()).retention_per_batch == 0
     with pytest.raises(DataFormatError, match=r"record passport-edit-0: .* has no target; make them with fill_targets"):
         next(iter(PrivacyPairDataModule(without_targets(splits), tiny_processor()).pairs_dataloader()))
 

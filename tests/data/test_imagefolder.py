@@ -16,7 +16,7 @@ def test_datasets_reads_pictures_splits_and_truths(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data, cache = tmp_path / "test" / "data", str(tmp_path / "cache")
     splits = render_splits(data, 0, 1, 2, 3, 2, ["passport", "drone"], ["receipt"])
-    render_retention(data, 0, 2)
+    render_retention(data, 0, 2, 2)
     (data / "contact-sheet-test.png").write_bytes(splits.edit[0].image.read_bytes())
 
     known = datasets.load_dataset("imagefolder", data_dir=str(data), cache_dir=cache)

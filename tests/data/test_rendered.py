@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from PIL import Image
 
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.queries import EDIT_TEMPLATES, TEST_TEMPLATES
+from lightning_neuralgate.data.queries import EDIT_TEMPLATES, PUBLIC_ATTRIBUTES, TEST_TEMPLATES
 from lightning_neuralgate.data.records import read_records, read_retention
 from lightning_neuralgate.data.render import PICTURE_SIZE
 from lightning_neuralgate.data.rendered import RECORDS_NAME, RETENTION_NAME, render_retention, render_splits
@@ -116,7 +117,7 @@ def test_every_attribute_is_asked_before_one_is_asked_again(tmp_path: Path, pair
 def test_a_seed_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         render_splits(tmp_path / name, seed, 1, 1, 2, 2)
-        render_retention(tmp_path / name, seed, 2)
+        render_retention(tmp_path / name, seed, 2, 2)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     changed = hashes(tmp_path / "other")
     assert not [
@@ -172,13 +173,32 @@ def test_the_authors_files_hold_the_same_records(tmp_path: Path) -> None:
 
 
 def test_retention_pictures_hold_nothing_private(tmp_path: Path) -> None:
-    items = render_retention(tmp_path, seed=0, count=6)
-    assert len(items) == 6
+    items = render_retention(tmp_path, seed=0, count=6, public=30)
+    assert len(items) == 36
     assert read_retention(tmp_path / RETENTION_NAME, tmp_path) == items
     for item in items:
         assert item.image is not None
         assert item.image.is_file()
         assert not any(find_subject(item.query, name.replace("_", " ")) for name in shipped_subjects())
+
+
+def test_public_questions_use_the_edits_words_and_none_of_the_tests(tmp_path: Path) -> None:
+    public = [item.query for item in render_retention(tmp_path, seed=0, count=0, public=90)]
+    forms = [re.escape(form).replace(r"\{attribute\}", "(.+)").replace(r"\{subject\}", ".+") for form in EDIT_TEMPLATES]
+    asked = {next(found[1] for form in forms if (found := re.fullmatch(form, query))) for query in public}
+    assert asked == set(PUBLIC_ATTRIBUTES)
+    shipped = [load_subject_spec(name) for name in shipped_subjects()]
+    known = {phrase for spec in shipped for sensitive in (True, False) for phrase in spec.phrases(sensitive).values()}
+    assert asked & known == {"colour"}, "what the test asks for is not taught"
+    unseen = {
+        word for spec in shipped for phrase in spec.phrases(False, unseen=True).values() for word in phrase.split()
+    }
+    assert not {word for attribute in asked for word in attribute.split()} & unseen
+
+
+def test_public_questions_leave_the_ordinary_ones_as_they_are(tmp_path: Path) -> None:
+    alone = render_retention(tmp_path, seed=0, count=5, public=0)
+    assert render_retention(tmp_path, seed=0, count=5, public=4)[:5] == alone
 
 
 def test_bad_retention_lines_are_named(tmp_path: Path) -> None:

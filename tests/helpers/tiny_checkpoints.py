@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from transformers import (
     BlipImageProcessorPil,
+    CLIPImageProcessor,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
     InstructBlipProcessor,
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
@@ -85,6 +87,14 @@ def _gemma3(tokenizer: PreTrainedTokenizerFast) -> Any:
     )
 
 
+def _llava(tokenizer: PreTrainedTokenizerFast) -> Any:
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SIZE)
+    return LlavaProcessor(
+        images, tokenizer, patch_size=8, num_additional_image_tokens=1, vision_feature_select_strategy="default",
+        chat_template=template("<picture>"),
+    )  # fmt: skip
+
+
 def _onevision(tokenizer: PreTrainedTokenizerFast) -> Any:
     images = LlavaOnevisionImageProcessorPil(size=SIZE, image_grid_pinpoints=[[16, 16], [16, 32], [32, 16]])
     return LlavaOnevisionProcessor(
@@ -103,6 +113,7 @@ def _minigpt4(chat_template: str, tokens: int) -> Callable[[PreTrainedTokenizerF
 _QWEN_TOKENS = {"end_token": "<|vision_end|>", "start_token": "<|vision_start|>", "video_token": "<|video_pad|>"}
 # the special tokens of each, the image token last (see `Geometry.image_token`), and what makes the processor
 _PROCESSORS: dict[str, tuple[dict[str, str], Callable[[PreTrainedTokenizerFast], Any]]] = {
+    "llava": ({"image_token": "<picture>"}, _llava),
     "minigpt4": ({"image_token": IMAGE_TOKEN}, _minigpt4(LLAMA2_TEMPLATE, 1)),
     "minigpt4_qformer": ({"image_token": IMAGE_TOKEN}, _minigpt4(VICUNA_TEMPLATE, TOKENS)),
     "qwen2_vl": (_QWEN_TOKENS | {"image_token": "<|image_pad|>"}, _qwen(Qwen2VLProcessor)),

@@ -11,7 +11,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate
-from lightning_neuralgate.data.rendered import render_splits
+from lightning_neuralgate.data.rendered import render_retention, render_splits
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
@@ -47,13 +47,15 @@ def test_one_device_ddp_and_fsdp(checkpoint: Path, tmp_path: Path) -> None:
         steps = [int(row["step"]) for row in csv.DictReader(lines) if row["held_out/test/eta"]]
     assert steps[0] == 0
     assert len(steps) > 2
+    render_retention(data, seed=0, count=2, public=2)
+    run([*common, "--data.retention", str(data / "retention.jsonl"), "--out", str(tmp_path / "retention")])
     run([*common, "--config", "recipes/ddp.yaml", "--out", str(tmp_path / "ddp")])
     run([*common, "--config", "recipes/fsdp2.yaml", "--out", str(tmp_path / "fsdp")], world=2)
     lora = ["--config", "recipes/lora.yaml", "--dtype", "float32", "--lora_rank", "4", "--schedule", "paper"]
     run([*common, *lora, "--lr", "0.01", "--out", str(tmp_path / "lora")])
 
     weights, gates = {}, {}
-    for name in ("one", "ddp", "fsdp", "lora"):
+    for name in ("one", "retention", "ddp", "fsdp", "lora"):
         folder = tmp_path / name
         gates[name] = NeuralGate.from_pretrained(folder / "gate")
         weights[name] = LlavaForConditionalGeneration.from_pretrained(folder / "edited").state_dict()[WEIGHT]
@@ -73,6 +75,7 @@ def test_one_device_ddp_and_fsdp(checkpoint: Path, tmp_path: Path) -> None:
     # DDP and FSDP2 average over the same two halves of the data, so they take the same steps
     assert relative_error(weights["fsdp"], weights["ddp"]) < 1e-5
     assert relative_error(weights["ddp"], weights["one"]) > 1e-5
+    assert relative_error(weights["retention"], weights["one"]) > 1e-5
 
 
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp2", "lora"])
