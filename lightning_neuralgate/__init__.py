@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,9 +54,23 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # torch, transformers and lightning take seconds to import; `neuralgate --help` should not wait for them
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        _register_models()
+        return found
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _register_models() -> None:
+    """Let transformers' Auto classes know MiniGPT-4, where they are in use.
+
+    Else they would answer its folders with a bare tokenizer and without a word.
+    """
+    if "transformers.models.auto" in sys.modules:
+        importlib.import_module(f"{__name__}.models.minigpt4")
+
+
+_register_models()

@@ -54,7 +54,24 @@ def test_what_is_asked_for_comes_without_what_it_may_need_later(statement: str) 
     assert not (packages(more) - packages(theirs)) & late
     assert not {"matplotlib.pyplot", "torchmetrics.functional.text.bert", "torchvision", "rich.progress"} & more
     models = {name.split(".")[2] for name in more if name.startswith("transformers.models.")}
-    assert models <= {"auto"}, "no model's code before there is a model"
+    assert models <= {"auto", "blip_2"}, (
+        "no model's code before there is a model, but what MiniGPT-4 is registered with"
+    )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from lightning_neuralgate import PrivacyEditModule; from transformers import AutoProcessor",
+        "from transformers import AutoProcessor; import lightning_neuralgate",
+    ],
+)
+def test_the_auto_classes_know_minigpt4_without_being_told(statement: str) -> None:
+    told = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; {told}"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["MiniGPT4Config"]
 
 
 def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
