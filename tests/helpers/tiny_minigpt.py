@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BlipImageProcessorPil
@@ -20,11 +21,13 @@ from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 
 
-def tiny_minigpt_processor(use_qformer: bool = False) -> MiniGPT4Processor:
-    """Its processor, with the variant's prompt."""
+def tiny_minigpt_processor(use_qformer: bool = False, tokenizer: Any = None) -> MiniGPT4Processor:
+    """Its processor, with the variant's prompt; a tokenizer of another kind gets the image token."""
+    if tokenizer is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return MiniGPT4Processor(
         image_processor=BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
-        tokenizer=tiny_tokenizer(IMAGE_TOKEN),
+        tokenizer=tokenizer or tiny_tokenizer(IMAGE_TOKEN),
         image_seq_length=3 if use_qformer else 4,
         chat_template=VICUNA_TEMPLATE if use_qformer else LLAMA2_TEMPLATE,
     )

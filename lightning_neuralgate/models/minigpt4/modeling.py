@@ -8,12 +8,20 @@ text with the image tokens in the places of `image_token_index` -> language mode
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    Blip2QFormerModel,
+    Blip2VisionModel,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
@@ -242,27 +250,36 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         """The image tokens of pictures; see `MiniGPT4Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' `generate`; an answer also ends where one of the config's `turn_marks` begins.
 
         Raises:
-            ValueError: there are such marks, and no padding token to put in their place.
+            ValueError: there are such marks, and neither a padding token to put in their place nor one that ends a text.
         """
         marks = self.config.turn_marks
         generate: Any = GenerationMixin.generate
         if not marks:
-            return generate(self, inputs, *args, **kwargs)
-        pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
-        if pad is None:
-            raise ValueError("answers that end at a turn mark are padded: set generation_config.pad_token_id")
+            return generate(self, inputs, generation_config, *args, **kwargs)
+        pad = self._padding(generation_config, kwargs)
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), EndsInMark(marks)]
-        found = generate(self, inputs, *args, **kwargs)
+        found = generate(self, inputs, generation_config, *args, **kwargs)
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         prompt = 0 if prompts is None else prompts.shape[1]
         if isinstance(found, Tensor):
             return cut_at_mark(found, prompt, marks, pad)
         found.sequences = cut_at_mark(found.sequences, prompt, marks, pad)
         return found
+
+    def _padding(self, generation_config: GenerationConfig | None, options: Mapping[str, Any]) -> int:
+        """The token that `generate` pads with: an option, else of the configs, else the first that ends a text."""
+        told = [options, *(vars(one) for one in (generation_config, self.generation_config) if one is not None)]
+        for name in ("pad_token_id", "eos_token_id"):
+            for one in told:
+                if (found := one.get(name)) is not None:
+                    return int(torch.as_tensor(found).flatten()[0])
+        raise ValueError("answers that end at a turn mark are padded: set generation_config.pad_token_id")
 
     @can_return_tuple
     def forward(

@@ -15,7 +15,8 @@ IMAGE_TOKEN = "<ImageHere>"
 _PICTURES = (
     "{% set shown = namespace(pictures=false) %}"
     "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{% set shown.pictures = true %}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if part['type'] == 'image' %}{% set shown.pictures = true %}{% endif %}{% endfor %}"
+    "{% elif '" + IMAGE_TOKEN + "' in message['content'] %}{% set shown.pictures = true %}{% endif %}{% endfor %}"
 )
 _CONTENT = (
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -77,6 +78,15 @@ class MiniGPT4Processor(ProcessorMixin):
         tokenizer.padding_side = "left"
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As any processor's; a prompt of the chat template, which begins with the text's mark, gets no second one."""
+        told = "add_special_tokens" in {**kwargs, **kwargs.get("text_kwargs", {})}
+        texts = [text] if isinstance(text, str) else list(text or ())
+        begin = self.tokenizer.bos_token
+        if not told and begin and texts and all(isinstance(one, str) and one.startswith(begin) for one in texts):
+            kwargs["add_special_tokens"] = False
+        return super().__call__(images, text, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The places for one picture's image tokens."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_neuralgate.data.collator import IGNORED, PrivacyPairCollator, QueryRow
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_minigpt import IMAGE_SIZE, save_tiny_minigpt, tiny_minigpt, tiny_minigpt_processor
 
 SYSTEM = (
@@ -36,6 +37,8 @@ def test_prompt_of_the_llama_variant() -> None:
     assert prompt([more], False) == "<s>[INST] And then? [/INST] ", "no picture, no word of one"
     own = {"role": "system", "content": "Be brief."}
     assert prompt([own, ASKED], False) == first.replace(SYSTEM, "Be brief.")
+    plain = {"role": "user", "content": "<Img><ImageHere></Img> What is it?"}
+    assert prompt([plain], False) == first, "its picture in plain text"
 
 
 def test_prompt_of_the_qformer_variant() -> None:
@@ -59,6 +62,20 @@ def test_a_picture_gets_as_many_places_as_it_has_tokens(use_qformer: bool) -> No
     assert inputs["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs["pixel_values"][0, 0].unique().item() == pytest.approx((1 - 0.48145466) / 0.26862954, abs=1e-5)
     assert model(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+
+
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_a_prompt_of_the_template_begins_once(use_qformer: bool) -> None:
+    processor = tiny_minigpt_processor(use_qformer, tiny_llama_tokenizer(legacy=True))
+    begin = processor.tokenizer.bos_token_id
+    text = processor.apply_chat_template([ASKED], add_generation_prompt=True, tokenize=False)
+    picture = Image.new("RGB", (40, 20))
+    expected = processor(text=text, images=picture, add_special_tokens=False)["input_ids"]
+    assert expected[0][0] == begin
+    assert processor(text=[text], images=[picture])["input_ids"] == expected
+    assert processor(images=picture, text=text, text_kwargs={"padding": False})["input_ids"] == expected
+    assert processor(text="What is it?")["input_ids"][0][:1] == [begin], "other texts get theirs"
+    assert processor(text=text, images=picture, add_special_tokens=True)["input_ids"][0][:2] == [begin, begin]
 
 
 @pytest.mark.parametrize("use_qformer", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from lightning_neuralgate.generation import generate_answers
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
@@ -79,9 +79,27 @@ def test_generate_needs_no_argument_for_it(model: MiniGPT4ForConditionalGenerati
 
 
 def test_padding_is_asked_for(model: MiniGPT4ForConditionalGeneration) -> None:
-    model.generation_config.pad_token_id = None
+    model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match=r"set generation_config\.pad_token_id"):
         model.generate(**prompts(), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "expected"),
+    [
+        (3, {}, 3),
+        (3, {"generation_config": GenerationConfig(pad_token_id=5, max_new_tokens=90)}, 5),
+        (3, {"generation_config": GenerationConfig(pad_token_id=5, max_new_tokens=90), "pad_token_id": 6}, 6),
+        (None, {"eos_token_id": [7, 2]}, 7),
+        (None, {"generation_config": GenerationConfig(eos_token_id=7, max_new_tokens=90)}, 7),
+    ],
+)
+def test_what_is_cut_off_is_padded_as_generate_does(
+    model: MiniGPT4ForConditionalGeneration, own: int | None, given: dict[str, Any], expected: int
+) -> None:
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = own, None
+    found = model.generate(**prompts(), max_new_tokens=90, do_sample=False, **given)
+    assert found[0, -1] == expected, "the shorter answer"
 
 
 def test_answers_of_this_library_end_there(model: MiniGPT4ForConditionalGeneration) -> None:
