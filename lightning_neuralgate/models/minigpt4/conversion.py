@@ -75,13 +75,15 @@ def convert_minigpt4(
     out: Path,
     blip2: Path | None = None,
     use_qformer: bool = False,
-    plain_norm: bool = False,
+    plain_norm: bool | None = None,
     vision_config: Mapping[str, Any] | None = None,
     qformer_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
 ) -> Path:
     """Build a Hugging Face folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
+
+    Prints which final norm the tower got.
 
     Args:
         language_model: folder of the LLaMA-2-chat (or, with a Q-Former, Vicuna) that belongs to the checkpoint.
@@ -91,8 +93,9 @@ def convert_minigpt4(
         blip2: BLIP-2's checkpoint file, or folder of transformers, for `ln_vision` and the Q-Former, where `vision` is a
             `.pth` file.
         use_qformer: the older variant.
-        plain_norm: a final norm of the tower without learnt weights, as the original LLaMA-2 model has it: its code loads
-            `ln_vision` only together with a Q-Former.
+        plain_norm: a final norm of the tower without learnt weights (True), or BLIP-2's `ln_vision` (False). Left out, it is
+            the one that each variant was trained behind: the original code loads `ln_vision` only together with a
+            Q-Former, so the LLaMA-2 model has a plain one.
         vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
         qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
         dtype: type of the weights.
@@ -127,6 +130,7 @@ def convert_minigpt4(
         queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
     )  # fmt: skip
     config.turn_marks = spellings(tokenizer) if use_qformer else None
+    plain_norm = not use_qformer if plain_norm is None else plain_norm
     state = converted_state(config, language.state_dict(), sources, plain_norm)
     with torch.device("meta"):
         model = MiniGPT4ForConditionalGeneration(config)
@@ -138,6 +142,7 @@ def convert_minigpt4(
         pad_token_id=tokenizer.pad_token_id,
     )
     processor = _processor(config, tokenizer)
+    print(f"final norm of the vision tower: {'plain, without learnt weights' if plain_norm else 'ln_vision of BLIP-2'}")
     with written_whole(out) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
@@ -264,7 +269,10 @@ def converted_state(
     if problems:
         hint = ""
         if any("post_layernorm" in name for name in missing):
-            hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
+            hint = (
+                "\nThe tower's final norm: plain_norm=True (--plain_norm true) takes a plain one, as the released LLaMA-2 "
+                "model has it; the other, `ln_vision`, comes from BLIP-2: give its file or folder."
+            )
         raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
     for layer in apart:
         _join_qkv(state, layer)

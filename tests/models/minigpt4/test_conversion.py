@@ -147,9 +147,13 @@ def convert(given: Files, out: Path, use_qformer: bool = False, **others: Any) -
     return convert_minigpt4(given.llama, given.eva, given.checkpoint, out, **arguments)
 
 
+PLAIN = {"ln_vision.weight": torch.ones(SIZES.vision), "ln_vision.bias": torch.zeros(SIZES.vision)}
+"""The final norm of the released LLaMA-2 model."""
+
+
 def logits(given: Files, ids: Tensor, pixels: Tensor, norm: dict[str, Tensor] | None = None) -> Tensor:
     tensors = given.tensors
-    features = original.vision_features(tensors["eva"], norm or tensors["blip2"], SIZES, pixels)
+    features = original.vision_features(tensors["eva"], norm or PLAIN, SIZES, pixels)
     tokens = original.image_tokens(tensors["blip2"], tensors["own"], SIZES, features, use_qformer=False)
     embeds = tensors["words"]["model.embed_tokens.weight"][ids.clamp(max=IMAGE - 1)]
     embeds[ids == IMAGE] = tokens.flatten(0, 1)
@@ -210,16 +214,33 @@ def test_each_piece_of_text_around_pictures_is_tokenized_by_itself(tmp_path: Pat
         assert tokenizer.convert_ids_to_tokens(tokenizer("What")["input_ids"]) == ["<s>", "▁What"]
 
 
-def test_a_plain_norm_needs_no_blip2(tmp_path: Path) -> None:
-    given = files(tmp_path, False)
-    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None, plain_norm=True))
-    ids, pixels = asked(4)
-    plain = {"ln_vision.weight": torch.ones(SIZES.vision), "ln_vision.bias": torch.zeros(SIZES.vision)}
-    expected = logits(given, ids, pixels, plain)
-    torch.testing.assert_close(
-        model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE], expected, atol=1e-5, rtol=0
+@pytest.mark.parametrize("asked_for", [None, True, False])
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_each_variant_has_the_norm_it_was_trained_behind_or_the_one_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], use_qformer: bool, asked_for: bool | None
+) -> None:
+    given = files(tmp_path, use_qformer)
+    qformer = original.configs(SIZES)["qformer"]
+    out = convert(given, tmp_path / "out", use_qformer, plain_norm=asked_for, qformer_config=qformer)
+    told = capsys.readouterr().out
+    tower = AutoModelForImageTextToText.from_pretrained(out).model.vision_tower
+    pixels = asked(4)[1]
+    plain, learnt = (
+        original.vision_features(given.tensors["eva"], norm, SIZES, pixels) for norm in (PLAIN, given.tensors["blip2"])
     )
-    assert not torch.allclose(expected, logits(given, ids, pixels), atol=1e-3), "it does differ"
+    assert not torch.allclose(plain, learnt, atol=1e-2), "they do differ"
+    is_plain = not use_qformer if asked_for is None else asked_for
+    expected = plain if is_plain else learnt
+    torch.testing.assert_close(tower(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+    assert f"final norm of the vision tower: {'plain' if is_plain else 'ln_vision of BLIP-2'}" in told
+
+
+def test_the_llama_variant_needs_no_blip2(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None))
+    ids, pixels = asked(4)
+    found = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
+    torch.testing.assert_close(found, logits(given, ids, pixels), atol=1e-5, rtol=1e-5)
 
 
 def save_blip2(folder: Path, minigpt4: dict[str, Tensor]) -> None:
@@ -243,13 +264,14 @@ def test_a_blip2_folder_of_transformers_gives_the_same(tmp_path: Path, use_qform
     given = files(tmp_path, use_qformer)
     parts = original.configs(SIZES)
     from_files = AutoModelForImageTextToText.from_pretrained(
-        convert(given, tmp_path / "a", use_qformer, qformer_config=parts["qformer"])
+        convert(given, tmp_path / "a", use_qformer, qformer_config=parts["qformer"], plain_norm=False)
     )
     own = from_files.state_dict()
     save_blip2(tmp_path / "blip2", own)
     out = convert_minigpt4(
-        given.llama, tmp_path / "blip2", given.checkpoint, tmp_path / "b", use_qformer=use_qformer, dtype=torch.float32
-    )
+        given.llama, tmp_path / "blip2", given.checkpoint, tmp_path / "b", use_qformer=use_qformer, plain_norm=False,
+        dtype=torch.float32,
+    )  # fmt: skip
     again = AutoModelForImageTextToText.from_pretrained(out)
     assert again.state_dict().keys() == own.keys()
     for name, value in again.state_dict().items():
@@ -317,8 +339,9 @@ def test_misshaped_tensors_of_the_language_model_are_listed_with_the_rest(tmp_pa
 
 def test_a_missing_norm_says_where_it_comes_from(tmp_path: Path) -> None:
     given = files(tmp_path, False)
-    with pytest.raises(WeightFilesError, match=r"post_layernorm\.weight\n.*`ln_vision`, comes from BLIP-2"):
-        convert(given, tmp_path / "out", blip2=None)
+    told = r"post_layernorm\.weight\n.*--plain_norm true.*`ln_vision`, comes from BLIP-2"
+    with pytest.raises(WeightFilesError, match=told):
+        convert(given, tmp_path / "out", blip2=None, plain_norm=False)
 
 
 def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
@@ -439,8 +462,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
     assert "these tensors do not make a MiniGPT-4" in capsys.readouterr().err, "tiny tensors are no EVA-ViT-g"
     assert not (tmp_path / "out").exists()
-    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "known"))
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "known", plain_norm=False))
     save_blip2(tmp_path / "blip2", model.state_dict())
+    arguments += ["--plain_norm", "false"]
     arguments[3] = str(tmp_path / "blip2")
     assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out]) == 0
     assert f"MiniGPT-4 written to {out}" in capsys.readouterr().out
