@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.cache import remove_drafts, written_whole
+from lightning_neuralgate.cache import put_back, remove_drafts, replaced_whole
 from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
@@ -99,15 +99,18 @@ def convert_minigpt4(
         vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
         qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
         dtype: type of the weights.
-        overwrite: replace a MiniGPT-4 that `out` holds, once the new one is whole.
+        overwrite: replace a MiniGPT-4 that `out` holds, once the new one is whole. An old one that a killed call had moved
+            away is put back first.
 
     Raises:
         WeightFilesError: a file or folder that cannot be read or is another one, or tensors that are missing, surplus or
             misshaped; all are listed.
         UnsupportedSetupError: `out` holds something already.
     """
+    place = out.resolve()
+    if put_back(place):
+        print(f"{out}: a conversion that was to replace it has been interrupted; the old one is back")
     _check_place(out, overwrite)
-    remove_drafts(out)
     language_model = Path(language_model)
     read_config(language_model, "llama")
     for folder in (vision, blip2):
@@ -143,11 +146,10 @@ def convert_minigpt4(
     )
     processor = _processor(config, tokenizer)
     print(f"final norm of the vision tower: {'plain, without learnt weights' if plain_norm else 'ln_vision of BLIP-2'}")
-    with written_whole(out) as draft:
+    remove_drafts(place)
+    with replaced_whole(place) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
-        if out.exists():
-            out.rename(draft.with_name("replaced"))
     return out
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -453,6 +455,85 @@ def test_a_folder_with_something_in_it_is_kept_unless_it_is_a_model_to_overwrite
         with pytest.raises(UnsupportedSetupError, match=f"{precious.name} holds no MiniGPT-4, .* not overwritten"):
             convert(given, precious, overwrite=True)
         assert precious.exists()
+
+
+def test_an_error_while_the_new_model_takes_its_place_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = files(tmp_path, False)
+    out = convert(given, tmp_path / "out")
+    (out / "old").touch()
+    before, rename = sorted(tmp_path.rglob("*")), os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        if target == out and (source / "model.safetensors").exists() and "draft" in str(source):
+            assert not out.exists(), "the old one is out of the way"
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="no space left"):
+        convert(given, out, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert AutoModelForImageTextToText.from_pretrained(out).config.model_type == "minigpt4"
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["no folder", "an empty folder"])
+def test_a_model_that_a_killed_conversion_had_moved_away_is_put_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: bool
+) -> None:
+    given = files(tmp_path, False)
+    out, left = convert(given, tmp_path / "out"), tmp_path / ".out.replaced"
+    (out / "old").touch()
+    out.rename(left)
+    if empty:
+        out.mkdir()
+    draft = tmp_path / ".out.draft-killed" / "out"
+    draft.mkdir(parents=True)
+    with pytest.raises(WeightFilesError):
+        convert(given, out, blip2=tmp_path / "none", overwrite=True)
+    assert (out / "old").exists(), "whatever is wrong with the rest"
+    assert draft.exists()
+    assert not left.exists()
+    assert (
+        f"{out}: a conversion that was to replace it has been interrupted; the old one is back"
+        in capsys.readouterr().out
+    )
+    out.rename(left)
+    with pytest.raises(UnsupportedSetupError, match="out holds something already"):
+        convert(given, out)
+    assert (out / "old").exists()
+    out.rename(left)
+    convert(given, out, overwrite=True)
+    assert not (out / "old").exists()
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_an_old_model_whose_place_is_taken_goes_with_the_next_that_is_replaced(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    out, left = convert(given, tmp_path / "out"), tmp_path / ".out.replaced"
+    shutil.copytree(out, left)
+    (left / "older").touch()
+    (out / "old").touch()
+    with pytest.raises(UnsupportedSetupError):
+        convert(given, out)
+    assert left.exists()
+    assert (out / "old").exists()
+    convert(given, out, overwrite=True)
+    assert not list(tmp_path.glob(".out.*"))
+    assert not {"older", "old"} & {path.name for path in out.iterdir()}
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    real, out = tmp_path / "large" / "real", tmp_path / "out"
+    out.symlink_to(convert(given, real))
+    (real / "old").touch()
+    convert(given, out, overwrite=True)
+    assert out.is_symlink()
+    assert (real / "model.safetensors").exists()
+    assert not (real / "old").exists()
+    assert list(real.parent.iterdir()) == [real]
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
