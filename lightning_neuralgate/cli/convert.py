@@ -18,7 +18,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--llama", type=Path, required=True, help="Folder of LLaMA-2-7B-chat (with --use_qformer: of Vicuna)."
     )
     parser.add_argument(
-        "--vision", type=Path, required=True, help="LAVIS's eva_vit_g.pth, or a BLIP-2 folder of transformers."
+        "--vision",
+        type=Path,
+        required=True,
+        help="LAVIS's eva_vit_g.pth, its file of a whole BLIP-2, or a BLIP-2 folder of transformers.",
     )
     parser.add_argument(
         "--blip2",

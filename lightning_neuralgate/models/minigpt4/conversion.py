@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,12 @@ def convert_minigpt4(
 
     Args:
         language_model: folder of the LLaMA-2-chat (or, with a Q-Former, Vicuna) that belongs to the checkpoint.
-        vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, or a BLIP-2 folder of transformers.
+        vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, a file of LAVIS's BLIP-2 that holds the tower, or a BLIP-2 folder of
+            transformers.
         checkpoint: MiniGPT-4's own file, `{"model": {"llama_proj.weight": ..., ...}}`.
         out: the folder to make. It appears when all of it is written.
         blip2: BLIP-2's checkpoint file, or folder of transformers, for `ln_vision` and the Q-Former, where `vision` is a
-            `.pth` file.
+            `.pth` file of the tower alone.
         use_qformer: the older variant.
         plain_norm: a final norm of the tower without learnt weights (True), or BLIP-2's `ln_vision` (False). Left out, it is
             the one that each variant was trained behind: the original code loads `ln_vision` only together with a
@@ -118,16 +119,17 @@ def convert_minigpt4(
             found = read_config(folder, "blip-2")
             qformer_config = found.qformer_config.to_dict()
             vision_config = found.vision_config.to_dict() if folder is vision else vision_config
-    sources = {str(vision): read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
+    sources = [(str(vision), read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision)))]
     if blip2 is not None:
         rest = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
         # its tower stays out: the one that was given counts
-        sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
-    sources[str(checkpoint)] = read_tensors(checkpoint)
+        rest = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
+        sources.append((str(blip2), rest))
+    sources.append((str(checkpoint), read_tensors(checkpoint)))
 
     tokenizer = read_tokenizer(language_model)
     language = read_language_model(language_model, dtype)
-    queries = [value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None]
+    queries = [value for _, tensors in sources if (value := tensors.get("query_tokens")) is not None]
     config = minigpt4_config(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
         queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
@@ -212,7 +214,7 @@ def _processor(config: MiniGPT4Config, tokenizer: Any) -> MiniGPT4Processor:
 def converted_state(
     config: MiniGPT4Config,
     language: Mapping[str, Tensor],
-    sources: Mapping[str, Mapping[str, Tensor]],
+    sources: Sequence[tuple[str, Mapping[str, Tensor]]],
     plain_norm: bool = False,
 ) -> dict[str, Tensor]:
     """The model's tensors under its own names. Works on any device, `meta` as well.
@@ -220,8 +222,8 @@ def converted_state(
     Args:
         config: of the model.
         language: the language model's tensors, as `LlamaForCausalLM` names them.
-        sources: tensors by file, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes before an
-            earlier one.
+        sources: each file and its tensors, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes
+            before an earlier one.
         plain_norm: leave the tower's final norm without learnt weights, whatever the sources hold.
 
     Raises:
@@ -232,7 +234,7 @@ def converted_state(
     vision: Any = config.vision_config
     surplus: list[str] = []
     state: dict[str, Tensor] = {}
-    for file, tensors in sources.items():
+    for file, tensors in sources:
         for name, value in tensors.items():
             if _has_no_place(name, config):
                 continue
@@ -282,8 +284,10 @@ def converted_state(
 
 
 def _tower_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EVA's tensors under the prefix that LAVIS's whole models have."""
-    return {f"visual_encoder.{name.removeprefix('visual_encoder.')}": value for name, value in tensors.items()}
+    """EVA's tensors under the prefix that LAVIS's whole models have; the file of such a model as it is."""
+    if any(name.startswith("visual_encoder.") for name in tensors):
+        return dict(tensors)
+    return {f"visual_encoder.{name}": value for name, value in tensors.items()}
 
 
 def _has_no_place(name: str, config: MiniGPT4Config) -> bool:

@@ -52,7 +52,7 @@ def test_every_name_and_shape_of_the_7b_models(use_qformer: bool) -> None:
         "blip2": original.blip2(FULL, "meta"),
         "own": original.minigpt4(FULL, use_qformer, "meta")["model"],
     }
-    state = converted_state(config, original.llama(FULL, "meta"), sources)
+    state = converted_state(config, original.llama(FULL, "meta"), list(sources.items()))
     assert all(value.is_meta for value in state.values())
     count = sum(value.numel() for value in state.values())
     given = original.llama(FULL, "meta") | sources["own"]
@@ -87,23 +87,20 @@ def test_every_name_and_shape_of_a_full_blip2_folder(use_qformer: bool) -> None:
         32000, FULL.queries,
     )  # fmt: skip
     own, words = original.minigpt4(FULL, use_qformer, "meta")["model"], original.llama(FULL, "meta")
-    state = converted_state(config, words, {"blip2": given, "own": own})
+    state = converted_state(config, words, [("blip2", given), ("own", own)])
     heads = ("vision_model.", *(("qformer.", "query_tokens") if use_qformer else ()))
     kept = {name: value.shape for name, value in given.items() if name.startswith(heads)}
     assert sum(name.startswith("vision_model.encoder.layers.38.") for name in kept) == 12
     assert len(state) == len(kept) + len(own) + len(words)
     for name, shape in kept.items():
         assert state[f"model.{name.replace('vision_model.', 'vision_tower.')}"].shape == shape, name
-    from_files = {
-        "eva": {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()},
-        "blip2": original.blip2(FULL, "meta"),
-        "own": own,
-    }
+    tower = {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()}
+    from_files = [("eva", tower), ("blip2", original.blip2(FULL, "meta")), ("own", own)]
     expected = converted_state(config, words, from_files)
     assert {name: value.shape for name, value in state.items()} == {name: v.shape for name, v in expected.items()}
     broken = {name: value for name, value in given.items() if name != "vision_model.encoder.layers.38.mlp.fc2.bias"}
     with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.encoder\.layers\.38\.mlp\.fc2\.bias$"):
-        converted_state(config, words, {"blip2": broken, "own": own})
+        converted_state(config, words, [("blip2", broken), ("own", own)])
 
 
 def _for_text(name: str) -> bool:
@@ -279,6 +276,34 @@ def test_a_blip2_folder_of_transformers_gives_the_same(tmp_path: Path, use_qform
     for name, value in again.state_dict().items():
         assert torch.equal(value, own[name]), name
     assert again.config.image_seq_length == (SIZES.queries if use_qformer else 4)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["as the tower", "as both"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_a_whole_blip2_gives_the_same_as_tower_and_as_both(
+    tmp_path: Path, use_qformer: bool, kind: str, twice: bool
+) -> None:
+    given = files(tmp_path, use_qformer)
+    others = {"qformer_config": original.configs(SIZES)["qformer"], "plain_norm": False}
+    out = convert(given, tmp_path / "a", use_qformer, **others)
+    whole = tmp_path / "whole"
+    if kind == "folder":
+        save_blip2(whole, AutoModelForImageTextToText.from_pretrained(out).state_dict())
+    else:
+        tower = {f"visual_encoder.{name}": value for name, value in given.tensors["eva"].items()}
+        torch.save({"model": tower | given.tensors["blip2"]}, whole)
+    given.eva = whole
+    again = convert(given, tmp_path / "b", use_qformer, blip2=whole if twice else None, **others)
+    assert same(weights(again), weights(out))
 
 
 def test_all_that_is_wrong_is_listed_and_nothing_written(tmp_path: Path) -> None:
