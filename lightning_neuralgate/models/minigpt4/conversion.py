@@ -254,8 +254,10 @@ def converted_state(
             state[f"model.vision_tower.post_layernorm.{kind}"] = make(vision.hidden_size, device=sample.device)
     for name, value in language.items():
         inside = re.sub(r"^model\.", "model.language_model.", name)
-        grown = inside in expected and value.ndim and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        state[inside] = _grown(value, expected[inside][0]) if grown else value
+        step = {"model.embed_tokens.weight": 2, "lm_head.weight": 1}.get(name)
+        if step is not None and value.ndim == 2:
+            value = _with_image_token(value, expected[inside][0], config.image_token_index, step)
+        state[inside] = value
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     surplus += sorted(set(state) - set(expected))
@@ -315,9 +317,20 @@ def _join_qkv(state: dict[str, Tensor], prefix: str) -> None:
     state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
 
 
-def _grown(table: Tensor, rows: int) -> Tensor:
-    """An embedding with rows for added tokens: the mean of all, whose logit is never the largest."""
-    more = rows - len(table)
-    if more <= 0:
-        return table
-    return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(more, -1)])
+def _with_image_token(table: Tensor, rows: int, image: int, step: int) -> Tensor:
+    """An embedding with rows for added tokens, and one of its own for the image token.
+
+    A mean of other rows never has the largest logit. Added tokens get the mean of all, the image token that of every
+    n-th: where pictures are placed by comparing embeddings with its own, an added `<pad>` must not look like it.
+
+    Args:
+        table: (words, d), the language model's.
+        rows: how many are needed.
+        image: id of the image token, whose row may be there already and says nothing.
+        step: n; 1: the image token, too, gets the mean of all others.
+    """
+    others = torch.cat([table[:image], table[image + 1 :]]).float()
+    mean = others.mean(0, keepdim=True).to(table.dtype)
+    grown = torch.cat([table, mean.expand(max(rows - len(table), 0), -1)])
+    grown[image] = others[::step].mean(0).to(table.dtype)
+    return grown

@@ -581,6 +581,56 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+def save_llama(folder: Path, vocabulary: int, tied: bool) -> None:
+    """A language model in the place of another, whose rows that no token of the tiny tokenizer has are loud."""
+    sizes = Sizes(vocabulary=vocabulary)
+    llama = LlamaForCausalLM(LlamaConfig(**original.configs(sizes)["text"], tie_word_embeddings=tied))
+    words = original.llama(sizes)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        words[name][IMAGE:] *= 100
+    if tied:
+        words["lm_head.weight"] = words["model.embed_tokens.weight"]
+    llama.load_state_dict(words)
+    llama.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two tables", "one table"])
+@pytest.mark.parametrize("spare", [0, 1, 7])
+def test_the_image_token_is_never_the_likeliest_word_whatever_the_vocabulary(
+    tmp_path: Path, spare: int, tied: bool
+) -> None:
+    given = files(tmp_path, False)
+    save_llama(given.llama, SIZES.vocabulary + spare, tied)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out"))
+    assert model.config.image_token_id == IMAGE
+    head, words = model.lm_head.weight, model.get_input_embeddings().weight
+    assert len(head) == len(words) == SIZES.vocabulary + max(spare, 1)
+    assert (head is words) is tied
+    others = torch.cat([head[:IMAGE], head[IMAGE + 1 :]])
+    torch.testing.assert_close(head[IMAGE], others[:: 2 if tied else 1].mean(0))
+    likeliest = (torch.randn(2000, SIZES.text, generator=torch.Generator().manual_seed(0)) @ head.T).argmax(-1)
+    assert IMAGE not in likeliest
+    before = load_file(given.llama / "model.safetensors")["model.embed_tokens.weight"]
+    kept = torch.arange(len(before)) != IMAGE
+    assert torch.equal(words[: len(before)][kept], before[kept])
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two tables", "one table"])
+def test_a_padding_token_that_the_vocabulary_lacks_is_no_place_for_a_picture(tmp_path: Path, tied: bool) -> None:
+    given = files(tmp_path, False)
+    save_llama(given.llama, SIZES.vocabulary, tied)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<own pad>"})
+    tokenizer.save_pretrained(given.llama)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out"))
+    pad, image = model.generation_config.pad_token_id, model.config.image_token_id
+    assert (pad, image) == (SIZES.vocabulary, SIZES.vocabulary + 1)
+    ids, pixels = torch.tensor([[pad, pad, 5, *[image] * 4, 7]]), asked(4)[1]
+    embeds = model.get_input_embeddings()(ids)
+    found = model(inputs_embeds=embeds, pixel_values=pixels).logits
+    torch.testing.assert_close(found, model(input_ids=ids, pixel_values=pixels).logits)
+
+
 def test_no_part_of_the_language_model_is_made_up(tmp_path: Path) -> None:
     given = files(tmp_path, False)
     file = given.llama / "model.safetensors"
