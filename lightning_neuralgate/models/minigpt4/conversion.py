@@ -65,6 +65,7 @@ _KNOWN_SURPLUS = re.compile(
     r"|(?:t5_model|opt_model|language_model|language_projection)\.)"
 )
 _TOWER_OF_BLIP2 = re.compile(r"^(?:visual_encoder\.|vision_model\.(?!post_layernorm\.))")
+_FINAL_NORM = re.compile(r"^(?:ln_vision|vision_model\.post_layernorm)\.")
 _QFORMER_ONLY = re.compile(r"^(?:query_tokens$|Qformer\.|qformer\.)")
 
 
@@ -96,7 +97,7 @@ def convert_minigpt4(
         use_qformer: the older variant.
         plain_norm: a final norm of the tower without learnt weights (True), or BLIP-2's `ln_vision` (False). Left out, it is
             the one that each variant was trained behind: the original code loads `ln_vision` only together with a
-            Q-Former, so the LLaMA-2 model has a plain one.
+            Q-Former, so the LLaMA-2 model has a plain one. An `ln_vision` in `checkpoint` goes before either.
         vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
         qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
         dtype: type of the weights.
@@ -125,7 +126,11 @@ def convert_minigpt4(
         # its tower stays out: the one that was given counts
         rest = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
         sources.append((str(blip2), rest))
-    sources.append((str(checkpoint), read_tensors(checkpoint)))
+    plain_norm = not use_qformer if plain_norm is None else plain_norm
+    if plain_norm:
+        sources = [(file, {n: v for n, v in rest.items() if not _FINAL_NORM.match(n)}) for file, rest in sources]
+    own = read_tensors(checkpoint)
+    sources.append((str(checkpoint), own))
 
     tokenizer = read_tokenizer(language_model)
     language = read_language_model(language_model, dtype)
@@ -135,7 +140,6 @@ def convert_minigpt4(
         queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
     )  # fmt: skip
     config.turn_marks = spellings(tokenizer) if use_qformer else None
-    plain_norm = not use_qformer if plain_norm is None else plain_norm
     state = converted_state(config, language.state_dict(), sources, plain_norm)
     with torch.device("meta"):
         model = MiniGPT4ForConditionalGeneration(config)
@@ -147,7 +151,10 @@ def convert_minigpt4(
         pad_token_id=tokenizer.pad_token_id,
     )
     processor = _processor(config, tokenizer)
-    print(f"final norm of the vision tower: {'plain, without learnt weights' if plain_norm else 'ln_vision of BLIP-2'}")
+    norm = "plain, without learnt weights" if plain_norm else "ln_vision of BLIP-2"
+    if any(map(_FINAL_NORM.match, own)):
+        norm = "ln_vision of the checkpoint"
+    print(f"final norm of the vision tower: {norm}")
     remove_drafts(place)
     with replaced_whole(place) as draft:
         model.save_pretrained(draft)
@@ -224,7 +231,7 @@ def converted_state(
         language: the language model's tensors, as `LlamaForCausalLM` names them.
         sources: each file and its tensors, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes
             before an earlier one.
-        plain_norm: leave the tower's final norm without learnt weights, whatever the sources hold.
+        plain_norm: where no source holds a final norm of the tower, take one without learnt weights.
 
     Raises:
         WeightFilesError: tensors are missing, surplus or misshaped; all are listed.
@@ -248,10 +255,11 @@ def converted_state(
     for layer in apart:
         del expected[f"{layer}qkv.bias"]
         expected |= dict.fromkeys((f"{layer}q_bias", f"{layer}v_bias"), torch.Size([vision.hidden_size]))
-    if plain_norm:
+    norm = "model.vision_tower.post_layernorm."
+    if plain_norm and not any(name.startswith(norm) for name in state):
         sample = next(iter(language.values()))
         for kind, make in (("weight", torch.ones), ("bias", torch.zeros)):
-            state[f"model.vision_tower.post_layernorm.{kind}"] = make(vision.hidden_size, device=sample.device)
+            state[f"{norm}{kind}"] = make(vision.hidden_size, device=sample.device)
     for name, value in language.items():
         inside = re.sub(r"^model\.", "model.language_model.", name)
         step = {"model.embed_tokens.weight": 2, "lm_head.weight": 1}.get(name)
@@ -274,7 +282,7 @@ def converted_state(
     ]
     if problems:
         hint = ""
-        if any("post_layernorm" in name for name in missing):
+        if any(name.startswith(norm) for name in missing) and not plain_norm:
             hint = (
                 "\nThe tower's final norm: plain_norm=True (--plain_norm true) takes a plain one, as the released LLaMA-2 "
                 "model has it; the other, `ln_vision`, comes from BLIP-2: give its file or folder."

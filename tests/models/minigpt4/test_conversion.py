@@ -234,6 +234,27 @@ def test_each_variant_has_the_norm_it_was_trained_behind_or_the_one_asked_for(
     assert f"final norm of the vision tower: {'plain' if is_plain else 'ln_vision of BLIP-2'}" in told
 
 
+@pytest.mark.parametrize("asked_for", [None, True, False])
+def test_a_checkpoint_keeps_the_norm_it_brings_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked_for: bool | None
+) -> None:
+    given = files(tmp_path, False)
+    norm = {name: value + 1 for name, value in given.tensors["blip2"].items() if name.startswith("ln_vision.")}
+    torch.save({"model": given.tensors["own"] | norm}, given.checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", plain_norm=asked_for))
+    assert "final norm of the vision tower: ln_vision of the checkpoint" in capsys.readouterr().out
+    ids, pixels = asked(4)
+    found = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
+    torch.testing.assert_close(found, logits(given, ids, pixels, norm), atol=1e-5, rtol=1e-5)
+
+
+def test_half_a_norm_of_a_checkpoint_is_not_filled_up(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    torch.save({"model": given.tensors["own"] | {"ln_vision.weight": torch.ones(SIZES.vision)}}, given.checkpoint)
+    with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.post_layernorm\.bias$"):
+        convert(given, tmp_path / "out")
+
+
 def test_the_llama_variant_needs_no_blip2(tmp_path: Path) -> None:
     given = files(tmp_path, False)
     model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None))
