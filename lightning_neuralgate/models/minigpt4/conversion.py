@@ -115,6 +115,7 @@ def convert_minigpt4(
     _check_place(out, overwrite)
     language_model = Path(language_model)
     read_config(language_model, "llama")
+    tokenizer = read_tokenizer(language_model)
     for folder in (vision, blip2):
         if folder is not None and folder.is_dir():
             found = read_config(folder, "blip-2")
@@ -132,7 +133,6 @@ def convert_minigpt4(
     own = read_tensors(checkpoint)
     sources.append((str(checkpoint), own))
 
-    tokenizer = read_tokenizer(language_model)
     language = read_language_model(language_model, dtype)
     queries = [value for _, tensors in sources if (value := tensors.get("query_tokens")) is not None]
     config = minigpt4_config(

@@ -69,7 +69,7 @@ def read_tokenizer(folder: Path) -> Any:
     `legacy`, makes itself anew from it, and forgets it when saved; the plain class is what its file says.
 
     Raises:
-        WeightFilesError: there is none, or it cannot be loaded.
+        WeightFilesError: there is none, it cannot be loaded, or lacks the token that begins or ends a text.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -82,6 +82,12 @@ def read_tokenizer(folder: Path) -> Any:
             f"the tokenizer of {folder} cannot be loaded: {error}\n"
             "To read a tokenizer.model without a tokenizer.json: pip install sentencepiece"
         ) from error
+    lacking = [name for name in ("bos_token", "eos_token") if not getattr(found, name)]
+    if lacking:
+        raise WeightFilesError(
+            f"the tokenizer of {folder} has no {' and no '.join(lacking)}; MiniGPT-4's prompts begin with the one, its "
+            "answers end with the other: name what is missing in tokenizer_config.json (LLaMA's are <s> and </s>)"
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=found.backend_tokenizer,
         bos_token=found.bos_token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -455,6 +456,24 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         WeightFilesError, match=r"tokenizer of .*llama cannot be loaded: (.|\n)*pip install sentencepiece"
     ):
         convert(given, tmp_path / "out")
+
+
+@pytest.mark.parametrize("lacking", [["bos_token"], ["eos_token"], ["bos_token", "eos_token"]])
+@pytest.mark.parametrize("value", [None, ""], ids=["none", "empty"])
+def test_a_tokenizer_that_begins_or_ends_no_text_is_refused(
+    tmp_path: Path, lacking: list[str], value: str | None
+) -> None:
+    given = files(tmp_path, False)
+    file = given.llama / "tokenizer_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | dict.fromkeys(lacking, value)))
+    told = rf"tokenizer of {given.llama} has no {' and no '.join(lacking)}; .* tokenizer_config\.json"
+    with pytest.raises(WeightFilesError, match=told):
+        convert(given, tmp_path / "out")
+    file.write_text(json.dumps({name: token for name, token in said.items() if name not in lacking}))
+    with pytest.raises(WeightFilesError, match=told):
+        convert(given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
