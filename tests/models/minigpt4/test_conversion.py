@@ -401,10 +401,37 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightFilesError, match=r"list\.pth holds no tensors by name"):
         read_tensors(tmp_path / "list.pth")
-    with pytest.raises(WeightFilesError, match=r"none\.pth cannot be read"):
+    with pytest.raises(WeightFilesError, match=r"none\.pth cannot be read as a file of tensors: .*No such file"):
         read_tensors(tmp_path / "none.pth")
     with pytest.raises(WeightFilesError, match="holds a 'llama'; a BLIP-2 folder was expected"):
         convert(given, tmp_path / "out", blip2=given.llama)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
+def test_a_file_that_torch_cannot_read_is_told_in_words_of_our_own(tmp_path: Path, legacy: bool) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "whole.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save({"a": Path("code")}, tmp_path / "code.pth", _use_new_zipfile_serialization=not legacy)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for name, content, told in (
+        (
+            "page",
+            b"<!DOCTYPE html>\n<html></html>\n",
+            r"torch has not written it, since it begins with b'<!DOCTYPE html>.*'; download",
+        ),
+        ("pointer", b"version https://git-lfs.github.com/spec/v1\n", "since it begins with b'version https://git-lfs"),
+        ("empty", b"", "it is empty; download it again"),
+        ("half", whole[: len(whole) // 2], r"it is damaged or cut short; download it again \(\w+\)"),
+        ("start", whole[:30], "it is damaged"),
+        ("code", (tmp_path / "code.pth").read_bytes(), "holds more than tensors and plain containers .* may run code"),
+    ):
+        file = tmp_path / f"{name}.pth"
+        file.write_bytes(content)
+        with pytest.raises(
+            WeightFilesError, match=rf"{name}\.pth cannot be read as a file of tensors: .*{told}"
+        ) as caught:
+            read_tensors(file)
+        assert "weights_only" not in str(caught.value)
+        assert caught.value.__cause__ is not None
 
 
 def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
