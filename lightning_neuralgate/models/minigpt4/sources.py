@@ -63,7 +63,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
-    """What is wrong with a file that torch does not load, whose own words advise to run whatever code is in it."""
+    """What is wrong with a file that torch does not load; torch's own words advise to run whatever code is in it."""
     if isinstance(error, (OSError, MemoryError)):
         return str(error) or type(error).__name__
     with file.open("rb") as stream:

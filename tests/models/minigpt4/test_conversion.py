@@ -637,8 +637,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tmp_path / "out").exists()
     model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "known", plain_norm=False))
     save_blip2(tmp_path / "blip2", model.state_dict())
-    arguments += ["--plain_norm", "false"]
     arguments[3] = str(tmp_path / "blip2")
+    assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", str(tmp_path / "plain")]) == 0
+    assert "final norm of the vision tower: plain" in capsys.readouterr().out
+    arguments += ["--plain_norm", "false"]
     assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out]) == 0
     assert f"MiniGPT-4 written to {out}" in capsys.readouterr().out
     assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
