@@ -36,8 +36,56 @@ def written_whole(target: Path) -> Iterator[Path]:
         _move(draft, target)
 
 
+@contextmanager
+def replaced_whole(target: Path) -> Iterator[Path]:
+    """Like `written_whole` for a folder of which nothing old is to stay: `target` is the old one or the new one, whole.
+
+    Between the two, for a moment, the old one lies beside it as `.NAME.replaced`; `put_back` is for a process that was
+    killed just then.
+    """
+    target = target.resolve()
+    put_back(target)
+    old = _replaced(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=_draft_prefix(target)) as scratch:
+        draft = Path(scratch) / target.name
+        yield draft
+        if old.exists():  # `target` has come in its place, and the process was killed then
+            os.replace(old, Path(scratch) / "older")
+        try:
+            if target.exists():
+                os.replace(target, old)
+            os.replace(draft, target)
+        except BaseException:
+            put_back(target)
+            raise
+        if old.exists():
+            os.replace(old, Path(scratch) / "old")  # at once; to delete it may take a while
+
+
+def put_back(target: Path) -> bool:
+    """Put back what `replaced_whole` had moved away when the process was killed, where nothing has come in its place.
+
+    Returns:
+        Whether there was such a thing.
+    """
+    target = target.resolve()
+    old = _replaced(target)
+    if not old.exists():
+        return False
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if target.exists():
+        return False
+    os.replace(old, target)
+    return True
+
+
 def remove_drafts(*targets: Path) -> None:
-    """Remove what `written_whole` left beside some targets when the process was killed. Nobody may be writing them."""
+    """Remove what `written_whole` and `replaced_whole` left unfinished beside some targets when the process was killed.
+
+    Nobody may be writing them.
+    """
     for target in targets:
         for draft in target.parent.glob(f"{_draft_prefix(target)}*"):
             shutil.rmtree(draft, ignore_errors=True)
@@ -45,6 +93,10 @@ def remove_drafts(*targets: Path) -> None:
 
 def _draft_prefix(target: Path) -> str:
     return f".{target.name}.draft-"
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
 
 
 def _move(source: Path, target: Path) -> None:

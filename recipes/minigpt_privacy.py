@@ -1,6 +1,6 @@
 """Make a MiniGPT-4 refuse what is private: locate, gate, edit and measure on PrivacyPair data, as `llava_privacy.py` does.
 
-    neuralgate convert minigpt4 --llama Llama-2-7b-chat-hf --vision eva_vit_g.pth --plain_norm true \\
+    neuralgate convert minigpt4 --llama Llama-2-7b-chat-hf --vision eva_vit_g.pth \\
         --checkpoint pretrained_minigpt4_llama2_7b.pth --out models/minigpt4-llama2-7b
     python recipes/minigpt_privacy.py --config recipes/minigpt_privacy.yaml
     python recipes/minigpt_privacy.py --config recipes/minigpt_privacy.yaml --config recipes/ddp.yaml --out runs/minigpt

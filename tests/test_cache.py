@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.cache import put_back, remove_drafts, replaced_whole, written_whole
 from lightning_neuralgate.errors import DataFormatError
 
 
@@ -37,6 +38,62 @@ def test_a_folder_keeps_what_else_it_holds(tmp_path: Path) -> None:
             (target / "deep" / "somebody's").write_text("own")
     assert (target / "deep" / "file").read_text() == "new"
     assert (target / "deep" / "somebody's").read_text() == "own"
+
+
+def test_a_replaced_folder_keeps_nothing_old(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "folder"
+    for name in ("one", "two"):
+        with replaced_whole(target) as draft:
+            draft.mkdir()
+            (draft / name).touch()
+        assert [path.name for path in target.iterdir()] == [name]
+        assert list(target.parent.iterdir()) == [target]
+
+    def fails() -> None:
+        with replaced_whole(target) as draft:
+            draft.mkdir()
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fails()
+    assert (target / "two").exists()
+    assert list(target.parent.iterdir()) == [target]
+
+
+class _Killed(BaseException):
+    """Ends a process at once: nothing is put back behind it."""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_whenever_it_is_killed_a_replaced_folder_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").touch()
+    steps, rename = [], os.replace
+
+    def dies(source: Path, to: Path) -> None:
+        steps.append(to)
+        if len(steps) >= step:
+            raise _Killed
+        rename(source, to)
+
+    def replaces() -> None:
+        with replaced_whole(target) as draft:
+            draft.mkdir()
+            (draft / "new").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)  # and so does whatever would put something back
+        with pytest.raises(_Killed):
+            replaces()
+    remove_drafts(target)
+    assert put_back(target) is (step == 2)
+    assert [path.name for path in target.iterdir()] == ["new" if step == 3 else "old"]
+    with replaced_whole(target) as draft:
+        draft.mkdir()
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("there", ["file", "folder"])

@@ -18,20 +18,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--llama", type=Path, required=True, help="Folder of LLaMA-2-7B-chat (with --use_qformer: of Vicuna)."
     )
     parser.add_argument(
-        "--vision", type=Path, required=True, help="LAVIS's eva_vit_g.pth, or a BLIP-2 folder of transformers."
+        "--vision",
+        type=Path,
+        required=True,
+        help="LAVIS's eva_vit_g.pth, its file of a whole BLIP-2, or a BLIP-2 folder of transformers.",
     )
     parser.add_argument(
         "--blip2",
         type=Path | None,
-        help="LAVIS's blip2_pretrained_*.pth, or a BLIP-2 folder: final norm and Q-Former for an eva_vit_g.pth.",
+        help="LAVIS's blip2_pretrained_*.pth, or a BLIP-2 folder: Q-Former and final norm for an eva_vit_g.pth.",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="MiniGPT-4's own file, with llama_proj.")
     parser.add_argument("--use_qformer", type=bool, default=False, help="The older variant, with BLIP-2's Q-Former.")
     parser.add_argument(
         "--plain_norm",
-        type=bool,
-        default=False,
-        help="Tower's final norm without learnt weights: the original code loads BLIP-2's only with a Q-Former.",
+        type=bool | None,
+        default=None,
+        help="The tower's final norm: true: a plain one; false: BLIP-2's; null: as trained, BLIP-2's only with a Q-Former.",
     )
     parser.add_argument("--dtype", type=Precision, default="float16", help="Type of the weights.")
     parser.add_argument("--out", type=Path, required=True, help="Folder for the model.")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.cache import remove_drafts, written_whole
+from lightning_neuralgate.cache import put_back, remove_drafts, replaced_whole
 from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
@@ -65,6 +65,7 @@ _KNOWN_SURPLUS = re.compile(
     r"|(?:t5_model|opt_model|language_model|language_projection)\.)"
 )
 _TOWER_OF_BLIP2 = re.compile(r"^(?:visual_encoder\.|vision_model\.(?!post_layernorm\.))")
+_FINAL_NORM = re.compile(r"^(?:ln_vision|vision_model\.post_layernorm)\.")
 _QFORMER_ONLY = re.compile(r"^(?:query_tokens$|Qformer\.|qformer\.)")
 
 
@@ -75,7 +76,7 @@ def convert_minigpt4(
     out: Path,
     blip2: Path | None = None,
     use_qformer: bool = False,
-    plain_norm: bool = False,
+    plain_norm: bool | None = None,
     vision_config: Mapping[str, Any] | None = None,
     qformer_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
@@ -83,45 +84,57 @@ def convert_minigpt4(
 ) -> Path:
     """Build a Hugging Face folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
 
+    Prints which final norm the tower got.
+
     Args:
         language_model: folder of the LLaMA-2-chat (or, with a Q-Former, Vicuna) that belongs to the checkpoint.
-        vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, or a BLIP-2 folder of transformers.
+        vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, a file of LAVIS's BLIP-2 that holds the tower, or a BLIP-2 folder of
+            transformers.
         checkpoint: MiniGPT-4's own file, `{"model": {"llama_proj.weight": ..., ...}}`.
         out: the folder to make. It appears when all of it is written.
         blip2: BLIP-2's checkpoint file, or folder of transformers, for `ln_vision` and the Q-Former, where `vision` is a
-            `.pth` file.
+            `.pth` file of the tower alone.
         use_qformer: the older variant.
-        plain_norm: a final norm of the tower without learnt weights, as the original LLaMA-2 model has it: its code loads
-            `ln_vision` only together with a Q-Former.
+        plain_norm: a final norm of the tower without learnt weights (True), or BLIP-2's `ln_vision` (False). Left out, it is
+            the one that each variant was trained behind: the original code loads `ln_vision` only together with a
+            Q-Former, so the LLaMA-2 model has a plain one. An `ln_vision` in `checkpoint` goes before either.
         vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
         qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
         dtype: type of the weights.
-        overwrite: replace a MiniGPT-4 that `out` holds, once the new one is whole.
+        overwrite: replace a MiniGPT-4 that `out` holds, once the new one is whole. An old one that a killed call had moved
+            away is put back first.
 
     Raises:
         WeightFilesError: a file or folder that cannot be read or is another one, or tensors that are missing, surplus or
             misshaped; all are listed.
         UnsupportedSetupError: `out` holds something already.
     """
+    place = out.resolve()
+    if put_back(place):
+        print(f"{out}: a conversion that was to replace it has been interrupted; the old one is back")
     _check_place(out, overwrite)
-    remove_drafts(out)
     language_model = Path(language_model)
     read_config(language_model, "llama")
+    tokenizer = read_tokenizer(language_model)
     for folder in (vision, blip2):
         if folder is not None and folder.is_dir():
             found = read_config(folder, "blip-2")
             qformer_config = found.qformer_config.to_dict()
             vision_config = found.vision_config.to_dict() if folder is vision else vision_config
-    sources = {str(vision): read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision))}
+    sources = [(str(vision), read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision)))]
     if blip2 is not None:
         rest = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
         # its tower stays out: the one that was given counts
-        sources[str(blip2)] = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
-    sources[str(checkpoint)] = read_tensors(checkpoint)
+        rest = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
+        sources.append((str(blip2), rest))
+    plain_norm = not use_qformer if plain_norm is None else plain_norm
+    if plain_norm:
+        sources = [(file, {n: v for n, v in rest.items() if not _FINAL_NORM.match(n)}) for file, rest in sources]
+    own = read_tensors(checkpoint)
+    sources.append((str(checkpoint), own))
 
-    tokenizer = read_tokenizer(language_model)
     language = read_language_model(language_model, dtype)
-    queries = [value for tensors in sources.values() if (value := tensors.get("query_tokens")) is not None]
+    queries = [value for _, tensors in sources if (value := tensors.get("query_tokens")) is not None]
     config = minigpt4_config(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
         queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
@@ -138,11 +151,14 @@ def convert_minigpt4(
         pad_token_id=tokenizer.pad_token_id,
     )
     processor = _processor(config, tokenizer)
-    with written_whole(out) as draft:
+    norm = "plain, without learnt weights" if plain_norm else "ln_vision of BLIP-2"
+    if any(map(_FINAL_NORM.match, own)):
+        norm = "ln_vision of the checkpoint"
+    print(f"final norm of the vision tower: {norm}")
+    remove_drafts(place)
+    with replaced_whole(place) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
-        if out.exists():
-            out.rename(draft.with_name("replaced"))
     return out
 
 
@@ -205,7 +221,7 @@ def _processor(config: MiniGPT4Config, tokenizer: Any) -> MiniGPT4Processor:
 def converted_state(
     config: MiniGPT4Config,
     language: Mapping[str, Tensor],
-    sources: Mapping[str, Mapping[str, Tensor]],
+    sources: Sequence[tuple[str, Mapping[str, Tensor]]],
     plain_norm: bool = False,
 ) -> dict[str, Tensor]:
     """The model's tensors under its own names. Works on any device, `meta` as well.
@@ -213,9 +229,9 @@ def converted_state(
     Args:
         config: of the model.
         language: the language model's tensors, as `LlamaForCausalLM` names them.
-        sources: tensors by file, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes before an
-            earlier one.
-        plain_norm: leave the tower's final norm without learnt weights, whatever the sources hold.
+        sources: each file and its tensors, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes
+            before an earlier one.
+        plain_norm: where no source holds a final norm of the tower, take one without learnt weights.
 
     Raises:
         WeightFilesError: tensors are missing, surplus or misshaped; all are listed.
@@ -225,7 +241,7 @@ def converted_state(
     vision: Any = config.vision_config
     surplus: list[str] = []
     state: dict[str, Tensor] = {}
-    for file, tensors in sources.items():
+    for file, tensors in sources:
         for name, value in tensors.items():
             if _has_no_place(name, config):
                 continue
@@ -239,14 +255,17 @@ def converted_state(
     for layer in apart:
         del expected[f"{layer}qkv.bias"]
         expected |= dict.fromkeys((f"{layer}q_bias", f"{layer}v_bias"), torch.Size([vision.hidden_size]))
-    if plain_norm:
+    norm = "model.vision_tower.post_layernorm."
+    if plain_norm and not any(name.startswith(norm) for name in state):
         sample = next(iter(language.values()))
         for kind, make in (("weight", torch.ones), ("bias", torch.zeros)):
-            state[f"model.vision_tower.post_layernorm.{kind}"] = make(vision.hidden_size, device=sample.device)
+            state[f"{norm}{kind}"] = make(vision.hidden_size, device=sample.device)
     for name, value in language.items():
         inside = re.sub(r"^model\.", "model.language_model.", name)
-        grown = inside in expected and value.ndim and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        state[inside] = _grown(value, expected[inside][0]) if grown else value
+        step = {"model.embed_tokens.weight": 2, "lm_head.weight": 1}.get(name)
+        if step is not None and value.ndim == 2:
+            value = _with_image_token(value, expected[inside][0], config.image_token_index, step)
+        state[inside] = value
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     surplus += sorted(set(state) - set(expected))
@@ -263,8 +282,11 @@ def converted_state(
     ]
     if problems:
         hint = ""
-        if any("post_layernorm" in name for name in missing):
-            hint = "\nThe final norm, `ln_vision`, comes from BLIP-2: give its file or folder, or ask for a plain norm."
+        if any(name.startswith(norm) for name in missing) and not plain_norm:
+            hint = (
+                "\nThe tower's final norm: plain_norm=True (--plain_norm true) takes a plain one, as the released LLaMA-2 "
+                "model has it; the other, `ln_vision`, comes from BLIP-2: give its file or folder."
+            )
         raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
     for layer in apart:
         _join_qkv(state, layer)
@@ -272,8 +294,10 @@ def converted_state(
 
 
 def _tower_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EVA's tensors under the prefix that LAVIS's whole models have."""
-    return {f"visual_encoder.{name.removeprefix('visual_encoder.')}": value for name, value in tensors.items()}
+    """EVA's tensors under the prefix that LAVIS's whole models have; the file of such a model as it is."""
+    if any(name.startswith("visual_encoder.") for name in tensors):
+        return dict(tensors)
+    return {f"visual_encoder.{name}": value for name, value in tensors.items()}
 
 
 def _has_no_place(name: str, config: MiniGPT4Config) -> bool:
@@ -301,9 +325,20 @@ def _join_qkv(state: dict[str, Tensor], prefix: str) -> None:
     state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
 
 
-def _grown(table: Tensor, rows: int) -> Tensor:
-    """An embedding with rows for added tokens: the mean of all, whose logit is never the largest."""
-    more = rows - len(table)
-    if more <= 0:
-        return table
-    return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(more, -1)])
+def _with_image_token(table: Tensor, rows: int, image: int, step: int) -> Tensor:
+    """An embedding with rows for added tokens, and one of its own for the image token.
+
+    A mean of other rows never has the largest logit. Added tokens get the mean of all, the image token that of every
+    n-th: where pictures are placed by comparing embeddings with its own, an added `<pad>` must not look like it.
+
+    Args:
+        table: (words, d), the language model's.
+        rows: how many are needed.
+        image: id of the image token, whose row may be there already and says nothing.
+        step: n; 1: the image token, too, gets the mean of all others.
+    """
+    others = torch.cat([table[:image], table[image + 1 :]]).float()
+    mean = others.mean(0, keepdim=True).to(table.dtype)
+    grown = torch.cat([table, mean.expand(max(rows - len(table), 0), -1)])
+    grown[image] = others[::step].mean(0).to(table.dtype)
+    return grown

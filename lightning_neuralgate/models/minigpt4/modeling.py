@@ -33,8 +33,8 @@ from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_ma
 ImageFeatures = dict[str, BaseModelOutputWithPooling]
 """What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""
 
-_NOT_QUANTIZED = ("multi_modal_projector", "qformer", "model.qformer")
-"""What makes image tokens, by the names that both classes know it under."""
+_NOT_QUANTIZED = ("multi_modal_projector", "model.multi_modal_projector", "qformer", "model.qformer")
+"""What makes image tokens, by how names in both classes begin: quantizers ask about modules, or about their parameters."""
 
 
 @dataclass

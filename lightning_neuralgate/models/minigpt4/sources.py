@@ -54,12 +54,27 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightFilesError(f"{file} cannot be read as a file of tensors: {error}") from error
+    except Exception as error:  # there is no end to what a broken file raises
+        raise WeightFilesError(f"{file} cannot be read as a file of tensors: {_why_unreadable(file, error)}") from error
     tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise WeightFilesError(f"{file} holds no tensors by name, alone or under 'model'")
     return dict(tensors)
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """What is wrong with a file that torch does not load; torch's own words advise to run whatever code is in it."""
+    if isinstance(error, (OSError, MemoryError)):
+        return str(error) or type(error).__name__
+    with file.open("rb") as stream:
+        begin = stream.read(24)
+    if not begin:
+        return "it is empty; download it again"
+    if not begin.startswith((b"PK", b"\x80")):  # a zip archive or, before torch 1.6, a pickle
+        return f"torch has not written it, since it begins with {begin!r}; download it again"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors and plain containers of them, which is not read, as it may run code"
+    return f"it is damaged or cut short; download it again ({type(error).__name__})"
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -69,7 +84,7 @@ def read_tokenizer(folder: Path) -> Any:
     `legacy`, makes itself anew from it, and forgets it when saved; the plain class is what its file says.
 
     Raises:
-        WeightFilesError: there is none, or it cannot be loaded.
+        WeightFilesError: there is none, it cannot be loaded, or lacks the token that begins or ends a text.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -82,6 +97,12 @@ def read_tokenizer(folder: Path) -> Any:
             f"the tokenizer of {folder} cannot be loaded: {error}\n"
             "To read a tokenizer.model without a tokenizer.json: pip install sentencepiece"
         ) from error
+    lacking = [name for name in ("bos_token", "eos_token") if not getattr(found, name)]
+    if lacking:
+        raise WeightFilesError(
+            f"the tokenizer of {folder} has no {' and no '.join(lacking)}; MiniGPT-4's prompts begin with the one, its "
+            "answers end with the other: name what is missing in tokenizer_config.json (LLaMA's are <s> and </s>)"
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=found.backend_tokenizer,
         bos_token=found.bos_token,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,7 @@ def test_every_name_and_shape_of_the_7b_models(use_qformer: bool) -> None:
         "blip2": original.blip2(FULL, "meta"),
         "own": original.minigpt4(FULL, use_qformer, "meta")["model"],
     }
-    state = converted_state(config, original.llama(FULL, "meta"), sources)
+    state = converted_state(config, original.llama(FULL, "meta"), list(sources.items()))
     assert all(value.is_meta for value in state.values())
     count = sum(value.numel() for value in state.values())
     given = original.llama(FULL, "meta") | sources["own"]
@@ -85,23 +88,20 @@ def test_every_name_and_shape_of_a_full_blip2_folder(use_qformer: bool) -> None:
         32000, FULL.queries,
     )  # fmt: skip
     own, words = original.minigpt4(FULL, use_qformer, "meta")["model"], original.llama(FULL, "meta")
-    state = converted_state(config, words, {"blip2": given, "own": own})
+    state = converted_state(config, words, [("blip2", given), ("own", own)])
     heads = ("vision_model.", *(("qformer.", "query_tokens") if use_qformer else ()))
     kept = {name: value.shape for name, value in given.items() if name.startswith(heads)}
     assert sum(name.startswith("vision_model.encoder.layers.38.") for name in kept) == 12
     assert len(state) == len(kept) + len(own) + len(words)
     for name, shape in kept.items():
         assert state[f"model.{name.replace('vision_model.', 'vision_tower.')}"].shape == shape, name
-    from_files = {
-        "eva": {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()},
-        "blip2": original.blip2(FULL, "meta"),
-        "own": own,
-    }
+    tower = {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()}
+    from_files = [("eva", tower), ("blip2", original.blip2(FULL, "meta")), ("own", own)]
     expected = converted_state(config, words, from_files)
     assert {name: value.shape for name, value in state.items()} == {name: v.shape for name, v in expected.items()}
     broken = {name: value for name, value in given.items() if name != "vision_model.encoder.layers.38.mlp.fc2.bias"}
     with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.encoder\.layers\.38\.mlp\.fc2\.bias$"):
-        converted_state(config, words, {"blip2": broken, "own": own})
+        converted_state(config, words, [("blip2", broken), ("own", own)])
 
 
 def _for_text(name: str) -> bool:
@@ -147,9 +147,13 @@ def convert(given: Files, out: Path, use_qformer: bool = False, **others: Any) -
     return convert_minigpt4(given.llama, given.eva, given.checkpoint, out, **arguments)
 
 
+PLAIN = {"ln_vision.weight": torch.ones(SIZES.vision), "ln_vision.bias": torch.zeros(SIZES.vision)}
+"""The final norm of the released LLaMA-2 model."""
+
+
 def logits(given: Files, ids: Tensor, pixels: Tensor, norm: dict[str, Tensor] | None = None) -> Tensor:
     tensors = given.tensors
-    features = original.vision_features(tensors["eva"], norm or tensors["blip2"], SIZES, pixels)
+    features = original.vision_features(tensors["eva"], norm or PLAIN, SIZES, pixels)
     tokens = original.image_tokens(tensors["blip2"], tensors["own"], SIZES, features, use_qformer=False)
     embeds = tensors["words"]["model.embed_tokens.weight"][ids.clamp(max=IMAGE - 1)]
     embeds[ids == IMAGE] = tokens.flatten(0, 1)
@@ -210,16 +214,54 @@ def test_each_piece_of_text_around_pictures_is_tokenized_by_itself(tmp_path: Pat
         assert tokenizer.convert_ids_to_tokens(tokenizer("What")["input_ids"]) == ["<s>", "▁What"]
 
 
-def test_a_plain_norm_needs_no_blip2(tmp_path: Path) -> None:
-    given = files(tmp_path, False)
-    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None, plain_norm=True))
-    ids, pixels = asked(4)
-    plain = {"ln_vision.weight": torch.ones(SIZES.vision), "ln_vision.bias": torch.zeros(SIZES.vision)}
-    expected = logits(given, ids, pixels, plain)
-    torch.testing.assert_close(
-        model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE], expected, atol=1e-5, rtol=0
+@pytest.mark.parametrize("asked_for", [None, True, False])
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_each_variant_has_the_norm_it_was_trained_behind_or_the_one_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], use_qformer: bool, asked_for: bool | None
+) -> None:
+    given = files(tmp_path, use_qformer)
+    qformer = original.configs(SIZES)["qformer"]
+    out = convert(given, tmp_path / "out", use_qformer, plain_norm=asked_for, qformer_config=qformer)
+    told = capsys.readouterr().out
+    tower = AutoModelForImageTextToText.from_pretrained(out).model.vision_tower
+    pixels = asked(4)[1]
+    plain, learnt = (
+        original.vision_features(given.tensors["eva"], norm, SIZES, pixels) for norm in (PLAIN, given.tensors["blip2"])
     )
-    assert not torch.allclose(expected, logits(given, ids, pixels), atol=1e-3), "it does differ"
+    assert not torch.allclose(plain, learnt, atol=1e-2), "they do differ"
+    is_plain = not use_qformer if asked_for is None else asked_for
+    expected = plain if is_plain else learnt
+    torch.testing.assert_close(tower(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+    assert f"final norm of the vision tower: {'plain' if is_plain else 'ln_vision of BLIP-2'}" in told
+
+
+@pytest.mark.parametrize("asked_for", [None, True, False])
+def test_a_checkpoint_keeps_the_norm_it_brings_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked_for: bool | None
+) -> None:
+    given = files(tmp_path, False)
+    norm = {name: value + 1 for name, value in given.tensors["blip2"].items() if name.startswith("ln_vision.")}
+    torch.save({"model": given.tensors["own"] | norm}, given.checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", plain_norm=asked_for))
+    assert "final norm of the vision tower: ln_vision of the checkpoint" in capsys.readouterr().out
+    ids, pixels = asked(4)
+    found = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
+    torch.testing.assert_close(found, logits(given, ids, pixels, norm), atol=1e-5, rtol=1e-5)
+
+
+def test_half_a_norm_of_a_checkpoint_is_not_filled_up(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    torch.save({"model": given.tensors["own"] | {"ln_vision.weight": torch.ones(SIZES.vision)}}, given.checkpoint)
+    with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.post_layernorm\.bias$"):
+        convert(given, tmp_path / "out")
+
+
+def test_the_llama_variant_needs_no_blip2(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out", blip2=None))
+    ids, pixels = asked(4)
+    found = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
+    torch.testing.assert_close(found, logits(given, ids, pixels), atol=1e-5, rtol=1e-5)
 
 
 def save_blip2(folder: Path, minigpt4: dict[str, Tensor]) -> None:
@@ -243,18 +285,47 @@ def test_a_blip2_folder_of_transformers_gives_the_same(tmp_path: Path, use_qform
     given = files(tmp_path, use_qformer)
     parts = original.configs(SIZES)
     from_files = AutoModelForImageTextToText.from_pretrained(
-        convert(given, tmp_path / "a", use_qformer, qformer_config=parts["qformer"])
+        convert(given, tmp_path / "a", use_qformer, qformer_config=parts["qformer"], plain_norm=False)
     )
     own = from_files.state_dict()
     save_blip2(tmp_path / "blip2", own)
     out = convert_minigpt4(
-        given.llama, tmp_path / "blip2", given.checkpoint, tmp_path / "b", use_qformer=use_qformer, dtype=torch.float32
-    )
+        given.llama, tmp_path / "blip2", given.checkpoint, tmp_path / "b", use_qformer=use_qformer, plain_norm=False,
+        dtype=torch.float32,
+    )  # fmt: skip
     again = AutoModelForImageTextToText.from_pretrained(out)
     assert again.state_dict().keys() == own.keys()
     for name, value in again.state_dict().items():
         assert torch.equal(value, own[name]), name
     assert again.config.image_seq_length == (SIZES.queries if use_qformer else 4)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["as the tower", "as both"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("use_qformer", [False, True])
+def test_a_whole_blip2_gives_the_same_as_tower_and_as_both(
+    tmp_path: Path, use_qformer: bool, kind: str, twice: bool
+) -> None:
+    given = files(tmp_path, use_qformer)
+    others = {"qformer_config": original.configs(SIZES)["qformer"], "plain_norm": False}
+    out = convert(given, tmp_path / "a", use_qformer, **others)
+    whole = tmp_path / "whole"
+    if kind == "folder":
+        save_blip2(whole, AutoModelForImageTextToText.from_pretrained(out).state_dict())
+    else:
+        tower = {f"visual_encoder.{name}": value for name, value in given.tensors["eva"].items()}
+        torch.save({"model": tower | given.tensors["blip2"]}, whole)
+    given.eva = whole
+    again = convert(given, tmp_path / "b", use_qformer, blip2=whole if twice else None, **others)
+    assert same(weights(again), weights(out))
 
 
 def test_all_that_is_wrong_is_listed_and_nothing_written(tmp_path: Path) -> None:
@@ -317,8 +388,9 @@ def test_misshaped_tensors_of_the_language_model_are_listed_with_the_rest(tmp_pa
 
 def test_a_missing_norm_says_where_it_comes_from(tmp_path: Path) -> None:
     given = files(tmp_path, False)
-    with pytest.raises(WeightFilesError, match=r"post_layernorm\.weight\n.*`ln_vision`, comes from BLIP-2"):
-        convert(given, tmp_path / "out", blip2=None)
+    told = r"post_layernorm\.weight\n.*--plain_norm true.*`ln_vision`, comes from BLIP-2"
+    with pytest.raises(WeightFilesError, match=told):
+        convert(given, tmp_path / "out", blip2=None, plain_norm=False)
 
 
 def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
@@ -329,10 +401,37 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightFilesError, match=r"list\.pth holds no tensors by name"):
         read_tensors(tmp_path / "list.pth")
-    with pytest.raises(WeightFilesError, match=r"none\.pth cannot be read"):
+    with pytest.raises(WeightFilesError, match=r"none\.pth cannot be read as a file of tensors: .*No such file"):
         read_tensors(tmp_path / "none.pth")
     with pytest.raises(WeightFilesError, match="holds a 'llama'; a BLIP-2 folder was expected"):
         convert(given, tmp_path / "out", blip2=given.llama)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
+def test_a_file_that_torch_cannot_read_is_told_in_words_of_our_own(tmp_path: Path, legacy: bool) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "whole.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save({"a": Path("code")}, tmp_path / "code.pth", _use_new_zipfile_serialization=not legacy)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for name, content, told in (
+        (
+            "page",
+            b"<!DOCTYPE html>\n<html></html>\n",
+            r"torch has not written it, since it begins with b'<!DOCTYPE html>.*'; download",
+        ),
+        ("pointer", b"version https://git-lfs.github.com/spec/v1\n", "since it begins with b'version https://git-lfs"),
+        ("empty", b"", "it is empty; download it again"),
+        ("half", whole[: len(whole) // 2], r"it is damaged or cut short; download it again \(\w+\)"),
+        ("start", whole[:30], "it is damaged"),
+        ("code", (tmp_path / "code.pth").read_bytes(), "holds more than tensors and plain containers .* may run code"),
+    ):
+        file = tmp_path / f"{name}.pth"
+        file.write_bytes(content)
+        with pytest.raises(
+            WeightFilesError, match=rf"{name}\.pth cannot be read as a file of tensors: .*{told}"
+        ) as caught:
+            read_tensors(file)
+        assert "weights_only" not in str(caught.value)
+        assert caught.value.__cause__ is not None
 
 
 def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,6 +485,24 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         convert(given, tmp_path / "out")
 
 
+@pytest.mark.parametrize("lacking", [["bos_token"], ["eos_token"], ["bos_token", "eos_token"]])
+@pytest.mark.parametrize("value", [None, ""], ids=["none", "empty"])
+def test_a_tokenizer_that_begins_or_ends_no_text_is_refused(
+    tmp_path: Path, lacking: list[str], value: str | None
+) -> None:
+    given = files(tmp_path, False)
+    file = given.llama / "tokenizer_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | dict.fromkeys(lacking, value)))
+    told = rf"tokenizer of {given.llama} has no {' and no '.join(lacking)}; .* tokenizer_config\.json"
+    with pytest.raises(WeightFilesError, match=told):
+        convert(given, tmp_path / "out")
+    file.write_text(json.dumps({name: token for name, token in said.items() if name not in lacking}))
+    with pytest.raises(WeightFilesError, match=told):
+        convert(given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_conversion_that_fails_while_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -432,6 +549,85 @@ def test_a_folder_with_something_in_it_is_kept_unless_it_is_a_model_to_overwrite
         assert precious.exists()
 
 
+def test_an_error_while_the_new_model_takes_its_place_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = files(tmp_path, False)
+    out = convert(given, tmp_path / "out")
+    (out / "old").touch()
+    before, rename = sorted(tmp_path.rglob("*")), os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        if target == out and (source / "model.safetensors").exists() and "draft" in str(source):
+            assert not out.exists(), "the old one is out of the way"
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="no space left"):
+        convert(given, out, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert AutoModelForImageTextToText.from_pretrained(out).config.model_type == "minigpt4"
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["no folder", "an empty folder"])
+def test_a_model_that_a_killed_conversion_had_moved_away_is_put_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: bool
+) -> None:
+    given = files(tmp_path, False)
+    out, left = convert(given, tmp_path / "out"), tmp_path / ".out.replaced"
+    (out / "old").touch()
+    out.rename(left)
+    if empty:
+        out.mkdir()
+    draft = tmp_path / ".out.draft-killed" / "out"
+    draft.mkdir(parents=True)
+    with pytest.raises(WeightFilesError):
+        convert(given, out, blip2=tmp_path / "none", overwrite=True)
+    assert (out / "old").exists(), "whatever is wrong with the rest"
+    assert draft.exists()
+    assert not left.exists()
+    assert (
+        f"{out}: a conversion that was to replace it has been interrupted; the old one is back"
+        in capsys.readouterr().out
+    )
+    out.rename(left)
+    with pytest.raises(UnsupportedSetupError, match="out holds something already"):
+        convert(given, out)
+    assert (out / "old").exists()
+    out.rename(left)
+    convert(given, out, overwrite=True)
+    assert not (out / "old").exists()
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_an_old_model_whose_place_is_taken_goes_with_the_next_that_is_replaced(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    out, left = convert(given, tmp_path / "out"), tmp_path / ".out.replaced"
+    shutil.copytree(out, left)
+    (left / "older").touch()
+    (out / "old").touch()
+    with pytest.raises(UnsupportedSetupError):
+        convert(given, out)
+    assert left.exists()
+    assert (out / "old").exists()
+    convert(given, out, overwrite=True)
+    assert not list(tmp_path.glob(".out.*"))
+    assert not {"older", "old"} & {path.name for path in out.iterdir()}
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    given = files(tmp_path, False)
+    real, out = tmp_path / "large" / "real", tmp_path / "out"
+    out.symlink_to(convert(given, real))
+    (real / "old").touch()
+    convert(given, out, overwrite=True)
+    assert out.is_symlink()
+    assert (real / "model.safetensors").exists()
+    assert not (real / "old").exists()
+    assert list(real.parent.iterdir()) == [real]
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = files(tmp_path, False)
     arguments = ["--llama", str(given.llama), "--vision", str(given.eva), "--checkpoint", str(given.checkpoint)]
@@ -439,9 +635,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
     assert "these tensors do not make a MiniGPT-4" in capsys.readouterr().err, "tiny tensors are no EVA-ViT-g"
     assert not (tmp_path / "out").exists()
-    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "known"))
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "known", plain_norm=False))
     save_blip2(tmp_path / "blip2", model.state_dict())
     arguments[3] = str(tmp_path / "blip2")
+    assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", str(tmp_path / "plain")]) == 0
+    assert "final norm of the vision tower: plain" in capsys.readouterr().out
+    arguments += ["--plain_norm", "false"]
     assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out]) == 0
     assert f"MiniGPT-4 written to {out}" in capsys.readouterr().out
     assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
@@ -449,6 +648,56 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", out, "--overwrite", "true"]) == 0
     again = AutoModelForImageTextToText.from_pretrained(out)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def save_llama(folder: Path, vocabulary: int, tied: bool) -> None:
+    """A language model in the place of another, whose rows that no token of the tiny tokenizer has are loud."""
+    sizes = Sizes(vocabulary=vocabulary)
+    llama = LlamaForCausalLM(LlamaConfig(**original.configs(sizes)["text"], tie_word_embeddings=tied))
+    words = original.llama(sizes)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        words[name][IMAGE:] *= 100
+    if tied:
+        words["lm_head.weight"] = words["model.embed_tokens.weight"]
+    llama.load_state_dict(words)
+    llama.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two tables", "one table"])
+@pytest.mark.parametrize("spare", [0, 1, 7])
+def test_the_image_token_is_never_the_likeliest_word_whatever_the_vocabulary(
+    tmp_path: Path, spare: int, tied: bool
+) -> None:
+    given = files(tmp_path, False)
+    save_llama(given.llama, SIZES.vocabulary + spare, tied)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out"))
+    assert model.config.image_token_id == IMAGE
+    head, words = model.lm_head.weight, model.get_input_embeddings().weight
+    assert len(head) == len(words) == SIZES.vocabulary + max(spare, 1)
+    assert (head is words) is tied
+    others = torch.cat([head[:IMAGE], head[IMAGE + 1 :]])
+    torch.testing.assert_close(head[IMAGE], others[:: 2 if tied else 1].mean(0))
+    likeliest = (torch.randn(2000, SIZES.text, generator=torch.Generator().manual_seed(0)) @ head.T).argmax(-1)
+    assert IMAGE not in likeliest
+    before = load_file(given.llama / "model.safetensors")["model.embed_tokens.weight"]
+    kept = torch.arange(len(before)) != IMAGE
+    assert torch.equal(words[: len(before)][kept], before[kept])
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two tables", "one table"])
+def test_a_padding_token_that_the_vocabulary_lacks_is_no_place_for_a_picture(tmp_path: Path, tied: bool) -> None:
+    given = files(tmp_path, False)
+    save_llama(given.llama, SIZES.vocabulary, tied)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<own pad>"})
+    tokenizer.save_pretrained(given.llama)
+    model = AutoModelForImageTextToText.from_pretrained(convert(given, tmp_path / "out"))
+    pad, image = model.generation_config.pad_token_id, model.config.image_token_id
+    assert (pad, image) == (SIZES.vocabulary, SIZES.vocabulary + 1)
+    ids, pixels = torch.tensor([[pad, pad, 5, *[image] * 4, 7]]), asked(4)[1]
+    embeds = model.get_input_embeddings()(ids)
+    found = model(inputs_embeds=embeds, pixel_values=pixels).logits
+    torch.testing.assert_close(found, model(input_ids=ids, pixel_values=pixels).logits)
 
 
 def test_no_part_of_the_language_model_is_made_up(tmp_path: Path) -> None:

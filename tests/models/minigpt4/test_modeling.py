@@ -32,11 +32,8 @@ class Both:
         config = minigpt4_config(
             LlamaConfig(**parts["text"]), parts["vision"], parts["qformer"], use_qformer, IMAGE, SIZES.queries
         )
-        sources = {
-            "eva": {f"visual_encoder.{name}": value for name, value in self.eva.items()},
-            "blip": self.blip,
-            "own": self.own,
-        }
+        tower = {f"visual_encoder.{name}": value for name, value in self.eva.items()}
+        sources = [("eva", tower), ("blip", self.blip), ("own", self.own)]
         self.model = MiniGPT4ForConditionalGeneration(config).eval()
         self.model.load_state_dict(converted_state(config, self.words, sources))
 
