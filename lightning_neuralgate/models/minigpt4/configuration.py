@@ -21,6 +21,7 @@ class MiniGPT4Config(PreTrainedConfig):
         use_qformer: image tokens from a Q-Former instead of from runs of patches.
         num_query_tokens: image tokens that the Q-Former makes.
         patches_per_token: patches, neighbours in sequence order, that become one image token without a Q-Former.
+        final_norm_eps: of the tower's final norm; null for that of its other norms. The original's is 1e-5, beside 1e-6.
         image_token_index: id of the token that image tokens take the place of.
         turn_marks: token ids that end an answer, as a list for each way to write them (`turn_mark.spellings`); the Q-Former
             variant's `###`.
@@ -50,6 +51,7 @@ class MiniGPT4Config(PreTrainedConfig):
     use_qformer: bool = False
     num_query_tokens: int = 32
     patches_per_token: int = 4
+    final_norm_eps: float | None = None
     image_token_index: int = 32000
     turn_marks: list[list[int]] | None = None
     tie_word_embeddings: bool = False

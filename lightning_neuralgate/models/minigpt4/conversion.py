@@ -65,6 +65,8 @@ _KNOWN_SURPLUS = re.compile(
     r"|(?:t5_model|opt_model|language_model|language_projection)\.)"
 )
 _TOWER_OF_BLIP2 = re.compile(r"^(?:visual_encoder\.|vision_model\.(?!post_layernorm\.))")
+_ORIGINAL_NORM_EPS = 1e-5
+"""Of LAVIS' `ln_vision`, which is torch's default; the tower's other norms have 1e-6."""
 _FINAL_NORM = re.compile(r"^(?:ln_vision|vision_model\.post_layernorm)\.")
 _QFORMER_ONLY = re.compile(r"^(?:query_tokens$|Qformer\.|qformer\.)")
 
@@ -199,6 +201,7 @@ def minigpt4_config(
         vision_config=dict(vision_config or {}),
         use_qformer=use_qformer,
         num_query_tokens=num_query_tokens,
+        final_norm_eps=_ORIGINAL_NORM_EPS,
         image_token_index=image_token_index,
         tie_word_embeddings=bool(text.get("tie_word_embeddings")),
         **kinds,

@@ -95,6 +95,8 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         vision: Any = config.vision_config
         text: Any = config.text_config
         self.vision_tower = Blip2VisionModel._from_config(vision)
+        if config.final_norm_eps is not None:
+            self.vision_tower.post_layernorm.eps = config.final_norm_eps
         self.qformer: Any = None
         self.query_tokens: nn.Parameter | None = None
         width = config.patches_per_token * vision.hidden_size

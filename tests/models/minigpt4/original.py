@@ -180,7 +180,7 @@ def vision_features(eva: Tensors, norm: Tensors, sizes: Sizes, pixels: Tensor) -
         x = x + _linear(eva, f"{name}.attn.proj", _attend(query, key, value, sizes.vision_heads))
         inner = F.gelu(_linear(eva, f"{name}.mlp.fc1", _norm(eva, f"{name}.norm2", x, 1e-6)))
         x = x + _linear(eva, f"{name}.mlp.fc2", inner)
-    return _norm(norm, "ln_vision", x, 1e-6)
+    return _norm(norm, "ln_vision", x, 1e-5)
 
 
 def _gather(tensors: Tensors, name: str, x: Tensor, seen: Tensor, heads: int) -> Tensor:

@@ -233,6 +233,7 @@ def test_each_variant_has_the_norm_it_was_trained_behind_or_the_one_asked_for(
     expected = plain if is_plain else learnt
     torch.testing.assert_close(tower(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
     assert f"final norm of the vision tower: {'plain' if is_plain else 'ln_vision of BLIP-2'}" in told
+    assert (tower.post_layernorm.eps, tower.encoder.layers[0].layer_norm1.eps) == (1e-5, 1e-6), "as in the original"
 
 
 @pytest.mark.parametrize("asked_for", [None, True, False])
