@@ -42,8 +42,9 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class TaskSources:
-    """Where the questions of each task come from: files, folders, or data sets on the hub (`owner/name`, `owner/name:split`,
-    `owner/name/config:split`). PrivacyPair is named by `--data`.
+    """Where the questions of each task come from: files, folders, or data sets on the hub.
+
+    Data sets are `owner/name`, `owner/name:split` or `owner/name/config:split`. PrivacyPair is named by `--data`.
 
     Attributes:
         pope: POPE's JSON lines or parquet.
