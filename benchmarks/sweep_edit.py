@@ -35,6 +35,7 @@ BASE: dict[str, Any] = {
 
 UNGATED = {"gate": None}
 SHUFFLED = {"gate": "shuffled"}
+PUBLIC = {"public_questions": True, "retention_weight": 0.5}
 CELLS: dict[str, dict[str, Any]] = {
     "gate, subject's last token": {"scope": "subject_last"},
     "ungated": {**UNGATED},
@@ -54,6 +55,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "alpha 3": {"alpha": 3.0},
     "layer 4": {**UNGATED, "layer": 4},
     "gate, whole subject": {"scope": "subject"},
+    "gate, lr 6e-3, public questions": {"lr": 6e-3, **PUBLIC},
+    "ungated, lr 6e-3, public questions": {**UNGATED, "lr": 6e-3, **PUBLIC},
 }
 """What each cell changes: settings of the edit, its gate, or the number of records. The most telling ones come first."""
 PREPARE = "unedited"

@@ -19,7 +19,7 @@ from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
-from lightning_neuralgate.data.rendered import render_retention, render_splits
+from lightning_neuralgate.data.rendered import ORDINARY_ITEMS, render_retention, render_splits
 from lightning_neuralgate.editor import PrivacyEditModule, Schedule
 from lightning_neuralgate.evaluation import Judge, evaluate
 from lightning_neuralgate.gate import NeuralGate
@@ -153,8 +153,7 @@ class Workbench:
         self.splits = render_splits(
             self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
         )
-        public = {} if s.public_questions else {"public": 0}
-        self.retention = render_retention(self.data, self.seed, **public) if s.retention_per_batch else []
+        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch else []
 
     def fill_targets(self) -> None:
         """Ask the unedited model what it says to the benign and the retention questions."""
@@ -206,7 +205,7 @@ class Workbench:
         data = PrivacyPairDataModule(
             self.splits,
             self.processor,
-            self.retention,
+            self.retention if s.public_questions else self.retention[:ORDINARY_ITEMS],
             pairs_per_batch=1 if paper else s.pairs_per_batch,
             retention_per_batch=0 if paper or s.retention_weight == 0 else s.retention_per_batch,
             shuffle=not paper,

@@ -41,6 +41,8 @@ RECORDS_NAME = "records.jsonl"
 RETENTION_NAME = "retention.jsonl"
 IMAGES_NAME = "images"
 AUTHORS_NAME = "authors"
+ORDINARY_ITEMS = 12
+"""Ordinary questions among the retention items, before the public ones."""
 EDIT_SUBJECTS = ("passport", "student_id", "receipt")
 UNSEEN_SUBJECTS = ("driver_licence",)
 
@@ -134,7 +136,7 @@ def render_splits(
     return finished
 
 
-def render_retention(folder: Path, seed: int, count: int = 12, public: int = 12) -> list[RetentionItem]:
+def render_retention(folder: Path, seed: int, count: int = ORDINARY_ITEMS, public: int = 12) -> list[RetentionItem]:
     """Questions that an edit has to leave alone, for its retention term, written to `retention.jsonl`.
 
     Their targets are made later, with the unedited model.
@@ -142,7 +144,7 @@ def render_retention(folder: Path, seed: int, count: int = 12, public: int = 12)
     Args:
         folder: made if need be.
         seed: the same seed draws the same pictures and questions.
-        count: ordinary questions, every other one about an ordinary picture.
+        count: ordinary questions, every other one about an ordinary picture; they come first.
         public: questions for what nobody keeps secret, such as the motif of a poster, in the words in which the edit asks for
             secrets. Without them an edit is shown no such question but for the few benign attributes of its own records,
             and may learn to refuse whatever else is asked so.
