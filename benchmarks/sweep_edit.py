@@ -35,7 +35,7 @@ BASE: dict[str, Any] = {
 
 UNGATED = {"gate": None}
 SHUFFLED = {"gate": "shuffled"}
-PUBLIC = {"public_questions": True, "retention_weight": 0.5}
+PUBLIC = {"public_questions": True, "retention_weight": 0.25}
 CELLS: dict[str, dict[str, Any]] = {
     "gate, subject's last token": {"scope": "subject_last"},
     "ungated": {**UNGATED},

@@ -112,7 +112,7 @@ class PrivacyEditModule(LightningModule):
         lr: float | None = None,
         eps: float | None = None,
         alpha: float = 1.25,
-        retention_weight: float = 0.5,
+        retention_weight: float = 0.25,
         steps_per_pair: int = 10,
         stop_loss: float = 1e-3,
         max_new_tokens: int = 16,

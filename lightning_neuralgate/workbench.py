@@ -88,7 +88,7 @@ class EditSettings:
     pairs_per_batch: int = 3
     lr: float | None = None
     alpha: float = 1.25
-    retention_weight: float = 0.5
+    retention_weight: float = 0.25
     retention_per_batch: int = 1
     public_questions: bool = True
     images: bool = True

@@ -90,7 +90,7 @@ def test_the_papers_schedule_and_settings() -> None:
     module = PrivacyEditModule(tiny_llava(), [LAYER], schedule="paper")
     assert (module.lr, module.eps) == (1e-5, 1e-3)
     settings = {key: module.hparams[key] for key in ("alpha", "steps_per_pair", "stop_loss", "retention_weight")}
-    assert settings == {"alpha": 1.25, "steps_per_pair": 10, "stop_loss": 1e-3, "retention_weight": 0.5}
+    assert settings == {"alpha": 1.25, "steps_per_pair": 10, "stop_loss": 1e-3, "retention_weight": 0.25}
 
 
 def test_retention_rows_carry_their_weight(splits: RecordSplits) -> None:
