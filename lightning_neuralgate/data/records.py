@@ -214,8 +214,6 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").split("\n")
         return [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
     except FileNotFoundError as error:
-        raise DataFormatError(
-            f"there is no file {path}; `neuralgate render` makes a folder with records.jsonl"
-        ) from error
+        raise DataFormatError(f"there is no file {path}; `neuralgate render` makes such files") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error
