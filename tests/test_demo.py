@@ -82,6 +82,24 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_an_edit_without_public_questions_keeps_the_ordinary_ones(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Given(Exception):
+        pass
+
+    def noted(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
+        raise Given([item.image.stem.partition("-")[0] for item in retention])
+
+    monkeypatch.setattr(workbench, "PrivacyPairDataModule", noted)
+    bench = workbench.Workbench(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    bench.render()
+    for public, kinds in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
+        with pytest.raises(Given) as given:
+            bench.edit(None, "noted", replace(bench.settings, public_questions=public))
+        assert given.value.args == (kinds,)
+
+
 @pytest.mark.parametrize(
     ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
 )
