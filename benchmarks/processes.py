@@ -26,7 +26,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendered import render_splits
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 
 SUBJECTS = ("passport", "student_id", "receipt")
 
@@ -62,7 +62,6 @@ def locate(args: argparse.Namespace, folder: Path, processes: int) -> None:
     locator = PrivacyLocatorModule(model, [args.layer], max_steps=args.steps, stop_loss=-1.0)
     locator._reuse = True
     watch = Stopwatch()
-    destroy_process_group_at_exit()
     trainer = Trainer(
         accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1, logger=False,
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, callbacks=[watch],
@@ -122,7 +121,8 @@ def main() -> None:
     made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = made.parse_args()
     if args.folder is not None:
-        locate(args, args.folder, args.processes)
+        with process_group_closed():
+            locate(args, args.folder, args.processes)
         return
     (alone, expected), (together, found) = (run(args, processes) for processes in (1, args.processes))
     results: dict[str, Any] = {

@@ -1,23 +1,39 @@
-"""How a process of several ends well."""
+"""The end of torch's process group in a program of several processes."""
 
 from __future__ import annotations
 
-import atexit
-from functools import cache
-
-import torch.distributed as dist
-
-
-def _destroy() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-@cache
-def destroy_process_group_at_exit() -> None:
-    """See to it that torch's process group, if there is one then, is destroyed when Python exits.
+@contextmanager
+def process_group_closed() -> Iterator[None]:
+    """Destroy torch's process group, if there is one, when the block ends, also after an exception.
 
-    Threads of gloo that outlive the interpreter abort the process after its work is done ("terminate called without an
-    active exception", pytorch/pytorch#190489); Lightning destroys the group itself for NCCL only.
+    Lightning destroys the group itself for NCCL only. Threads of gloo that are still there when the interpreter shuts down
+    abort the process after its work is done ("terminate called without an active exception", pytorch/pytorch#190489), and an
+    `atexit` handler runs too late to prevent it. Put the whole program into the block, so that whatever holds the group
+    (a Trainer, a sharded model) is gone by then.
+
+    After an exception no barrier is waited for, since other processes may never reach it.
+
+    Example:
+        >>> with process_group_closed():
+        ...     pass  # Trainer(strategy="ddp").fit(...)
     """
-    atexit.register(_destroy)
+    try:
+        yield
+    except BaseException:
+        _destroy(wait=False)
+        raise
+    _destroy(wait=True)
+
+
+def _destroy(wait: bool) -> None:
+    dist = sys.modules.get("torch.distributed")  # a program that never imported it has no group
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return
+    if wait:
+        dist.barrier()
+    dist.destroy_process_group()

@@ -36,7 +36,7 @@ from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gating import Scope
 from lightning_neuralgate.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 from lightning_neuralgate.resuming import fit_resumably, forget_progress
 
 
@@ -93,7 +93,6 @@ def main(
         keep_every: seconds after which the edit's progress is kept.
         seed: seeds everything.
     """
-    destroy_process_group_at_exit()
     seed_everything(seed)
     unfinished = out / "unfinished"
     splits, retention = data.read(), data.read_retention()  # now, not after a model has been loaded
@@ -160,4 +159,5 @@ def make_strategy(name: str, devices: int) -> str | Strategy:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    with process_group_closed():
+        auto_cli(main, as_positional=False)

@@ -16,5 +16,8 @@ from __future__ import annotations
 from jsonargparse import auto_cli
 from llava_privacy import main
 
+from lightning_neuralgate.process_group import process_group_closed
+
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, set_defaults={"model": "models/minigpt4-llama2-7b", "layers": [6]})
+    with process_group_closed():
+        auto_cli(main, as_positional=False, set_defaults={"model": "models/minigpt4-llama2-7b", "layers": [6]})

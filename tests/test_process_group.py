@@ -4,31 +4,40 @@ from pathlib import Path
 
 import pytest
 
+from lightning_neuralgate.process_group import process_group_closed
 from tests.helpers.launch import launch
 
 SCRIPT = """
-import atexit, os, pathlib, sys
+import os, pathlib, sys
 import torch.distributed as dist
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 
-told = pathlib.Path(sys.argv[1], "told" + os.environ.get("RANK", "0"))
-is_there = []
-
-def tell():
-    told.write_text(str([*is_there, dist.is_initialized()]))
-
-atexit.register(tell)  # what is registered first is run last
-destroy_process_group_at_exit()
-destroy_process_group_at_exit()
-if "RANK" in os.environ:
-    dist.init_process_group("gloo")
-    is_there.append(dist.is_initialized())
+found = []
+try:
+    with process_group_closed():
+        if "RANK" in os.environ:
+            dist.init_process_group("gloo")
+            found.append(dist.is_initialized())
+        if sys.argv[2] == "error":
+            raise ValueError("no more")
+except ValueError as error:
+    found.append(str(error))
+found.append(dist.is_initialized())
+pathlib.Path(sys.argv[1], "found" + os.environ.get("RANK", "0")).write_text(str(found))
 """
 
 
-@pytest.mark.parametrize(("world", "told"), [(1, "[False]"), (2, "[True, False]")])
-def test_no_process_group_outlives_python(tmp_path: Path, world: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("world", "end", "found"),
+    [(1, "well", "[False]"), (2, "well", "[True, False]"), (2, "error", "[True, 'no more', False]")],
+)
+def test_no_process_group_is_left_after_the_block(tmp_path: Path, world: int, end: str, found: str) -> None:
     script = tmp_path / "leaves.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    launch(str(script), str(tmp_path), world=world)
-    assert [(tmp_path / f"told{rank}").read_text() for rank in range(world)] == [told] * world
+    launch(str(script), str(tmp_path), end, world=world)
+    assert [(tmp_path / f"found{rank}").read_text() for rank in range(world)] == [found] * world
+
+
+def test_without_a_process_group_only_the_exception_passes() -> None:
+    with pytest.raises(KeyError), process_group_closed():
+        raise KeyError

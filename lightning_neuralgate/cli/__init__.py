@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import NeuralGateError
+from lightning_neuralgate.process_group import process_group_closed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -30,10 +31,8 @@ SUBCOMMANDS = {
 
 def _prepare() -> None:
     from lightning_neuralgate.known_noise import silence_known_noise
-    from lightning_neuralgate.process_group import destroy_process_group_at_exit
 
     silence_known_noise()
-    destroy_process_group_at_exit()
 
 
 def build_parser(chosen: str | None) -> ArgumentParser:
@@ -64,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parser.parse_args(arguments)
         _prepare()
         subcommand = import_module(f"{__name__}.{config.subcommand}")
-        if hasattr(subcommand, "check"):  # before a Trainer is made of them, which says so
-            subcommand.check(config[config.subcommand])
-        subcommand.run(parser.instantiate(config)[config.subcommand])
+        with process_group_closed():
+            if hasattr(subcommand, "check"):  # before a Trainer is made of them, which says so
+                subcommand.check(config[config.subcommand])
+            subcommand.run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
         print(f"neuralgate {chosen}: {error}", file=sys.stderr)
         return 1

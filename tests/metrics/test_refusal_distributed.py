@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 
 from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
 from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answer, refuse_to_answer_rate
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 from tests.helpers.gloo import in_two_processes
 
 # name -> one list of batches a rank; a row is (answer, is the query sensitive)
@@ -98,8 +98,9 @@ class Judged(LightningModule):
         super().__init__()
         self.eta = ExpectToAnswer()
 
-    def setup(self, stage: str) -> None:
-        destroy_process_group_at_exit()
+    def teardown(self, stage: str) -> None:
+        with process_group_closed():  # the program of a spawned process is Lightning's
+            pass
 
     def val_dataloader(self) -> DataLoader[Any]:
         rows = _rows(SCENES["one rank without benign answers"][self.trainer.global_rank])

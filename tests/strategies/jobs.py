@@ -27,7 +27,7 @@ from lightning_neuralgate.editor import PrivacyEditModule
 from lightning_neuralgate.gate import NeuralGate
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 from lightning_neuralgate.resuming import fit_resumably
 from lightning_neuralgate.sharding import full_state_dict
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
@@ -159,6 +159,6 @@ def run(strategy: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    destroy_process_group_at_exit()
-    for name in sys.argv[1].split(","):
-        run(name, Path(sys.argv[2]))
+    with process_group_closed():
+        for name in sys.argv[1].split(","):
+            run(name, Path(sys.argv[2]))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
@@ -36,7 +35,7 @@ from lightning_neuralgate.gating import Scope, scope_positions
 from lightning_neuralgate.layers import find_decoder
 from lightning_neuralgate.locator import PrivacyLocatorModule
 from lightning_neuralgate.objective import batch_nll, mean_by_role
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 from lightning_neuralgate.sharding import full_state_dict, shard
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import datamodule, random_gate
@@ -358,14 +357,12 @@ def result(folder: Path, strategy: str, case: Case) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    destroy_process_group_at_exit()
     out = Path(sys.argv[2])
-    for name in sys.argv[1].split(","):
-        for chosen in cases_of(name):
-            run(name, chosen, out)
-            if chosen in INTERRUPTED.get(name, []):
-                run_with_a_break(name, chosen, out)
-        if name == "fsdp1":
-            refusals_under_fsdp1(out)
-    if dist.is_initialized():  # nobody leaves while another one is still at work
-        dist.barrier()
+    with process_group_closed():
+        for name in sys.argv[1].split(","):
+            for chosen in cases_of(name):
+                run(name, chosen, out)
+                if chosen in INTERRUPTED.get(name, []):
+                    run_with_a_break(name, chosen, out)
+            if name == "fsdp1":
+                refusals_under_fsdp1(out)

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_neuralgate.generation import PAPER_SAMPLING
-from lightning_neuralgate.process_group import destroy_process_group_at_exit
+from lightning_neuralgate.process_group import process_group_closed
 from lightning_neuralgate.tasks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.mme import read_mme
 from lightning_neuralgate.tasks.pope import read_pope
@@ -63,9 +63,9 @@ def answer(folder: Path, out: Path, trainer: Trainer | None = None, **options: A
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    destroy_process_group_at_exit()
     sampling = PAPER_SAMPLING if "--sample" in sys.argv else None
-    answer(
-        Path(sys.argv[2]), Path(sys.argv[3]), trainer_of(sys.argv[1]),
-        answering=Answering(max_new_tokens=6, batch_size=3, sampling=sampling), use_cache=False,
-    )  # fmt: skip
+    with process_group_closed():
+        answer(
+            Path(sys.argv[2]), Path(sys.argv[3]), trainer_of(sys.argv[1]),
+            answering=Answering(max_new_tokens=6, batch_size=3, sampling=sampling), use_cache=False,
+        )  # fmt: skip
