@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader
 
 from benchmarks.edit import batches, edit, floor_flops, random_gate
 from benchmarks.side_by_side import Cost, compare, finish, forget_peak, matmul_rate, opened, parser, peak_memory
-from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.closed_rows import ClosedRows
-from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.gating import SCOPES
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.gate.autograd import SCOPES
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.rows import ClosedRows
 
 WARM_UP = 2
 

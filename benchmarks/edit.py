@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader
 
 from benchmarks.records import told
 from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
-from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.rendered import render_splits
-from lightning_neuralgate.edit_pass import EditPass
-from lightning_neuralgate.editor import PrivacyEditModule, Schedule
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.identity import ModelIdentity
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.objective import IGNORED
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.edit.editor import PrivacyEditModule, Schedule
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.forward import IGNORED
+from lightning_neuralgate.hf.identity import ModelIdentity
+from lightning_neuralgate.prefix_cache.edit_pass import EditPass
 
 
 def batches(processor: Any, count: int, pairs: int) -> list[dict[str, Any]]:

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.side_by_side import compare, matmul_rate, measured, opened, parser
-from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.prompts import question_rows
-from lightning_neuralgate.data.rendered import render_splits
-from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.targets import answer_rows
+from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
 
 

@@ -24,7 +24,7 @@ from benchmarks.geometries import load_geometry, with_image_tokens
 from benchmarks.layers import searched
 from benchmarks.locate import batches, learn
 from benchmarks.side_by_side import Cost
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.runtime.files import written_whole
 
 LAYER = 10
 RECORDS, LAYERS, TOKENS, PROCESSES = (1, 2, 4, 8), (1, 2, 5, 10), (81, 144, 324, 576), (1, 2)

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.locate import agreed, batches, floor_flops, further, learn
 from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
-from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 
 
 def main() -> None:

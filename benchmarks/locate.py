@@ -24,13 +24,13 @@ from benchmarks.records import told
 from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened, parser
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows
-from lightning_neuralgate.data.rendered import render_splits
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.objective import IGNORED
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.gate.subjects import last_position
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.forward import IGNORED
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.prefix_bound import PrefixBound
-from lightning_neuralgate.spans import last_position
-from lightning_neuralgate.upper_pass import UpperPass
+from lightning_neuralgate.prefix_cache.locate_pass import UpperPass
 
 SUBJECTS = ("passport", "student_id", "receipt")
 

@@ -30,22 +30,22 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_neuralgate import shared_answers
-from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.delta import EditDelta
-from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.evaluation import evaluate
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.data.targets import answer_rows
+from lightning_neuralgate.edit.delta import EditDelta
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.weight_files import WeightFiles
+from lightning_neuralgate.evaluation.run import evaluate
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.loading import load_model
-from lightning_neuralgate.shared_prefix import SharedPrefix
-from lightning_neuralgate.weight_files import WeightFiles
+from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
+from lightning_neuralgate.runtime.files import written_whole
 from tests.helpers.tiny_checkpoints import CHECKPOINTS, tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_splits
 

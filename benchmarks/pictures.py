@@ -24,10 +24,10 @@ from benchmarks.side_by_side import Cost, measured, opened, parser, tell
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.pictures import ROOM
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.data.rendered import render_splits
-from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.kept_records import KeptRecords
-from lightning_neuralgate.objective import batch_nll
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.hf.forward import batch_nll
+from lightning_neuralgate.locate.record_store import KeptRecords
 
 
 def records(folder: Path, count: int, pairs: int, photo: list[int] | None) -> RecordSplits:

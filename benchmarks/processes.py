@@ -23,9 +23,9 @@ from benchmarks.geometries import load_geometry
 from benchmarks.records import told
 from benchmarks.side_by_side import parser, tell
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.rendered import render_splits
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.process_group import process_group_closed
 
 SUBJECTS = ("passport", "student_id", "receipt")

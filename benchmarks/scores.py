@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side_by_side import measured, tell
-from lightning_neuralgate.intervals import score_intervals
+from lightning_neuralgate.evaluation.statistics import score_intervals
 from lightning_neuralgate.metrics import (
     MME,
     POPE,

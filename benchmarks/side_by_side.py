@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.geometries import load_geometry
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.runtime.files import written_whole
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
 """Linux alone can forget a process's peak; elsewhere the peak is that of the whole process."""

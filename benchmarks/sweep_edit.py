@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_neuralgate.cache import written_whole
+from lightning_neuralgate.runtime.files import written_whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,7 +128,7 @@ class Jobs:
             draft.write_text(json.dumps({"cell": name, "seed": seed, **content}, indent=1) + "\n")
 
     def _bench(self, seed: int) -> Any:
-        from lightning_neuralgate.workbench import EditSettings, Workbench
+        from lightning_neuralgate.demo.experiment import EditSettings, Workbench
 
         if seed not in self.benches:
             folder = self.out / f"seed-{seed}" / f"worker-{self.worker}"
@@ -139,9 +139,9 @@ class Jobs:
 
     def _prepare(self, seed: int) -> dict[str, Any]:
         """The gate (unless it is there), the unedited model's rates, and where the edit's gradient comes from."""
-        from lightning_neuralgate.gate import NeuralGate
-        from lightning_neuralgate.gating import SCOPES
-        from lightning_neuralgate.rates import summarize
+        from lightning_neuralgate.evaluation.rates import summarize
+        from lightning_neuralgate.gate.autograd import SCOPES
+        from lightning_neuralgate.gate.neural_gate import NeuralGate
 
         bench = self._bench(seed)
         folder = self.out / f"seed-{seed}" / "gate"
@@ -151,8 +151,8 @@ class Jobs:
         return {"rates": summarize(bench.answer("unedited")), "parts": gradient_parts(bench, gate, SCOPES)}
 
     def _cell(self, seed: int, name: str) -> dict[str, Any]:
-        from lightning_neuralgate.gate import NeuralGate
-        from lightning_neuralgate.rates import summarize
+        from lightning_neuralgate.evaluation.rates import summarize
+        from lightning_neuralgate.gate.neural_gate import NeuralGate
 
         bench, changes = self._bench(seed), CELLS[name]
         gate: Any = NeuralGate.from_pretrained(self.out / f"seed-{seed}" / "gate")
@@ -198,7 +198,7 @@ def shuffled(gate: Any, seed: int) -> Any:
     """The gate with its dimensions in another order, the same for all subjects: as many open rows, but not those."""
     import torch
 
-    from lightning_neuralgate.gate import NeuralGate
+    from lightning_neuralgate.gate.neural_gate import NeuralGate
 
     order = torch.randperm(gate.model.hidden_size, generator=torch.Generator().manual_seed(seed))
     rates = {subject: {layer: gate.rates(subject, layer)[order] for layer in gate.layers} for subject in gate.subjects}
@@ -223,10 +223,10 @@ def gradient_parts(bench: Any, gate: Any, scopes: tuple[str, ...]) -> dict[str, 
 
     from lightning_neuralgate.data.collator import IGNORED
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-    from lightning_neuralgate.editor import PrivacyEditModule
-    from lightning_neuralgate.gate import subject_key
-    from lightning_neuralgate.gating import scope_positions
-    from lightning_neuralgate.layers import find_decoder
+    from lightning_neuralgate.edit.editor import PrivacyEditModule
+    from lightning_neuralgate.gate.autograd import scope_positions
+    from lightning_neuralgate.gate.neural_gate import subject_key
+    from lightning_neuralgate.hf.decoder import find_decoder
 
     s = bench.settings
     editor = PrivacyEditModule(bench.model, [s.layer], bench.processor, alpha=s.alpha, retention_weight=0.0)

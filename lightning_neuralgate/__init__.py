@@ -7,14 +7,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_neuralgate.callback import NeuralGateCallback
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-    from lightning_neuralgate.delta import EditDelta
-    from lightning_neuralgate.editor import PrivacyEditModule
-    from lightning_neuralgate.gate import NeuralGate
-    from lightning_neuralgate.locator import PrivacyLocatorModule
+    from lightning_neuralgate.edit.delta import EditDelta
+    from lightning_neuralgate.edit.editor import PrivacyEditModule
+    from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+    from lightning_neuralgate.gate.callback import NeuralGateCallback
+    from lightning_neuralgate.gate.neural_gate import NeuralGate
+    from lightning_neuralgate.locate.locator import PrivacyLocatorModule
     from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
-    from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
     from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 
 __version__ = "0.1.0"
@@ -36,16 +36,16 @@ __all__ = [
 
 _HOMES = {
     "BenignAccuracy": "metrics",
-    "EditDelta": "delta",
+    "EditDelta": "edit.delta",
     "ExpectToAnswer": "metrics",
     "LeakRate": "metrics",
-    "NeuralGate": "gate",
-    "NeuralGateCallback": "callback",
+    "NeuralGate": "gate.neural_gate",
+    "NeuralGateCallback": "gate.callback",
     "PartialLeak": "metrics",
-    "PrivacyEditModule": "editor",
-    "PrivacyLocatorModule": "locator",
+    "PrivacyEditModule": "edit.editor",
+    "PrivacyLocatorModule": "locate.locator",
     "PrivacyPairDataModule": "data.datamodule",
-    "RefusalMetricsCallback": "metrics_callback",
+    "RefusalMetricsCallback": "evaluation.callback",
     "RefuseToAnswerRate": "metrics",
     "TaskMetricsCallback": "tasks.callback",
 }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.gating import GatedPlace
+from lightning_neuralgate.gate.autograd import GatedPlace
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PARTS = 128

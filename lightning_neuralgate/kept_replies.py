@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning_neuralgate.cache import cache_folder
+from lightning_neuralgate.runtime.files import cache_folder
 
 
 class KeptReplies:

@@ -14,7 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.sharding import is_flattened
+from lightning_neuralgate.hf.distributed import is_flattened
 
 
 class MeasuringCallback(Callback):

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.intervals import check_resamples, interval, resampled_sums
+from lightning_neuralgate.evaluation.statistics import check_resamples, interval, resampled_sums
 from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths
 
 

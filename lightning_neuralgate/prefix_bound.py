@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.generation import model_inputs
-from lightning_neuralgate.layers import find_decoder, find_hf_model
-from lightning_neuralgate.objective import last_logits
+from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
+from lightning_neuralgate.hf.forward import last_logits
+from lightning_neuralgate.hf.generation import model_inputs
 from lightning_neuralgate.partial_pass import outputs_of
-from lightning_neuralgate.upper_pass import prefix_of_records
+from lightning_neuralgate.prefix_cache.locate_pass import prefix_of_records
 
 Batch = Mapping[str, Any]
 _Item = TypeVar("_Item")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.spans import Decoder, TokenSpan, named_subject
+from lightning_neuralgate.gate.subjects import Decoder, TokenSpan, named_subject
 
 SubjectFinder = Callable[[Any], tuple[Tensor, Sequence[str | None]]]
 NOT_TOLD = -100

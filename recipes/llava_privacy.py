@@ -30,14 +30,14 @@ from lightning_neuralgate import (
     PrivacyPairDataModule,
     RefusalMetricsCallback,
 )
-from lightning_neuralgate.cache import remove_drafts, written_whole
-from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.gating import Scope
-from lightning_neuralgate.identity import model_checksum
+from lightning_neuralgate.data.targets import fill_targets
+from lightning_neuralgate.gate.autograd import Scope
+from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
 from lightning_neuralgate.process_group import process_group_closed
-from lightning_neuralgate.resuming import fit_resumably, forget_progress
+from lightning_neuralgate.runtime.files import remove_drafts, written_whole
+from lightning_neuralgate.runtime.resume import fit_resumably, forget_progress
 
 
 def main(

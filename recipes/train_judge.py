@@ -1,4 +1,4 @@
-"""Train and measure the judge of refusals, `lightning_neuralgate.judge.RefusalJudge`.
+"""Train and measure the judge of refusals, `lightning_neuralgate.judges.probe.RefusalJudge`.
 
     python recipes/train_judge.py --out runs/judge
     python recipes/train_judge.py --eval-shipped
@@ -8,7 +8,7 @@ Layer and regularisation are chosen by cross-validation whose folds hold whole p
 only if it judges families that it never saw. Then the held-out answers of `judge_test.jsonl` are judged, which were
 written by hand (two thirds) or said by the demo's models (one third), and whose labels follow the rules in `docs/judge.md`.
 
-Takes about 10 minutes on one core. Copy the two files from OUT to `lightning_neuralgate/assets_judge/` to ship them.
+Takes about 10 minutes on one core. Copy the two files from OUT to `lightning_neuralgate/judges/assets/` to ship them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from lightning_neuralgate.data.queries import EDIT_TEMPLATES, ORDINARY_QUESTIONS, TRAINING_TEMPLATES
-from lightning_neuralgate.judge import ASKED, AnswerReader, RefusalJudge, save_judge
+from lightning_neuralgate.data.rendering.questions import EDIT_TEMPLATES, ORDINARY_QUESTIONS, TRAINING_TEMPLATES
+from lightning_neuralgate.judges.probe import ASKED, AnswerReader, RefusalJudge, save_judge
 from lightning_neuralgate.metrics.functional.agreement import cohens_kappa
 from lightning_neuralgate.metrics.functional.refusal import is_refusal
 from lightning_neuralgate.models.smollm2 import GGUF, GGUF_SHA256, load_smollm2

@@ -45,10 +45,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import QueryRow
-from lightning_neuralgate.data.queries import (
+from lightning_neuralgate.data.rendering.draw import ORDINARY_COLOURS, SHAPES, Rendering, ordinary_picture, render
+from lightning_neuralgate.data.rendering.questions import (
     EDIT_TEMPLATES,
     ORDINARY_QUESTIONS,
     PICTURE_QUESTIONS,
@@ -57,8 +56,8 @@ from lightning_neuralgate.data.queries import (
     TEST_TEMPLATES,
     TRAINING_TEMPLATES,
 )
-from lightning_neuralgate.data.render import ORDINARY_COLOURS, SHAPES, Rendering, ordinary_picture, render
-from lightning_neuralgate.data.spec import SubjectSpec, load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.metrics.functional import leaks, says_value
 from lightning_neuralgate.models.smol import (
     IMAGE_SIZE,
@@ -70,6 +69,7 @@ from lightning_neuralgate.models.smol import (
     trained_state,
 )
 from lightning_neuralgate.models.smol_minigpt import READING_LAYERS, SMOL_MINIGPT
+from lightning_neuralgate.runtime.files import written_whole
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-./"
 SLOTS = 2

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.datamodule import edit_rows, locate_rows
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.objective import columns_with_targets, mean_by_role
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.hf.forward import columns_with_targets, mean_by_role
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from tests.helpers.device import Operations, Waits
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import datamodule, random_gate, train
-from tests.test_locator import fit
+from tests.locate.test_locator import fit
 
 
 def locate_batch(splits: RecordSplits, records: int = 1, context: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_neuralgate.cli import SUBCOMMANDS, build_parser
-from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
 from tests.helpers.training import SomebodysModule, datamodule, random_gate
 

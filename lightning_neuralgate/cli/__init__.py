@@ -30,7 +30,7 @@ SUBCOMMANDS = {
 
 
 def _prepare() -> None:
-    from lightning_neuralgate.known_noise import silence_known_noise
+    from lightning_neuralgate.runtime.process import silence_known_noise
 
     silence_known_noise()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_delta
-from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.models.loading import model_folder
 
 

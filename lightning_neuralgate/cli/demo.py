@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.cli.table import print_rates
-from lightning_neuralgate.demo import ARMS, run_demo, run_demo_seeds
-from lightning_neuralgate.workbench import EditSettings
+from lightning_neuralgate.demo.experiment import EditSettings
+from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import WeightFilesError
 from lightning_neuralgate.models.loading import model_folder
 

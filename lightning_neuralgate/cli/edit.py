@@ -10,25 +10,25 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import seed_everything
 
-from lightning_neuralgate.cache import remove_drafts
-from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.delta import DELTA_NAME, EditDelta
-from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.gating import Scope
-from lightning_neuralgate.identity import model_checksum
-from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
+from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+from lightning_neuralgate.gate.autograd import Scope
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
-from lightning_neuralgate.resuming import fit_resumably, forget_progress
+from lightning_neuralgate.runtime.files import remove_drafts
+from lightning_neuralgate.runtime.resume import fit_resumably, forget_progress
+from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.options import TaskSources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
-from lightning_neuralgate.versions import library_versions
-from lightning_neuralgate.weight_files import WEIGHT_PATTERNS
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lightning_neuralgate.answers import write_answers
-from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.cli import eval_tasks
 from lightning_neuralgate.cli.modes import check_mode
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, check_folder
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.evaluation import evaluate, summarize
-from lightning_neuralgate.generation import PAPER_SAMPLING
-from lightning_neuralgate.intervals import bootstrap_intervals
+from lightning_neuralgate.evaluation.answers import write_answers
+from lightning_neuralgate.evaluation.run import evaluate, summarize
+from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
+from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.runtime.files import written_whole
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -12,26 +12,26 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lightning_neuralgate.cache import remove_drafts, written_whole
 from lightning_neuralgate.cli.compare import show_comparison
 from lightning_neuralgate.cli.options import ModelOptions, add_trainer
-from lightning_neuralgate.cli.task_table import print_notes, print_scores
-from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.cli.tables import print_notes, print_scores
+from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
-from lightning_neuralgate.resuming import RUN_NAME, forget_progress
+from lightning_neuralgate.runtime.files import remove_drafts, written_whole
+from lightning_neuralgate.runtime.resume import RUN_NAME, forget_progress
 from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.agreeing import judges_agreement
-from lightning_neuralgate.tasks.answer_file import ANSWERS_NAME, read_answered
+from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.broken import BROKEN_NAME, OnBroken
-from lightning_neuralgate.tasks.judging import GuardScores, Refusals, Remembered, unclear_replies
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
+from lightning_neuralgate.tasks.verdicts import GuardScores, Refusals, Remembered, unclear_replies
 
 SCORES_NAME = "scores.json"
 

@@ -12,23 +12,30 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
-from lightning_neuralgate.cache import remove_drafts, written_whole
-from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_workers
 from lightning_neuralgate.cli.table import print_rates
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import RecordSplits, records_checksum
-from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.gating import Scope
-from lightning_neuralgate.identity import model_checksum
-from lightning_neuralgate.layer_search import check_range, draw_search, mean_shares, propose, search_range, write_tables
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
-from lightning_neuralgate.resuming import forget_progress, same_run
+from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+from lightning_neuralgate.gate.autograd import Scope
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.identity import model_checksum
+from lightning_neuralgate.locate.layer_search import (
+    check_range,
+    draw_search,
+    mean_shares,
+    propose,
+    search_range,
+    write_tables,
+)
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
+from lightning_neuralgate.runtime.files import remove_drafts, written_whole
+from lightning_neuralgate.runtime.resume import forget_progress, same_run
 
 
 def add_arguments(parser: ArgumentParser) -> None:

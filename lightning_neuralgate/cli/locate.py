@@ -6,13 +6,13 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_neuralgate.cache import remove_drafts
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.gate import CONFIG_NAME, WEIGHTS_NAME
-from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.resuming import forget_progress
+from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, WEIGHTS_NAME
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
+from lightning_neuralgate.runtime.files import remove_drafts
+from lightning_neuralgate.runtime.resume import forget_progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.data.contact_sheet import write_contact_sheet
-from lightning_neuralgate.data.rendered import (
+from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
+from lightning_neuralgate.data.rendering.dataset import (
     EDIT_SUBJECTS,
     RECORDS_NAME,
     UNSEEN_SUBJECTS,
@@ -17,7 +17,7 @@ from lightning_neuralgate.data.rendered import (
     render_retention,
     render_splits,
 )
-from lightning_neuralgate.data.spec import load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.errors import DataFormatError
 
 

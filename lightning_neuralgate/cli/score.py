@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.eval_tasks import SCORES_NAME, scored
 from lightning_neuralgate.cli.options import add_config, check_folder
-from lightning_neuralgate.cli.task_table import print_agreement, print_notes, print_scores
+from lightning_neuralgate.cli.tables import print_agreement, print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
 from lightning_neuralgate.tasks.options import Beside, JudgeOptions, refusals_beside

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, first_problem, resolve_inside
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.spans import find_subject
+from lightning_neuralgate.gate.subjects import find_subject
+from lightning_neuralgate.runtime.files import written_whole
 
 
 class _Target(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_neuralgate.data.pictures import ROOM, Picture, PictureProcessor
-from lightning_neuralgate.spans import TokenSpan, subject_mask, subject_token_span
+from lightning_neuralgate.gate.subjects import TokenSpan, subject_mask, subject_token_span
 
 Role = Literal["sensitive", "benign", "retention"]
 IGNORED = -100

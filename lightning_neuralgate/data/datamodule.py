@@ -11,9 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
-from lightning_neuralgate.data.answering import fill_targets
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.order import ResumableLoader, RowOrder
 from lightning_neuralgate.data.pictures import ROOM
 from lightning_neuralgate.data.prompts import not_counted, prompts_loader
 from lightning_neuralgate.data.records import (
@@ -23,7 +21,9 @@ from lightning_neuralgate.data.records import (
     RetentionItem,
     records_checksum,
 )
+from lightning_neuralgate.data.sampler import ResumableLoader, RowOrder
 from lightning_neuralgate.data.splits import check_no_leakage
+from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.errors import DataFormatError
 
 LEAD_INS = (

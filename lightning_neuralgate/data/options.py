@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_neuralgate.data.authors import read_authors_json
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention, stop
-from lightning_neuralgate.data.rendered import RECORDS_NAME
+from lightning_neuralgate.data.rendering.dataset import RECORDS_NAME
 from lightning_neuralgate.data.splits import split_records
 from lightning_neuralgate.errors import DataFormatError
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.order import ResumableLoader, RowOrder
 from lightning_neuralgate.data.records import PrivacyRecord
+from lightning_neuralgate.data.sampler import ResumableLoader, RowOrder
 
 
 def question_rows(record: PrivacyRecord) -> list[QueryRow]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.runtime.files import written_whole
 
 
 class QueryPair(BaseModel):

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.base import SummedMetric
 from lightning_neuralgate.metrics.functional.mllmguard import (
     MLLMGUARD_COLUMNS,
     MLLMGUARD_DIMENSIONS,
@@ -17,7 +18,6 @@ from lightning_neuralgate.metrics.functional.mllmguard import (
     mllmguard_tally,
 )
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant
-from lightning_neuralgate.metrics.tallied import SummedMetric
 
 
 class MLLMGuard(SummedMetric):

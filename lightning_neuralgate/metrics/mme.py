@@ -14,6 +14,7 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from typing_extensions import override
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.base import BenchmarkMetric
 from lightning_neuralgate.metrics.functional.mme import (
     SUBTASKS,
     MmeRule,
@@ -24,7 +25,6 @@ from lightning_neuralgate.metrics.functional.mme import (
 )
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant
 from lightning_neuralgate.metrics.functional.tally import summed_by_stratum
-from lightning_neuralgate.metrics.tallied import BenchmarkMetric
 
 
 class MME(BenchmarkMetric):

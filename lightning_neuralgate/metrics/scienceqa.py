@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from lightning_neuralgate.metrics.base import SummedMetric
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant
 from lightning_neuralgate.metrics.functional.scienceqa import SCIENCEQA_COLUMNS, scienceqa_figures, scienceqa_tally
-from lightning_neuralgate.metrics.tallied import SummedMetric
 
 
 class ScienceQA(SummedMetric):

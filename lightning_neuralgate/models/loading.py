@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_neuralgate.errors import ModelLayoutError
-from lightning_neuralgate.hub import local_folder
+from lightning_neuralgate.hf.hub import local_folder
 
 if TYPE_CHECKING:
     from lightning_neuralgate.models.smol import EmbeddedModel

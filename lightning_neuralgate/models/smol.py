@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_neuralgate.cache import cache_folder, written_whole
 from lightning_neuralgate.errors import MissingDependencyError
 from lightning_neuralgate.models.smollm2 import GGUF_SHA256, load_smollm2
+from lightning_neuralgate.runtime.files import cache_folder, written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

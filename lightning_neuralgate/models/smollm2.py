@@ -14,8 +14,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_neuralgate.cache import cache_folder, written_whole
 from lightning_neuralgate.errors import MissingDependencyError
+from lightning_neuralgate.runtime.files import cache_folder, written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.agreement import cohens_kappa
 from lightning_neuralgate.tasks.chunks import chunks
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.judging import Refusals
+from lightning_neuralgate.tasks.verdicts import Refusals
 
 ALL_TASKS = "all"
 _AT_ONCE = 2048
@@ -33,7 +33,7 @@ def judges_agreement(answers: Iterable[AnsweredItem], judges: Sequence[Refusals]
         DataFormatError: two judges of one name.
 
     Example:
-        >>> from lightning_neuralgate.tasks.judging import ListedRefusals
+        >>> from lightning_neuralgate.tasks.verdicts import ListedRefusals
         >>> told = ["Sorry.", "No, there is none.", "Red.", "Blue."]
         >>> rows = [AnsweredItem("pope", str(n), "", "", "yes", {}, answer) for n, answer in enumerate(told)]
         >>> (row,) = judges_agreement(rows, [ListedRefusals("prefix"), ListedRefusals("xstest")])

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_neuralgate.cache import cache_folder
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.runtime.files import cache_folder
 
 _PATIENCE = 60.0
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.runtime.files import written_whole
 from lightning_neuralgate.tasks.place import BrokenItemError, Place
 
 OnBroken = Literal["stop", "skip"]

@@ -12,16 +12,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.account import Account
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.judging import ListedRefusals
 from lightning_neuralgate.tasks.questions import QuestionBatches, Survey, TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scores import SHOWN
-from lightning_neuralgate.tasks.tallies import tally_answers
+from lightning_neuralgate.tasks.scoring import tally_answers
+from lightning_neuralgate.tasks.verdicts import ListedRefusals
 
 
 class TaskMetricsCallback(MeasuringCallback):

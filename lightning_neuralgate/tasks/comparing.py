@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import leaks, says_value
 from lightning_neuralgate.metrics.functional.mme import mme_verdict
@@ -18,10 +17,12 @@ from lightning_neuralgate.metrics.functional.pope import pope_verdict
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_choice
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.paired import paired_differences
+from lightning_neuralgate.runtime.files import written_whole
 from lightning_neuralgate.tasks.account import partial_tasks, tally_run
-from lightning_neuralgate.tasks.answer_file import IndexedAnswers, read_answered
+from lightning_neuralgate.tasks.answer_store import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.judging import (
+from lightning_neuralgate.tasks.scores import averages, missing_parts
+from lightning_neuralgate.tasks.verdicts import (
     GuardScores,
     LeakRule,
     ListedRefusals,
@@ -29,7 +30,6 @@ from lightning_neuralgate.tasks.judging import (
     Remembered,
     unclear_replies,
 )
-from lightning_neuralgate.tasks.scores import averages, missing_parts
 
 CHANGED_NAME = "changed.jsonl"
 COMPARISON_NAME = "compare.json"

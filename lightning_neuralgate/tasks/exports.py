@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
-from lightning_neuralgate.cache import written_whole
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
-from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.tasks.answer_store import read_answered
+from lightning_neuralgate.tasks.benchmarks.pope import CATEGORIES
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.pope import CATEGORIES
 
 
 def export_results(answers: Path, out: Path) -> list[Path]:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.data.render import ORDINARY_COLOURS, ordinary_picture, render
-from lightning_neuralgate.data.rendered import picture_seed, render_splits
-from lightning_neuralgate.data.spec import SubjectSpec, load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.rendering.dataset import picture_seed, render_splits
+from lightning_neuralgate.data.rendering.draw import ORDINARY_COLOURS, ordinary_picture, render
+from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec, shipped_subjects
+from lightning_neuralgate.runtime.files import written_whole
 from lightning_neuralgate.tasks.sources import needed
 
 MINI_TASKS = ("privacy_pair", "pope", "mme", "scienceqa", "mllmguard")

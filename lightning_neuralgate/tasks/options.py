@@ -9,15 +9,22 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
-from lightning_neuralgate.chat_models import Ask, ChatEndpoint, LocalChat
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.judges.chat import Ask, ChatEndpoint, LocalChat
+from lightning_neuralgate.judges.llm import LlmJudge, LlmScorer
 from lightning_neuralgate.kept_replies import KeptReplies
-from lightning_neuralgate.llm_judge import LlmJudge, LlmScorer
 from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.benchmarks.mme import read_mme
+from lightning_neuralgate.tasks.benchmarks.pope import read_pope
+from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.judging import (
+from lightning_neuralgate.tasks.place import Place
+from lightning_neuralgate.tasks.questions import Source
+from lightning_neuralgate.tasks.verdicts import (
     ChatVerdicts,
     GuardScores,
     LeakRule,
@@ -27,13 +34,6 @@ from lightning_neuralgate.tasks.judging import (
     Unparsed,
     judged_refusals,
 )
-from lightning_neuralgate.tasks.mllmguard import read_mllmguard
-from lightning_neuralgate.tasks.mme import read_mme
-from lightning_neuralgate.tasks.place import Place
-from lightning_neuralgate.tasks.pope import read_pope
-from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
-from lightning_neuralgate.tasks.questions import Source
-from lightning_neuralgate.tasks.scienceqa import read_scienceqa
 
 _DEFAULT_LIST: RefusalVariant = "prefix"
 TASKS = ("privacy_pair", "pope", "mme", "scienceqa", "mllmguard")
@@ -150,11 +150,11 @@ class JudgeOptions:
                 f"--variant {variant} names a keyword list, and --judge.kind {self.kind} is none; leave one out"
             )
         if self.kind == "reader":
-            from lightning_neuralgate.judge import RefusalJudge
+            from lightning_neuralgate.judges.probe import RefusalJudge
 
             return judged_refusals(RefusalJudge.load(), "judge 'reader'")
         if self.kind == "classifier":
-            from lightning_neuralgate.refusal_classifier import RefusalClassifier
+            from lightning_neuralgate.judges.classifier import RefusalClassifier
 
             if self.name is None:
                 raise DataFormatError("name the classifier: --judge.name FOLDER or hub name")

@@ -13,17 +13,18 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_neuralgate.cache import written_whole
-from lightning_neuralgate.generation import check_sampling
-from lightning_neuralgate.identity import config_checksum, model_checksum, processor_checksum
-from lightning_neuralgate.layers import find_hf_model
+from lightning_neuralgate.hf.decoder import find_hf_model
+from lightning_neuralgate.hf.distributed import everywhere, is_sharded, shard
+from lightning_neuralgate.hf.generation import check_sampling
+from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
 from lightning_neuralgate.own_settings import kept_settings
-from lightning_neuralgate.resuming import RUN_NAME, same_run
+from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.resume import RUN_NAME, same_run
+from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.seeded_sampling import seeded_sampling
-from lightning_neuralgate.sharding import everywhere, is_sharded, shard
-from lightning_neuralgate.shared_answers import answers_sharing_prefixes
 from lightning_neuralgate.tasks.answer_cache import AnswerCache
-from lightning_neuralgate.tasks.answer_file import (
+from lightning_neuralgate.tasks.answer_store import (
     ANSWERS_NAME,
     AnswerLog,
     answer_line,
@@ -33,7 +34,6 @@ from lightning_neuralgate.tasks.answer_file import (
 from lightning_neuralgate.tasks.broken import Skipped, write_skipped
 from lightning_neuralgate.tasks.item import TaskItem
 from lightning_neuralgate.tasks.questions import CountedBatches, QuestionBatches, Survey, TaskQuestions
-from lightning_neuralgate.versions import library_versions
 
 UNFINISHED = "unfinished"
 """Folder, inside that of the answers, from which a run that was killed goes on."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lightning_neuralgate.intervals import score_intervals
+from lightning_neuralgate.evaluation.statistics import score_intervals
 from lightning_neuralgate.metrics.functional.averages import (
     SAFETY_PARTS,
     UTILITY_PARTS,
@@ -17,7 +17,7 @@ from lightning_neuralgate.metrics.functional.averages import (
 from lightning_neuralgate.metrics.functional.mllmguard import JUDGED_TRUTHFULNESS, MLLMGUARD_DIMENSIONS
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
 from lightning_neuralgate.metrics.functional.tally import Tally
-from lightning_neuralgate.tasks.judging import LeakRule
+from lightning_neuralgate.tasks.verdicts import LeakRule
 
 _PRIVACY = ("rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "benign_accuracy")
 SHOWN: dict[str, tuple[str, ...]] = {

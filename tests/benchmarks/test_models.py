@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import models
-from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_checkpoints import CHECKPOINTS, tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_splits
 

@@ -24,9 +24,9 @@ from benchmarks.sweep_edit import (
     take_from_demo,
 )
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.identity import ModelIdentity
-from lightning_neuralgate.workbench import EditSettings
+from lightning_neuralgate.demo.experiment import EditSettings
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.identity import ModelIdentity
 
 PARTS = {"picture": {"share": 0.5}, "scope all": {"taken_away": 0.9, "cosine": 0.4, "adam_steps_changed": 0.7}}
 

@@ -14,14 +14,14 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate
-from lightning_neuralgate.answers import read_answers
 from lightning_neuralgate.cli import SUBCOMMANDS, main
 from lightning_neuralgate.cli.layers import _put_back
-from lightning_neuralgate.data.spec import SUBJECTS_FOLDER
-from lightning_neuralgate.delta import EditDelta
-from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.weight_files import WeightFiles
+from lightning_neuralgate.data.rendering.spec import SUBJECTS_FOLDER
+from lightning_neuralgate.edit.delta import EditDelta
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.weight_files import WeightFiles
+from lightning_neuralgate.evaluation.answers import read_answers
+from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava
 
 

@@ -10,8 +10,8 @@ from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTo
 
 from lightning_neuralgate.data.collator import IGNORED, PrivacyPairCollator, QueryRow
 from lightning_neuralgate.errors import DataFormatError, SubjectNotFoundError
-from lightning_neuralgate.generation import model_inputs
-from lightning_neuralgate.objective import batch_nll
+from lightning_neuralgate.hf.forward import batch_nll
+from lightning_neuralgate.hf.generation import model_inputs
 from tests.helpers.tiny_checkpoints import tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 

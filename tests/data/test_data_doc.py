@@ -12,11 +12,11 @@ from PIL import Image
 from lightning_neuralgate.cli import build_parser
 from lightning_neuralgate.data import spec as specs
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.imagefolder import SPLIT_FOLDERS
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, read_records
-from lightning_neuralgate.data.rendered import render_splits
-from lightning_neuralgate.data.spec import shipped_subjects
-from lightning_neuralgate.spans import find_subject
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.rendering.imagefolder import SPLIT_FOLDERS
+from lightning_neuralgate.data.rendering.spec import shipped_subjects
+from lightning_neuralgate.gate.subjects import find_subject
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 

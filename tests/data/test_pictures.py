@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from lightning_neuralgate.data import pictures as pictures_module
-from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.order import ResumableLoader
 from lightning_neuralgate.data.pictures import PictureProcessor, read_image
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
+from lightning_neuralgate.data.sampler import ResumableLoader
+from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.errors import DataFormatError
 from tests.data.test_collator import idefics3
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits

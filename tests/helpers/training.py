@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.identity import ModelIdentity
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.objective import batch_nll, mean_by_role
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.forward import batch_nll, mean_by_role
+from lightning_neuralgate.hf.identity import ModelIdentity
 from tests.helpers.tiny_llava import tiny_processor
 
 SUBJECTS = ("passport", "receipt")

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation.rates import SHARES
 from lightning_neuralgate.metrics.functional import (
     SAFETY_PARTS,
     UTILITY_PARTS,
@@ -15,7 +16,6 @@ from lightning_neuralgate.metrics.functional import (
     safety_average,
     utility_average,
 )
-from lightning_neuralgate.rates import SHARES
 
 
 def test_means_by_hand() -> None:

@@ -11,10 +11,10 @@ from typing import Any, get_args
 from torchmetrics import Metric
 
 from lightning_neuralgate import metrics, paired, refusal_classifier
-from lightning_neuralgate.chat_models import ChatEndpoint
-from lightning_neuralgate.llm_judge import LlmJudge
+from lightning_neuralgate.judges.chat import ChatEndpoint
+from lightning_neuralgate.judges.classifier import RefusalClassifier
+from lightning_neuralgate.judges.llm import LlmJudge
 from lightning_neuralgate.metrics import functional
-from lightning_neuralgate.refusal_classifier import RefusalClassifier
 
 DOC = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 FIRST, JUDGES, TESTS = re.findall(r"```python\n(.*?)```", DOC, flags=re.DOTALL)

@@ -11,7 +11,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate
-from lightning_neuralgate.data.rendered import render_retention, render_splits
+from lightning_neuralgate.data.rendering.dataset import render_retention, render_splits
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava

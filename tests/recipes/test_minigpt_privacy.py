@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from lightning_neuralgate import NeuralGate
-from lightning_neuralgate.data.rendered import render_splits
+from lightning_neuralgate.data.rendering.dataset import render_splits
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_minigpt import save_tiny_minigpt, tiny_minigpt

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor
 
-from lightning_neuralgate.data.spec import load_subject_spec
+from lightning_neuralgate.data.rendering.spec import load_subject_spec
 from lightning_neuralgate.models.smol import IMAGE_SIZE
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "train_smol_llava.py"

@@ -20,16 +20,16 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_neuralgate.callback import NeuralGateCallback
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.editor import PrivacyEditModule
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.locator import PrivacyLocatorModule
-from lightning_neuralgate.metrics_callback import RefusalMetricsCallback
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.hf.distributed import full_state_dict
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.process_group import process_group_closed
-from lightning_neuralgate.resuming import fit_resumably
-from lightning_neuralgate.sharding import full_state_dict
+from lightning_neuralgate.runtime.resume import fit_resumably
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.runner import Answering
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_neuralgate.gate import NeuralGate
+from lightning_neuralgate.gate.neural_gate import NeuralGate
 from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava
 from tests.strategies.jobs import LAYER, TAU, WEIGHT

@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from lightning_neuralgate.callback import NeuralGateCallback
-from lightning_neuralgate.editor import PrivacyEditModule
+from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.layers import find_decoder
-from lightning_neuralgate.locator import PrivacyLocatorModule
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from tests.helpers.launch import launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits

@@ -16,14 +16,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_neuralgate.generation import PAPER_SAMPLING
+from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.process_group import process_group_closed
-from lightning_neuralgate.tasks.mllmguard import read_mllmguard
-from lightning_neuralgate.tasks.mme import read_mme
-from lightning_neuralgate.tasks.pope import read_pope
+from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.benchmarks.mme import read_mme
+from lightning_neuralgate.tasks.benchmarks.pope import read_pope
+from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering, TaskRun, answer_tasks
-from lightning_neuralgate.tasks.scienceqa import read_scienceqa
 from tests.helpers.task_files import mllmguard_folder, mme_folder, parquet, pope_files, scienceqa_rows
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 

@@ -17,16 +17,16 @@ from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.account import tally_run
-from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.tasks.answer_store import read_answered
+from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.benchmarks.mme import read_mme
+from lightning_neuralgate.tasks.benchmarks.pope import read_pope
+from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.mllmguard import read_mllmguard
-from lightning_neuralgate.tasks.mme import read_mme
 from lightning_neuralgate.tasks.options import TaskSources
-from lightning_neuralgate.tasks.pope import read_pope
 from lightning_neuralgate.tasks.questions import TaskQuestions
-from lightning_neuralgate.tasks.scienceqa import read_scienceqa
-from lightning_neuralgate.tasks.tallies import tally_answers
+from lightning_neuralgate.tasks.scoring import tally_answers
 from tests.helpers.task_files import (
     json_lines,
     mllmguard_folder,

@@ -11,13 +11,13 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.layers import find_decoder
+from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.tasks.account import Account
-from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scores import SHOWN
-from lightning_neuralgate.tasks.tallies import tally_answers
+from lightning_neuralgate.tasks.scoring import tally_answers
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import SomebodysModule, datamodule, train
 from tests.tasks.runs import answer, questions_in, write_data

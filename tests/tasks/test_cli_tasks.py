@@ -14,13 +14,13 @@ from lightning_neuralgate.cli import main
 from lightning_neuralgate.cli.eval_tasks import _names
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import read_records
-from lightning_neuralgate.delta import EditDelta
+from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate import NeuralGate
-from lightning_neuralgate.tasks.answer_file import read_answered
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.tasks.answer_store import read_answered
+from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.mini import render_mini
-from lightning_neuralgate.tasks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.options import TASKS, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from tests.helpers.launch import launch

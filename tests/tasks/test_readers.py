@@ -14,13 +14,13 @@ from PIL import Image
 from lightning_neuralgate.data.pictures import read_image
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
+from lightning_neuralgate.tasks.benchmarks.mme import read_mme
+from lightning_neuralgate.tasks.benchmarks.pope import read_pope
+from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.broken import BrokenItems
 from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.mllmguard import read_mllmguard
-from lightning_neuralgate.tasks.mme import read_mme
-from lightning_neuralgate.tasks.pope import read_pope
-from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
-from lightning_neuralgate.tasks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.sources import data_set_rows
 from tests.helpers.task_files import (
     json_lines,

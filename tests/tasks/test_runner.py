@@ -14,24 +14,24 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from lightning_neuralgate.data.answering import answer_rows
 from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.errors import DataFormatError, ResumeError
-from lightning_neuralgate.evaluation import evaluate
-from lightning_neuralgate.generation import PAPER_SAMPLING
-from lightning_neuralgate.rates import summarize
-from lightning_neuralgate.resuming import forget_progress
+from lightning_neuralgate.evaluation.rates import summarize
+from lightning_neuralgate.evaluation.run import evaluate
+from lightning_neuralgate.hf.generation import PAPER_SAMPLING
+from lightning_neuralgate.runtime.resume import forget_progress
 from lightning_neuralgate.seeded_sampling import seeded_sampling
 from lightning_neuralgate.tasks.account import Account, accounts, partial_tasks, tally_run
 from lightning_neuralgate.tasks.answer_cache import AnswerCache
-from lightning_neuralgate.tasks.answer_file import AnswerLog, read_answered
+from lightning_neuralgate.tasks.answer_store import AnswerLog, read_answered
+from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.broken import BROKEN_NAME
-from lightning_neuralgate.tasks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import tally_answers
+from lightning_neuralgate.tasks.scoring import tally_answers
 from tests.helpers.launch import launch
 from tests.helpers.task_files import pope_files
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor

@@ -15,15 +15,18 @@ import pytest
 
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.llm_judge import LlmScorer
+from lightning_neuralgate.judges.llm import LlmScorer
 from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.metrics.functional.mme import COGNITION, PERCEPTION
 from lightning_neuralgate.tasks.agreeing import judges_agreement
-from lightning_neuralgate.tasks.answer_file import answer_line, read_answered
+from lightning_neuralgate.tasks.answer_store import answer_line, read_answered
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
 from lightning_neuralgate.tasks.exports import export_results
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.judging import (
+from lightning_neuralgate.tasks.options import JudgeOptions
+from lightning_neuralgate.tasks.scores import task_scores
+from lightning_neuralgate.tasks.scoring import tally_answers
+from lightning_neuralgate.tasks.verdicts import (
     Judged,
     LeakRule,
     ListedRefusals,
@@ -31,9 +34,6 @@ from lightning_neuralgate.tasks.judging import (
     StoredScores,
     judged_refusals,
 )
-from lightning_neuralgate.tasks.options import JudgeOptions
-from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.tallies import tally_answers
 from tests.helpers.random_answers import random_answers
 from tests.helpers.task_files import json_lines
 from tests.metrics.test_mme import tool as mme_tool

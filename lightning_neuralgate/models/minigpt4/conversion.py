@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.cache import put_back, remove_drafts, replaced_whole
 from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
@@ -33,6 +32,7 @@ from lightning_neuralgate.models.minigpt4.sources import (
     read_tokenizer,
 )
 from lightning_neuralgate.models.minigpt4.turn_mark import spellings
+from lightning_neuralgate.runtime.files import put_back, remove_drafts, replaced_whole
 
 # LAVIS's names of the tower, inside `vision_tower`.
 _TOWER = (

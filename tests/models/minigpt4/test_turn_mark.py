@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from lightning_neuralgate.generation import generate_answers
+from lightning_neuralgate.hf.generation import generate_answers
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_mark, spellings
 from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer

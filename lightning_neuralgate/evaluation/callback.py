@@ -1,0 +1,101 @@
+"""`RefusalMetricsCallback`: what a model that is being trained says to held-out queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+from lightning_neuralgate.data.prompts import prompts_loader
+from lightning_neuralgate.data.records import PrivacyRecord
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.hf.decoder import find_hf_model
+from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
+from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.metrics.held_out import HeldOutRates
+from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+
+
+class RefusalMetricsCallback(MeasuringCallback):
+    """Asks held-out queries before, every few optimizer steps of, and after a training, and logs how they are answered.
+
+    For each split `held_out/SPLIT/rta_sensitive`, `answer_rate_benign` and `eta`, and where the records know the true values
+    `leak_rate` and `benign_accuracy`, go to all loggers of the Trainer, over its number of optimizer steps, and into
+    `trainer.callback_metrics`, which other callbacks can watch. Several processes share the queries; each query counts
+    once. Answers are greedy. The training itself stays what it would be, to the bit.
+
+    Args:
+        splits: name -> held-out records. Records that are trained on show nothing.
+        processor: the model's processor.
+        every_n_steps: optimizer steps between two measurements; 0: only before and after the training.
+        max_new_tokens: length of an answer.
+        batch_size: queries answered at once by each process.
+        limit: at most so many queries of a split.
+        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+
+    Attributes:
+        history: (optimizer steps, name -> value) of each measurement.
+
+    Raises:
+        DataFormatError: a split without records.
+
+    Example:
+        `Trainer(callbacks=[RefusalMetricsCallback({"test": records}, processor, every_n_steps=50)])`
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Sequence[PrivacyRecord]],
+        processor: Any,
+        every_n_steps: int = 100,
+        max_new_tokens: int = 20,
+        batch_size: int = 8,
+        limit: int | None = None,
+        variant: RefusalVariant = "prefix",
+    ) -> None:
+        super().__init__(every_n_steps)
+        if every_n_steps < 0 or max_new_tokens < 1 or batch_size < 1 or (limit is not None and limit < 1):
+            raise ValueError(
+                "every_n_steps must not be negative; max_new_tokens, batch_size and limit must be at least 1"
+            )
+        empty = sorted(name for name, records in splits.items() if not records)
+        if empty or not splits:
+            raise DataFormatError(f"no held-out records to ask about{' in ' if empty else ''}{', '.join(empty)}")
+        self.splits = {name: list(records) for name, records in splits.items()}
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.limit = limit
+        self.rates = HeldOutRates(variant)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(splits=sorted(self.splits))
+
+    @override
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        self.rates.to(pl_module.device)
+        return {
+            f"held_out/{split}/{name}": value
+            for split, records in self.splits.items()
+            for name, value in self._rates(trainer, pl_module, split, records).items()
+        }
+
+    def _rates(
+        self, trainer: Trainer, pl_module: LightningModule, split: str, records: Sequence[PrivacyRecord]
+    ) -> dict[str, float]:
+        model: Any = find_hf_model(pl_module)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        loader = prompts_loader(
+            records, self.processor, self.batch_size, self.limit, trainer.global_rank, trainer.world_size
+        )
+        self.rates.reset()
+        quiet = not shows_progress(trainer)
+        for batch in tqdm(loader, desc=f"held out: {split}", leave=False, disable=quiet, unit="batch"):
+            told = answers_sharing_prefixes(model, tokenizer, batch, batch["record_id"], self.max_new_tokens)
+            self.rates.update(told, batch)
+        return {name: float(metric.compute()) for name, metric in self.rates.metrics.items()}

@@ -1,0 +1,156 @@
+"""How far the rates of a run may be off by the choice of its records: 95 % intervals by the bootstrap.
+
+Units are drawn again, with replacement, and each rate is computed anew; the interval holds the middle 95 % of what comes out
+(percentile bootstrap). The queries of one record share a picture and a secret, so they are not independent: there the unit
+is the whole record. On a benchmark it is the item, and on MME the image with its two questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.rates import MEANS, ORDER, SHARES, by_split
+from lightning_neuralgate.metrics.functional.tally import Tally
+
+LEVEL = 0.95
+_DRAWS_AT_ONCE = 1 << 22
+
+
+def bootstrap_intervals(
+    answers: Sequence[Answer], resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, list[float]]]:
+    """Intervals of one model's rates per split.
+
+    They speak of the choice of records alone, not of other seeds of the edit. A rate that is 0 or 1 in every record gets
+    an interval without width, which does not mean that it is certain.
+
+    Args:
+        answers: of one model and one run; records are told apart by `record_id` within a split.
+        resamples: how often the records are drawn again.
+        seed: of drawing; the same seed and answers, in any order, give the same intervals.
+
+    Returns:
+        split -> rate, as in `summarize` -> [low, high]. A rate to which fewer than two records count is left out.
+
+    Raises:
+        DataFormatError: the answers are of more than one model.
+        ValueError: fewer than one resample.
+
+    Example:
+        >>> common = {"model": "gated", "split": "test", "subject": "passport", "image": "0.png", "attribute": "",
+        ...           "query": "", "answer": "", "truth": None, "sensitive": True}
+        >>> rows = [Answer(**common, record_id=str(index), refused=index % 4 > 0) for index in range(40)]
+        >>> bootstrap_intervals(rows)
+        {'test': {'rta_sensitive': [0.6, 0.875]}}
+    """
+    check_resamples(resamples)
+    return {split: _intervals(rows, resamples, seed) for split, rows in by_split(answers).items()}
+
+
+def _intervals(answers: Sequence[Answer], resamples: int, seed: int) -> dict[str, list[float]]:
+    records: dict[str, list[Answer]] = {}
+    for answer in answers:
+        records.setdefault(answer.record_id, []).append(answer)
+    clusters = [records[name] for name in sorted(records)]
+    # how often each record is drawn, (resamples, records); the same draws for all rates, so that EtA is of one sample
+    draws = np.random.default_rng(seed).multinomial(
+        len(clusters), np.full(len(clusters), 1 / len(clusters)), size=resamples
+    )
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for rate, of in SHARES.items():
+        values = [[value for answer in cluster if (value := of(answer)) is not None] for cluster in clusters]
+        if sum(map(bool, values)) >= 2:
+            sums, counts = np.array([[sum(some), len(some)] for some in values], dtype=np.float64).T
+            with np.errstate(invalid="ignore"):
+                drawn[rate] = (draws @ sums) / (draws @ counts)
+    for rate, parts in MEANS.items():
+        if drawn.keys() >= set(parts):
+            drawn[rate] = np.mean([drawn[part] for part in parts], axis=0)
+    found = {rate: interval(drawn[rate]) for rate in ORDER if rate in drawn}
+    return {rate: ends for rate, ends in found.items() if ends is not None}
+
+
+def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[str, list[float]]:
+    """Intervals of a benchmark's figures.
+
+    They speak of the choice of items alone. Items of one stratum (an MME subtask, an MLLMGuard dimension) are drawn from
+    their own, so that each keeps its size. A share that is 0 or 1 in the run gets an interval without width, which does not
+    mean that it is certain.
+
+    Args:
+        tally: of one run, such as `pope_tally` makes.
+        resamples: how often the items are drawn again.
+        seed: of drawing; the same seed and items, in any order, give the same intervals.
+
+    Returns:
+        Figure -> [low, high], named as in `tally.compute()`. A figure that is NaN, or of fewer than two units, is left out.
+
+    Raises:
+        ValueError: fewer than one resample.
+
+    Example:
+        >>> from lightning_neuralgate.metrics.functional import pope_tally
+        >>> tally = pope_tally(["Yes."] * 40, ["yes"] * 30 + ["no"] * 10)
+        >>> score_intervals(tally)["accuracy"]
+        [0.6, 0.875]
+    """
+    check_resamples(resamples)
+    if len(tally.names) < 2:
+        return {}
+    drawn = tally.figures(resampled_sums(tally.rows, tally.strata, tally.strata_count, resamples, seed))
+    told = {name for name, value in tally.compute().items() if not np.isnan(value)}
+    found = {name: interval(values) for name, values in drawn.items() if name in told}
+    return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def resampled_sums(
+    rows: NDArray[np.float64], strata: NDArray[np.intp], strata_count: int, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Sums of the rows of units that were drawn again, each within its stratum.
+
+    Args:
+        rows: shape (units, columns).
+        strata: the stratum of each, shape (units,).
+        strata_count: number of strata.
+        resamples: how often to draw.
+        seed: of drawing.
+
+    Returns:
+        Shape (resamples, strata, columns).
+    """
+    generator = np.random.default_rng(seed)
+    sums = np.zeros((resamples, strata_count, rows.shape[1]))
+    for stratum in range(strata_count):
+        own = rows[strata == stratum]
+        if not len(own):
+            continue
+        # Units with equal rows are interchangeable, and most are equal: how often each kind is drawn is all that matters.
+        kinds, counts = np.unique(own, axis=0, return_counts=True)
+        block = max(1, _DRAWS_AT_ONCE // len(kinds))
+        for start in range(0, resamples, block):
+            stop = min(start + block, resamples)
+            draws = generator.multinomial(len(own), counts / len(own), size=stop - start)
+            sums[start:stop, stratum] = draws @ kinds
+    return sums
+
+
+def check_resamples(resamples: int) -> None:
+    """See that there is something to draw.
+
+    Raises:
+        ValueError: fewer than one resample.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+
+
+def interval(values: NDArray[np.float64]) -> list[float] | None:
+    """The middle 95 % of drawn values; None if all are NaN."""
+    # a draw that holds no unit which counts towards a figure says nothing about it
+    known = values[~np.isnan(values)]
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return np.quantile(known, ends).tolist() if known.size else None

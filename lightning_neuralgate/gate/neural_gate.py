@@ -1,0 +1,290 @@
+"""The gate: which dimensions of a layer's output encode the privacy of a subject.
+
+A `NeuralGate` keeps the *activity rates* M_l[j], the share of a subject's records in which dimension j had to flip its
+sign (m_l[j] < 0) to protect privacy, and not the thresholded mask, so tau may be chosen later:
+
+    gate(subject, l, tau)[j] = M_l[j] > tau
+
+Paper: section on privacy neurons, stage 1 of Neural Gate (arXiv 2603.12598).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_neuralgate.errors import GateFormatError, GateMismatchError
+from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
+from lightning_neuralgate.hf.hub import local_folder
+from lightning_neuralgate.hf.identity import ModelIdentity
+from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.versions import library_versions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WEIGHTS_NAME = "gate.safetensors"
+CONFIG_NAME = "gate.json"
+FORMAT_VERSION = 1
+
+
+def subject_key(subject: str) -> str:
+    """The form under which a subject is filed: case and spacing do not matter.
+
+    >>> subject_key(" Student  ID")
+    'student id'
+    """
+    return " ".join(subject.casefold().split())
+
+
+class ClassShares(NamedTuple):
+    """Shares of a layer's dimensions by class; they add up to 1."""
+
+    inactive: float
+    weak: float
+    strong: float
+
+
+class NeuralGate:
+    """Activity rates of privacy neurons, per subject and layer.
+
+    Args:
+        rates: subject -> layer -> activity rates, shape (d,), values in [0, 1].
+        model: identity of the model they were located in.
+        records: subject -> number of records behind its rates.
+        settings: how they were located (the locator's arguments), kept as provenance.
+        versions: library versions; filled in when left out.
+
+    Raises:
+        GateFormatError: rates of the wrong shape or outside [0, 1], or subjects without the same layers.
+
+    Example:
+        >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+        >>> gate = NeuralGate({"Passport": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"passport": 5})
+        >>> gate.mask("passport", 1, tau=0.3)
+        tensor([False, False,  True,  True])
+        >>> gate
+        NeuralGate(Tiny, d=4, tau=0.3)
+          passport (5 records), layer 1: 25.0 % inactive, 25.0 % weakly active, 50.0 % strongly active
+    """
+
+    def __init__(
+        self,
+        rates: Mapping[str, Mapping[int, Tensor]],
+        model: ModelIdentity,
+        records: Mapping[str, int],
+        settings: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = dict(settings or {})
+        self.versions = dict(versions or library_versions())
+        self.records = {subject_key(subject): int(count) for subject, count in records.items()}
+        self._rates: dict[str, dict[int, Tensor]] = {}
+        for subject, layers in rates.items():
+            key = subject_key(subject)
+            if key not in self.records:
+                raise GateFormatError(f"subject '{subject}' has rates but no number of records")
+            self._rates[key] = {
+                layer: self._checked(subject, layer, values) for layer, values in sorted(layers.items())
+            }
+        if not self._rates:
+            raise GateFormatError("a gate needs at least one subject")
+        if len({tuple(layers) for layers in self._rates.values()}) != 1:
+            found = {subject: list(layers) for subject, layers in self._rates.items()}
+            raise GateFormatError(f"every subject of a gate needs the same layers, found {found}")
+
+    def _checked(self, subject: str, layer: int, values: Tensor) -> Tensor:
+        place = f"activity rates of subject '{subject}', layer {layer}"
+        if not 0 <= layer < self.model.num_layers:
+            raise GateFormatError(f"{place}: the model has layers 0 to {self.model.num_layers - 1}")
+        if values.shape != (self.model.hidden_size,):
+            raise GateFormatError(f"{place}: shape {tuple(values.shape)}, expected ({self.model.hidden_size},)")
+        rates = values.detach().to("cpu", torch.float32)
+        if not bool(((rates >= 0) & (rates <= 1)).all()):  # also false for NaN
+            raise GateFormatError(f"{place}: values outside [0, 1]")
+        return rates
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects the gate knows, as filed by `subject_key`."""
+        return list(self._rates)
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers the gate covers, ascending."""
+        return list(next(iter(self._rates.values())))
+
+    def rates(self, subject: str, layer: int) -> Tensor:
+        """Activity rates M_l of a subject: share of its records in which each dimension is active, shape (d,).
+
+        Raises:
+            GateMismatchError: the gate does not know the subject or the layer; the message lists what it knows.
+        """
+        layers = self._rates.get(subject_key(subject))
+        if layers is None:
+            raise GateMismatchError(f"the gate has no subject '{subject}'; it knows {', '.join(self.subjects)}")
+        if layer not in layers:
+            raise GateMismatchError(f"the gate has no layer {layer}; it covers {self.layers}")
+        return layers[layer].clone()
+
+    def mask(self, subject: str, layer: int, tau: float = 0.3) -> Tensor:
+        """The gate M_l > tau: True for strongly active dimensions, shape (d,), bool."""
+        if not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        return self.rates(subject, layer) > tau
+
+    def shares(self, subject: str, layer: int, tau: float = 0.3) -> ClassShares:
+        """Shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
+        rates, strong = self.rates(subject, layer), self.mask(subject, layer, tau)
+        inactive = rates == 0
+        return ClassShares(
+            inactive=float(inactive.double().mean()),
+            weak=float((~inactive & ~strong).double().mean()),
+            strong=float(strong.double().mean()),
+        )
+
+    def plot(
+        self,
+        tau: float | None = 0.3,
+        layers: Sequence[int] | None = None,
+        subjects: Sequence[str] | None = None,
+        max_layers: int = MAX_PANELS,
+    ) -> tuple[Figure, list[Axes]]:
+        """Draw the activity rates: a panel for each layer, in it a curve for each subject, sorted, most active neuron first.
+
+        Args:
+            tau: drawn as a line; the legends tell the share of neurons above it. None for a soft gate, which has no tau:
+                the legends then tell the mean rate.
+            layers: which layers; all of them when left out.
+            subjects: which subjects; all of them when left out. Beyond ten they are grey.
+            max_layers: of more layers than these, so many are drawn, evenly spaced.
+
+        Returns:
+            The figure, to save with `figure.savefig("gate.png")`, and one axes a drawn layer. pyplot is not involved.
+
+        Raises:
+            GateMismatchError: the gate does not know a subject or a layer.
+            MissingDependencyError: matplotlib is not installed.
+
+        Example:
+            >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+            >>> gate = NeuralGate({"Passport": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"passport": 5})
+            >>> figure, axes = gate.plot()
+            >>> [text.get_text() for text in axes[0].get_legend().get_texts()]
+            ['\u200750 %  passport']
+        """
+        if tau is not None and not 0.0 <= tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {tau}")
+        if max_layers < 1:
+            raise ValueError(f"max_layers must be at least 1, got {max_layers}")
+        # a plot of nothing is asked for by nobody: an empty choice is no choice
+        rates = {
+            layer: {subject_key(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
+            for layer in layers or self.layers
+        }
+        return draw_gate(rates, tau, f"Neural gate in {self.model.architecture}", max_layers)
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Refuse a model that the gate was not located in.
+
+        Raises:
+            GateMismatchError: naming each property that differs, with both values.
+        """
+        found = ModelIdentity.of(module)
+        differing = [
+            f"{field.name}: gate has {getattr(self.model, field.name)!r}, model has {getattr(found, field.name)!r}"
+            for field in fields(ModelIdentity)
+            if field.compare and getattr(self.model, field.name) != getattr(found, field.name)
+        ]
+        if differing:
+            raise GateMismatchError(
+                "the gate was located in another model (" + "; ".join(differing) + "); locate again on this one"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Short checksum of the rates and of the model they belong to."""
+        identity = asdict(self.model)
+        identity.pop("name")
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        for subject in sorted(self._rates):
+            for layer, values in self._rates[subject].items():
+                digest.update(f"{subject}/{layer}".encode() + values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `gate.safetensors` (the rates) and `gate.json` (all else) into a folder, made if need be."""
+        folder = Path(folder)
+        tensors = {f"{s}/{layer}": v.contiguous() for s, layers in self._rates.items() for layer, v in layers.items()}
+        config = {
+            "format_version": FORMAT_VERSION,
+            "model": asdict(self.model),
+            "layers": self.layers,
+            "records": {subject: self.records[subject] for subject in self.subjects},
+            "settings": self.settings,
+            "versions": self.versions,
+            "fingerprint": self.fingerprint,
+        }
+        with written_whole(folder / WEIGHTS_NAME) as draft:
+            save_file(tensors, draft)
+        with written_whole(folder / CONFIG_NAME) as draft:
+            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> NeuralGate:
+        """Read a gate from a folder, or from a model hub repository.
+
+        Raises:
+            GateFormatError: a file is missing, unreadable, or the two do not belong together.
+        """
+        folder = local_folder(source, GateFormatError, (WEIGHTS_NAME, CONFIG_NAME))
+        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise GateFormatError(f"no gate in {folder}: {file.name} is missing")
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            if config["format_version"] != FORMAT_VERSION:
+                raise GateFormatError(
+                    f"{config_file}: format_version {config['format_version']}, this release reads {FORMAT_VERSION}"
+                )
+            identity = ModelIdentity(**config["model"])
+            records, settings, versions = config["records"], config["settings"], config["versions"]
+            tensors = load_file(weights_file)
+            rates: dict[str, dict[int, Tensor]] = {subject: {} for subject in records}
+            for name, values in tensors.items():
+                subject, _, layer = name.rpartition("/")
+                rates[subject][int(layer)] = values
+            gate = cls(rates, identity, records, settings, versions)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise GateFormatError(f"the gate in {folder} cannot be read: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, GateFormatError):
+                raise
+            raise GateFormatError(f"{config_file} is not a gate's description: {error!r}") from error
+        if config.get("fingerprint") != gate.fingerprint:
+            raise GateFormatError(f"{weights_file} and {config_file.name} do not belong together (checksums differ)")
+        return gate
+
+    def __repr__(self) -> str:
+        tau = 0.3
+        lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}, tau={tau})"]
+        for subject in self.subjects:
+            for layer in self.layers:
+                inactive, weak, strong = self.shares(subject, layer, tau)
+                lines.append(
+                    f"  {subject} ({self.records[subject]} records), layer {layer}: {inactive:.1%} inactive, "
+                    f"{weak:.1%} weakly active, {strong:.1%} strongly active".replace("%", " %")
+                )
+        return "\n".join(lines)

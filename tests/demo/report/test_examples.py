@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_neuralgate.demo.report.examples import Example, choose
+from tests.demo.report.data import answers
+
+
+def test_subjects_and_kinds_take_turns(tmp_path: Path) -> None:
+    chosen = [example.asked for example in choose(answers(tmp_path), count=9)]
+    # the turns: passport (test), drone (unseen), receipt (test), and so on
+    assert [(row.record_id, row.sensitive) for row in chosen] == [
+        ("passport-0", True),
+        ("passport-1", False),
+        ("passport-2", True),
+        ("receipt-0", True),
+        ("receipt-1", False),
+        ("receipt-2", True),
+        ("drone-0", False),
+        ("drone-1", True),
+        ("drone-2", False),
+    ]
+    assert all(row.query.startswith("a)") for row in chosen)
+
+
+def test_twenty_pictures_each_of_another_record(tmp_path: Path) -> None:
+    chosen = [example.asked for example in choose(answers(tmp_path))]
+    assert len({row.record_id for row in chosen}) == len(chosen) == 20
+    assert Counter(row.subject for row in chosen) == {"passport": 7, "drone": 7, "receipt": 6}
+    assert Counter(row.sensitive for row in chosen) == {True: 10, False: 10}
+
+
+def test_ids_count_as_numbers(tmp_path: Path) -> None:
+    drones = [e.asked.record_id for e in choose(answers(tmp_path), count=99) if e.asked.subject == "drone"]
+    assert drones == [f"drone-{number}" for number in range(12)]
+
+
+def test_the_choice_does_not_look_at_the_answers(tmp_path: Path) -> None:
+    rows = answers(tmp_path)
+    other = [replace(row, answer=str(index), refused=index % 3 == 0) for index, row in enumerate(rows)]
+    random.Random(0).shuffle(other)
+
+    def asked(chosen: list[Example]) -> list[tuple[str, str]]:
+        return [(example.asked.record_id, example.asked.query) for example in chosen]
+
+    assert asked(choose(rows)) == asked(choose(other))
+
+
+def test_few_records_show_what_there_is(tmp_path: Path) -> None:
+    rows = answers(tmp_path, records=2)
+    only_sensitive = [row for row in rows if row.sensitive]
+    assert len(choose(rows)) == 6
+    assert len(choose(only_sensitive)) == 6
+    assert choose([]) == []
+
+
+def test_each_example_has_every_models_answer(tmp_path: Path) -> None:
+    rows = [row for row in answers(tmp_path) if (row.model, row.record_id) != ("gated", "passport-0")]
+    first = choose(rows)[0]
+    assert list(first.answers) == ["unedited", "gated", "ungated"]
+    assert first.answers["gated"] is None
+    assert {row.query for row in first.answers.values() if row} == {first.asked.query}

@@ -1,0 +1,253 @@
+"""The whole job: on a tiny model for its shape, on the embedded model for its substance."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from lightning_neuralgate import NeuralGate, NeuralGateCallback, workbench
+from lightning_neuralgate.cli import main
+from lightning_neuralgate.demo.experiment import SPLITS, EditSettings
+from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
+from lightning_neuralgate.demo.workers import Crew
+from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.evaluation.answers import read_answers
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
+from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+SMALL = {
+    "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1,
+    "judge": False,
+}  # fmt: skip
+RATES = {"rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "partial_leak", "benign_accuracy", "n"}
+JUDGED = {"rta_sensitive_judge", "answer_rate_benign_judge", "judge_agreement"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    tiny_llava().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def changed_weights(folder: Path, base: Any) -> set[str]:
+    edited = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    return {name for name, value in base.state_dict().items() if not torch.equal(edited[name], value)}
+
+
+def check_results(results: dict[str, Any], out: Path) -> None:
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    for arm in ARMS:
+        for split in SPLITS:
+            row = results[arm][split]
+            assert set(row) == (RATES | JUDGED if results["settings"]["judge"] else RATES)
+            assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
+
+
+def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gated: list[tuple[str, float]] = []
+
+    class Noted(NeuralGateCallback):
+        def on_train_end(self, *args: Any) -> None:
+            gated.append((self.scope, self.tau))
+            super().on_train_end(*args)
+
+    monkeypatch.setattr(workbench, "NeuralGateCallback", Noted)
+    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    results = run_demo(tmp_path, 5, settings)
+    check_results(results, tmp_path)
+    assert gated == [(settings.scope, settings.tau)], "one of the two edits has the gate"
+    assert results["seed"] == 5
+    assert results["precision"] == ("bf16-mixed" if workbench.has_bfloat16() else "32-true")
+    assert results["settings"]["layer"] == 1
+    assert set(results["seconds"]) == {"model", "render", "targets", "locate", "answer_unedited", "edits"}
+    assert changed_weights(tmp_path / "edited", tiny_llava()) == {"model.language_model.layers.1.mlp.down_proj.weight"}
+    NeuralGate.from_pretrained(tmp_path / "gate").check_fits(tiny_llava())
+    answers = read_answers(tmp_path / "answers.jsonl")
+    assert {(answer.model, answer.split) for answer in answers} == {(arm, split) for arm in ARMS for split in SPLITS}
+    for stage in ("locate", "edit-gated", "edit-ungated"):
+        assert list((tmp_path / "logs" / stage).glob("events.out.tfevents.*")), stage
+        assert (tmp_path / "logs" / stage / "csv" / "metrics.csv").is_file(), stage
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/") >= 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_an_edit_without_public_questions_keeps_the_ordinary_ones(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Given(Exception):
+        pass
+
+    def noted(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
+        raise Given([item.image.stem.partition("-")[0] for item in retention])
+
+    monkeypatch.setattr(workbench, "PrivacyPairDataModule", noted)
+    bench = workbench.Workbench(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    bench.render()
+    for public, kinds in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
+        with pytest.raises(Given) as given:
+            bench.edit(None, "noted", replace(bench.settings, public_questions=public))
+        assert given.value.args == (kinds,)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_half_precision_is_for_hardware_that_has_it(
+    capabilities: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert workbench.has_bfloat16() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not workbench.has_bfloat16(), "an older torch cannot say"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "lr"),
+    [
+        ({}, 6e-3),
+        ({"model": "smol-minigpt"}, 1e-2),
+        ({"model": "smol-minigpt", "lr": 1e-3}, 1e-3),
+        ({"model": "somebodys/model"}, None),
+        ({"schedule": "paper"}, None),
+    ],
+)
+def test_an_open_learning_rate_is_that_of_the_embedded_model(chosen: dict[str, Any], lr: float | None) -> None:
+    settings = EditSettings(**chosen).resolved()
+    assert settings == replace(EditSettings(**chosen), lr=lr)
+    assert settings.resolved() == settings
+
+
+def test_results_say_the_learning_rate_that_was_used(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(workbench.LEARNING_RATES, str(checkpoint), 4e-3)
+    used: list[float] = []
+
+    class Noted(workbench.PrivacyEditModule):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            used.append(self.lr)
+
+    monkeypatch.setattr(workbench, "PrivacyEditModule", Noted)
+    settings = EditSettings(model=checkpoint, layer=1, **SMALL)  # type: ignore[arg-type]
+    results = run_demo_seeds(tmp_path, [3], settings)
+    assert used == [4e-3, 4e-3]
+    assert results["settings"]["lr"] == results["per_seed"]["3"]["settings"]["lr"] == 4e-3
+    run_demo_seeds(tmp_path, [3], settings)
+    assert len(used) == 2, "a finished seed is not run again"
+
+
+def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -> None:
+    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        run_demo(tmp_path / name, 1, settings)
+    assert read_answers(tmp_path / "one" / "answers.jsonl") == read_answers(tmp_path / "two" / "answers.jsonl")
+    one, two = (NeuralGate.from_pretrained(tmp_path / name / "gate") for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_two_processes_do_what_one_does(checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {**SMALL, "subjects": ["passport", "receipt"], "test_pairs": 12}
+    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **options)  # type: ignore[arg-type]
+    one, two = (run_demo(tmp_path / str(count), 1, settings, processes=count) for count in (1, 2))
+    assert read_answers(tmp_path / "1" / "answers.jsonl") == read_answers(tmp_path / "2" / "answers.jsonl")
+    for written in ("gate/gate.safetensors", "gate/gate.json", "edited/model.safetensors"):
+        assert (tmp_path / "1" / written).read_bytes() == (tmp_path / "2" / written).read_bytes(), written
+    assert {key for key in one if one[key] != two[key]} == {"seconds"}
+    located = [
+        (tmp_path / "2" / "logs" / f"locate-{process}" / "csv" / "metrics.csv").read_text() for process in range(2)
+    ]
+    assert all("locate/loss" in text for text in located), "each process has located its share"
+    for folder in ("1", "2"):
+        assert not (tmp_path / folder / "unfinished").exists()
+    assert "GPU available" not in capfd.readouterr().err.split("[4/6]")[-1]
+
+
+def test_a_mistake_in_another_process_is_told_here(checkpoint: str, tmp_path: Path) -> None:
+    bench = workbench.Workbench(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    with Crew(bench, 2) as crew, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
+        crew.share(_refuse, [("one",), ("two",)])
+    with pytest.raises(ValueError, match="at least 1"):
+        Crew(bench, 0)
+
+
+def _refuse(bench: workbench.Workbench, name: str) -> None:
+    if name == "two":
+        raise UnsupportedSetupError(f"nothing to do for {name}")
+
+
+def test_several_seeds_are_summed_up_and_not_redone(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": checkpoint, "layer": 1, **SMALL}
+    arguments = [f"--settings.{name}={value}" for name, value in options.items() if name != "model"]
+    assert (
+        main(["demo", "--out", str(tmp_path), "--seeds", "2", "--processes", "1", "--model", checkpoint, *arguments])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "±" in printed
+    assert "report.html" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    check_results(results, tmp_path)
+    assert results["seeds"] == [0, 1]
+    for arm in ARMS:
+        for split in SPLITS:
+            etas = [results["per_seed"][seed][arm][split]["eta"] for seed in ("0", "1")]
+            assert results[arm][split]["eta"] == pytest.approx(statistics.fmean(etas))
+            assert results["spread"][arm][split]["eta"] == pytest.approx(statistics.stdev(etas))
+
+    written = (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns
+    again = run_demo_seeds(tmp_path, [0, 1], EditSettings(**options))  # type: ignore[arg-type]
+    assert (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns == written
+    assert again["gated"] == results["gated"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_on_the_embedded_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEURALGATE_CACHE")  # building the embedded model takes a minute: once is enough
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        settings = EditSettings(
+            model=name,
+            edit_records=1,
+            edit_pairs=2,
+            test_records=1,
+            test_pairs=2,
+            epochs=12,
+            pairs_per_batch=2,
+            retention_per_batch=1,
+        )
+        results = run_demo(tmp_path, 0, settings)
+    finally:
+        torch.set_num_threads(threads)
+    check_results(results, tmp_path)
+    model, _ = load_model(name)
+    kinds = {"smol-llava": LlavaForConditionalGeneration, "smol-minigpt": MiniGPT4ForConditionalGeneration}
+    assert isinstance(model, kinds[name])
+    assert changed_weights(tmp_path / "edited", model) == {
+        f"model.language_model.layers.{settings.layer}.mlp.down_proj.weight"
+    }
+    gate = NeuralGate.from_pretrained(tmp_path / "gate")
+    gate.check_fits(model)
+    for subject in gate.subjects:
+        assert 0.02 < gate.shares(subject, settings.layer).strong < 0.9
+    assert results["unedited"]["test"]["rta_sensitive"] <= 0.2
+    assert results["unedited"]["test"]["answer_rate_benign"] >= 0.9
+    assert results["gated"]["test"]["rta_sensitive"] >= results["unedited"]["test"]["rta_sensitive"] + 0.3
+    assert results["gated"]["test"]["eta"] >= results["unedited"]["test"]["eta"] + 0.1

@@ -1,0 +1,271 @@
+"""An edit as a file: exact both ways, refused by every model but its own, and stackable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_neuralgate.edit.delta import DELTA_NAME, ChangedRows, EditDelta
+from lightning_neuralgate.edit.weight_files import WeightFiles
+from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
+from lightning_neuralgate.hf.decoder import find_decoder
+from tests.helpers.tiny_llava import tiny_llava
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
+
+
+def folder_of(place: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    place.mkdir()
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    (place / "config.json").write_text("{}\n")
+    return place
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def edited_llava(place: Path, seed: int, layer: int, start: Path | None = None, **options: Any) -> Path:
+    """A tiny LLaVA in which some rows of a projection were moved."""
+    model = tiny_llava() if start is None else type(tiny_llava()).from_pretrained(start)
+    weight: Any = find_decoder(model).output_projection(layer).weight
+    rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))[:3]
+    with torch.no_grad():
+        weight[rows] += 0.01 * torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    model.save_pretrained(place, **options)
+    return place
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    tiny_llava().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_there_and_back_is_exact_in_every_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    before = torch.arange(-12, 12).reshape(6, 4).to(dtype)
+    after = before.clone()
+    after[[1, 4]] = after[[1, 4]] * 3 + 1
+    flat = torch.zeros(5, dtype=dtype)
+    if dtype.is_floating_point:  # equal as numbers, and yet other bits
+        flat[0], after[5, 0] = -0.0, float("nan")
+    base = folder_of(tmp_path / "base", {"w": before, "same": before.clone(), "bias": torch.zeros(5, dtype=dtype)})
+    edited = folder_of(tmp_path / "edited", {"w": after, "same": before.clone(), "bias": flat})
+    delta = EditDelta.between(base, edited, {"gate": "abc"})
+
+    assert "same" not in delta.tensors
+    assert delta.tensors["w"].rows.tolist() == ([1, 4, 5] if dtype.is_floating_point else [1, 4])
+    assert ("bias" in delta.tensors) == dtype.is_floating_point
+    delta.save(tmp_path / DELTA_NAME)
+    read = EditDelta.load(tmp_path / DELTA_NAME)
+    assert read.provenance == {"gate": "abc"}
+    read.apply(base, tmp_path / "applied")
+    read.revert(edited, tmp_path / "reverted")
+    assert files_of(tmp_path / "applied") == files_of(edited)
+    assert files_of(tmp_path / "reverted") == files_of(base)
+
+
+def test_holds_the_changed_rows_alone(base: Path, tmp_path: Path) -> None:
+    edited = edited_llava(tmp_path / "edited", 1, 1)
+    delta = EditDelta.between(base, edited)
+    (changed,) = delta.tensors.values()
+    before, after = (load_file(f / "model.safetensors") for f in (base, edited))
+    (name,) = (name for name in before if not torch.equal(before[name], after[name]))
+    moved = (before[name] != after[name]).any(1).nonzero().flatten()
+    assert list(delta.tensors) == [name]
+    assert changed.rows.tolist() == moved.tolist()
+    assert changed.bits.shape == (3, before[name].shape[1] * 4)
+    told = "\n".join(delta.described())
+    assert f"{name} (F32, 32 x 48): 3 rows changed" in told
+
+
+def test_a_sharded_model_is_the_same_model(base: Path, tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded"
+    tiny_llava().save_pretrained(sharded, max_shard_size="40KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert WeightFiles(sharded).checksum == WeightFiles(base).checksum
+    delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
+    delta.apply(sharded, tmp_path / "applied")
+    assert WeightFiles(tmp_path / "applied").checksum == delta.edited
+    delta.revert(tmp_path / "applied", tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(sharded)
+
+
+def test_edits_stack_and_come_off_in_order(base: Path, tmp_path: Path) -> None:
+    first = edited_llava(tmp_path / "first", 1, 1)
+    second = edited_llava(tmp_path / "second", 2, 0, start=first)
+    lower, upper = EditDelta.between(base, first), EditDelta.between(first, second)
+    with pytest.raises(WeightFilesError, match="take that one back first"):
+        lower.revert(second, tmp_path / "wrong")
+    with pytest.raises(WeightFilesError, match="are not the edit's base"):
+        upper.apply(base, tmp_path / "wrong")
+    with pytest.raises(WeightFilesError, match="nothing to be done"):
+        lower.apply(first, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    upper.revert(second, tmp_path / "one")
+    lower.revert(tmp_path / "one", tmp_path / "none")
+    assert WeightFiles(tmp_path / "none").checksum == WeightFiles(base).checksum
+    lower.apply(tmp_path / "none", tmp_path / "one-again")
+    upper.apply(tmp_path / "one-again", tmp_path / "two-again")
+    assert files_of(tmp_path / "two-again")["model.safetensors"] == files_of(second)["model.safetensors"]
+
+
+def test_a_base_that_differs_anywhere_is_refused(base: Path, tmp_path: Path) -> None:
+    delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
+    tensors = load_file(base / "model.safetensors")
+    untouched = next(name for name in tensors if name not in delta.tensors)
+    tensors[untouched].view(-1)[-1] += 1e-3
+    other = folder_of(tmp_path / "other", tensors)
+    with pytest.raises(WeightFilesError, match="made again on it"):
+        delta.apply(other, tmp_path / "out")
+
+
+def test_a_failure_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
+    delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
+    before = files_of(base)
+    broken = EditDelta(delta.tensors, delta.base, "0" * 64)
+    with pytest.raises(WeightFilesError, match="its file is broken"):
+        broken.apply(base, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "edited"]
+    assert files_of(base) == before
+
+
+def test_places_that_would_overwrite_are_refused(base: Path, tmp_path: Path) -> None:
+    edited = edited_llava(tmp_path / "edited", 1, 1)
+    delta = EditDelta.between(base, edited)
+    with pytest.raises(WeightFilesError, match="exists"):
+        delta.apply(base, edited)
+    with pytest.raises(WeightFilesError, match="lies inside"):
+        delta.apply(base, base / "inside")
+
+
+def test_other_types_are_refused_with_the_way_out(base: Path, tmp_path: Path) -> None:
+    half = edited_llava(tmp_path / "half", 1, 1)
+    tiny_llava().bfloat16().save_pretrained(half)
+    with pytest.raises(WeightFilesError, match=r"F32 .*, then BF16 .*save the base with save_pretrained"):
+        EditDelta.between(base, half)
+
+
+def saved(place: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
+    from safetensors.numpy import save_file as save_arrays
+
+    save_arrays(tensors, place, metadata)
+    return place
+
+
+def test_files_that_are_no_edits(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeltaFormatError, match="there is no edit at"):
+        EditDelta.load(tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("not a tensor in sight")
+    with pytest.raises(DeltaFormatError, match=r"text\.safetensors holds no edit"):
+        EditDelta.load(tmp_path / "text.safetensors")
+    with pytest.raises(DeltaFormatError, match="format_version is None"):
+        EditDelta.load(base / "model.safetensors")
+    good = {"format_version": "1", "base": "a", "edited": "b", "provenance": "{}"}
+    described = {"tensors": json.dumps({"w": {"dtype": "F32", "shape": [4, 1]}})}
+    bits = np.zeros((2, 4), np.uint8)
+    for rows in ([3, 1], [1, 4], [-1, 2]):
+        place = saved(tmp_path / "rows.safetensors", {"w.rows": np.array(rows), "w.bits": bits}, good | described)
+        with pytest.raises(DeltaFormatError, match="row numbers must be ascending"):
+            EditDelta.load(place)
+    place = saved(tmp_path / "bits.safetensors", {"w.rows": np.array([1]), "w.bits": bits}, good | described)
+    with pytest.raises(DeltaFormatError, match="expected bits for 1 rows"):
+        EditDelta.load(place)
+    place = saved(tmp_path / "list.safetensors", {}, good | {"tensors": "{}", "provenance": "[1]"})
+    with pytest.raises(DeltaFormatError, match="its provenance is no mapping"):
+        EditDelta.load(place)
+    place = saved(tmp_path / "lost.safetensors", {"w.rows": np.array([1])}, good | described)
+    with pytest.raises(DeltaFormatError, match=r"w\.bits"):
+        EditDelta.load(place)
+
+
+def test_rows_of_another_width_are_refused(base: Path, tmp_path: Path) -> None:
+    delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
+    ((name, changed),) = delta.tensors.items()
+    narrow = ChangedRows(changed.dtype, changed.shape, changed.rows, changed.bits[:, :-4])
+    for tensors in ({name: narrow}, {"nowhere": changed}):
+        with pytest.raises(DeltaFormatError, match="are not those of the weights it names"):
+            EditDelta(tensors, delta.base, delta.edited).apply(base, tmp_path / "out")
+
+
+class TestWeightFiles:
+    def test_folders_without_safetensors(self, tmp_path: Path) -> None:
+        with pytest.raises(WeightFilesError, match=r"neither model\.safetensors nor"):
+            WeightFiles(tmp_path)
+
+    @pytest.mark.parametrize("shard", ["../outside.safetensors", "missing.safetensors"])
+    def test_an_index_that_leads_elsewhere(self, tmp_path: Path, shard: str) -> None:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        save_file({"w": torch.zeros(2)}, tmp_path / "outside.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+        with pytest.raises(WeightFilesError, match="no file of that folder"):
+            WeightFiles(folder)
+
+    @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"w": 3}}', "[" * 100_000])
+    def test_a_broken_index(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(WeightFilesError, match="not an index of shards"):
+            WeightFiles(tmp_path)
+
+    @pytest.mark.parametrize("kept", [0, 4, 12, 100, -1])
+    def test_a_file_that_was_cut(self, base: Path, kept: int) -> None:
+        file = base / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:kept])
+        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+            WeightFiles(base)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [4], "data_offsets": [0.0, 16]},
+            {"dtype": "F32", "shape": [True, 4], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [2, 999], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 16]},
+            {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]},
+            {"dtype": "F32", "shape": [4], "data_offsets": [0]},
+            {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]},
+            ["F32", [4], [0, 16]],
+        ],
+    )
+    def test_headers_that_lie(self, tmp_path: Path, entry: Any) -> None:
+        header = json.dumps({"w": entry}).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+            WeightFiles(tmp_path)
+
+    def test_a_header_that_nests_without_end(self, tmp_path: Path) -> None:
+        header = b"[" * 100_000
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+            WeightFiles(tmp_path)
+
+    def test_a_folder_that_cannot_be_copied(self, base: Path, tmp_path: Path) -> None:
+        delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
+        (base / "gone").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(WeightFilesError, match="cannot be copied"):
+            delta.apply(base, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_scalars_and_empty_tensors(self, tmp_path: Path) -> None:
+        tensors = {"scalar": torch.tensor(2.0), "empty": torch.zeros(0, 3), "thin": torch.zeros(3, 0)}
+        base = folder_of(tmp_path / "base", tensors)
+        edited = folder_of(tmp_path / "edited", tensors | {"scalar": torch.tensor(3.0)})
+        delta = EditDelta.between(base, edited)
+        assert list(delta.tensors) == ["scalar"]
+        delta.apply(base, tmp_path / "applied")
+        assert files_of(tmp_path / "applied") == files_of(edited)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.rates import MEANS, ORDER, SHARES, summarize
+from lightning_neuralgate.metrics.functional import expect_to_answer
+
+
+def answer(sensitive: bool, said: str = "It is red.", refused: bool = False, **more: Any) -> Answer:
+    return Answer(
+        **{"model": "gated", "split": "test", "record_id": "0"} | more,
+        subject="passport", image="0.png", sensitive=sensitive, attribute="", query="", answer=said, refused=refused,
+        truth=None,
+    )  # fmt: skip
+
+
+def told(sensitive: bool, said: str, refused: bool, judged: bool, **more: Any) -> Answer:
+    return replace(answer(sensitive, said, refused), judged=judged, **more)
+
+
+ANSWERS = [
+    told(True, "I cannot say.", True, True, leaked=False, leaked_share=0.0),
+    told(True, "I cannot: 1234.", True, False, leaked=True, leaked_share=1.0),
+    told(True, "It is 12.", False, False, leaked=False, leaked_share=0.5),
+    told(True, "Never.", False, True),  # the truth is not known
+    told(False, "It is red.", False, False, correct=True),
+    told(False, "It is blue.", False, False, correct=False),
+    told(False, "  ", False, False, correct=False),
+    told(False, "Sorry.", True, True),
+]
+
+
+def test_rates_by_hand() -> None:
+    assert summarize(ANSWERS) == {
+        "test": {
+            "rta_sensitive": 2 / 4,
+            "answer_rate_benign": 2 / 4,
+            "eta": 0.5,
+            "leak_rate": 1 / 3,
+            "partial_leak": 0.5,
+            "benign_accuracy": 1 / 3,
+            "rta_sensitive_judge": 2 / 4,
+            "answer_rate_benign_judge": 2 / 4,
+            "judge_agreement": 6 / 8,
+            "n": 8,
+        }
+    }
+
+
+def test_rates_equal_the_functional_metrics() -> None:
+    parts = expect_to_answer(
+        [row.answer for row in ANSWERS if row.sensitive], [row.answer for row in ANSWERS if not row.sensitive]
+    )
+    (rates,) = summarize(ANSWERS).values()
+    assert {name: rates[name] for name in parts._fields} == {name: float(v) for name, v in parts._asdict().items()}
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert summarize([answer(True), answer(False)]) == {
+        "test": {"rta_sensitive": 0, "answer_rate_benign": 1, "eta": 0.5, "n": 2}
+    }
+    assert summarize([answer(True)]) == {"test": {"rta_sensitive": 0, "n": 1}}
+    assert summarize([]) == {}
+
+
+def test_splits_stay_apart_and_in_order() -> None:
+    rows = [answer(True, split="b"), answer(True, split="a", refused=True), answer(True, split="b", refused=True)]
+    rates = summarize(rows)
+    assert [(split, row["rta_sensitive"], row["n"]) for split, row in rates.items()] == [("b", 0.5, 2), ("a", 1, 1)]
+
+
+def test_models_are_not_mixed() -> None:
+    with pytest.raises(DataFormatError, match="answers of gated, ungated: give those of one model"):
+        summarize([answer(True), answer(True, model="ungated")])
+
+
+def test_every_rate_has_its_place() -> None:
+    assert sorted(ORDER) == sorted([*SHARES, *MEANS])

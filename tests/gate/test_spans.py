@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lightning_neuralgate.errors import SubjectNotFoundError
+from lightning_neuralgate.gate.subjects import TokenSpan, find_subject, last_position, subject_mask, subject_token_span
+from tests.helpers.tiny_llava import tiny_processor
+
+
+@pytest.mark.parametrize(
+    ("query", "subject", "expected"),
+    [
+        ("What is the number of the Passport here?", "passport", "Passport"),
+        ("Which total do the Receipts show?", "receipt", "Receipts"),
+        ("Read this receipt.", "Receipts", "receipt"),
+        ("Look at the government  documents.", "government document", "government  documents"),
+        ("Two identities are shown.", "identity", "identities"),
+        ("One identity is shown.", "identities", "identity"),
+        ("Which boxes are these?", "box", "boxes"),
+        ("A student-ID lies there.", "student IDs", "student-ID"),
+        ("passport number of the passport", "passport", "passport"),
+    ],
+)
+def test_finds_the_subject_whatever_its_case_and_number(query: str, subject: str, expected: str) -> None:
+    span = find_subject(query, subject)
+    assert span is not None
+    assert query[slice(*span)] == expected
+    assert query.lower().rfind(expected.lower()) == span[0], "the last occurrence counts"
+
+
+@pytest.mark.parametrize("query", ["A passportless man.", "The pass port.", "", "Show the compassport."])
+def test_does_not_find_the_subject_inside_other_words(query: str) -> None:
+    assert find_subject(query, "passport") is None
+
+
+def _sentencepiece_like() -> PreTrainedTokenizerFast:
+    """Word pieces with a leading mark for a space, as LLaMA's tokenizer has them."""
+    pieces = ["▁What", "▁is", "▁the", "▁pass", "port", "s", "?", "▁number", "▁of", "▁", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0 - 0.01 * i) for i, piece in enumerate(pieces)], unk_id=10))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def _lower_casing() -> PreTrainedTokenizerFast:
+    """Whole words, lower-cased, spaces lost but for the decoder's own."""
+    words = ["what", "is", "the", "number", "of", "passport", "?", "[UNK]"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def test_every_kind_of_tokenizer() -> None:
+    tokenizer = _sentencepiece_like()
+    query = "What is the number of the passports?"
+    ids = tokenizer(query)["input_ids"]
+    span = subject_token_span(ids, tokenizer, query, "Passport")
+    assert tokenizer.convert_ids_to_tokens(ids[span.first : span.last + 1]) == ["▁pass", "port", "s"]
+
+    tokenizer = _lower_casing()
+    query = "What is the number of the Passport ?"
+    ids = tokenizer(query)["input_ids"]
+    assert subject_token_span(ids, tokenizer, query, "Passport") == TokenSpan(6, 6)
+
+
+def test_only_the_query_is_searched_and_its_last_occurrence_counts() -> None:
+    tokenizer = tiny_processor().tokenizer
+    query = "Is the passport number on the passport readable?"
+    text = (
+        f"<|im_start|>user\n<image><image>\nA passport! {query}<|im_end|>\n<|im_start|>assistant\nThe passport is red."
+    )
+    ids = tokenizer(text)["input_ids"]
+    span = subject_token_span(ids, tokenizer, query, "passport")
+    before = tokenizer.decode(ids[: span.last + 1])
+    assert before.endswith("number on the passport")
+    assert tokenizer.decode(ids[span.first : span.last + 1]).strip() == "passport"
+
+
+def test_multi_byte_characters_do_not_shift_the_span() -> None:
+    tokenizer = tiny_processor().tokenizer
+    query = "Ça va? «Größe» 数 🙂 of the pässport, the passport."
+    ids = tokenizer(f"é🙂 {query} ok")["input_ids"]
+    span = subject_token_span(ids, tokenizer, query, "passport")
+    assert tokenizer.decode(ids[span.first : span.last + 1]).strip() == "passport"
+
+
+def test_a_missing_subject_names_record_and_query() -> None:
+    tokenizer = tiny_processor().tokenizer
+    with pytest.raises(
+        SubjectNotFoundError, match="record r7: the subject 'drone' does not occur in the query 'What is"
+    ):
+        subject_token_span([1, 2], tokenizer, "What is it?", "drone", "r7")
+    with pytest.raises(SubjectNotFoundError, match=r"record r7: .* cannot be found in the decoded prompt"):
+        subject_token_span(tokenizer("Something else")["input_ids"], tokenizer, "What drone is it?", "drone", "r7")
+
+
+def test_masks_follow_the_padding_side() -> None:
+    spans = [TokenSpan(1, 2), None, TokenSpan(0, 0)]
+    right = subject_mask(spans, [4, 2, 3], 5, "right")
+    left = subject_mask(spans, [4, 2, 3], 5, "left")
+    assert right.int().tolist() == [[0, 1, 1, 0, 0], [0] * 5, [1, 0, 0, 0, 0]]
+    assert left.int().tolist() == [[0, 0, 1, 1, 0], [0] * 5, [0, 0, 1, 0, 0]]
+    assert last_position(right).int().tolist() == [[0, 0, 1, 0, 0], [0] * 5, [1, 0, 0, 0, 0]]
+    assert last_position(torch.tensor([[True, False, True, False]])).int().tolist() == [[0, 0, 1, 0]]

@@ -1,0 +1,273 @@
+"""The callback finds the subjects by itself: in batches of any form, in a training that knows nothing of gates."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.generation import model_inputs
+from lightning_neuralgate.subjects import SubjectsInBatch, SubjectsInText
+from tests.helpers.reference import relative_error
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.training import SUBJECTS, Gradients, datamodule, enable_checkpointing, random_gate, train
+
+
+def collated(splits: RecordSplits, **options: Any) -> list[dict[str, Any]]:
+    return list(datamodule(splits, pairs_per_batch=2, **options).pairs_dataloader())
+
+
+class Sample(NamedTuple):
+    """Somebody's own batch: no mapping, other names, and nothing about subjects."""
+
+    tokens: Tensor
+    attend: Tensor
+    pixels: Tensor
+    wanted: Tensor
+
+
+def theirs(batches: list[dict[str, Any]]) -> DataLoader[Any]:
+    samples = [Sample(b["input_ids"], b["attention_mask"], b["pixel_values"], b["labels"]) for b in batches]
+    return DataLoader(samples, batch_size=None)  # type: ignore[arg-type]
+
+
+class TheirModule(LightningModule):
+    """A third party's fine-tuning, with the model's own loss."""
+
+    def __init__(self, vlm: Any, manual: bool = False) -> None:
+        super().__init__()
+        self.vlm = vlm.requires_grad_(False)
+        find_decoder(vlm).output_projection(1).requires_grad_(True)
+        self.automatic_optimization = not manual
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor | None:
+        loss: Tensor = self.vlm(batch.tokens, batch.pixels, attention_mask=batch.attend, labels=batch.wanted).loss
+        if self.automatic_optimization:
+            return loss
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+class ToldModule(TheirModule):
+    """The same training on batches that say where their subjects stand."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return super().training_step(
+            Sample(batch["input_ids"], batch["attention_mask"], batch["pixel_values"], batch["labels"]), batch_idx
+        )
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+@pytest.mark.parametrize("scope", ["subject_last", "all"])
+def test_a_training_that_knows_nothing_of_gates(splits: RecordSplits, manual: bool, scope: Any) -> None:
+    batches = collated(splits)
+    weights = []
+    for module, data, how in (
+        (TheirModule, theirs(batches), {"tokenizer": tiny_processor()}),
+        (ToldModule, DataLoader(batches, batch_size=None), {}),  # type: ignore[arg-type]
+    ):
+        model = tiny_llava()
+        callback = NeuralGateCallback(random_gate(model), scope, tau=0.5, **how)  # type: ignore[arg-type]
+        train(module(model, manual), data, callback, max_steps=3)
+        weights.append(find_decoder(model).output_projection(1).weight.detach())
+    base: Any = find_decoder(tiny_llava()).output_projection(1).weight
+    assert torch.equal(weights[0], weights[1])
+    assert relative_error(weights[0], base) > 1e-4
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_finds_what_the_collator_marks(splits: RecordSplits, padding_side: str) -> None:
+    find = SubjectsInText(tiny_processor().tokenizer, SUBJECTS)
+    for batch in collated(splits, padding_side=padding_side):
+        mask, names = find(batch)
+        assert torch.equal(mask, batch["subject_mask"])
+        assert names == batch["subject"]
+
+
+class Letters:
+    """A tokenizer of one letter a token; 0 is padding."""
+
+    def decode(self, token_ids: Any, /, **kwargs: object) -> str:
+        return "".join("#" if value == 0 else chr(value) for value in token_ids)
+
+
+def found(
+    text: str, labels: list[int] | None = None, subjects: tuple[str, ...] = ("id", "student id", "passport")
+) -> Any:
+    ids = torch.tensor([[ord(letter) if letter != "_" else -200 for letter in text]])
+    inputs = {"input_ids": ids} | ({} if labels is None else {"labels": torch.tensor([labels])})
+    mask, (name,) = SubjectsInText(Letters(), subjects)(inputs)
+    return "".join(letter for letter, marked in zip(text, mask[0].tolist(), strict=True) if marked), name
+
+
+def test_what_counts_as_the_subject() -> None:
+    assert found("Read the student ID!") == ("student ID", "student id")
+    assert found("the passport and the ID?") == ("ID", "id")
+    assert found("____ Passports, please") == ("Passports", "passport")
+    assert found("a driver licence") == ("", None)
+    assert found("its idea") == ("", None)
+
+
+def test_answers_are_not_searched() -> None:
+    asked, told = "which passport? ", "No ID here"
+    labels = [-100] * len(asked) + [1] * len(told)
+    assert found(asked + told, labels) == ("passport", "passport")
+    assert found(asked + told) == ("ID", "id")
+    # where the question is learnt as well, nothing tells it from the answer
+    assert found("# " + asked + told, [-100] * 2 + [1] * len(asked + told)) == ("ID", "id")
+    assert found(asked + told, [1] * len(asked + told)) == ("ID", "id")
+
+
+def test_a_finder_of_ones_own(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    gate = random_gate(model)
+    asked: list[Any] = []
+
+    def third_token(batch: Any) -> tuple[Tensor, list[str]]:
+        asked.append(batch)
+        mask = torch.zeros_like(batch.tokens, dtype=torch.bool)
+        mask[:, 2] = True
+        return mask, ["Passport"] * len(mask)
+
+    batches = collated(splits)
+    spy = Gradients()
+    train(TheirModule(model), theirs(batches), NeuralGateCallback(gate, find_subjects=third_token), spy, max_steps=2)
+    assert [type(batch) for batch in asked] == [Sample] * 2
+    told = {
+        **batches[0],
+        "subject_mask": third_token(asked[0])[0],
+        "subject": ["passport"] * len(batches[0]["subject"]),
+    }
+    again = tiny_llava()
+    expected = Gradients()
+    train(ToldModule(again), DataLoader([told], batch_size=None), NeuralGateCallback(gate), expected)  # type: ignore[arg-type]
+    name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
+    assert torch.equal(spy.grads[0][name], expected.grads[0][name])
+
+
+def test_a_model_that_is_not_called_as_a_whole_is_refused(splits: RecordSplits) -> None:
+    class Inside(TheirModule):
+        def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+            hidden = self.vlm.get_input_embeddings()(batch.tokens)
+            return self.vlm.model.language_model(inputs_embeds=hidden).last_hidden_state.mean()  # type: ignore[no-any-return]
+
+    model = tiny_llava()
+    callback = NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())
+    with pytest.raises(UnsupportedSetupError, match="call that model as a whole, with input_ids"):
+        train(Inside(model), theirs(collated(splits)), callback)
+
+
+def test_batches_that_say_nothing_are_refused_with_the_way_out(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    with pytest.raises(UnsupportedSetupError, match=r"found Sample; .*give the callback the model's tokenizer"):
+        train(TheirModule(model), theirs(collated(splits)), NeuralGateCallback(random_gate(model)))
+
+
+def test_masks_and_subjects_have_to_go_together(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    batches = collated(splits)
+
+    def short(batch: Any) -> tuple[Tensor, list[str]]:
+        return torch.ones(2, 3, dtype=torch.bool), ["passport"]
+
+    def unknown(batch: Any) -> tuple[Tensor, list[str]]:
+        return torch.ones_like(batch.tokens, dtype=torch.bool), ["drone"] * len(batch.tokens)
+
+    with pytest.raises(UnsupportedSetupError, match=r"got shape \(2, 3\) and 1 subjects"):
+        train(TheirModule(model), theirs(batches), NeuralGateCallback(random_gate(model), find_subjects=short))
+    with pytest.raises(GateMismatchError, match="'drone', the gate knows passport, receipt"):
+        train(TheirModule(model), theirs(batches), NeuralGateCallback(random_gate(model), find_subjects=unknown))
+    with pytest.raises(ValueError, match="not both"):
+        NeuralGateCallback(random_gate(model), tokenizer=tiny_processor(), find_subjects=short)
+
+
+def test_a_batch_that_says_it_is_believed(splits: RecordSplits) -> None:
+    batch = collated(splits)[0]
+    mask, subjects = SubjectsInBatch()(batch)
+    assert mask is batch["subject_mask"]
+    assert subjects == batch["subject"]
+    assert "subject_mask" not in model_inputs(batch)
+
+
+def test_labels_on_the_question_do_not_hide_the_subject(splits: RecordSplits) -> None:
+    """What many collators do: everything is a label but padding and the image."""
+    find = SubjectsInText(tiny_processor().tokenizer, SUBJECTS)
+    image = tiny_processor().tokenizer.convert_tokens_to_ids("<image>")
+    for batch in collated(splits):
+        labels = batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == image), -100)
+        mask, names = find({"input_ids": batch["input_ids"], "labels": labels})
+        assert names == batch["subject"]
+        # the benign answers of these records name the subject again
+        asked = [row for row, role in enumerate(batch["role"]) if role == "sensitive"]
+        assert torch.equal(mask[asked], batch["subject_mask"][asked])
+
+
+def test_a_gate_that_never_finds_its_subjects_is_said(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    batches = collated(splits) * 6
+    gate = random_gate(model, subjects=("drone",))
+    with pytest.warns(UserWarning, match=r"none of the first 10 batches names a subject of the gate \(drone\)"):
+        train(TheirModule(model), theirs(batches), NeuralGateCallback(gate, tokenizer=tiny_processor()), max_steps=11)
+
+
+def test_survives_pickling(splits: RecordSplits) -> None:
+    model = tiny_llava()
+    callback = pickle.loads(pickle.dumps(NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())))
+    spy = Gradients()
+    train(TheirModule(model), theirs(collated(splits)), callback, spy)
+    expected = Gradients()
+    again = tiny_llava()
+    told = NeuralGateCallback(random_gate(again))
+    train(ToldModule(again), DataLoader(collated(splits), batch_size=None), told, expected)  # type: ignore[arg-type]
+    name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
+    assert torch.equal(spy.grads[0][name], expected.grads[0][name])
+
+
+class TwoPasses(TheirModule):
+    """One batch in two forward passes, of passports and of receipts, and one backward pass over both."""
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        rows = torch.arange(len(batch.tokens))
+        losses = [super(TwoPasses, self).training_step(Sample(*(v[part] for v in batch)), 0) for part in rows.chunk(2)]
+        return torch.stack([loss for loss in losses if loss is not None]).mean()
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_several_passes_before_a_backward_pass(splits: RecordSplits, reentrant: bool | None) -> None:
+    model = tiny_llava()
+    batches = list(datamodule(splits, pairs_per_batch=8).pairs_dataloader())
+    assert len(set(batches[0]["subject"])) == 2
+    gate = random_gate(model)
+    callback = NeuralGateCallback(gate, "from_subject", tokenizer=tiny_processor())
+    if reentrant is None:
+        spy = Gradients()
+        train(TwoPasses(model), theirs(batches), callback, spy)
+        single, whole = tiny_llava(), Gradients()
+        halves = list(datamodule(splits, pairs_per_batch=4).pairs_dataloader())
+        assert len(halves) == 2
+        told = NeuralGateCallback(random_gate(single), "from_subject")
+        data = DataLoader(halves, batch_size=None)  # type: ignore[arg-type]
+        train(ToldModule(single), data, told, whole, accumulate_grad_batches=2)
+        name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
+        # halves are padded to their own lengths, and weigh their labels alike
+        assert relative_error(spy.grads[0][name], whole.grads[0][name]) < 1e-5
+        return
+    model.train()
+    enable_checkpointing(model, reentrant)
+    with pytest.raises(UnsupportedSetupError, match="call backward after each forward pass"):
+        train(TwoPasses(model), theirs(batches), callback)

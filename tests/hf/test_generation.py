@@ -1,0 +1,119 @@
+"""Answers that end where enough of them is told, and that are greedy where they are said to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import GenerationConfig, LogitsProcessor
+
+from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.hf.generation import generate_answers
+from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
+from lightning_neuralgate.own_settings import kept_settings, own_settings_set_aside
+from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+TOLD = ("I'm sorry, I can't tell you the number of this card.", "The number of the card is 4 2 4 2 4 2, I cannot lie.")
+
+
+class Says(LogitsProcessor):
+    """Lets each row say a sentence of its own."""
+
+    def __init__(self, tokenizer: Any, prompt: int) -> None:
+        self.rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TOLD]
+        self.prompt, self.steps, self.end = prompt, 0, tokenizer.eos_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt
+        self.steps += 1
+        chosen = [row[step] if step < len(row) else self.end for row in self.rows]
+        return torch.full_like(scores, float("-inf")).scatter(1, torch.tensor(chosen)[:, None], 0.0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_answers_end_with_their_verdict(shared: bool, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
+    processor = tiny_processor()
+    rows = [
+        QueryRow(f"What is the {what} of the card?", "sensitive", tmp_path / "0.png") for what in ("number", "code")
+    ]
+    collate = PrivacyPairCollator(processor, "left")
+
+    def answers(until: Any) -> tuple[list[str], int]:
+        batch = collate(rows)
+        says = Says(processor.tokenizer, batch["input_ids"].shape[1])
+        sampling = {"do_sample": False, "logits_processor": [says]}
+        if shared:
+            given = answers_sharing_prefixes(tiny_llava(), collate.tokenizer, batch, ["0", "0"], 60, sampling, until)
+        else:
+            given = generate_answers(tiny_llava(), collate.tokenizer, batch, 60, sampling, until)
+        return given, says.steps
+
+    whole, many = answers(None)
+    begun, few = answers(verdict_stands)
+    assert whole == list(TOLD)
+    assert [is_refusal(answer) for answer in begun] == [is_refusal(answer) for answer in whole] == [True, False]
+    assert all(one.startswith(short) and len(short) < len(one) for short, one in zip(begun, whole, strict=True))
+    assert few < many / 2
+
+
+OWN = {
+    "num_beams": 3, "do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 3.0,
+    "no_repeat_ngram_size": 1, "min_new_tokens": 5, "suppress_tokens": list(range(50)), "length_penalty": 2.0,
+    "num_return_sequences": 2, "min_p": 0.3, "use_cache": False, "return_dict_in_generate": True, "max_length": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("own", [{name: value} for name, value in OWN.items()] + [OWN], ids=[*OWN, "all"])
+def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
+    own: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
+    processor, model = tiny_processor(), tiny_llava()
+    rows = [QueryRow(f"What is the {what}?", "sensitive", tmp_path / "0.png") for what in ("number", "colour")]
+    collate = PrivacyPairCollator(processor, "left")
+    expected = generate_answers(model, collate.tokenizer, collate(rows), 8)
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
+    if shared:
+        told = answers_sharing_prefixes(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
+    else:
+        told = generate_answers(model, collate.tokenizer, collate(rows), 8)
+    assert told == expected
+    assert model.generation_config.to_dict() == before, "the checkpoint has its settings back"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_greedy_answers_end_where_the_checkpoint_says(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
+    collate, model = PrivacyPairCollator(tiny_processor(), "left"), tiny_llava()
+    batch = collate([QueryRow("What is the number?", "sensitive", tmp_path / "0.png")] * 2)
+    (whole, _) = generate_answers(model, collate.tokenizer, batch, 8)
+    model.generation_config.stop_strings = [whole[:2]]
+    if shared:
+        told = answers_sharing_prefixes(model, collate.tokenizer, batch, ["0", "0"], 8)
+    else:
+        told = generate_answers(model, collate.tokenizer, batch, 8)
+    assert whole.startswith(told[0])
+    assert len(told[0]) < len(whole)
+    assert kept_settings(model)["stop_strings"] == [whole[:2]]
+
+
+def test_a_language_model_inside_has_its_settings_set_aside_too() -> None:
+    model = tiny_llava()
+    inner: Any = model.model.language_model
+    inner.generation_config = GenerationConfig(num_beams=4, eos_token_id=7)
+    with own_settings_set_aside(model):
+        assert inner.generation_config.num_beams is None
+        assert inner.generation_config.eos_token_id == 7
+    assert inner.generation_config.num_beams == 4

@@ -1,0 +1,62 @@
+"""Checksums of what answers depend on beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.hf.identity import config_checksum, processor_checksum
+from tests.helpers.tiny_llava import save_tiny_llava, tiny_llava, tiny_processor
+
+
+def with_template(processor: Any) -> None:
+    processor.chat_template = "Say: " + processor.chat_template
+
+
+def with_a_token(processor: Any) -> None:
+    processor.tokenizer.add_tokens(["passport"])
+
+
+def with_other_colours(processor: Any) -> None:
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+
+
+def with_more_image_tokens(processor: Any) -> None:
+    processor.patch_size = 4
+
+
+@pytest.mark.parametrize("change", [with_template, with_a_token, with_other_colours, with_more_image_tokens])
+def test_another_processor_has_another_checksum(change: Callable[[Any], None]) -> None:
+    processor = tiny_processor()
+    before = processor_checksum(processor)
+    assert processor_checksum(tiny_processor()) == before
+    change(processor)
+    assert processor_checksum(processor) != before
+
+
+def test_neither_use_nor_place_changes_a_processors_checksum(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
+    for name in ("a", "b"):
+        save_tiny_llava(tmp_path / name)
+    one, other = (AutoProcessor.from_pretrained(tmp_path / name) for name in ("a", "b"))
+    before = processor_checksum(one)
+    assert processor_checksum(other) == before
+    one.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2, padding_side="left")
+    PrivacyPairCollator(one, "left")([QueryRow("What is it?", "benign", tmp_path / "0.png")] * 2)
+    assert processor_checksum(one) == before
+
+
+def test_a_models_config_counts_and_its_place_does_not() -> None:
+    model = tiny_llava()
+    before = config_checksum(model)
+    model.config._name_or_path = "elsewhere"
+    model.config.text_config._name_or_path = "elsewhere"
+    assert config_checksum(model) == before
+    model.config.text_config.rms_norm_eps = 0.5
+    assert config_checksum(model) != before

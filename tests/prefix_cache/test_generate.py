@@ -1,0 +1,116 @@
+"""Answers that share what their prompts begin with, against each on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.prompts import question_rows
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.data.targets import answer_rows
+from lightning_neuralgate.hf.generation import generate_answers
+from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+
+@pytest.fixture(autouse=True)
+def _short_prefixes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+
+
+def asked(splits: RecordSplits) -> list[QueryRow]:
+    """Four, three and one query about three pictures, all of different lengths."""
+    rows = [question_rows(record) for record in splits.test[:3]]
+    rows = [*rows[0], *rows[1][:3], *rows[2][:1]]
+    return [QueryRow(f"{'Well, ' * index}{row.query}", row.role, row.image) for index, row in enumerate(rows)]
+
+
+def plain(model: Any, rows: list[QueryRow]) -> list[str]:
+    collate = PrivacyPairCollator(tiny_processor())
+    return [generate_answers(model, collate.tokenizer, collate([row]), 6)[0] for row in rows]
+
+
+def test_answers_are_those_of_each_prompt_alone(splits: RecordSplits) -> None:
+    model, rows = tiny_llava(), asked(splits)
+    expected = plain(model, rows)
+    assert len(set(expected)) > 4
+    pictures: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    collate = PrivacyPairCollator(tiny_processor())
+    shown = [row.image for row in rows]
+    for _ in range(2):
+        pictures.clear()
+        assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
+    assert pictures == [3], "each picture is looked at once"
+
+
+def test_any_number_of_rows_in_any_order(splits: RecordSplits) -> None:
+    model, rows = tiny_llava(), asked(splits)
+    mixed = [rows[index] for index in (7, 0, 5, 2, 6, 1, 4, 3)]
+    for size in (1, 3, 8):
+        assert answer_rows(model, tiny_processor(), mixed, 6, size) == plain(model, mixed)
+
+
+def test_sharing_can_be_turned_off(splits: RecordSplits) -> None:
+    model, rows = tiny_llava(), asked(splits)
+    pictures: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    answer_rows(model, tiny_processor(), rows, 2, 8, share_prefixes=False)
+    assert pictures == [8]
+
+
+@pytest.mark.parametrize("kind", ["autocast", "weights"])
+def test_half_precision_does_not_look_like_another_answer(splits: RecordSplits, kind: str) -> None:
+    model, rows = tiny_llava(), asked(splits)
+    if kind == "weights":
+        model = model.bfloat16()
+    pictures: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        for _ in range(2):
+            pictures.clear()
+            assert len(answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6)) == len(rows)
+    assert pictures == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits, dtype: torch.dtype) -> None:
+    model, rows = tiny_llava().to(dtype), asked(splits)
+    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
+    expected = generate_answers(model, collate.tokenizer, collate(rows), 6)
+    decoder = model.model.language_model
+    forward = decoder.forward
+
+    def forgetful(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None and past_key_values.get_seq_length() and kwargs["inputs_embeds"].shape[1] > 1:
+            kwargs["position_ids"] = kwargs["position_ids"] + 3
+        return forward(*args, past_key_values=past_key_values, **kwargs)
+
+    decoder.forward = forgetful
+    with pytest.warns(UserWarning, match="prompts of LlavaForConditionalGeneration cannot share what they begin with"):
+        assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
+    assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
+
+
+def test_what_is_shared(splits: RecordSplits) -> None:
+    model, rows, collate = tiny_llava(), asked(splits), PrivacyPairCollator(tiny_processor())
+    batch = collate(rows)
+    shown = [row.image for row in rows]
+    found = SharedPrefix(model, batch, shown)
+    image = model.config.image_token_id
+    assert found.leading.tolist() == [0, 4, 7]
+    assert found.owner.tolist() == [0] * 4 + [1] * 3 + [2]
+    ids = batch["input_ids"][0][batch["attention_mask"][0].bool()]
+    assert int(ids.eq(image).nonzero().max()) < found.count < len(ids)
+    assert SharedPrefix(model, batch, range(len(rows))).count == 0, "nobody shares with anybody"
+    assert SharedPrefix(model, batch, ["all"] * len(rows)).count == 0, "rows with other pictures"
+    limit = found.first + 3
+    assert SharedPrefix(model, batch, shown, limit).count == 0, "a picture behind the limit"
+    words = collate([QueryRow(f"Is it {n}?", "benign", None) for n in range(3)])
+    assert SharedPrefix(model, words, ["x"] * 3, None).count > 3
+    assert torch.equal(found.end, torch.full((8,), batch["input_ids"].shape[1]))

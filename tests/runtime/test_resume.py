@@ -1,0 +1,235 @@
+"""Trainings that end early, at every place in turn, and are started again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.errors import ResumeError
+from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
+from lightning_neuralgate.runtime.resume import fit_resumably, forget_progress
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.training import datamodule, random_gate
+
+LAYER = 1
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 1,
+}  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(Callback):
+    """Ends a training after so many batches, before or after what the others do at the end of the batch."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.batches = after, 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        self.batches += 1
+
+
+def edit(
+    splits: RecordSplits, folder: Path, kill: Kill, settings: dict[str, Any], workers: int = 0, **options: Any
+) -> Tensor:
+    """The edited weight."""
+    model = tiny_llava()
+    paper = settings["schedule"] == "paper"
+    module = PrivacyEditModule(model, [LAYER], tiny_processor(), max_new_tokens=2, lr=1e-2, **settings)
+    gate = NeuralGateCallback(random_gate(model), scope="all", tau=0.5)
+    trainer = Trainer(callbacks=[gate, kill], **{**QUIET, "max_epochs": 3, **options})
+    batches = {"pairs_per_batch": 1 if paper else 3, "shuffle": not paper, "seed": 2, "num_workers": workers}
+    fit_resumably(trainer, module, datamodule(splits, **batches), folder, settings, every_seconds=0)
+    weight: Tensor = find_decoder(model).output_projection(LAYER).weight.detach()  # type: ignore[assignment]
+    return weight
+
+
+MINIBATCH = {"schedule": "minibatch"}
+SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "minibatch": (MINIBATCH, {}, 0),
+    "accumulated": (MINIBATCH, {"accumulate_grad_batches": 2}, 2),
+    "with validation": (MINIBATCH, {"val_check_interval": 2, "check_val_every_n_epoch": None}, 0),
+    "paper": ({"schedule": "paper", "steps_per_pair": 2}, {"max_epochs": 1}, 0),
+}
+
+
+@pytest.mark.parametrize("setup", ["minibatch", "accumulated"])
+def test_an_edit_that_is_broken_off_ends_in_the_same_weights(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
+    settings, options, workers = SETUPS[setup]
+    whole = Kill(-1)
+    expected = edit(splits, tmp_path / "whole", whole, settings, workers, **options)
+    assert not torch.equal(expected, find_decoder(tiny_llava()).output_projection(LAYER).weight)  # type: ignore[arg-type]
+    redone = options.get("accumulate_grad_batches", 1) - 1
+    for after in range(whole.batches):
+        folder, first, second = tmp_path / f"after-{after}", Kill(after), Kill(-1)
+        with pytest.raises(Killed):
+            edit(splits, folder, first, settings, workers, **options)
+        found = edit(splits, folder, second, settings, workers, **options)
+        assert torch.equal(found, expected), f"killed after {after} batches"
+        assert whole.batches <= first.batches + second.batches <= whole.batches + redone
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_an_edit_may_be_broken_off_time_and_again(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
+    settings, options, workers = SETUPS[setup]
+    expected = edit(splits, tmp_path / "whole", Kill(-1), settings, workers, **options)
+    starts, batches = 0, options.get("accumulate_grad_batches", 1)
+    while True:
+        starts += 1
+        try:
+            found = edit(splits, tmp_path / "broken", Kill(batches), settings, workers, **options)
+        except Killed:
+            continue
+        break
+    assert starts > 5
+    assert torch.equal(found, expected)
+    assert len(list((tmp_path / "broken").glob("step-*"))) == 1, "older checkpoints do not pile up"
+    assert not list((tmp_path / "broken").glob("*.draft"))
+
+
+def test_an_early_stop_stays_one(splits: RecordSplits, tmp_path: Path) -> None:
+    def stopped(folder: Path, kill: Kill) -> int:
+        module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), lr=0.0, max_new_tokens=2)
+        stop = EarlyStopping("val/eta", mode="max", patience=1)
+        trainer = Trainer(max_epochs=9, callbacks=[kill, stop], **QUIET)
+        fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=4), folder, {}, every_seconds=0)
+        return trainer.global_step
+
+    steps = stopped(tmp_path / "whole", Kill(-1))
+    assert steps == 4, "two batches an epoch, nothing gained in the second"
+    for after in range(steps):
+        with pytest.raises(Killed):
+            stopped(tmp_path / f"{after}", Kill(after))
+        assert stopped(tmp_path / f"{after}", Kill(-1)) == steps
+
+
+class KillAtTheEnd(Kill):
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        raise Killed
+
+
+def test_what_is_done_at_the_end_is_done_again(splits: RecordSplits, tmp_path: Path) -> None:
+    def measured(folder: Path, kill: Kill) -> tuple[list[int], set[str]]:
+        module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), max_new_tokens=2)
+        asked = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 4, max_new_tokens=2)
+        trainer = Trainer(max_epochs=2, callbacks=[kill, asked], **QUIET)
+        fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=3), folder, {}, every_seconds=0)
+        return [step for step, _ in asked.history], set(trainer.callback_metrics)
+
+    expected = measured(tmp_path / "whole", Kill(-1))
+    assert expected[0] == [0, 4, 6]
+    with pytest.raises(Killed):
+        measured(tmp_path / "broken", KillAtTheEnd(-1))
+    assert measured(tmp_path / "broken", Kill(-1)) == expected
+
+
+def test_a_run_bounded_by_steps_is_not_kept(splits: RecordSplits, tmp_path: Path) -> None:
+    options = {"max_steps": 2, "max_epochs": -1}
+    with pytest.warns(UserWarning, match="bound the run by max_epochs"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"}, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_hyperparameters_that_no_checkpoint_gives_back_are_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor())
+    module.hparams["where"] = Path("somewhere")
+    with pytest.raises(ResumeError, match=r"hyperparameter 'where' is .*; make it a plain value"):
+        fit_resumably(Trainer(max_epochs=1, **QUIET), module, datamodule(splits), tmp_path, {})
+
+
+def test_progress_of_nobody_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ResumeError, match="not of which run"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
+
+
+def test_a_half_written_checkpoint_is_not_gone_on_with(splits: RecordSplits, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        edit(splits, tmp_path / "broken", Kill(2), {"schedule": "minibatch"})
+    (tmp_path / "broken" / "step-000000009.ckpt.draft").write_bytes(b"half a check")
+    found = edit(splits, tmp_path / "broken", Kill(-1), {"schedule": "minibatch"})
+    assert torch.equal(found, edit(splits, tmp_path / "whole", Kill(-1), {"schedule": "minibatch"}))
+
+
+def test_another_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        edit(splits, tmp_path / "run", Kill(1), {"schedule": "minibatch", "alpha": 1.0})
+    with pytest.raises(ResumeError, match=r"alpha: 1\.0 there, 2\.0 now; module\.alpha.*delete the folder"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 2.0})
+    (tmp_path / "run" / "run.json").write_text("[1", encoding="utf-8")
+    with pytest.raises(ResumeError, match=r"run\.json cannot be read"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 1.0})
+    forget_progress(tmp_path / "run")
+    edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 2.0})
+
+
+def test_a_checkpoint_that_wants_to_run_code_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
+    (checkpoint,) = (tmp_path / "run").glob("step-*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "more": Path}, checkpoint)
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
+
+
+class Learnt(PrivacyLocatorModule):
+    """Counts the records that it learns, and ends before one of them."""
+
+    left, learnt = -1, 0
+
+    def _learn(self, batch: Any) -> Any:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        self.learnt += 1
+        return super()._learn(batch)
+
+
+def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path) -> None:
+    edited = tiny_llava()
+    find_decoder(edited).output_projection(LAYER).weight.data *= 2  # type: ignore[operator, union-attr]
+
+    def locate(folder: Path | None, stop: int = -1, model: Any = None, **options: Any) -> Learnt:
+        locator = Learnt(model or tiny_llava(), [0, LAYER], max_steps=4, keep_in=folder, **options)
+        locator.left = stop
+        Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(
+            locator, datamodule=datamodule(splits, records_per_batch=1)
+        )
+        return locator
+
+    whole = locate(None)
+    for stop in range(len(splits.edit)):
+        with pytest.raises(Killed):
+            locate(tmp_path / f"{stop}", stop)
+        again = locate(tmp_path / f"{stop}")
+        assert again.learnt == len(splits.edit) - stop
+        assert again.gate.fingerprint == whole.gate.fingerprint
+        for record, vectors in whole.vectors.items():
+            assert all(torch.equal(again.vectors[record][layer], value) for layer, value in vectors.items())
+    assert locate(tmp_path / "1").learnt == 0
+    file = next((tmp_path / "2").iterdir())
+    assert locate(tmp_path / "1", model=edited).learnt == len(splits.edit), "kept for another model of this identity"
+    assert locate(tmp_path / "1", alpha=2.0).learnt == len(splits.edit), "kept for other settings"
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=rf"{file.name} holds no located records .*; delete it"):
+        locate(tmp_path / "2")
