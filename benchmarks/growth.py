@@ -24,7 +24,7 @@ from benchmarks.geometries import load_geometry, with_image_tokens
 from benchmarks.layers import searched
 from benchmarks.locate import batches, learn
 from benchmarks.side_by_side import Cost
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 LAYER = 10
 RECORDS, LAYERS, TOKENS, PROCESSES = (1, 2, 4, 8), (1, 2, 5, 10), (81, 144, 324, 576), (1, 2)
@@ -117,7 +117,7 @@ def draw(file: Path, title: str, points: list[Point], steps: int) -> None:
     axes.margins(0.12, 0.2)
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_whole(file) as draft:
+    with atomic_write(file) as draft:
         figure.savefig(draft, format="png", dpi=110)
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     for kind in [] if args.draw else tqdm(args.only, desc="growth"):
         points = list(KINDS[kind](args))
         figures[kind] = {"steps": args.steps, "threads": torch.get_num_threads(), "points": points}
-        with written_whole(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for kind, found in figures.items():
         draw(args.out / f"growth-{kind}.png", TITLES[kind], found["points"], found["steps"])

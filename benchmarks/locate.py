@@ -30,7 +30,7 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.prefix_bound import PrefixBound
-from lightning_neuralgate.prefix_cache.locate_pass import UpperPass
+from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 
 SUBJECTS = ("passport", "student_id", "receipt")
 
@@ -87,7 +87,7 @@ def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) ->
     """Products with weights that the method needs for a batch of records."""
     decoder = find_decoder(model).layers
     each = [sum(p.numel() for p in one.parameters() if p.ndim == 2) for one in decoder]
-    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), [layer])
+    upper = LocatePass(model, batch, last_position(batch["subject_mask"]), [layer])
     whole = int(batch["attention_mask"].sum())
     rows = len(batch["input_ids"])
     records = len(set(batch["record_id"]))
@@ -128,7 +128,7 @@ def main() -> None:
         plain += cost
         off, flips = further(off, flips, found, expected)
     first, positions = alone[0], last_position(alone[0]["subject_mask"])
-    bound, begun = PrefixBound(model, first, 1), UpperPass(model, first, positions, [args.layer]).shared
+    bound, begun = PrefixBound(model, first, 1), LocatePass(model, first, positions, [args.layer]).shared
     more = {
         "largest_difference": off,
         "tokens": first["input_ids"].shape[1],

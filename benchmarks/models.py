@@ -45,7 +45,7 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.loading import load_model
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 from tests.helpers.tiny_checkpoints import CHECKPOINTS, tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_splits
 
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows[family] = tried(family, Path(folder))
     print(table(rows))
     if args.json is not None:
-        with written_whole(args.json) as draft:
+        with atomic_write(args.json) as draft:
             draft.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

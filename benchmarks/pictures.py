@@ -27,7 +27,7 @@ from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.hf.forward import batch_nll
-from lightning_neuralgate.locate.record_store import KeptRecords
+from lightning_neuralgate.locate.record_store import RecordStore
 
 
 def records(folder: Path, count: int, pairs: int, photo: list[int] | None) -> RecordSplits:
@@ -59,7 +59,7 @@ def made_in(data: PrivacyPairDataModule, epochs: int) -> tuple[Cost, list[str]]:
             with measured() as one:
                 batch = next(batches)
             cost += one
-            made.append(KeptRecords.key({}, batch))
+            made.append(RecordStore.key({}, batch))
     return cost, made
 
 

@@ -26,7 +26,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 
 SUBJECTS = ("passport", "student_id", "receipt")
 

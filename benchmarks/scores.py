@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side_by_side import measured, tell
-from lightning_neuralgate.evaluation.statistics import score_intervals
+from lightning_neuralgate.evaluation.statistics import paired_differences, score_intervals
 from lightning_neuralgate.metrics import (
     MME,
     POPE,
@@ -28,7 +28,6 @@ from lightning_neuralgate.metrics import (
     ScienceQA,
 )
 from lightning_neuralgate.metrics import functional as scored
-from lightning_neuralgate.paired import paired_differences
 
 BATCH = 1000
 TEXT = "the passport is red and it lies on a wooden table near two cups while a dog not far away looks at no one yes"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.geometries import load_geometry
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
 """Linux alone can forget a process's peak; elsewhere the peak is that of the whole process."""
@@ -130,5 +130,5 @@ def tell(results: Mapping[str, Any], file: Path | None) -> None:
     for name, value in results.items():
         print(f"| {name} | {f'{value:.4g}' if isinstance(value, float) else value} |")
     if file is not None:
-        with written_whole(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_text(json.dumps(dict(results), indent=2) + "\n", encoding="utf-8")

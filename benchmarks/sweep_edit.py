@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,15 +124,15 @@ class Jobs:
         return not file.is_file()
 
     def _save(self, seed: int, name: str, content: Mapping[str, Any]) -> None:
-        with written_whole(self.file(seed, name)) as draft:
+        with atomic_write(self.file(seed, name)) as draft:
             draft.write_text(json.dumps({"cell": name, "seed": seed, **content}, indent=1) + "\n")
 
     def _bench(self, seed: int) -> Any:
-        from lightning_neuralgate.demo.experiment import EditSettings, Workbench
+        from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 
         if seed not in self.benches:
             folder = self.out / f"seed-{seed}" / f"worker-{self.worker}"
-            bench = self.benches[seed] = Workbench(folder, seed, EditSettings(**BASE))
+            bench = self.benches[seed] = Experiment(folder, seed, EditSettings(**BASE))
             bench.render()
             bench.fill_targets()
         return self.benches[seed]
@@ -221,12 +221,12 @@ def gradient_parts(bench: Any, gate: Any, scopes: tuple[str, ...]) -> dict[str, 
     """
     import torch
 
-    from lightning_neuralgate.data.collator import IGNORED
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.gate.autograd import scope_positions
-    from lightning_neuralgate.gate.neural_gate import subject_key
+    from lightning_neuralgate.gate.subjects import subject_key
     from lightning_neuralgate.hf.decoder import find_decoder
+    from lightning_neuralgate.hf.forward import IGNORED
 
     s = bench.settings
     editor = PrivacyEditModule(bench.model, [s.layer], bench.processor, alpha=s.alpha, retention_weight=0.0)
@@ -352,7 +352,7 @@ def main() -> None:
         statuses = [worker.wait() for worker in workers]
         failed = any(statuses)
     text = "\n".join(lines(args.out))
-    with written_whole(args.table) as draft:
+    with atomic_write(args.table) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     print(f"{text}\n\ntable: {args.table}")
     sys.exit(int(failed))

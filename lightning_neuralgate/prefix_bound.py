@@ -22,9 +22,8 @@ from transformers import DynamicCache
 
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
-from lightning_neuralgate.hf.forward import last_logits
-from lightning_neuralgate.hf.generation import model_inputs
-from lightning_neuralgate.partial_pass import outputs_of
+from lightning_neuralgate.hf.forward import last_logits, model_inputs
+from lightning_neuralgate.prefix_cache.attention import capture_outputs
 from lightning_neuralgate.prefix_cache.locate_pass import prefix_of_records
 
 Batch = Mapping[str, Any]
@@ -57,14 +56,14 @@ class TokenBytes:
         cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
         ones = torch.ones_like(token)
         given = {"attention_mask": ones, "position_ids": ones - 1, "past_key_values": cache, "use_cache": True}
-        with outputs_of(find_decoder(model).layers, [0]) as seen:
+        with capture_outputs(find_decoder(model).layers, [0]) as seen:
             last_logits(model, {"input_ids": token, **given}, 1)
         each = [_bytes(layer.keys) + _bytes(layer.values) for layer in cache.layers]
         return cls(sum(each), max(each), _bytes(seen[0]))
 
 
 class PrefixBound:
-    """Cuts a batch of records into portions whose `UpperPass` stays below a bound.
+    """Cuts a batch of records into portions whose `LocatePass` stays below a bound.
 
     Args:
         model: the frozen Hugging Face model.
@@ -78,7 +77,7 @@ class PrefixBound:
         self._each = TokenBytes.of(model, batch["input_ids"][row, column].reshape(1, 1))
 
     def needed(self, positions: Tensor, rows: Sequence[int], layers: Sequence[int], begun: int = 0) -> int:
-        """Bytes of an `UpperPass` over some rows that serves some layers.
+        """Bytes of an `LocatePass` over some rows that serves some layers.
 
         Args:
             positions: (B, T) bool, the subject's last token of each row of the batch.

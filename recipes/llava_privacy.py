@@ -35,9 +35,9 @@ from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
-from lightning_neuralgate.process_group import process_group_closed
-from lightning_neuralgate.runtime.files import remove_drafts, written_whole
-from lightning_neuralgate.runtime.resume import fit_resumably, forget_progress
+from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.process import process_group_closed
+from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 
 
 def main(
@@ -111,7 +111,7 @@ def main(
     }
 
     locator = PrivacyLocatorModule(
-        network, list(layers), alpha=alpha, max_steps=max_steps, keep_in=unfinished / "records"
+        network, list(layers), alpha=alpha, max_steps=max_steps, cache_dir=unfinished / "records"
     )
     trainer = Trainer(
         max_epochs=1, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "locate", ""), **common
@@ -142,10 +142,10 @@ def main(
     editor.save_pretrained(out / "edited")
     if trainer.is_global_zero:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        with written_whole(out / "metrics.json") as draft:
+        with atomic_write(out / "metrics.json") as draft:
             draft.write_text(json.dumps({**measured, "seed": seed}, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(measured, indent=2))
-        forget_progress(unfinished)
+        remove_progress(unfinished)
         remove_drafts(out / "edited", out / "metrics.json")
 
 

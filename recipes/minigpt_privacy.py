@@ -16,7 +16,7 @@ from __future__ import annotations
 from jsonargparse import auto_cli
 from llava_privacy import main
 
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 
 if __name__ == "__main__":
     with process_group_closed():

@@ -69,7 +69,7 @@ from lightning_neuralgate.models.smol import (
     trained_state,
 )
 from lightning_neuralgate.models.smol_minigpt import READING_LAYERS, SMOL_MINIGPT
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-./"
 SLOTS = 2
@@ -162,7 +162,7 @@ def draw_pool(world: World, file: Path, first: int, count: int, workers: int, im
         spans = [(world, first + start, min(200, count - start), image_size) for start in range(0, count, 200)]
         with ProcessPoolExecutor(workers) as pool:
             parts = list(tqdm(pool.map(_draw_part, spans), total=len(spans), desc="draw cards", unit="x 200"))
-        with written_whole(file) as draft, draft.open("wb") as stream:
+        with atomic_write(file) as draft, draft.open("wb") as stream:
             np.savez(
                 stream, **{key: np.concatenate([getattr(part, key) for part in parts]) for key in CardPool._fields}
             )
@@ -702,10 +702,10 @@ def main() -> None:
         fit(align, loader, out / "align", align_steps, clip=1.0)
     model.eval()
     state = {name: value.half().contiguous() for name, value in trained_state(model).items()}
-    with written_whole(out / plan.model.weights.name) as draft:
+    with atomic_write(out / plan.model.weights.name) as draft:
         save_file(state, draft)
     accuracy = held_out_accuracy(model, processor, world, args.eval_cards)
-    with written_whole(out / "accuracy.json") as draft:
+    with atomic_write(out / "accuracy.json") as draft:
         draft.write_text(json.dumps(accuracy, indent=2) + "\n")
     print(json.dumps(accuracy, indent=2))
 

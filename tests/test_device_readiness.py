@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_neuralgate.data.datamodule import edit_rows, locate_rows
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.editor import PrivacyEditModule, mean_by_role
 from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.hf.forward import columns_with_targets, mean_by_role
+from lightning_neuralgate.hf.forward import columns_with_targets
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from tests.helpers.device import Operations, Waits
 from tests.helpers.tiny_llava import tiny_llava

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import NeuralGateError
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

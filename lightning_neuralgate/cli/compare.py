@@ -10,8 +10,7 @@ from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.tables import print_changes, print_comparison, print_questions, print_unclear
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
-from lightning_neuralgate.tasks.options import JudgeOptions
-from lightning_neuralgate.tasks.verdicts import GuardScores, Refusals
+from lightning_neuralgate.tasks.verdicts import GuardScores, JudgeOptions, Refusals
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.cli.table import print_rates
+from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.demo.experiment import EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 

@@ -24,7 +24,7 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.runtime.files import remove_drafts
-from lightning_neuralgate.runtime.resume import fit_resumably, forget_progress
+from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.options import TaskSources, task_names
@@ -119,7 +119,7 @@ def run(options: Namespace) -> None:
         print(f"edited model written to {options.out}")
         settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
         _keep_delta(options.model.name, options.out, gated | settings)
-        forget_progress(unfinished)
+        remove_progress(unfinished)
         remove_drafts(options.out, options.out / DELTA_NAME)
 
 

@@ -11,14 +11,14 @@ from jsonargparse.typing import PositiveInt
 from lightning_neuralgate.cli import eval_tasks
 from lightning_neuralgate.cli.modes import check_mode
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, check_folder
-from lightning_neuralgate.cli.table import print_rates
+from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.evaluation.answers import write_answers
 from lightning_neuralgate.evaluation.run import evaluate, summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.metrics.functional import RefusalVariant
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(options: Namespace) -> None:
         "seed": options.seed,
     }
     write_answers(options.out / "answers.jsonl", answers)
-    with written_whole(options.out / "results.json") as draft:
+    with atomic_write(options.out / "results.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print_rates({"evaluated": rates}, title="What the model says")
     print(f"RtA by the keyword list '{options.variant}'. Intervals and all rates: {options.out / 'results.json'}")

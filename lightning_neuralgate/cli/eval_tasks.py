@@ -20,18 +20,18 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
-from lightning_neuralgate.runtime.files import remove_drafts, written_whole
-from lightning_neuralgate.runtime.resume import RUN_NAME, forget_progress
+from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.resume import RUN_NAME, remove_progress
 from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.agreeing import judges_agreement
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
-from lightning_neuralgate.tasks.broken import BROKEN_NAME, OnBroken
+from lightning_neuralgate.tasks.item import BROKEN_NAME, OnBroken
 from lightning_neuralgate.tasks.mini import render_mini
-from lightning_neuralgate.tasks.options import JudgeOptions, TaskSources, mini_sources, task_names
+from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.verdicts import GuardScores, Refusals, Remembered, unclear_replies
+from lightning_neuralgate.tasks.verdicts import GuardScores, JudgeOptions, MemoizedJudge, Refusals, unclear_replies
 
 SCORES_NAME = "scores.json"
 
@@ -98,7 +98,7 @@ def run(options: Namespace) -> None:
     told: list[tuple[Refusals, GuardScores]] = []
     for folder, guard in zip(folders, guards, strict=True):
         # the comparison asks about the same answers again
-        told.append((Remembered(refusals), Remembered(guard)))
+        told.append((MemoizedJudge(refusals), MemoizedJudge(guard)))
         scores = scored(folder, *told[-1])
         if not second:
             print_scores(scores, str(folder))
@@ -113,7 +113,7 @@ def run(options: Namespace) -> None:
         )
     for folder in folders:
         if not missing:
-            forget_progress(folder / UNFINISHED)
+            remove_progress(folder / UNFINISHED)
         remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME, folder / BROKEN_NAME)
 
 
@@ -179,18 +179,18 @@ def scored(
     folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None, beside: Sequence[Refusals] = ()
 ) -> dict[str, Any]:
     """Score the answers in a folder, and write the scores beside them, or elsewhere; with the agreement of further judges."""
-    asked, asked_guard = Remembered(refusals), Remembered(guard)
+    asked, asked_guard = MemoizedJudge(refusals), MemoizedJudge(guard)
     tallies, told = tally_run(folder, asked, asked_guard)
     if not tallies and not told:
         raise DataFormatError(f"{folder} holds no answers, so there is nothing to score")
     questions = {task: account._asdict() for task, account in told.items()}
     scores = task_scores(tallies, refusals.name, guard.name) | {"questions": questions, "partial": partial_tasks(told)}
-    judges = [asked, *map(Remembered, beside)]
+    judges = [asked, *map(MemoizedJudge, beside)]
     if beside:
         scores["agreement"] = judges_agreement(read_answered(folder), judges)
     unclear = [*map(unclear_replies, judges), unclear_replies(asked_guard)]
     scores["unclear"] = [row for rows in unclear for row in rows]
-    with written_whole((out or folder) / SCORES_NAME) as draft:
+    with atomic_write((out or folder) / SCORES_NAME) as draft:
         draft.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_workers
-from lightning_neuralgate.cli.table import print_rates
+from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import RecordSplits, records_checksum
@@ -34,8 +34,8 @@ from lightning_neuralgate.locate.layer_search import (
     write_tables,
 )
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.files import remove_drafts, written_whole
-from lightning_neuralgate.runtime.resume import forget_progress, same_run
+from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.resume import check_same_run, remove_progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(
-        PrivacyLocatorModule, "locator", skip={"model", "layers", "jointly", "keep_in"}, instantiate=False
+        PrivacyLocatorModule, "locator", skip={"model", "layers", "jointly", "cache_dir"}, instantiate=False
     )
     parser.add_class_arguments(
         PrivacyEditModule, "editor", skip={"model", "layers", "processor", "retention_weight"}, instantiate=False
@@ -87,7 +87,7 @@ def run(options: Namespace) -> None:
     check_range(layers, count)
     unfinished = options.out / UNFINISHED
     locator = PrivacyLocatorModule(
-        model, layers, **options.locator.as_dict(), jointly=False, keep_in=unfinished / "records"
+        model, layers, **options.locator.as_dict(), jointly=False, cache_dir=unfinished / "records"
     )
     data = PrivacyPairDataModule(splits, processor, num_workers=options.num_workers)
     _trainer(options, max_epochs=1).fit(locator, datamodule=data)
@@ -95,7 +95,7 @@ def run(options: Namespace) -> None:
     gate.save_pretrained(options.out / "gate")
     write_tables(gate, options.tau, options.out)
     proposal = propose(gate, options.tau, options.radius)
-    with written_whole(options.out / "layers.png") as draft:
+    with atomic_write(options.out / "layers.png") as draft:
         draw_search(gate, options.tau, proposal).savefig(draft, dpi=150, format="png")
     results: dict[str, Any] = {
         "tau": options.tau,
@@ -111,10 +111,10 @@ def run(options: Namespace) -> None:
         reached = {layer: rates["test"]["eta"] for layer, rates in results["edits"].items()}
         best = [layer for layer, eta in reached.items() if eta == max(reached.values())]
         print(f"largest EtA on test: layer {', '.join(best)}" + (" (equal)" if len(best) > 1 else ""))
-    with written_whole(options.out / "layers.json") as draft:
+    with atomic_write(options.out / "layers.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"figure and tables: {options.out}")
-    forget_progress(unfinished)
+    remove_progress(unfinished)
     remove_drafts(*(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv")))
 
 
@@ -137,7 +137,7 @@ def _compare(
         "editor": arguments, "scope": options.scope, "tau": options.tau, "seed": options.seed, "epochs": options.epochs,
         "pairs_per_batch": options.pairs_per_batch, "limit": options.limit, "precision": options.precision,
     }  # fmt: skip
-    same_run(folder, settings)
+    check_same_run(folder, settings)
     rates: dict[str, Any] = {}
     for layer in layers:
         file = folder / f"layer-{layer}.json"
@@ -157,7 +157,7 @@ def _compare(
             )  # fmt: skip
             trainer.fit(editor, datamodule=data)
             _put_back(model, layer, projection, base)
-            with written_whole(file) as draft:
+            with atomic_write(file) as draft:
                 draft.write_text(json.dumps(asked.history[-1][1]), encoding="utf-8")
         rates[str(layer)] = _nested(json.loads(file.read_text(encoding="utf-8")))
     print_rates({f"layer {layer}": by_split for layer, by_split in rates.items()}, title="Edits in one layer each")

@@ -12,7 +12,7 @@ from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, WEIGHTS_NAME
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.files import remove_drafts
-from lightning_neuralgate.runtime.resume import forget_progress
+from lightning_neuralgate.runtime.resume import remove_progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_workers(parser)
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
-    parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model", "keep_in"}, instantiate=False)
+    parser.add_class_arguments(PrivacyLocatorModule, "locator", skip={"model", "cache_dir"}, instantiate=False)
     add_trainer(parser, max_epochs=1, logger=False)
 
 
@@ -41,10 +41,10 @@ def run(options: Namespace) -> None:
         records_per_batch=options.records_per_batch,
         num_workers=options.num_workers,
     )
-    locator = PrivacyLocatorModule(model, **options.locator.as_dict(), keep_in=unfinished)
+    locator = PrivacyLocatorModule(model, **options.locator.as_dict(), cache_dir=unfinished)
     options.trainer.fit(locator, datamodule=data)
     if options.trainer.is_global_zero:
         locator.gate.save_pretrained(options.out)
-        forget_progress(unfinished)
+        remove_progress(unfinished)
         remove_drafts(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
         print(f"{locator.gate!r}\nwritten to {options.out}")

@@ -12,7 +12,7 @@ from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.tables import print_agreement, print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
-from lightning_neuralgate.tasks.options import Beside, JudgeOptions, refusals_beside
+from lightning_neuralgate.tasks.verdicts import ExtraJudge, JudgeOptions, extra_refusal_judges
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that says what refuses.")
     parser.add_class_arguments(JudgeOptions, "judge")
     parser.add_argument(
-        "--beside", type=Sequence[Beside], default=(),
+        "--beside", type=Sequence[ExtraJudge], default=(),
         help="Further judges of refusals, whose agreement with the judge and with each other is told: prefix, gcg, xstest, "
         "reader, or options as under --judge, such as '[gcg, {kind: classifier, name: FOLDER}]'.",
     )  # fmt: skip
@@ -39,7 +39,7 @@ def run(options: Namespace) -> None:
         if folder is not None:
             check_folder(option, folder)
     (guard,) = options.judge.guards()
-    refusals, beside = options.judge.refusals(options.variant), refusals_beside(options.beside, options.variant)
+    refusals, beside = options.judge.refusals(options.variant), extra_refusal_judges(options.beside, options.variant)
     scores = scored(options.folder, refusals, guard, options.out, beside)
     print_scores(scores, str(options.folder))
     if beside:

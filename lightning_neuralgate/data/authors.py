@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, first_problem, resolve_inside
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.subjects import find_subject
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 
 class _Target(BaseModel):
@@ -120,7 +120,7 @@ def write_authors_json(path: str | Path, records: Sequence[PrivacyRecord], image
     """
     path, root = Path(path), Path(image_root).resolve()
     cases = [_to_case(number, record, root) for number, record in enumerate(records)]
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(cases, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lightning_neuralgate.data.pictures import ROOM, Picture, PictureProcessor
 from lightning_neuralgate.gate.subjects import TokenSpan, subject_mask, subject_token_span
+from lightning_neuralgate.hf.forward import IGNORED
 
 Role = Literal["sensitive", "benign", "retention"]
-IGNORED = -100
-"""Label of tokens that no loss is taken on (the convention of torch's cross entropy)."""
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 _OF_THE_DECODER = (*_OF_TOKENS, "mm_token_type_ids")
 

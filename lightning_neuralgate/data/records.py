@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 
 class QueryPair(BaseModel):
@@ -99,7 +99,7 @@ def first_problem(error: ValidationError) -> str:
 
 def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
     """Write records as JSON lines, one record a line with its split, images relative to `image_root`."""
-    with written_whole(path) as draft, draft.open("w", encoding="utf-8") as lines:
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as lines:
         for split, records in splits._asdict().items():
             for record in records:
                 content = record.model_dump(mode="json")
@@ -124,7 +124,7 @@ def records_checksum(records: Iterable[PrivacyRecord | RetentionItem]) -> str:
 
 def write_retention(path: Path, items: Iterable[RetentionItem], image_root: Path) -> None:
     """Write retention items as JSON lines, images relative to `image_root`."""
-    with written_whole(path) as draft, draft.open("w", encoding="utf-8") as lines:
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as lines:
         for item in items:
             content = item.model_dump(mode="json")
             if item.image is not None:

@@ -13,10 +13,10 @@ from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.pictures import picture_digest
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.hf.generation import kept_settings
 from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
-from lightning_neuralgate.own_settings import kept_settings
-from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
-from lightning_neuralgate.runtime.files import cache_folder, written_whole
+from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
+from lightning_neuralgate.runtime.files import atomic_write, cache_folder
 
 BENIGN_WORDS = 5
 """A benign target is the first 5 words of the unedited model's answer (paper)."""
@@ -57,7 +57,9 @@ def answer_rows(
                 batch = collate([rows[index] for index in chosen])
                 # a name of its own for each row lets none share
                 shown = [rows[index].image if share_prefixes else index for index in chosen]
-                told = answers_sharing_prefixes(model, collate.tokenizer, batch, shown, max_new_tokens, sampling, until)
+                told = generate_with_shared_prefix(
+                    model, collate.tokenizer, batch, shown, max_new_tokens, sampling, until
+                )
                 for index, answer in zip(chosen, told, strict=True):
                     answers[index] = answer
                 bar.update(len(chosen))
@@ -148,6 +150,6 @@ def _cached_answers(model: Any, processor: Any, rows: Sequence[QueryRow], batch_
     if file.is_file():
         return list(json.loads(file.read_text(encoding="utf-8")))
     answers = answer_rows(model, processor, rows, max_new_tokens=24, batch_size=batch_size, progress="targets")
-    with written_whole(file) as draft:
+    with atomic_write(file) as draft:
         draft.write_text(json.dumps(answers, ensure_ascii=False, indent=1), encoding="utf-8")
     return answers

@@ -111,7 +111,7 @@ def has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-class Workbench:
+class Experiment:
     """The model with its records. `edit` always starts from the unedited weights.
 
     Args:
@@ -161,17 +161,17 @@ class Workbench:
         self.splits = self.splits._replace(edit=edit)
 
     def locate(
-        self, records: Sequence[PrivacyRecord] | None = None, keep_in: Path | None = None, name: str | None = "locate"
+        self, records: Sequence[PrivacyRecord] | None = None, cache_dir: Path | None = None, name: str | None = "locate"
     ) -> NeuralGate:
         """Stage 1, in the layer of the settings, in full precision: its many short passes would mostly cast weights.
 
         Args:
             records: all edit records when left out.
-            keep_in: folder that what is located is kept in, and taken from where it is there already.
+            cache_dir: folder that what is located is kept in, and taken from where it is there already.
             name: of the log; None for no log.
         """
         self.reset()
-        locator = PrivacyLocatorModule(self.model, [self.settings.layer], keep_in=keep_in)
+        locator = PrivacyLocatorModule(self.model, [self.settings.layer], cache_dir=cache_dir)
         trainer = Trainer(
             max_epochs=1,
             logger=False if name is None else self._loggers(name),

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.demo.experiment import EditSettings, Workbench
+from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 from lightning_neuralgate.demo.report import LayerShares, write_report
-from lightning_neuralgate.demo.workers import Crew
+from lightning_neuralgate.demo.workers import WorkerPool
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import Answer, read_answers, write_answers
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
-from lightning_neuralgate.runtime.files import written_whole
-from lightning_neuralgate.runtime.resume import forget_progress
+from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.resume import remove_progress
 
 ARMS = ("unedited", "gated", "ungated")
 _TITLES = {
@@ -63,7 +63,7 @@ def run_demo(
         seed: of data and training.
         settings: what to render, locate and edit.
         beside: folder of another demo, whose numbers the report shows beside these.
-        processes: how many share the work (`Crew`).
+        processes: how many share the work (`WorkerPool`).
 
     Returns:
         What `results.json` holds.
@@ -75,8 +75,8 @@ def run_demo(
     settings = (settings or EditSettings()).resolved()
     clock = _Clock()
     with clock.stage("model"):
-        bench = Workbench(out, seed, settings)
-    with Crew(bench, processes) as crew:
+        bench = Experiment(out, seed, settings)
+    with WorkerPool(bench, processes) as crew:
         with clock.stage("render"):
             bench.render()
         with clock.stage("targets"):
@@ -161,22 +161,22 @@ def run_demo_seeds(
     return results
 
 
-def _locate(crew: Crew) -> NeuralGate:
+def _locate(crew: WorkerPool) -> NeuralGate:
     bench, found = crew.bench, crew.bench.out / "unfinished" / "records"
     records, count = bench.splits.edit, crew.processes
     if count > 1:
         crew.share(_locate_some, [(records[one::count], found, f"locate-{one}") for one in range(count)])
-    gate = bench.locate(keep_in=found, name="locate" if count == 1 else None)
+    gate = bench.locate(cache_dir=found, name="locate" if count == 1 else None)
     gate.save_pretrained(bench.out / "gate")
-    forget_progress(found.parent)
+    remove_progress(found.parent)
     return gate
 
 
-def _locate_some(bench: Workbench, records: Sequence[PrivacyRecord], found: Path, name: str) -> None:
+def _locate_some(bench: Experiment, records: Sequence[PrivacyRecord], found: Path, name: str) -> None:
     bench.locate(records, found, name)
 
 
-def _answer_shares(crew: Crew) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
+def _answer_shares(crew: WorkerPool) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
     """The test records for each process, as even as whole batches allow."""
     records = [(split, record) for split, some in crew.bench.tested.items() for record in some]
     cuts = [0, *crew.bench.batch_ends([record for _, record in records])]
@@ -190,11 +190,11 @@ def _answer_shares(crew: Crew) -> list[tuple[Mapping[str, Sequence[PrivacyRecord
     return [(share,) for share in shares if share]
 
 
-def _answer(bench: Workbench, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
+def _answer(bench: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
     return bench.answer("unedited", records)
 
 
-def _edit(bench: Workbench, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
+def _edit(bench: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
     editor = bench.edit(gate, arm)
     change, answers = bench.weight_change(bench.settings.layer), bench.answer(arm)
     if gate is not None:
@@ -211,7 +211,7 @@ def _shares(gate: NeuralGate, tau: float) -> list[LayerShares]:
 
 
 def _write_results(out: Path, results: dict[str, Any]) -> None:
-    with written_whole(out / "results.json") as draft:
+    with atomic_write(out / "results.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

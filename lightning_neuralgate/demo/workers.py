@@ -20,16 +20,16 @@ from typing import Any, Self, TypeVar
 import torch
 
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
-from lightning_neuralgate.demo.experiment import EditSettings, Workbench
+from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 from lightning_neuralgate.runtime.process import silence_known_noise
 
 Result = TypeVar("Result")
 
-_bench: Workbench | None = None
+_bench: Experiment | None = None
 """The workbench of a process that helps."""
 
 
-class Crew:
+class WorkerPool:
     """Runs tasks on a workbench: here, or in processes that have one like it each.
 
     What comes out is the same, to the bits in which numbers of threads differ.
@@ -39,7 +39,7 @@ class Crew:
         processes: how many share the work. With 1 all runs here; with more, the model stands here and in each of them.
     """
 
-    def __init__(self, bench: Workbench, processes: int = 1) -> None:
+    def __init__(self, bench: Experiment, processes: int = 1) -> None:
         if processes < 1:
             raise ValueError(f"processes must be at least 1, got {processes}")
         self.bench, self.processes = bench, processes
@@ -91,7 +91,7 @@ def _begin(out: Path, seed: int, settings: EditSettings, threads: int) -> None:
     _end_with_parent()
     silence_known_noise()
     torch.set_num_threads(threads)
-    _bench = Workbench(out, seed, settings)
+    _bench = Experiment(out, seed, settings)
 
 
 def _end_with_parent() -> None:

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from lightning_neuralgate.edit.weight_files import TensorPlace, WeightFiles
 from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 DELTA_NAME = "edit.safetensors"
 FORMAT_VERSION = 1
@@ -116,7 +116,7 @@ class EditDelta:
         if out.resolve().is_relative_to(folder.resolve()):
             raise WeightFilesError(f"{out} lies inside {folder}; give a folder beside it")
         self._check_fits(WeightFiles(folder), expected)
-        with written_whole(out) as draft:
+        with atomic_write(out) as draft:
             # an edit's file in there tells of that folder, not of the new one
             try:
                 shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME))
@@ -165,7 +165,7 @@ class EditDelta:
             "tensors": json.dumps(described),
             "provenance": json.dumps(dict(self.provenance)),
         }
-        with written_whole(Path(file)) as draft:
+        with atomic_write(Path(file)) as draft:
             save_file(arrays, draft, metadata)
             draft.chmod(0o644)
 

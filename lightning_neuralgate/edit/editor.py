@@ -26,19 +26,19 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
     UNTRIED_STRATEGIES,
-    everywhere,
+    all_ranks,
     full_state_dict,
     is_sharded,
     is_sharded_state,
     refuse_strategies,
     shard,
 )
-from lightning_neuralgate.hf.forward import batch_nll, mean_by_role
+from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.prefix_cache.edit_pass import EditPass
-from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, is_out_of_memory
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 Schedule = Literal["paper", "minibatch"]
 _PARTS = "edit_pass"
@@ -250,7 +250,7 @@ class PrivacyEditModule(LightningModule):
             loss = self._told(losses(), batch["role"])
             done = done or float(loss.detach()) < self.hparams["stop_loss"]
             # processes average their gradients, so one whose pair is done takes part, with none, until all are
-            if everywhere(done, loss.device):
+            if all_ranks(done, loss.device):
                 break
             optimizer.zero_grad()
             self.manual_backward(loss * 0.0 if done else loss)
@@ -261,7 +261,7 @@ class PrivacyEditModule(LightningModule):
         if self.processor is None:
             raise UnsupportedSetupError("validation generates answers: give PrivacyEditModule the model's processor")
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        told = answers_sharing_prefixes(
+        told = generate_with_shared_prefix(
             self.model, tokenizer, batch, batch["record_id"], self.hparams["max_new_tokens"]
         )
         self.rates.update(told, batch)
@@ -290,7 +290,16 @@ class PrivacyEditModule(LightningModule):
         state = merged_lora(model, full_state_dict(model))
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
-        with written_whole(Path(folder)) as draft:
+        with atomic_write(Path(folder)) as draft:
             model.save_pretrained(draft, state_dict=state)
             if self.processor is not None:
                 self.processor.save_pretrained(draft)
+
+
+def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+    """Mean over the rows of each role that occurs: role -> scalar."""
+    means = {}
+    for role in dict.fromkeys(roles):
+        # rows that are chosen by a tensor would be counted first, and the device waited for
+        means[role] = torch.stack([row for row, other in zip(nll.unbind(), roles, strict=True) if other == role]).mean()
+    return means

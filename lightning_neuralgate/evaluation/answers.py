@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def write_answers(path: Path, rows: Iterable[Answer]) -> None:
     """Write answers as JSON lines, one answer a line; the file appears whole or not at all."""
-    with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as lines:
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as lines:
         for row in rows:
             # ASCII, because a model may say anything: lone surrogates, or characters that turn a terminal's text round
             lines.write(json.dumps(asdict(row), ensure_ascii=True) + "\n")

@@ -92,7 +92,7 @@ def evaluate(
         share_prefixes,
         partial(verdict_stands, variant=variant) if until_decided else None,
     )
-    verdicts = verdicts_of(judge, [row.query for *_, row in asked], told)
+    verdicts = refusal_verdicts(judge, [row.query for *_, row in asked], told)
     answers = []
     for (split, record, row), pair, answer, judged in zip(asked, pairs, told, verdicts, strict=True):
         sensitive = row.role == "sensitive"
@@ -129,7 +129,7 @@ def against_truth(answer: str, sensitive: bool, truth: str | None, synonyms: Seq
     return {"correct": says_value(answer, truth, synonyms)}
 
 
-def verdicts_of(judge: Judge | None, queries: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+def refusal_verdicts(judge: Judge | None, queries: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
     """A judge's verdict on each answer; None each without a judge.
 
     Raises:

@@ -42,22 +42,22 @@ def scope_positions(scope: Scope, subject_mask: Tensor) -> Tensor:
     return torch.ones_like(subject_mask)
 
 
-def gated_gradient(grad: Tensor, positions: Tensor, openness: Tensor) -> Tensor:
+def gated_gradient(grad: Tensor, positions: Tensor, gate_values: Tensor) -> Tensor:
     """The gradient of a projection's output behind the gate.
 
     Args:
         grad: (B, T, d).
         positions: (B, T) bool, where the gate applies.
-        openness: (B, d), how far it is open for each sample: bool, or float in [0, 1].
+        gate_values: (B, d), how far it is open for each sample: bool, or float in [0, 1].
 
     >>> gated_gradient(torch.ones(1, 2, 2), torch.tensor([[True, False]]), torch.tensor([[False, True]]))
     tensor([[[0., 1.],
              [1., 1.]]])
     """
-    where, openness = positions[:, :, None], openness[:, None, :]
-    if openness.dtype == torch.bool:
-        return torch.where(where & ~openness, grad.new_zeros(()), grad)
-    return torch.where(where, grad * openness.to(grad.dtype), grad)
+    where, gate_values = positions[:, :, None], gate_values[:, None, :]
+    if gate_values.dtype == torch.bool:
+        return torch.where(where & ~gate_values, grad.new_zeros(()), grad)
+    return torch.where(where, grad * gate_values.to(grad.dtype), grad)
 
 
 class GatedLinear(torch.autograd.Function):
@@ -71,7 +71,7 @@ class GatedLinear(torch.autograd.Function):
         bias: Tensor | None,
         y: Tensor,
         positions: Tensor,
-        openness: Tensor,
+        gate_values: Tensor,
         meter: GradientMeter | None,
     ) -> Tensor:
         """Return `y` as it is.
@@ -83,19 +83,19 @@ class GatedLinear(torch.autograd.Function):
             bias: (d,) or None.
             y: output of the projection, (B, T, d), detached.
             positions: as in `gated_gradient`.
-            openness: as in `gated_gradient`.
+            gate_values: as in `gated_gradient`.
             meter: sees the gradient, if there is one.
         """
-        ctx.save_for_backward(x, weight, positions, openness)
+        ctx.save_for_backward(x, weight, positions, gate_values)
         ctx.has_bias, ctx.meter = bias is not None, meter
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, positions, openness = ctx.saved_tensors
+        x, weight, positions, gate_values = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        whole, gated = grad.flatten(0, -2), gated_gradient(grad, positions, openness).flatten(0, -2)
+        whole, gated = grad.flatten(0, -2), gated_gradient(grad, positions, gate_values).flatten(0, -2)
         if ctx.meter is not None:
             ctx.meter.measure(x.flatten(0, -2), whole, gated)
         grad_x = (grad @ weight.to(grad.dtype)).to(x.dtype) if needs_x else None
@@ -112,18 +112,18 @@ class GatedOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, positions: Tensor, openness: Tensor, meter: GradientMeter | None
+        ctx: Any, x: Tensor, y: Tensor, positions: Tensor, gate_values: Tensor, meter: GradientMeter | None
     ) -> Tensor:
         """Return `y`, (B, T, d), as it is; `x`, what it was made of, is for the meter. See `GatedLinear`."""
-        ctx.save_for_backward(positions, openness, *([] if meter is None else [x.detach()]))
+        ctx.save_for_backward(positions, gate_values, *([] if meter is None else [x.detach()]))
         ctx.meter = meter
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        positions, openness, *x = ctx.saved_tensors
-        gated = gated_gradient(grad, positions, openness)
+        positions, gate_values, *x = ctx.saved_tensors
+        gated = gated_gradient(grad, positions, gate_values)
         if ctx.meter is not None:
             ctx.meter.measure(x[0].flatten(0, -2), grad.flatten(0, -2), gated.flatten(0, -2))
         return None, gated, None, None, None
@@ -183,12 +183,12 @@ class GatedPlace:
     adapter: bool
 
     def gate(
-        self, x: Tensor, y: Tensor, positions: Tensor, openness: Tensor, meter: GradientMeter | None = None
+        self, x: Tensor, y: Tensor, positions: Tensor, gate_values: Tensor, meter: GradientMeter | None = None
     ) -> Tensor:
         """`y`, which the module made of `x`, with the gate in its backward pass."""
         if self.adapter:
-            return GatedOutput.apply(x, y, positions, openness, meter)
-        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, openness, meter)
+            return GatedOutput.apply(x, y, positions, gate_values, meter)
+        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, gate_values, meter)
 
 
 def gated_places(projection: nn.Module, place: str) -> list[GatedPlace]:

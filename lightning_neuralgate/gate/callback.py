@@ -17,19 +17,19 @@ from typing_extensions import override
 from lightning_neuralgate.changed_rows import ChangedRows
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import SCOPES, GatedPlace, GradientMeter, Scope, gated_places, scope_positions
-from lightning_neuralgate.gate.neural_gate import NeuralGate, subject_key
+from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.gate.rows import ClosedRows
+from lightning_neuralgate.gate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText, subject_key
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
     UNTRIED_STRATEGIES,
     hides_parameters,
-    is_flattened,
     refuse_strategies,
     reshard,
+    uses_fsdp1,
 )
 from lightning_neuralgate.hf.segments import running_segment
 from lightning_neuralgate.runtime.figures import log_figure
-from lightning_neuralgate.subjects import SubjectFinder, SubjectsInBatch, SubjectsInText
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _GatedBatch:
     positions: Tensor
     subjects: tuple[str, ...]
 
-    def openness(self, gates: Mapping[str, Tensor]) -> Tensor:
+    def gate_values(self, gates: Mapping[str, Tensor]) -> Tensor:
         """How far each sample's gate is open, (B, d); a row without a subject has none that could close."""
         everything = torch.ones_like(next(iter(gates.values())))
         return torch.stack([gates.get(subject, everything) for subject in self.subjects])
@@ -193,7 +193,7 @@ class NeuralGateCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_strategies(trainer.strategy, UNTRIED_STRATEGIES, "NeuralGateCallback")
         root = trainer.strategy.model or pl_module
-        flattened = is_flattened(root)
+        flattened = uses_fsdp1(root)
         if flattened and self.scope == "all":
             raise UnsupportedSetupError(
                 "scope 'all' keeps closed rows, and FSDP1 (FSDPStrategy) leaves no rows to be kept between passes: use FSDP2 "
@@ -207,7 +207,7 @@ class NeuralGateCallback(Callback):
             self.gate.check_fits(root if flattened else pl_module)
         layout = find_decoder(pl_module)
         for layer in self.layers:
-            gates = {subject: self._openness(subject, layer).to(pl_module.device) for subject in self.gate.subjects}
+            gates = {subject: self._gate_values(subject, layer).to(pl_module.device) for subject in self.gate.subjects}
             path = layout.projection_path(layer)
             for number, place in enumerate(gated_places(layout.output_projection(layer), path)):
                 name = f"{path} ({number})"
@@ -239,7 +239,7 @@ class NeuralGateCallback(Callback):
                     )
         log_figure(trainer, "gate/rates", lambda: self.gate.plot(None if self.soft else self.tau, self.layers)[0])
 
-    def _openness(self, subject: str, layer: int) -> Tensor:
+    def _gate_values(self, subject: str, layer: int) -> Tensor:
         return self.gate.rates(subject, layer) if self.soft else self.gate.mask(subject, layer, self.tau)
 
     def _hook(self, name: str, place: GatedPlace, gates: Mapping[str, Tensor]) -> Any:
@@ -254,9 +254,9 @@ class NeuralGateCallback(Callback):
                     "say where the subjects stand with find_subjects"
                 )
             segment = running_segment()
-            positions, openness = batch.positions, batch.openness(gates)
+            positions, gate_values = batch.positions, batch.gate_values(gates)
             if segment is not None:
-                positions, openness = segment.of(positions), openness[segment.rows]
+                positions, gate_values = segment.of(positions), gate_values[segment.rows]
             if output.shape[:-1] != positions.shape:
                 raise UnsupportedSetupError(
                     f"the gated layer saw {tuple(output.shape[:-1])} tokens, but the mask of the subjects is "
@@ -270,11 +270,11 @@ class NeuralGateCallback(Callback):
                 )
             self._applied.add(name)
             for rows in self._closed.values():
-                rows.saw(name, openness)
+                rows.saw(name, gate_values)
             meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
             if meter is not None and (segment is None or segment.first):
                 meter.begin()
-            return place.gate(args[0], output, positions, openness, meter)
+            return place.gate(args[0], output, positions, gate_values, meter)
 
         hook.is_gate = True  # type: ignore[attr-defined]
         return hook

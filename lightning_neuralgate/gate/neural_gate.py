@@ -26,25 +26,17 @@ from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
 from lightning_neuralgate.hf.hub import local_folder
 from lightning_neuralgate.hf.identity import ModelIdentity
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.versions import library_versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+from lightning_neuralgate.gate.subjects import subject_key
 
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
 FORMAT_VERSION = 1
-
-
-def subject_key(subject: str) -> str:
-    """The form under which a subject is filed: case and spacing do not matter.
-
-    >>> subject_key(" Student  ID")
-    'student id'
-    """
-    return " ".join(subject.casefold().split())
 
 
 class ClassShares(NamedTuple):
@@ -236,9 +228,9 @@ class NeuralGate:
             "versions": self.versions,
             "fingerprint": self.fingerprint,
         }
-        with written_whole(folder / WEIGHTS_NAME) as draft:
+        with atomic_write(folder / WEIGHTS_NAME) as draft:
             save_file(tensors, draft)
-        with written_whole(folder / CONFIG_NAME) as draft:
+        with atomic_write(folder / CONFIG_NAME) as draft:
             draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -74,7 +74,7 @@ def _draw_layer(axes: Axes, rates: Mapping[str, Tensor], tau: float | None) -> N
     coloured, others = list(rates.items())[:MAX_COLOURS], list(rates.values())[MAX_COLOURS:]
     lines, labels = [], []
     for number, (subject, values) in enumerate(coloured):
-        share = _openness(values, tau)
+        share = _gate_values(values, tau)
         lines += axes.plot(*_steps(values), color=f"C{number}", linewidth=1.6)
         labels.append(f"{_percent(share)}  {_shortened(subject)}")
         if tau is not None:
@@ -82,7 +82,7 @@ def _draw_layer(axes: Axes, rates: Mapping[str, Tensor], tau: float | None) -> N
     for values in others:
         lines[MAX_COLOURS:] = axes.plot(*_steps(values), color="0.75", linewidth=0.6, zorder=1)
     if others:
-        shares = [_openness(values, tau) for values in others]
+        shares = [_gate_values(values, tau) for values in others]
         labels.append(f"{_percent(min(shares))} to {_percent(max(shares)).strip()}  {len(others)} others")
     if tau is not None:
         axes.axhline(tau, color="0.35", linewidth=1, linestyle=(0, (4, 3)), zorder=3)
@@ -106,7 +106,7 @@ def _dress(axes: Axes) -> None:
     axes.tick_params(labelsize=9, length=2)
 
 
-def _openness(values: Tensor, tau: float | None) -> float:
+def _gate_values(values: Tensor, tau: float | None) -> float:
     """Share of neurons above tau; without a tau, their mean rate."""
     return float(values.mean() if tau is None else (values > tau).double().mean())
 

@@ -51,9 +51,9 @@ class ClosedRows:
         """What is kept."""
         return [parameter for _, parameter in self._rows]
 
-    def saw(self, place: str, openness: Tensor) -> None:
-        """A forward pass in which rows were open as `openness`, (B, d), says."""
-        opened = (openness != 0).any(0)
+    def saw(self, place: str, gate_values: Tensor) -> None:
+        """A forward pass in which rows were open as `gate_values`, (B, d), says."""
+        opened = (gate_values != 0).any(0)
         self._opened[place] = opened | self._opened.get(place, torch.zeros_like(opened))
 
     def begin_step(self) -> None:

@@ -30,7 +30,7 @@ def refuse_strategies(strategy: object, names: Collection[str], who: str) -> Non
             )
 
 
-def is_flattened(root: nn.Module) -> bool:
+def uses_fsdp1(root: nn.Module) -> bool:
     """Whether parameters are parts of FSDP1's flat ones: between passes a process has a piece of each, without its shape."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -146,7 +146,7 @@ def gathered(module: nn.Module) -> Iterator[dict[str, Any]]:
         model.reshard()
 
 
-def everywhere(flag: bool, device: torch.device) -> bool:
+def all_ranks(flag: bool, device: torch.device) -> bool:
     """Whether a flag is set in every process."""
     if not (dist.is_available() and dist.is_initialized()):
         return flag

@@ -9,16 +9,25 @@ own answer as target).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.hf.decoder import find_hf_model
-from lightning_neuralgate.hf.generation import model_inputs
+
+_NOT_FOR_MODEL = {"labels", "subject_mask"}
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The part of a batch that a model's forward takes."""
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key not in _NOT_FOR_MODEL}
+
+
+IGNORED = -100
+"""Label of tokens that no loss is taken on (the convention of torch's cross entropy)."""
 
 
 def columns_with_targets(labels: Tensor) -> int:
@@ -61,26 +70,3 @@ def batch_nll(model: Any, batch: Mapping[str, Any]) -> Tensor:
     count = batch.get("target_columns") or columns_with_targets(batch["labels"])
     output = last_logits(model, {**model_inputs(batch), "use_cache": False}, count + 1)
     return row_nll(output.logits[:, :-1], batch["labels"][:, -count:])
-
-
-def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
-    """Mean over the rows of each role that occurs: role -> scalar."""
-    means = {}
-    for role in dict.fromkeys(roles):
-        # rows that are chosen by a tensor would be counted first, and the device waited for
-        means[role] = torch.stack([row for row, other in zip(nll.unbind(), roles, strict=True) if other == role]).mean()
-    return means
-
-
-def role_weights(
-    roles: Sequence[str], records: Sequence[str], weights: Mapping[str, float], device: torch.device
-) -> Tensor:
-    """What each row counts, (B,) float32: summed over a record's rows, `weights * nll` is its weighted sum of roles' means.
-
-    >>> roles = ["sensitive", "sensitive", "benign"]
-    >>> role_weights(roles, ["r"] * 3, {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
-    tensor([0.5000, 0.5000, 1.2500])
-    """
-    rows = list(zip(roles, records, strict=True))
-    # in half-precision training the default type is another
-    return torch.tensor([weights[row[0]] / rows.count(row) for row in rows], dtype=torch.float32, device=device)

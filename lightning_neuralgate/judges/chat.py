@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from lightning_neuralgate.errors import JudgeError
+from lightning_neuralgate.hf.generation import without_generation_config
 from lightning_neuralgate.hf.identity import model_checksum
-from lightning_neuralgate.own_settings import own_settings_set_aside
 
 Ask = Callable[[str], str]
 """A prompt -> what the model says."""
@@ -211,7 +211,7 @@ class LocalChat:
             text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
         ids = encoded["input_ids"].to(self.model.device)
-        with own_settings_set_aside(self.model):
+        with without_generation_config(self.model):
             told = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

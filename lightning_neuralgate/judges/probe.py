@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -177,10 +177,10 @@ class RefusalJudge:
 
 def save_judge(weights: Path, weight: Tensor, bias: Tensor, config: dict[str, Any]) -> None:
     """Write a judge's logistic regression, and its description beside it; `RefusalJudge.load` reads both."""
-    with written_whole(weights) as draft:
+    with atomic_write(weights) as draft:
         save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, draft)
     told = {"format_version": FORMAT_VERSION, **config, "weights_sha256": file_checksum(weights)}
-    with written_whole(weights.with_suffix(".json")) as draft:
+    with atomic_write(weights.with_suffix(".json")) as draft:
         draft.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

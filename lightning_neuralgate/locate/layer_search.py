@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError
 from lightning_neuralgate.gate.neural_gate import ClassShares, NeuralGate
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,14 +100,14 @@ def check_range(layers: Sequence[int], num_layers: int) -> None:
 
 def write_tables(gate: NeuralGate, tau: float, folder: Path) -> None:
     """Write `shares.csv` (a row a layer and subject) and `activity.csv` (layer, share of records, neurons)."""
-    with written_whole(folder / "shares.csv") as draft, draft.open("w", newline="", encoding="utf-8") as lines:
+    with atomic_write(folder / "shares.csv") as draft, draft.open("w", newline="", encoding="utf-8") as lines:
         rows = csv.writer(lines)
         rows.writerow(["layer", "subject", "records", "inactive", "weak", "strong"])
         for layer in gate.layers:
             for subject in gate.subjects:
                 shares = gate.shares(subject, layer, tau)
                 rows.writerow([layer, subject, gate.records[subject], *(f"{share:.6f}" for share in shares)])
-    with written_whole(folder / "activity.csv") as draft, draft.open("w", newline="", encoding="utf-8") as lines:
+    with atomic_write(folder / "activity.csv") as draft, draft.open("w", newline="", encoding="utf-8") as lines:
         rows = csv.writer(lines)
         rows.writerow(["layer", "share_of_records", "neurons"])
         for layer in gate.layers:

@@ -26,22 +26,22 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
-from lightning_neuralgate.gate.neural_gate import NeuralGate, subject_key
-from lightning_neuralgate.gate.subjects import last_position
+from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.subjects import last_position, subject_key
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
     UNTRIED_STRATEGIES,
-    everywhere,
+    all_ranks,
     is_sharded,
     is_sharded_state,
     refuse_strategies,
     shard,
 )
-from lightning_neuralgate.hf.forward import batch_nll, role_weights
+from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.hf.identity import ModelIdentity, model_checksum
-from lightning_neuralgate.locate.record_store import KeptRecords
+from lightning_neuralgate.locate.record_store import RecordStore
 from lightning_neuralgate.prefix_bound import PrefixBound, RowsInTurn, rows_alone
-from lightning_neuralgate.prefix_cache.locate_pass import UpperPass
+from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, is_out_of_memory
 from lightning_neuralgate.runtime.versions import library_versions
 
@@ -63,7 +63,7 @@ class PrivacyLocatorModule(LightningModule):
         max_steps: upper bound of optimizer steps for a record.
         stop_loss: a record is done when its loss is below.
         start: value that v starts at (tanh 2 = 0.964).
-        reuse_prefix: run what is the same in every step once per record (`UpperPass`). The result is the same; where the
+        reuse_prefix: run what is the same in every step once per record (`LocatePass`). The result is the same; where the
             first record shows that a model does not allow it, the plain way is taken, with a warning.
         jointly: learn the layers of a record together, one loss for all; off: each layer alone, as in a search for the layer
             to edit.
@@ -71,7 +71,7 @@ class PrivacyLocatorModule(LightningModule):
             Where more would be kept, fewer records, then fewer layers are learnt at a time. If a record alone takes more,
             what its queries have in common is kept, and their own tokens are run anew in each step, for fewer queries at a
             time. The result is the same.
-        keep_in: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
+        cache_dir: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
             settings and data takes them from there, so one that was killed goes on where it was.
 
     Raises:
@@ -97,7 +97,7 @@ class PrivacyLocatorModule(LightningModule):
         start: float = 2.0,
         reuse_prefix: bool = True,
         jointly: bool = True,
-        keep_in: str | Path | None = None,
+        cache_dir: str | Path | None = None,
         max_prefix_bytes: int | None = None,
     ) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class PrivacyLocatorModule(LightningModule):
         layout = find_decoder(model)
         for layer in layers:
             layout.layer(layer)
-        self.save_hyperparameters(ignore=["model", "keep_in"])
+        self.save_hyperparameters(ignore=["model", "cache_dir"])
         self.automatic_optimization = False
         self.strict_loading = False
         self.identity = ModelIdentity.of(model)
@@ -120,9 +120,9 @@ class PrivacyLocatorModule(LightningModule):
         self.record_subjects: dict[str, str] = {}
         self._gate: NeuralGate | None = None
         self._reuse: bool | None = None if reuse_prefix else False
-        self._kept = None if keep_in is None else KeptRecords(Path(keep_in))
+        self._kept = None if cache_dir is None else RecordStore(Path(cache_dir))
         # the identity leaves out what an edit changes, and what a gate need not find again
-        self._made_of = {} if keep_in is None else {"weights": model_checksum(model), "types": _types(model)}
+        self._made_of = {} if cache_dir is None else {"weights": model_checksum(model), "types": _types(model)}
 
     @property
     def gate(self) -> NeuralGate:
@@ -160,7 +160,7 @@ class PrivacyLocatorModule(LightningModule):
         subjects = dict(zip(batch["record_id"], map(subject_key, batch["subject"]), strict=True))
         key = self._recall(subjects, batch)
         known = counted <= self.vectors.keys()
-        if everywhere(known, self.device) if is_sharded(self.model) else known:
+        if all_ranks(known, self.device) if is_sharded(self.model) else known:
             return
         vectors, loss, steps = self._learn(batch)
         self._take(vectors, {record: subjects[record] for record in counted})
@@ -282,7 +282,7 @@ class PrivacyLocatorModule(LightningModule):
             # sharded weights need every process in every pass, so one that is done waits for the others
             if step % self._look_every == 0:
                 over = bool(done.all())
-                if everywhere(over, self.device) if together else over:
+                if all_ranks(over, self.device) if together else over:
                     break
             gradients = torch.autograd.grad(loss.sum(), list(vectors.values()))
             for vector, gradient in zip(vectors.values(), gradients, strict=True):
@@ -306,7 +306,7 @@ class PrivacyLocatorModule(LightningModule):
                 return batch_nll(self.model, batch)
 
         together = is_sharded(self.model)
-        if together and not everywhere(self._reuse is not None, self.device):
+        if together and not all_ranks(self._reuse is not None, self.device):
             self._reuse = None  # a process that recalls records may know already, but all find out together
         if self._reuse is False:
             return plain
@@ -319,7 +319,7 @@ class PrivacyLocatorModule(LightningModule):
                     found = self._upper(batch, positions, layers)(vectors)
                 tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 5e-2
                 agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
-                self._reuse = everywhere(agrees, expected.device) if together else agrees
+                self._reuse = all_ranks(agrees, expected.device) if together else agrees
                 reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
             upper = self._upper(batch, positions, layers) if self._reuse else None
         except NOT_ALLOWED as error:
@@ -344,20 +344,20 @@ class PrivacyLocatorModule(LightningModule):
         bound = None if most is None else PrefixBound(self.model, batch, most)
         chunks = [] if bound is None else bound.row_chunks(positions, layers)
         if bound is None or len(chunks) < 2:
-            return partial(self._fast, UpperPass(self.model, batch, positions, layers))
+            return partial(self._fast, LocatePass(self.model, batch, positions, layers))
         begun = bound.begun(positions)
 
         def in_turn(vectors: Mapping[int, Tensor]) -> Tensor:
             def nll(rows: Sequence[int], own: list[Tensor]) -> Tensor:
                 some, here = rows_alone(batch, rows), positions[list(rows)]
-                upper = UpperPass(self.model, some, here, list(vectors), begun)
+                upper = LocatePass(self.model, some, here, list(vectors), begun)
                 return self._fast(upper, dict(zip(vectors, own, strict=True)))
 
             return RowsInTurn.apply(nll, chunks, *vectors.values())
 
         return in_turn
 
-    def _fast(self, upper: UpperPass, vectors: Mapping[int, Tensor]) -> Tensor:
+    def _fast(self, upper: LocatePass, vectors: Mapping[int, Tensor]) -> Tensor:
         with self.scaled(upper.positions, vectors):
             return upper.nll(min(vectors))
 
@@ -461,3 +461,17 @@ def _types(model: nn.Module) -> list[str]:
     """What else decides how a model computes: the types of its weights, and its kind of attention."""
     attention = getattr(find_hf_model(model).config.get_text_config(), "_attn_implementation", None)
     return [*sorted({str(parameter.dtype) for parameter in model.parameters()}), str(attention)]
+
+
+def role_weights(
+    roles: Sequence[str], records: Sequence[str], weights: Mapping[str, float], device: torch.device
+) -> Tensor:
+    """What each row counts, (B,) float32: summed over a record's rows, `weights * nll` is its weighted sum of roles' means.
+
+    >>> roles = ["sensitive", "sensitive", "benign"]
+    >>> role_weights(roles, ["r"] * 3, {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
+    tensor([0.5000, 0.5000, 1.2500])
+    """
+    rows = list(zip(roles, records, strict=True))
+    # in half-precision training the default type is another
+    return torch.tensor([weights[row[0]] / rows.count(row) for row in rows], dtype=torch.float32, device=device)

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 
-class KeptRecords:
+class RecordStore:
     """The feature vectors of located records, in a folder, each under a key of all that made it.
 
     Args:
@@ -25,7 +25,7 @@ class KeptRecords:
 
     Example:
         >>> import tempfile, torch
-        >>> kept = KeptRecords(Path(tempfile.mkdtemp()))
+        >>> kept = RecordStore(Path(tempfile.mkdtemp()))
         >>> key = kept.key({"lr": 0.5}, {"input_ids": torch.tensor([[1, 2]]), "role": ["benign"]})
         >>> kept.recall(key) is None
         True
@@ -57,7 +57,7 @@ class KeptRecords:
     def keep(self, key: str, vectors: Mapping[str, Mapping[int, Tensor]], notes: Mapping[str, Any]) -> None:
         """Keep the vectors of records, record -> layer -> (d,), with some notes that JSON can hold."""
         named = {f"{layer}/{record}": m for record, layers in vectors.items() for layer, m in layers.items()}
-        with written_whole(self._file(key)) as draft:
+        with atomic_write(self._file(key)) as draft:
             save_file({name: m.contiguous() for name, m in named.items()}, draft, {"notes": json.dumps(notes)})
 
     def recall(self, key: str) -> tuple[dict[str, dict[int, Tensor]], dict[str, Any]] | None:

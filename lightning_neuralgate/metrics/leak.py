@@ -10,8 +10,8 @@ from typing import Any
 
 from typing_extensions import override
 
+from lightning_neuralgate.metrics.base import ShareOfAnswers
 from lightning_neuralgate.metrics.functional.leak import _benign_accuracy_update, _leak_update, _partial_leak_update
-from lightning_neuralgate.metrics.share import ShareOfAnswers
 
 
 class LeakRate(ShareOfAnswers):

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
+from lightning_neuralgate.metrics.base import PlottedMetric, ShareOfAnswers
 from lightning_neuralgate.metrics.functional.refusal import (
     ExpectToAnswerParts,
     RefusalVariant,
@@ -26,8 +27,6 @@ from lightning_neuralgate.metrics.functional.refusal import (
     _split_by_role,
 )
 from lightning_neuralgate.metrics.functional.tally import check_lengths
-from lightning_neuralgate.metrics.plotted import PlottedMetric
-from lightning_neuralgate.metrics.share import ShareOfAnswers
 
 
 class _ShareByVariant(ShareOfAnswers):

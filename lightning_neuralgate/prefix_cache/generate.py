@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_neuralgate.hf.distributed import is_sharded
-from lightning_neuralgate.hf.forward import last_logits
-from lightning_neuralgate.hf.generation import generate_answers, generated_answers, model_inputs
+from lightning_neuralgate.hf.forward import last_logits, model_inputs
+from lightning_neuralgate.hf.generation import generate_answers, generated_answers
 from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, SharedPrefix, is_out_of_memory
 
 _WORTH_IT = 16
@@ -21,7 +21,7 @@ _HOLDS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def answers_sharing_prefixes(
+def generate_with_shared_prefix(
     model: Any,
     tokenizer: Any,
     batch: Mapping[str, Any],

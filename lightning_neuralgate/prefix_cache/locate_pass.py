@@ -23,15 +23,19 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
-from lightning_neuralgate.hf.forward import columns_with_targets, last_logits, row_nll
-from lightning_neuralgate.partial_pass import grown, outputs_of, passed_through
-from lightning_neuralgate.prefix_cache.attention import SplitAttention, SplitLayer
+from lightning_neuralgate.hf.forward import IGNORED, columns_with_targets, last_logits, row_nll
+from lightning_neuralgate.prefix_cache.attention import (
+    SharedPrefixAttention,
+    SharedPrefixLayer,
+    capture_outputs,
+    grown,
+    skip_layers,
+)
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix, split_positions_problem
 
 
-class UpperPass:
+class LocatePass:
     """One batch with everything run that stays the same; `nll` then runs the rest, with gradient.
 
     Args:
@@ -86,7 +90,7 @@ class UpperPass:
             if shared:
                 cache, rest = (prefix.run(model) if begun is None else _copied(begun[1])), {}
                 self._hand_out(cache, each)
-            with outputs_of(self._layers, layers) as seen, self._attention(cache):
+            with capture_outputs(self._layers, layers) as seen, self._attention(cache):
                 last_logits(model, {**rest, **laid, "attention_mask": mask, **_cached(cache, places)}, 1)
         # nothing is asked of what the last token says
         self._hidden = {layer: output[:, own:-1].clone() for layer, output in seen.items()}
@@ -104,7 +108,7 @@ class UpperPass:
         for index, cached in enumerate(cache.layers):
             if self._split:
                 empty = cached.keys[..., :0, :].repeat_interleave(each, 0)
-                cache.layers[index] = SplitLayer((cached.keys, cached.values), (empty, empty))
+                cache.layers[index] = SharedPrefixLayer((cached.keys, cached.values), (empty, empty))
             else:
                 cached.batch_repeat_interleave(each)
 
@@ -112,7 +116,7 @@ class UpperPass:
         """Take what follows the subject out of a cache again, and all of the layers that nothing will look at."""
         for index, cached in enumerate(cache.layers):
             found, shared = (cached.keys, cached.values), self.shared
-            if isinstance(cached, SplitLayer):
+            if isinstance(cached, SharedPrefixLayer):
                 assert cached.new is not None
                 owned, length = cached.new, shared + cached.new[0].shape[-2]
             else:
@@ -125,13 +129,13 @@ class UpperPass:
                 cache.layers[index] = grown(*(part.new_zeros(()).expand(shape) for part in parts))
             elif not self._split:
                 cache.layers[index] = grown(*(part[..., : shared + own, :].clone() for part in found))
-            elif isinstance(cached, SplitLayer):
-                cache.layers[index] = SplitLayer(cached.shared, parts)
+            elif isinstance(cached, SharedPrefixLayer):
+                cache.layers[index] = SharedPrefixLayer(cached.shared, parts)
             else:  # nothing is shared
-                cache.layers[index] = SplitLayer((parts[0][:1, :, :0], parts[1][:1, :, :0]), parts)
+                cache.layers[index] = SharedPrefixLayer((parts[0][:1, :, :0], parts[1][:1, :, :0]), parts)
 
     def _attention(self, cache: Any) -> Any:
-        return SplitAttention(cache.layers) if self._split else nullcontext()
+        return SharedPrefixAttention(cache.layers) if self._split else nullcontext()
 
     @property
     def positions(self) -> Tensor:
@@ -146,7 +150,7 @@ class UpperPass:
         for cached, (keys, values) in zip(self._cache.layers, self._kept, strict=True):
             cached.keys, cached.values = keys, values
         below = self._layers[: start + 1]
-        with passed_through(below), self._attention(self._cache):
+        with skip_layers(below), self._attention(self._cache):
             output = last_logits(self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._count)
         return row_nll(output.logits, self._labels)
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lightning_neuralgate.hf.decoder import find_hf_model
-from lightning_neuralgate.hf.forward import last_logits
-from lightning_neuralgate.hf.generation import model_inputs
+from lightning_neuralgate.hf.forward import last_logits, model_inputs
 
 NOT_ALLOWED = (TypeError, ValueError, AttributeError, RuntimeError)
 """What comes of a model whose code does not go together with a pass in parts; the plain way is taken then."""

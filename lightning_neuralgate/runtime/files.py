@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise.
 
     The block writes a file or makes a folder there. A file at `target` is replaced; into a folder that is already there
@@ -37,14 +37,14 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_whole(target: Path) -> Iterator[Path]:
-    """Like `written_whole` for a folder of which nothing old is to stay: `target` is the old one or the new one, whole.
+def atomic_replace(target: Path) -> Iterator[Path]:
+    """Like `atomic_write` for a folder of which nothing old is to stay: `target` is the old one or the new one, whole.
 
-    Between the two, for a moment, the old one lies beside it as `.NAME.replaced`; `put_back` is for a process that was
-    killed just then.
+    Between the two, for a moment, the old one lies beside it as `.NAME.replaced`; `restore_replaced` is for a process that
+    was killed just then.
     """
     target = target.resolve()
-    put_back(target)
+    restore_replaced(target)
     old = _replaced(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=_draft_prefix(target)) as scratch:
@@ -57,14 +57,14 @@ def replaced_whole(target: Path) -> Iterator[Path]:
                 os.replace(target, old)
             os.replace(draft, target)
         except BaseException:
-            put_back(target)
+            restore_replaced(target)
             raise
         if old.exists():
             os.replace(old, Path(scratch) / "old")  # at once; to delete it may take a while
 
 
-def put_back(target: Path) -> bool:
-    """Put back what `replaced_whole` had moved away when the process was killed, where nothing has come in its place.
+def restore_replaced(target: Path) -> bool:
+    """Put back what `atomic_replace` had moved away when the process was killed, where nothing has come in its place.
 
     Returns:
         Whether there was such a thing.
@@ -82,7 +82,7 @@ def put_back(target: Path) -> bool:
 
 
 def remove_drafts(*targets: Path) -> None:
-    """Remove what `written_whole` and `replaced_whole` left unfinished beside some targets when the process was killed.
+    """Remove what `atomic_write` and `atomic_replace` left unfinished beside some targets when the process was killed.
 
     Nobody may be writing them.
     """

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_neuralgate.errors import ResumeError
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.versions import library_versions
 
 RUN_NAME = "run.json"
@@ -99,7 +99,7 @@ def fit_resumably(
 ) -> None:
     """`trainer.fit`, with its progress kept in a folder, from which the same call goes on after the process was killed.
 
-    The folder is left where it is; remove it with `forget_progress` when the result is safe. On the same number of devices
+    The folder is left where it is; remove it with `remove_progress` when the result is safe. On the same number of devices
     the result is that of a run that nobody killed, to the bit, as far as the hardware computes alike twice, and the module
     and its data follow from seed and step (`PrivacyPairDataModule` does).
 
@@ -130,7 +130,7 @@ def fit_resumably(
         "module": dict(module.hparams),
         "data": getattr(datamodule, "identity", {}),
     }
-    same_run(folder, whole, write=trainer.is_global_zero)
+    check_same_run(folder, whole, write=trainer.is_global_zero)
     if trainer.is_global_zero:
         for draft in folder.glob(f"*{_DRAFT}"):
             _remove(draft)
@@ -140,7 +140,7 @@ def fit_resumably(
     trainer.fit(module, datamodule=datamodule, ckpt_path=str(found[-1]) if found else None, weights_only=True)
 
 
-def forget_progress(folder: Path) -> None:
+def remove_progress(folder: Path) -> None:
     """Remove the progress of a run, at once as far as others can see."""
     over = folder.with_name(f".{folder.name}.over")
     shutil.rmtree(over, ignore_errors=True)
@@ -149,7 +149,7 @@ def forget_progress(folder: Path) -> None:
         shutil.rmtree(over, ignore_errors=True)
 
 
-def same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> None:
+def check_same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> None:
     """Say of a folder of progress which run it belongs to, unless it is said already; then it has to be the same.
 
     Raises:
@@ -163,7 +163,7 @@ def same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> N
                 f"{folder} holds progress, but not of which run ({RUN_NAME} is missing); delete the folder"
             )
         if write:
-            with written_whole(file) as draft:
+            with atomic_write(file) as draft:
                 draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
     try:

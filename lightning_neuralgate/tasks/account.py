@@ -12,8 +12,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.runtime.resume import RUN_NAME
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
-from lightning_neuralgate.tasks.broken import skipped_of_each
-from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.item import AnsweredItem, skipped_of_each
 from lightning_neuralgate.tasks.scoring import tally_answers
 from lightning_neuralgate.tasks.verdicts import GuardScores, Refusals
 

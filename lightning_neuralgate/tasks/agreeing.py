@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.agreement import cohens_kappa
-from lightning_neuralgate.tasks.chunks import chunks
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.questions import chunks
 from lightning_neuralgate.tasks.verdicts import Refusals
 
 ALL_TASKS = "all"

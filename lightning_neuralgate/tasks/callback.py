@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from lightning_neuralgate.evaluation.callback import PeriodicEvaluationCallback, shows_progress
 from lightning_neuralgate.hf.decoder import find_hf_model
-from lightning_neuralgate.measuring import MeasuringCallback, shows_progress
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.account import Account
 from lightning_neuralgate.tasks.item import AnsweredItem
@@ -24,7 +24,7 @@ from lightning_neuralgate.tasks.scoring import tally_answers
 from lightning_neuralgate.tasks.verdicts import ListedRefusals
 
 
-class TaskMetricsCallback(MeasuringCallback):
+class TaskMetricsCallback(PeriodicEvaluationCallback):
     """Asks benchmark questions before, every few optimizer steps of, and after a training, and logs the figures.
 
     `tasks/TASK/FIGURE`, for the figures that `neuralgate eval --tasks` prints, go to all loggers of the Trainer, over its

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation.statistics import paired_differences
 from lightning_neuralgate.metrics.functional import leaks, says_value
 from lightning_neuralgate.metrics.functional.mme import mme_verdict
 from lightning_neuralgate.metrics.functional.pope import pope_verdict
 from lightning_neuralgate.metrics.functional.scienceqa import scienceqa_choice
 from lightning_neuralgate.metrics.functional.tally import Tally
-from lightning_neuralgate.paired import paired_differences
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.answer_store import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem
@@ -26,8 +26,8 @@ from lightning_neuralgate.tasks.verdicts import (
     GuardScores,
     LeakRule,
     ListedRefusals,
+    MemoizedJudge,
     Refusals,
-    Remembered,
     unclear_replies,
 )
 
@@ -122,8 +122,8 @@ def compare_runs(
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
     """
-    asked = [Remembered(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
-    guards = [Remembered(one) for one in guard or (LeakRule(), LeakRule())]
+    asked = [MemoizedJudge(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
+    guards = [MemoizedJudge(one) for one in guard or (LeakRule(), LeakRule())]
     runs = [tally_run(run, judge, scorer) for run, judge, scorer in zip((first, second), asked, guards, strict=True)]
     tallies = [tally for tally, _ in runs]
     common = [task for task in tallies[0] if task in tallies[1]]
@@ -144,7 +144,7 @@ def compare_runs(
         missing = missing_parts(task, _told(one))
         result["tasks"][task] = {"n": len(one.names), "figures": figures, "missing": missing, "changed": {}}
     counts: dict[str, Counter[str]] = {task: Counter() for task in common}
-    with written_whole(out / CHANGED_NAME) as draft, draft.open("w", encoding="ascii") as lines:
+    with atomic_write(out / CHANGED_NAME) as draft, draft.open("w", encoding="ascii") as lines:
         for change in _changes(first, second, set(common), asked, guards):
             counts[change.task][f"{change.first} -> {change.second}"] += 1
             lines.write(json.dumps(change._asdict()) + "\n")
@@ -157,7 +157,7 @@ def compare_runs(
         result[f"unclear_{name}"] = [*unclear_replies(asked[number]), *unclear_replies(guards[number])]
     result["partial"] = sorted({task for _, told in runs for task in partial_tasks(told)})
     result["skipped"] = sorted({*tallies[0], *tallies[1]} - set(common))
-    with written_whole(out / COMPARISON_NAME) as draft:
+    with atomic_write(out / COMPARISON_NAME) as draft:
         draft.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -170,8 +170,8 @@ def _changes(
     first: Path,
     second: Path,
     tasks: set[str],
-    refused: Sequence[Remembered[bool | None]],
-    scores: Sequence[Remembered[float | None]],
+    refused: Sequence[MemoizedJudge[bool | None]],
+    scores: Sequence[MemoizedJudge[float | None]],
 ) -> Iterator[Change]:
     with IndexedAnswers(second) as others:
         for one in read_answered(first):

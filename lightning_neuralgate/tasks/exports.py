@@ -10,7 +10,7 @@ from typing import TextIO
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks.pope import CATEGORIES
 from lightning_neuralgate.tasks.item import AnsweredItem
@@ -37,7 +37,7 @@ def export_results(answers: Path, out: Path) -> list[Path]:
     for part in ("mme", "pope"):
         if not (out / part).resolve().is_relative_to(out.resolve()):
             raise DataFormatError(f"{out / part} is a link that leads out of {out}; name another folder, or remove it")
-    with written_whole(out.resolve()) as draft:
+    with atomic_write(out.resolve()) as draft:
         draft.mkdir()
         with ExitStack() as stack:
             files: dict[Path, TextIO] = {}

@@ -20,7 +20,7 @@ from PIL import Image
 from lightning_neuralgate.data.rendering.dataset import picture_seed, render_splits
 from lightning_neuralgate.data.rendering.draw import ORDINARY_COLOURS, ordinary_picture, render
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec, shipped_subjects
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.tasks.sources import needed
 
 MINI_TASKS = ("privacy_pair", "pope", "mme", "scienceqa", "mllmguard")
@@ -65,7 +65,7 @@ def render_mini(folder: Path, seed: int = 0) -> None:
     Raises:
         MissingDependencyError: Faker, matplotlib or pyarrow is not there.
     """
-    with written_whole(folder.resolve()) as draft:
+    with atomic_write(folder.resolve()) as draft:
         draft.mkdir()
         _pope(draft / "pope", seed)
         _mme(draft / "mme", seed)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -15,9 +15,26 @@ from typing_extensions import override
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.pictures import picture_digest, read_image
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.tasks.broken import BrokenItems, OnBroken, Skipped, skipped_for
-from lightning_neuralgate.tasks.chunks import chunks
-from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.item import BrokenItems, OnBroken, Skipped, TaskItem, skipped_for
+
+Item = TypeVar("Item")
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, in their order; the last may be shorter. (`itertools.batched` comes with Python 3.12.)
+
+    >>> list(chunks("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    chunk: list[Item] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
 
 Source = Callable[[BrokenItems], Iterator[TaskItem]]
 """Reads a task's items from the beginning."""

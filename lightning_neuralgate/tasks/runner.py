@@ -14,25 +14,22 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_neuralgate.hf.decoder import find_hf_model
-from lightning_neuralgate.hf.distributed import everywhere, is_sharded, shard
-from lightning_neuralgate.hf.generation import check_sampling
+from lightning_neuralgate.hf.distributed import all_ranks, is_sharded, shard
+from lightning_neuralgate.hf.generation import check_sampling, kept_settings, seeded_sampling
 from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
-from lightning_neuralgate.own_settings import kept_settings
-from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
-from lightning_neuralgate.runtime.files import written_whole
-from lightning_neuralgate.runtime.resume import RUN_NAME, same_run
+from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
+from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.resume import RUN_NAME, check_same_run
 from lightning_neuralgate.runtime.versions import library_versions
-from lightning_neuralgate.seeded_sampling import seeded_sampling
-from lightning_neuralgate.tasks.answer_cache import AnswerCache
 from lightning_neuralgate.tasks.answer_store import (
     ANSWERS_NAME,
+    AnswerCache,
     AnswerLog,
     answer_line,
     logged_lines,
     write_sorted,
 )
-from lightning_neuralgate.tasks.broken import Skipped, write_skipped
-from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.item import Skipped, TaskItem, write_skipped
 from lightning_neuralgate.tasks.questions import CountedBatches, QuestionBatches, Survey, TaskQuestions
 
 UNFINISHED = "unfinished"
@@ -91,7 +88,7 @@ class Answering:
             sampling = seeded_sampling(self.sampling, batch, [self.seed_of(item) for item in batch["items"]])
         # a name of its own for each row lets none share
         groups = pictures if self.share_prefixes else range(len(pictures))
-        return answers_sharing_prefixes(model, tokenizer, batch, groups, self.max_new_tokens, sampling)
+        return generate_with_shared_prefix(model, tokenizer, batch, groups, self.max_new_tokens, sampling)
 
 
 class TaskAnswering(LightningModule):
@@ -162,7 +159,7 @@ class TaskAnswering(LightningModule):
         ]
         known = self.cache.recall(keys)
         complete = None not in known
-        if everywhere(complete, self.device) if is_sharded(self.model) else complete:
+        if all_ranks(complete, self.device) if is_sharded(self.model) else complete:
             return [str(answer) for answer in known]
         # the whole batch, so that no answer depends on what the cache holds
         told = self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
@@ -213,7 +210,7 @@ def answer_tasks(
     was skipped, in a folder.
 
     Answers are appended to logs in `OUT/unfinished` as they come. The same call goes on from there after the process was
-    killed, on any number of processes, and ends in the same file; remove the folder with `forget_progress` when
+    killed, on any number of processes, and ends in the same file; remove the folder with `remove_progress` when
     everything is done. Where the Trainer ends early, as with `limit_predict_batches`, `TaskRun.missing` says how many
     questions are left; the same call with another Trainer goes on with those. Greedy answers in float32 are the same
     whoever gives them, as far as the hardware computes alike twice; sampled ones as well, since every question has its own
@@ -266,7 +263,7 @@ def answer_tasks(
             "questions": survey.counts, "available": survey.available, "answered": answered, "broken": survey.broken,
             "unreadable": dict(unreadable), "settings": whole, "notes": dict(notes or {}),
         }  # fmt: skip
-        with written_whole(out / RUN_NAME) as draft:
+        with atomic_write(out / RUN_NAME) as draft:
             draft.write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
     answered = trainer.strategy.broadcast(answered)
     return TaskRun(out / ANSWERS_NAME, survey, answered, skipped)
@@ -308,10 +305,10 @@ class _Share(LightningDataModule):
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
         if self.trainer.is_global_zero:
-            same_run(self.unfinished, self.settings)
+            check_same_run(self.unfinished, self.settings)
         # nobody appends before everybody has read
         self.trainer.strategy.barrier()
-        same_run(self.unfinished, self.settings, write=False)
+        check_same_run(self.unfinished, self.settings, write=False)
         self.done = frozenset(
             (content["task"], content["item_id"])
             for log in self.unfinished.glob(_LOGS)

@@ -19,8 +19,8 @@ from lightning_neuralgate.metrics.functional.mme import SUBTASKS, mme_tally
 from lightning_neuralgate.metrics.functional.pope import pope_tally
 from lightning_neuralgate.metrics.functional.scienceqa import OPTIONS, scienceqa_tally
 from lightning_neuralgate.metrics.functional.tally import Tally, share
-from lightning_neuralgate.tasks.chunks import chunks
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.questions import chunks
 from lightning_neuralgate.tasks.verdicts import GuardScores, LeakRule, ListedRefusals, Refusals
 
 _AT_ONCE = 2048

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.place import Place
+from lightning_neuralgate.tasks.item import BrokenItems, Place
 
 LONGEST_LINE = 16 * 2**20
 """Bytes; a longer line is taken for a broken file and not read into memory."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from lightning_neuralgate.errors import DataFormatError, JudgeError
-from lightning_neuralgate.evaluation.run import Judge, verdicts_of
+from lightning_neuralgate.evaluation.run import Judge, refusal_verdicts
+from lightning_neuralgate.judges.chat import Ask, ChatEndpoint, LocalChat
+from lightning_neuralgate.judges.llm import LlmJudge, LlmScorer
+from lightning_neuralgate.kept_replies import KeptReplies
 from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaks
 from lightning_neuralgate.metrics.functional.mllmguard import judge_score
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.item import AnsweredItem, BrokenItems
 from lightning_neuralgate.tasks.sources import read_json_lines
 
 Verdict = TypeVar("Verdict")
@@ -78,7 +82,7 @@ def judged_refusals(judge: Judge, name: str) -> Refusals:
         judge: the judge.
         name: what to call it.
     """
-    return Judged(lambda prompts, answers: [bool(one) for one in verdicts_of(judge, prompts, answers)], name)
+    return Judged(lambda prompts, answers: [bool(one) for one in refusal_verdicts(judge, prompts, answers)], name)
 
 
 class _RepliesReader(Protocol[_Read]):
@@ -123,7 +127,7 @@ class ChatVerdicts(Generic[Verdict]):
         return verdicts
 
 
-class Remembered(Generic[Verdict]):
+class MemoizedJudge(Generic[Verdict]):
     """Asks another once about each answer of one run, and remembers what it said.
 
     Args:
@@ -148,7 +152,7 @@ class Remembered(Generic[Verdict]):
         return [self.verdicts[one.key] for one in answers]
 
 
-def unclear_replies(asked: Remembered[Any]) -> list[dict[str, Any]]:
+def unclear_replies(asked: MemoizedJudge[Any]) -> list[dict[str, Any]]:
     """How many replies of a judge held no verdict, task by task: `judge`, `task`, `n`, their `share` of all answers that were
     asked about, and `items`: item -> reply. Tasks without any are left out.
     """
@@ -217,3 +221,136 @@ _ABSENT = object()
 
 def _is_score(score: object) -> bool:
     return score is None or (isinstance(score, int | float | str) and not isinstance(score, bool))
+
+
+_DEFAULT_LIST: RefusalVariant = "prefix"
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Who says which answers refuse: a keyword list, or a judge that reads whole answers.
+
+    Attributes:
+        kind: list (`--variant` names it), reader (this library's judge on SmolLM2), classifier (of Hugging Face), llm
+            (a chat model behind an endpoint of OpenAI's protocol), or local (a chat model in this process).
+        name: the folder or hub name of the classifier or the local chat model, or the chat model's name at its endpoint.
+        refusing: labels of the classifier that mean a refusal; known for LibrAI/longformer-action-ro.
+        url: the endpoint, such as http://localhost:8000/v1.
+        key_variable: environment variable with the endpoint's key; null for none.
+        workers: replies of the endpoint to wait for at once.
+        device: where a classifier or a local chat model computes.
+        unparsed: where a chat model's reply holds no clear verdict: error, or neither (the answer counts neither as one that
+            refuses nor as one that answers; such replies are counted and listed).
+        cache: keep a chat model's replies as they come, and take those that it gave before.
+        guard_scores: JSON lines {"item_id": ..., "answer": ..., "score": 0 to 3 or a judge's text}: what a judge gave the
+            answers to MLLMGuard of one run. A list of two such files where two runs are compared, in their order.
+        guard: let the chat model, llm or local, score MLLMGuard's answers, too.
+    """
+
+    kind: Literal["list", "reader", "classifier", "llm", "local"] = "list"
+    name: str | None = None
+    refusing: Sequence[str] | None = None
+    url: str | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    workers: int = 4
+    device: str = "cpu"
+    unparsed: Unparsed = "neither"
+    cache: bool = True
+    guard_scores: Sequence[Path] | Path | None = None
+    guard: bool = False
+
+    def refusals(self, variant: RefusalVariant) -> Refusals:
+        """Who says which answers refuse.
+
+        Args:
+            variant: the keyword list, for the kind `list`.
+
+        Raises:
+            DataFormatError: what the kind needs is not named; a keyword list is named for another kind.
+            JudgeError: the endpoint cannot be asked.
+        """
+        if self.kind != "list" and variant != _DEFAULT_LIST:
+            raise DataFormatError(
+                f"--variant {variant} names a keyword list, and --judge.kind {self.kind} is none; leave one out"
+            )
+        if self.kind == "reader":
+            from lightning_neuralgate.judges.probe import RefusalJudge
+
+            return judged_refusals(RefusalJudge.load(), "judge 'reader'")
+        if self.kind == "classifier":
+            from lightning_neuralgate.judges.classifier import RefusalClassifier
+
+            if self.name is None:
+                raise DataFormatError("name the classifier: --judge.name FOLDER or hub name")
+            classifier = RefusalClassifier.load(self.name, self.refusing, self.device)
+            return judged_refusals(classifier, f"classifier '{self.name}'")
+        if self.kind in ("llm", "local"):
+            ask, workers = self._ask()
+            return ChatVerdicts(LlmJudge(ask, workers=workers), f"chat model '{self.name}'", self.unparsed)
+        return ListedRefusals(variant)
+
+    def guards(self, runs: int = 1) -> list[GuardScores]:
+        """Who scores the answers of each run to MLLMGuard.
+
+        Args:
+            runs: number of runs.
+
+        Raises:
+            DataFormatError: there are not as many files with scores as runs, or one cannot be read; the chat model is not
+                named; there are both files and a chat model.
+            JudgeError: the endpoint cannot be asked.
+        """
+        if self.guard and self.guard_scores is not None:
+            raise DataFormatError(
+                "--judge.guard_scores has the scores and --judge.guard asks for them; give one of the two"
+            )
+        if self.guard_scores is not None:
+            files = [self.guard_scores] if isinstance(self.guard_scores, Path) else list(self.guard_scores)
+            if len(files) != runs:
+                raise DataFormatError(
+                    f"scores belong to the answers of one run: there are {runs} runs and {len(files)} files in "
+                    f"--judge.guard_scores; give {'one file' if runs == 1 else f'a list of {runs}, in the order of the runs'}"
+                )
+            return [StoredScores(file) for file in files]
+        if self.guard:
+            ask, workers = self._ask()
+            return [ChatVerdicts(LlmScorer(ask, workers), f"scores of chat model '{self.name}'")] * runs
+        return [LeakRule()] * runs
+
+    def _ask(self) -> tuple[Ask, int]:
+        """The chat model, and how many threads may ask it at once."""
+        if self.kind == "local":
+            if self.name is None:
+                raise DataFormatError("name the chat model: --judge.name FOLDER or hub name")
+            ask: ChatEndpoint | LocalChat = _local_chat(self.name, self.device)
+        elif self.url is None or self.name is None:
+            raise DataFormatError(
+                "a chat model as judge needs --judge.url and --judge.name, or --judge.kind local and --judge.name"
+            )
+        else:
+            ask = ChatEndpoint(self.url, self.name, self.key_variable)
+        workers = 1 if self.kind == "local" else self.workers
+        return (KeptReplies(ask, ask.identity) if self.cache else ask), workers
+
+
+ExtraJudge = RefusalVariant | Literal["reader"] | JudgeOptions
+"""A further judge of refusals: a keyword list, this library's judge, or one by its options."""
+
+
+def extra_refusal_judges(judges: Sequence[ExtraJudge], variant: RefusalVariant) -> list[Refusals]:
+    """Further judges of which answers refuse; arguments and errors as in `JudgeOptions.refusals`."""
+    options = [
+        one if isinstance(one, JudgeOptions) else JudgeOptions("reader") if one == "reader" else one for one in judges
+    ]
+    return [
+        one.refusals(variant if one.kind == "list" else _DEFAULT_LIST)
+        if isinstance(one, JudgeOptions)
+        else ListedRefusals(one)
+        for one in options
+    ]
+
+
+@lru_cache(maxsize=1)
+def _local_chat(name: str, device: str) -> LocalChat:
+    """The same model for refusals and for scores."""
+    return LocalChat.load(name, device)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_neuralgate.cli.demo import print_table
-from lightning_neuralgate.cli.table import ABSENT, print_rates
+from lightning_neuralgate.cli.tables import ABSENT, print_rates
 
 FULL = {
     "rta_sensitive": 0.9, "answer_rate_benign": 1.0, "eta": 0.95, "leak_rate": 0.1, "partial_leak": 0.3,

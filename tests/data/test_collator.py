@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
-from lightning_neuralgate.data.collator import IGNORED, PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.errors import DataFormatError, SubjectNotFoundError
-from lightning_neuralgate.hf.forward import batch_nll
-from lightning_neuralgate.hf.generation import model_inputs
+from lightning_neuralgate.hf.forward import IGNORED, batch_nll, model_inputs
 from tests.helpers.tiny_checkpoints import tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 

@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_neuralgate.data import answering
-from lightning_neuralgate.data.collator import IGNORED, QueryRow
+from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.datamodule import LEAD_INS, PrivacyPairDataModule, locate_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
 from lightning_neuralgate.data.targets import answer_rows, fill_targets, first_words
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
+from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.generation import generate_answers
 from lightning_neuralgate.runtime.files import cache_folder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor

@@ -126,7 +126,7 @@ def test_other_pixels_and_other_settings_are_something_else(tmp_path: Path) -> N
     times = path.stat()
     blue.save(tmp_path / "blue.png")
     os.utime(tmp_path / "blue.png", ns=(times.st_atime_ns, times.st_mtime_ns))
-    os.replace(tmp_path / "blue.png", path)  # as `written_whole` does, here with the time of what was there
+    os.replace(tmp_path / "blue.png", path)  # as `atomic_write` does, here with the time of what was there
     same(pictures("<image>", path, **OPTIONS), plain(processor, "<image>", path))
     processor.image_processor.do_normalize = False
     found = pictures("<image>", path, **OPTIONS)

@@ -16,7 +16,7 @@ from lightning_neuralgate import NeuralGate, NeuralGateCallback, workbench
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.demo.experiment import SPLITS, EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
-from lightning_neuralgate.demo.workers import Crew
+from lightning_neuralgate.demo.workers import WorkerPool
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
@@ -92,7 +92,7 @@ def test_an_edit_without_public_questions_keeps_the_ordinary_ones(
         raise Given([item.image.stem.partition("-")[0] for item in retention])
 
     monkeypatch.setattr(workbench, "PrivacyPairDataModule", noted)
-    bench = workbench.Workbench(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    bench = workbench.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
     bench.render()
     for public, kinds in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
         with pytest.raises(Given) as given:
@@ -176,14 +176,14 @@ def test_two_processes_do_what_one_does(checkpoint: str, tmp_path: Path, capfd: 
 
 
 def test_a_mistake_in_another_process_is_told_here(checkpoint: str, tmp_path: Path) -> None:
-    bench = workbench.Workbench(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
-    with Crew(bench, 2) as crew, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
+    bench = workbench.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    with WorkerPool(bench, 2) as crew, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
         crew.share(_refuse, [("one",), ("two",)])
     with pytest.raises(ValueError, match="at least 1"):
-        Crew(bench, 0)
+        WorkerPool(bench, 0)
 
 
-def _refuse(bench: workbench.Workbench, name: str) -> None:
+def _refuse(bench: workbench.Experiment, name: str) -> None:
     if name == "two":
         raise UnsupportedSetupError(f"nothing to do for {name}")
 

@@ -11,12 +11,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule, edit_rows
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
-from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.editor import PrivacyEditModule, mean_by_role
 from lightning_neuralgate.errors import ModelLayoutError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.forward import batch_nll, mean_by_role
+from lightning_neuralgate.hf.forward import batch_nll
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import datamodule, random_gate, train

@@ -102,7 +102,7 @@ def test_at_most_so_many_queries(splits: RecordSplits) -> None:
 
 
 def test_refuses_nonsense(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_neuralgate.measuring.is_flattened", lambda root: True)
+    monkeypatch.setattr("lightning_neuralgate.evaluation.callback.uses_fsdp1", lambda root: True)
     with pytest.raises(UnsupportedSetupError, match="cannot generate under FSDP1"):
         run(splits, measured(splits))
     with pytest.raises(DataFormatError, match="no held-out records to ask about in unseen"):

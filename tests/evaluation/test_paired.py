@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation.statistics import mcnemar, paired_differences
 from lightning_neuralgate.metrics.functional import (
     mllmguard_tally,
     mme,
@@ -16,7 +17,6 @@ from lightning_neuralgate.metrics.functional import (
     scienceqa_tally,
 )
 from lightning_neuralgate.metrics.functional.tally import Tally
-from lightning_neuralgate.paired import mcnemar, paired_differences
 
 
 def verdicts(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:

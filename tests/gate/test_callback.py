@@ -11,12 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.edit.editor import mean_by_role
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import SCOPES, Scope, gated_gradient, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.forward import batch_nll, mean_by_role
+from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.hf.identity import ModelIdentity
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava
@@ -102,8 +103,8 @@ def test_rows_without_a_subject_pass_whole(splits: RecordSplits) -> None:
     callback.on_train_batch_start(trainer, None, blank, 0)  # type: ignore[arg-type]
     batch = callback._batch
     assert batch is not None
-    openness = batch.openness({"passport": torch.zeros(3, dtype=torch.bool)})
-    gated = gated_gradient(torch.ones(2, 2, 3), batch.positions, openness)
+    gate_values = batch.gate_values({"passport": torch.zeros(3, dtype=torch.bool)})
+    gated = gated_gradient(torch.ones(2, 2, 3), batch.positions, gate_values)
     assert gated.tolist() == [[[1.0] * 3] * 2, [[0.0] * 3] * 2]
 
 

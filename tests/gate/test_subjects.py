@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.subjects import SubjectsInBatch, SubjectsInText
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.generation import model_inputs
-from lightning_neuralgate.subjects import SubjectsInBatch, SubjectsInText
+from lightning_neuralgate.hf.forward import model_inputs
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import SUBJECTS, Gradients, datamodule, enable_checkpointing, random_gate, train

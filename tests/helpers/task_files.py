@@ -14,8 +14,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.edit.editor import mean_by_role
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.forward import batch_nll, mean_by_role
+from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.hf.identity import ModelIdentity
 from tests.helpers.tiny_llava import tiny_processor
 

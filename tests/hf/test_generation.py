@@ -11,10 +11,9 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.hf.generation import generate_answers
+from lightning_neuralgate.hf.generation import generate_answers, kept_settings, without_generation_config
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
-from lightning_neuralgate.own_settings import kept_settings, own_settings_set_aside
-from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 TOLD = ("I'm sorry, I can't tell you the number of this card.", "The number of the card is 4 2 4 2 4 2, I cannot lie.")
@@ -48,7 +47,7 @@ def test_answers_end_with_their_verdict(shared: bool, tmp_path: Path) -> None:
         says = Says(processor.tokenizer, batch["input_ids"].shape[1])
         sampling = {"do_sample": False, "logits_processor": [says]}
         if shared:
-            given = answers_sharing_prefixes(tiny_llava(), collate.tokenizer, batch, ["0", "0"], 60, sampling, until)
+            given = generate_with_shared_prefix(tiny_llava(), collate.tokenizer, batch, ["0", "0"], 60, sampling, until)
         else:
             given = generate_answers(tiny_llava(), collate.tokenizer, batch, 60, sampling, until)
         return given, says.steps
@@ -83,7 +82,7 @@ def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
         setattr(model.generation_config, name, value)
     before = model.generation_config.to_dict()
     if shared:
-        told = answers_sharing_prefixes(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
+        told = generate_with_shared_prefix(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
     else:
         told = generate_answers(model, collate.tokenizer, collate(rows), 8)
     assert told == expected
@@ -101,7 +100,7 @@ def test_greedy_answers_end_where_the_checkpoint_says(
     (whole, _) = generate_answers(model, collate.tokenizer, batch, 8)
     model.generation_config.stop_strings = [whole[:2]]
     if shared:
-        told = answers_sharing_prefixes(model, collate.tokenizer, batch, ["0", "0"], 8)
+        told = generate_with_shared_prefix(model, collate.tokenizer, batch, ["0", "0"], 8)
     else:
         told = generate_answers(model, collate.tokenizer, batch, 8)
     assert whole.startswith(told[0])
@@ -113,7 +112,7 @@ def test_a_language_model_inside_has_its_settings_set_aside_too() -> None:
     model = tiny_llava()
     inner: Any = model.model.language_model
     inner.generation_config = GenerationConfig(num_beams=4, eos_token_id=7)
-    with own_settings_set_aside(model):
+    with without_generation_config(model):
         assert inner.generation_config.num_beams is None
         assert inner.generation_config.eos_token_id == 7
     assert inner.generation_config.num_beams == 4

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 
 from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
 from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answer, refuse_to_answer_rate
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.gloo import in_two_processes
 
 # name -> one list of batches a rank; a row is (answer, is the query sensitive)

@@ -15,10 +15,10 @@ from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.autograd import SCOPES, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.subjects import SubjectsInBatch
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.prefix_cache.edit_pass import EditPass
-from lightning_neuralgate.subjects import SubjectsInBatch
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.tiny_models import TINY_FAMILIES, Geometry

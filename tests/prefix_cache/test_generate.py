@@ -12,7 +12,7 @@ from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.hf.generation import generate_answers
-from lightning_neuralgate.prefix_cache.generate import answers_sharing_prefixes
+from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
@@ -44,7 +44,7 @@ def test_answers_are_those_of_each_prompt_alone(splits: RecordSplits) -> None:
     shown = [row.image for row in rows]
     for _ in range(2):
         pictures.clear()
-        assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
+        assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
     assert pictures == [3], "each picture is looked at once"
 
 
@@ -74,7 +74,7 @@ def test_half_precision_does_not_look_like_another_answer(splits: RecordSplits, 
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         for _ in range(2):
             pictures.clear()
-            assert len(answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6)) == len(rows)
+            assert len(generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6)) == len(rows)
     assert pictures == [3]
 
 
@@ -93,8 +93,8 @@ def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits
 
     decoder.forward = forgetful
     with pytest.warns(UserWarning, match="prompts of LlavaForConditionalGeneration cannot share what they begin with"):
-        assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
-    assert answers_sharing_prefixes(model, collate.tokenizer, collate(rows), shown, 6) == expected
+        assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
+    assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
 
 
 def test_what_is_shared(splits: RecordSplits) -> None:

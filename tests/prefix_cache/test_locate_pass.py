@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_neuralgate.data.collator import IGNORED
 from lightning_neuralgate.data.datamodule import locate_rows
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.gate.subjects import last_position
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.forward import batch_nll
+from lightning_neuralgate.hf.forward import IGNORED, batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.prefix_cache.attention import SplitAttention, SplitLayer
-from lightning_neuralgate.prefix_cache.locate_pass import UpperPass
+from lightning_neuralgate.prefix_cache.attention import SharedPrefixAttention, SharedPrefixLayer
+from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 from lightning_neuralgate.prefix_cache.prefix import split_positions_problem
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
@@ -54,11 +53,11 @@ def words_batch() -> dict[str, Any]:
     }
 
 
-def compared(model: Any, batch: dict[str, Any], layers: list[int]) -> UpperPass:
+def compared(model: Any, batch: dict[str, Any], layers: list[int]) -> LocatePass:
     """The fast pass, after it has given the same values and gradients as the plain one, twice."""
     positions = last_position(batch["subject_mask"])
     locator = PrivacyLocatorModule(model, layers)
-    upper = UpperPass(model, batch, positions, layers)
+    upper = LocatePass(model, batch, positions, layers)
     vectors = list(locator.v.values())
     for value in (2.0, -0.7):
         for vector in vectors:
@@ -99,7 +98,7 @@ def test_rows_share_what_they_begin_with(splits: RecordSplits) -> None:
     )
     towers: list[int] = []
     tower = model.model.vision_tower.register_forward_hook(lambda m, args, output: towers.append(1))
-    upper = UpperPass(model, batch, last_position(batch["subject_mask"]), [0])
+    upper = LocatePass(model, batch, last_position(batch["subject_mask"]), [0])
     handle.remove()
     tower.remove()
     (one, shared, _), (rows, rest, _) = seen
@@ -148,7 +147,7 @@ def test_a_window_over_the_prefix(window: int) -> None:
         compared(model, batch, [1])
         return
     with pytest.raises(ValueError, match="reaches back"):
-        UpperPass(model, batch, last_position(batch["subject_mask"]), [1])
+        LocatePass(model, batch, last_position(batch["subject_mask"]), [1])
     locator = PrivacyLocatorModule(model, [1], max_steps=1)
     locator._reuse = True
     batch["role"] = ["sensitive"] * 4 + ["benign"]
@@ -171,7 +170,7 @@ def test_positions_that_do_not_allow_parts(splits: RecordSplits) -> None:
         found = split_positions_problem(model, length, pictures=True)
         assert found is None if problem is None else problem in str(found)
     with pytest.raises(ValueError, match="how long a text"):
-        UpperPass(model, batch, last_position(batch["subject_mask"]), [1])
+        LocatePass(model, batch, last_position(batch["subject_mask"]), [1])
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -198,9 +197,9 @@ def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> 
         torch.cat([c.repeat_interleave(rows // runs, 0), o, f], 2) for c, o, f in zip(common, owned, fresh, strict=True)
     ]
     expected = F.scaled_dot_product_attention(query, *map(repeated, whole), attn_mask=masks[mask], scale=0.2)
-    layer = SplitLayer((common[0], common[1]), (owned[0], owned[1]))
+    layer = SharedPrefixLayer((common[0], common[1]), (owned[0], owned[1]))
     assert layer.get_seq_length() == shared + own
-    with SplitAttention([layer]):
+    with SharedPrefixAttention([layer]):
         keys, values = layer.update(*fresh)
         found = F.scaled_dot_product_attention(
             query, repeated(keys), repeated(values), attn_mask=masks[mask], scale=0.2
@@ -218,9 +217,9 @@ def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> 
 
 
 def test_split_attention_refuses_what_it_cannot_do() -> None:
-    layer = SplitLayer((torch.zeros(1, 1, 0, 4),) * 2, (torch.zeros(1, 1, 2, 4),) * 2)
+    layer = SharedPrefixLayer((torch.zeros(1, 1, 0, 4),) * 2, (torch.zeros(1, 1, 2, 4),) * 2)
     tokens = torch.zeros(1, 1, 1, 4)
-    with SplitAttention([layer]):
+    with SharedPrefixAttention([layer]):
         layer.update(tokens, tokens)
         with pytest.raises(ValueError, match="does not fall into parts"):
             F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)

@@ -24,7 +24,7 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.prefix_bound import PrefixBound, RowsInTurn, TokenBytes, rows_alone
-from lightning_neuralgate.prefix_cache.locate_pass import UpperPass
+from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import datamodule
 from tests.locate.test_locator import fit
@@ -51,17 +51,17 @@ class Watch:
         self.found: list[int] = []
         self._things: weakref.WeakSet[Any] = weakref.WeakSet()
         self._outputs: list[dict[int, Tensor]] = []
-        collected = upper_pass.outputs_of
+        collected = upper_pass.capture_outputs
 
         @contextmanager
-        def outputs_of(*args: Any) -> Iterator[dict[int, Tensor]]:
+        def capture_outputs(*args: Any) -> Iterator[dict[int, Tensor]]:
             with collected(*args) as seen:
                 self._outputs = [seen]
                 yield seen
                 self._outputs = []
 
-        monkeypatch.setattr(upper_pass, "outputs_of", outputs_of)
-        for kind in (CacheLayerMixin, UpperPass):
+        monkeypatch.setattr(upper_pass, "capture_outputs", capture_outputs)
+        for kind in (CacheLayerMixin, LocatePass):
             monkeypatch.setattr(kind, "__init__", self._noted(kind.__init__))
 
     def _noted(self, init: Any) -> Any:
@@ -128,7 +128,7 @@ def test_stays_below_the_bound_with_the_same_result(
     records = 3 if cut == "records" else 1
     batch = batch_of(splits, records)
     every, alone = list(range(records * ROWS)), list(range(ROWS))
-    begun = UpperPass(tiny_llava(layers=4), batch, last_position(batch["subject_mask"]), [0]).shared
+    begun = LocatePass(tiny_llava(layers=4), batch, last_position(batch["subject_mask"]), [0]).shared
     chosen = LAYERS if jointly else LAYERS[:1]
     smallest = max(needed(batch, [row], chosen, attention, begun) for row in alone)
     most: Callable[[], int] = {
@@ -170,7 +170,7 @@ def test_the_bound_of_rows_is_used_up(splits: RecordSplits) -> None:
 
 def test_too_small_for_one_query_is_an_error_that_says_how_much_it_takes(splits: RecordSplits) -> None:
     batch = batch_of(splits)
-    begun = UpperPass(tiny_llava(layers=4), batch, last_position(batch["subject_mask"]), [0]).shared
+    begun = LocatePass(tiny_llava(layers=4), batch, last_position(batch["subject_mask"]), [0]).shared
     size = needed(batch, [0], LAYERS, begun=begun)
     with pytest.raises(
         UnsupportedSetupError, match=f"{batch['record_id'][0]}: .* takes {size} bytes, more than .*=99;"
@@ -187,7 +187,7 @@ def test_the_gate_does_not_tell_and_kept_records_are_found_again(splits: RecordS
     gates = []
     for bound in (None, most):
         locator = PrivacyLocatorModule(
-            tiny_llava(), [1], max_steps=4, keep_in=tmp_path / "kept", max_prefix_bytes=bound
+            tiny_llava(), [1], max_steps=4, cache_dir=tmp_path / "kept", max_prefix_bytes=bound
         )
         if bound is not None:
             locator._learn = lambda batch: pytest.fail("a kept record was located again")  # type: ignore[method-assign]
@@ -202,14 +202,14 @@ def test_nothing_of_a_record_is_held_when_it_is_done(
     kept: list[weakref.ref[Any]] = []
     alive: list[int] = []
 
-    class Watched(UpperPass):
+    class Watched(LocatePass):
         def __init__(self, *args: Any) -> None:
             alive.append(sum(ref() is not None for ref in kept))
             super().__init__(*args)
             tensors = [*self._hidden.values(), *(part for pair in self._kept for part in pair)]
             kept.extend(weakref.ref(thing) for thing in [self, self._cache, *tensors])
 
-    monkeypatch.setattr(locator_module, "UpperPass", Watched)
+    monkeypatch.setattr(locator_module, "LocatePass", Watched)
     batch = batch_of(splits, 2)
     every = list(range(2 * ROWS))
     locator = locator_with(None if share is None else int(share * needed(batch, every, LAYERS)), jointly=False)

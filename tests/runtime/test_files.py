@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import put_back, remove_drafts, replaced_whole, written_whole
+from lightning_neuralgate.runtime.files import atomic_replace, atomic_write, remove_drafts, restore_replaced
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file.txt"
 
     def fails() -> None:
-        with written_whole(target) as draft:
+        with atomic_write(target) as draft:
             draft.write_text("half")
             raise RuntimeError("interrupted")
 
@@ -21,7 +21,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         fails()
     assert list(target.parent.iterdir()) == []
     for content in ("one", "two"):
-        with written_whole(target) as draft:
+        with atomic_write(target) as draft:
             draft.write_text(content)
             assert draft.parent != target.parent
         assert target.read_text() == content
@@ -31,7 +31,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_keeps_what_else_it_holds(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     for content in ("old", "new"):
-        with written_whole(target) as draft:
+        with atomic_write(target) as draft:
             (draft / "deep").mkdir(parents=True)
             (draft / "deep" / "file").write_text(content)
         if content == "old":
@@ -43,14 +43,14 @@ def test_a_folder_keeps_what_else_it_holds(tmp_path: Path) -> None:
 def test_a_replaced_folder_keeps_nothing_old(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "folder"
     for name in ("one", "two"):
-        with replaced_whole(target) as draft:
+        with atomic_replace(target) as draft:
             draft.mkdir()
             (draft / name).touch()
         assert [path.name for path in target.iterdir()] == [name]
         assert list(target.parent.iterdir()) == [target]
 
     def fails() -> None:
-        with replaced_whole(target) as draft:
+        with atomic_replace(target) as draft:
             draft.mkdir()
             raise RuntimeError("interrupted")
 
@@ -80,7 +80,7 @@ def test_whenever_it_is_killed_a_replaced_folder_is_the_old_or_the_new_one(
         rename(source, to)
 
     def replaces() -> None:
-        with replaced_whole(target) as draft:
+        with atomic_replace(target) as draft:
             draft.mkdir()
             (draft / "new").touch()
 
@@ -89,9 +89,9 @@ def test_whenever_it_is_killed_a_replaced_folder_is_the_old_or_the_new_one(
         with pytest.raises(_Killed):
             replaces()
     remove_drafts(target)
-    assert put_back(target) is (step == 2)
+    assert restore_replaced(target) is (step == 2)
     assert [path.name for path in target.iterdir()] == ["new" if step == 3 else "old"]
-    with replaced_whole(target) as draft:
+    with atomic_replace(target) as draft:
         draft.mkdir()
     assert list(tmp_path.iterdir()) == [target]
 
@@ -102,7 +102,7 @@ def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path: Path, there: st
     target.mkdir() if there == "folder" else target.write_text("old")
 
     def write_other() -> None:
-        with written_whole(target) as draft:
+        with atomic_write(target) as draft:
             draft.write_text("new") if there == "folder" else draft.mkdir()
 
     with pytest.raises(

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.launch import launch
 
 SCRIPT = """
 import os, pathlib, sys
 import torch.distributed as dist
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 
 found = []
 try:

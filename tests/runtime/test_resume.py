@@ -18,7 +18,7 @@ from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.resume import fit_resumably, forget_progress
+from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import datamodule, random_gate
 
@@ -178,7 +178,7 @@ def test_another_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text("[1", encoding="utf-8")
     with pytest.raises(ResumeError, match=r"run\.json cannot be read"):
         edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 1.0})
-    forget_progress(tmp_path / "run")
+    remove_progress(tmp_path / "run")
     edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 2.0})
 
 
@@ -210,7 +210,7 @@ def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path
     find_decoder(edited).output_projection(LAYER).weight.data *= 2  # type: ignore[operator, union-attr]
 
     def locate(folder: Path | None, stop: int = -1, model: Any = None, **options: Any) -> Learnt:
-        locator = Learnt(model or tiny_llava(), [0, LAYER], max_steps=4, keep_in=folder, **options)
+        locator = Learnt(model or tiny_llava(), [0, LAYER], max_steps=4, cache_dir=folder, **options)
         locator.left = stop
         Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(
             locator, datamodule=datamodule(splits, records_per_batch=1)

@@ -28,7 +28,7 @@ from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.distributed import full_state_dict
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 from lightning_neuralgate.runtime.resume import fit_resumably
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.runner import Answering
@@ -140,7 +140,7 @@ def run(strategy: str, folder: Path) -> None:
     pictures = folder / f"{strategy}-pictures-{rank}"
     pictures.mkdir()
     splits = uneven(pictures)
-    locator = CountingLocator(tiny_llava(), [0, LAYER], max_steps=6, keep_in=folder / f"{strategy}-records")
+    locator = CountingLocator(tiny_llava(), [0, LAYER], max_steps=6, cache_dir=folder / f"{strategy}-records")
     located.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), records_per_batch=2))
     gate = locator.gate
     asked = write_data(pictures / "tasks")

@@ -28,15 +28,15 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.editor import PrivacyEditModule, mean_by_role
 from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.gate.autograd import Scope, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.distributed import full_state_dict, shard
-from lightning_neuralgate.hf.forward import batch_nll, mean_by_role
+from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import datamodule, random_gate
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING
-from lightning_neuralgate.process_group import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope

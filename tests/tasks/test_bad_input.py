@@ -22,8 +22,7 @@ from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope
 from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.item import AnsweredItem, BrokenItems
 from lightning_neuralgate.tasks.options import TaskSources
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from lightning_neuralgate.tasks.scoring import tally_answers

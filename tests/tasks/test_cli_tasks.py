@@ -19,7 +19,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
-from lightning_neuralgate.tasks.broken import BrokenItems
+from lightning_neuralgate.tasks.item import BrokenItems
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import TASKS, TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions

@@ -19,8 +19,7 @@ from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope
 from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.sources import data_set_rows
 from tests.helpers.task_files import (
     json_lines,

@@ -20,14 +20,12 @@ from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.errors import DataFormatError, ResumeError
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.run import evaluate
-from lightning_neuralgate.hf.generation import PAPER_SAMPLING
-from lightning_neuralgate.runtime.resume import forget_progress
-from lightning_neuralgate.seeded_sampling import seeded_sampling
+from lightning_neuralgate.hf.generation import PAPER_SAMPLING, seeded_sampling
+from lightning_neuralgate.runtime.resume import remove_progress
 from lightning_neuralgate.tasks.account import Account, accounts, partial_tasks, tally_run
-from lightning_neuralgate.tasks.answer_cache import AnswerCache
-from lightning_neuralgate.tasks.answer_store import AnswerLog, read_answered
+from lightning_neuralgate.tasks.answer_store import AnswerCache, AnswerLog, read_answered
 from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
-from lightning_neuralgate.tasks.broken import BROKEN_NAME
+from lightning_neuralgate.tasks.item import BROKEN_NAME
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
@@ -277,7 +275,7 @@ def test_what_is_skipped_keeps_its_place_when_a_broken_run_is_gone_on_with(tmp_p
     (folder / "mme" / "existence" / "questions_answers_YN" / "0.txt").unlink()
     (folder / "pope" / "coco_pope_random.json").write_text("")
     pope_files(folder / "pope", 5)
-    forget_progress(tmp_path / "two" / UNFINISHED)
+    remove_progress(tmp_path / "two" / UNFINISHED)
     answer(folder, tmp_path / "two")
     assert not (tmp_path / "two" / BROKEN_NAME).exists(), "nothing is broken any more"
 

@@ -23,14 +23,14 @@ from lightning_neuralgate.tasks.answer_store import answer_line, read_answered
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
 from lightning_neuralgate.tasks.exports import export_results
 from lightning_neuralgate.tasks.item import AnsweredItem
-from lightning_neuralgate.tasks.options import JudgeOptions
 from lightning_neuralgate.tasks.scores import task_scores
 from lightning_neuralgate.tasks.scoring import tally_answers
 from lightning_neuralgate.tasks.verdicts import (
     Judged,
+    JudgeOptions,
     LeakRule,
     ListedRefusals,
-    Remembered,
+    MemoizedJudge,
     StoredScores,
     judged_refusals,
 )
@@ -282,7 +282,7 @@ def test_nobody_is_asked_twice_about_an_answer() -> None:
         asked.extend(answers)
         return [answer == SORRY for answer in answers]
 
-    remembered = Remembered(judged_refusals(judge, "mine"))
+    remembered = MemoizedJudge(judged_refusals(judge, "mine"))
     first, again = (tally_answers(ANSWERS, remembered)["pope"].compute()["refused"] for _ in range(2))
     assert first == again == 0.5
     assert len(asked) == len(ANSWERS)

@@ -11,7 +11,7 @@ from lightning_neuralgate.data.rendering.dataset import picture_seed
 from lightning_neuralgate.data.rendering.draw import render
 from lightning_neuralgate.data.rendering.page import load_font
 from lightning_neuralgate.data.rendering.spec import SubjectSpec
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 _EDGE, _GAP, _LINE, _LETTERS = 184, 8, 12, 31
 _SECRET, _PLAIN, _PAPER = "#a31c30", "#404048", "#ffffff"
@@ -40,7 +40,7 @@ def contact_sheet(spec: SubjectSpec, seed: int = 0, count: int = 12, columns: in
 
 def write_contact_sheet(path: Path, spec: SubjectSpec, seed: int = 0) -> None:
     """Write the contact sheet of a subject as a small PNG of 128 colours."""
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         sheet = contact_sheet(spec, seed).quantize(128, dither=Image.Dither.NONE)
         sheet.save(draft, format="PNG", optimize=True)
 

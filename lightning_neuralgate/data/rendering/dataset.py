@@ -34,8 +34,8 @@ from lightning_neuralgate.data.rendering.questions import (
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate.neural_gate import subject_key
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.gate.subjects import subject_key
+from lightning_neuralgate.runtime.files import atomic_write
 
 RECORDS_NAME = "records.jsonl"
 RETENTION_NAME = "retention.jsonl"
@@ -103,7 +103,7 @@ def render_splits(
     total = len(edited) * (edit_records + test_records) + sum(tests.values()) + last * len(kept_out)
     drawn: dict[str, list[DrawnRecord]] = {split: [] for split in RecordSplits._fields}
     with (
-        written_whole(folder.resolve()) as draft,
+        atomic_write(folder.resolve()) as draft,
         tqdm(total=total, desc=progress, disable=progress is None, unit="picture") as bar,
     ):
         artist = _Artist(draft / IMAGES_NAME, seed, bar)
@@ -166,7 +166,7 @@ def render_retention(folder: Path, seed: int, count: int = ORDINARY_ITEMS, publi
 
 
 def _saved_ordinary(file: Path, seed: int) -> Path:
-    with written_whole(file) as draft:
+    with atomic_write(file) as draft:
         ordinary_picture(seed)[0].save(draft, format="PNG")
     return file
 

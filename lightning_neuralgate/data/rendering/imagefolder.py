@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 METADATA_NAME = "metadata.jsonl"
 CARD_NAME = "README.md"
@@ -45,9 +45,9 @@ def write_imagefolder(images: Path, splits: Mapping[str, Iterable[DrawnRecord]])
         if not rows:
             continue
         filled.append(split)
-        with written_whole(images / SPLIT_FOLDERS[split] / METADATA_NAME) as draft:
+        with atomic_write(images / SPLIT_FOLDERS[split] / METADATA_NAME) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with written_whole(images / CARD_NAME) as draft:
+    with atomic_write(images / CARD_NAME) as draft:
         draft.write_text(_card(filled), encoding="utf-8")
 
 

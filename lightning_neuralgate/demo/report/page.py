@@ -14,7 +14,7 @@ from lightning_neuralgate.demo.report.scores import COUNT, METRICS, Scores
 from lightning_neuralgate.demo.report.summary import lead
 from lightning_neuralgate.errors import MissingDependencyError
 from lightning_neuralgate.evaluation.answers import Answer
-from lightning_neuralgate.runtime.files import written_whole
+from lightning_neuralgate.runtime.files import atomic_write
 
 try:
     from jinja2 import Environment, StrictUndefined
@@ -54,7 +54,7 @@ def write_report(
             that is missing, unreadable, or outside `images`.
     """
     page = _render(results, answers, shares, images, beside)
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return path
 

@@ -8,7 +8,6 @@ from lightning_neuralgate.metrics.functional.averages import (
     safety_average,
     utility_average,
 )
-from lightning_neuralgate.metrics.functional.decided import verdict_stands
 from lightning_neuralgate.metrics.functional.leak import (
     benign_accuracy,
     leak_rate,
@@ -48,6 +47,7 @@ from lightning_neuralgate.metrics.functional.refusal import (
     is_answer,
     is_refusal,
     refuse_to_answer_rate,
+    verdict_stands,
 )
 from lightning_neuralgate.metrics.functional.scienceqa import (
     ScienceQaScores,

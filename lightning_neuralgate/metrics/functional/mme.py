@@ -6,7 +6,7 @@ Protocol: Fu et al. 2023 (arXiv 2306.13394), `calculation.py` of its evaluation 
     accuracy+ = images with both answers right / images
     score     = 100 accuracy + 100 accuracy+            at most 200
 
-Perception is the sum of 10 such scores (2000), cognition of 4 (800). Beside them stand the shares of refused and of
+Perception is the sum of 10 such scores (2000), cognition of 4 (800). ExtraJudge them stand the shares of refused and of
 unparsed answers, and an accuracy in which a refusal is never right.
 """
 
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
-from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share
-from lightning_neuralgate.metrics.functional.yes_no import yes_no_truths
+from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, yes_no_truths
 
 PERCEPTION: tuple[str, ...] = (
     "existence",

@@ -6,7 +6,7 @@ Protocol: Li et al. 2023 (arXiv 2305.10355), repository RUCAIBox/POPE, `evaluate
     yes ratio = said yes / answers
 
 The official rule has no third verdict: whatever is not a *no* is a *yes*. A model that refuses everything so answers *yes*
-throughout, and is right on every other question. Beside the official figures stand the shares of refused and of unparsed
+throughout, and is right on every other question. ExtraJudge the official figures stand the shares of refused and of unparsed
 answers, and an accuracy in which a refusal is never right.
 """
 
@@ -20,8 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
-from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, unstratified
-from lightning_neuralgate.metrics.functional.yes_no import YesNo, yes_no_truths
+from lightning_neuralgate.metrics.functional.tally import (
+    Tally,
+    YesNo,
+    check_lengths,
+    share,
+    unstratified,
+    yes_no_truths,
+)
 
 # a token between spaces; splitting would make a list of all words
 _NO = re.compile(r"(?:\A| )(?:No|not|no)(?: |\Z)")

@@ -23,6 +23,7 @@ from lightning_neuralgate.models.minigpt4.processing import (
     LLAMA2_TEMPLATE,
     VICUNA_TEMPLATE,
     MiniGPT4Processor,
+    spellings,
 )
 from lightning_neuralgate.models.minigpt4.sources import (
     read_blip2,
@@ -31,8 +32,7 @@ from lightning_neuralgate.models.minigpt4.sources import (
     read_tensors,
     read_tokenizer,
 )
-from lightning_neuralgate.models.minigpt4.turn_mark import spellings
-from lightning_neuralgate.runtime.files import put_back, remove_drafts, replaced_whole
+from lightning_neuralgate.runtime.files import atomic_replace, remove_drafts, restore_replaced
 
 # LAVIS's names of the tower, inside `vision_tower`.
 _TOWER = (
@@ -112,7 +112,7 @@ def convert_minigpt4(
         UnsupportedSetupError: `out` holds something already.
     """
     place = out.resolve()
-    if put_back(place):
+    if restore_replaced(place):
         print(f"{out}: a conversion that was to replace it has been interrupted; the old one is back")
     _check_place(out, overwrite)
     language_model = Path(language_model)
@@ -158,7 +158,7 @@ def convert_minigpt4(
         norm = "ln_vision of the checkpoint"
     print(f"final norm of the vision tower: {norm}")
     remove_drafts(place)
-    with replaced_whole(place) as draft:
+    with atomic_replace(place) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
     return out

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
-from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_mark
+from lightning_neuralgate.models.minigpt4.processing import EndsInMark, cut_at_mark
 
 ImageFeatures = dict[str, BaseModelOutputWithPooling]
 """What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""

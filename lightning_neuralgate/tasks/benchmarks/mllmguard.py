@@ -13,9 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import leaks
 from lightning_neuralgate.metrics.functional.mllmguard import JUDGED_TRUTHFULNESS, MLLMGUARD_DIMENSIONS
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.place import Place
+from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
 from lightning_neuralgate.tasks.sources import read_csv_rows
 
 OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")

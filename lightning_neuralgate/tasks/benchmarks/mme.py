@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.place import Place
+from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
 from lightning_neuralgate.tasks.sources import Row, rows_of, text_lines
 
 _QUESTIONS = "questions_answers_YN"

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import TaskItem
-from lightning_neuralgate.tasks.place import Place
+from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
 
 
 def privacy_pair_items(

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_neuralgate.metrics.functional.scienceqa import OPTIONS
-from lightning_neuralgate.tasks.broken import BrokenItems
-from lightning_neuralgate.tasks.item import TaskItem
+from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.sources import Row, rows_of
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."

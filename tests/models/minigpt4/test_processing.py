@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_neuralgate.data.collator import IGNORED, PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_minigpt import IMAGE_SIZE, save_tiny_minigpt, tiny_minigpt, tiny_minigpt_processor

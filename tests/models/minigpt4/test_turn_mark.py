@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from lightning_neuralgate.hf.generation import generate_answers
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
-from lightning_neuralgate.models.minigpt4.turn_mark import EndsInMark, cut_at_mark, spellings
+from lightning_neuralgate.models.minigpt4.processing import EndsInMark, cut_at_mark, spellings
 from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_llava import tiny_tokenizer
 from tests.helpers.tiny_minigpt import tiny_minigpt, tiny_minigpt_processor
