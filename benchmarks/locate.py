@@ -29,7 +29,6 @@ from lightning_neuralgate.gate.subjects import last_position
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.prefix_bound import PrefixBound
 from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 
 SUBJECTS = ("passport", "student_id", "receipt")
@@ -55,12 +54,10 @@ def batches(processor: Any, records: int, together: int) -> list[dict[str, Any]]
 
 
 def learn(
-    model: Any, layers: list[int], batch: Mapping[str, Any], steps: int, fast: bool, most: int | None = None
+    model: Any, layers: list[int], batch: Mapping[str, Any], steps: int, fast: bool
 ) -> tuple[Cost, dict[str, dict[int, Tensor]]]:
-    """What it costs to learn the records of a batch, keeping at most so many bytes of them, and their vectors."""
-    locator = PrivacyLocatorModule(
-        model, layers, max_steps=steps, stop_loss=-1.0, reuse_prefix=fast, max_prefix_bytes=most
-    ).to(model.device)
+    """What it costs to learn the records of a batch, and their vectors."""
+    locator = PrivacyLocatorModule(model, layers, max_steps=steps, stop_loss=-1.0, reuse_prefix=fast).to(model.device)
     locator._reuse = fast  # whether it holds is what is compared here
     with measured() as cost:
         vectors, _, _ = locator._learn(batch)
@@ -109,7 +106,6 @@ def main() -> None:
     made.add_argument("--together", type=int, default=4, help="records that the fast side learns side by side")
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--plain-steps", type=int, default=2)
-    made.add_argument("--max-prefix-bytes", type=int, help="bound of what the fast side keeps; none when left out")
     args, model, processor = opened(made)
     alone, joined = (batches(processor, args.records, count) for count in (1, args.together))
     rate = matmul_rate(model.device, model.dtype)
@@ -117,24 +113,17 @@ def main() -> None:
     fast, plain, floor = Cost(), Cost(), 0.0
     found: dict[str, dict[int, Tensor]] = {}
     for batch in joined:
-        cost, _ = learn(model, [args.layer], batch, args.steps, True, args.max_prefix_bytes)
+        cost, _ = learn(model, [args.layer], batch, args.steps, True)
         fast += cost
         floor += floor_flops(model, args.layer, batch, args.steps) / rate
-        found |= learn(model, [args.layer], batch, args.plain_steps, True, args.max_prefix_bytes)[1]
+        found |= learn(model, [args.layer], batch, args.plain_steps, True)[1]
     off, flips = 0.0, 0
     for batch in alone:
         cost, expected = learn(model, [args.layer], batch, args.plain_steps, False)
         cost.seconds *= args.steps / args.plain_steps
         plain += cost
         off, flips = further(off, flips, found, expected)
-    first, positions = alone[0], last_position(alone[0]["subject_mask"])
-    bound, begun = PrefixBound(model, first, 1), LocatePass(model, first, positions, [args.layer]).shared
-    more = {
-        "largest_difference": off,
-        "tokens": first["input_ids"].shape[1],
-        "prefix_bytes": bound.needed(positions, range(len(positions)), [args.layer]),
-        "prefix_bytes_of_one": bound.needed(positions, [0], [args.layer], begun),
-    }
+    more = {"largest_difference": off, "tokens": alone[0]["input_ids"].shape[1]}
     compare(args, plain, fast, agreed(off, flips), floor, **more)
 
 

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from lightning_neuralgate import shared_answers
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.prompts import question_rows
@@ -44,6 +43,7 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.loading import load_model
+from lightning_neuralgate.prefix_cache import generate
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
 from lightning_neuralgate.runtime.files import atomic_write
 from tests.helpers.tiny_checkpoints import CHECKPOINTS, tiny_checkpoint
@@ -195,9 +195,9 @@ def noted() -> Any:
 @contextmanager
 def short_prefixes() -> Any:
     """Let answers share prefixes as short as those of tiny prompts."""
-    kept, shared_answers._WORTH_IT = shared_answers._WORTH_IT, 4
+    kept, generate._WORTH_IT = generate._WORTH_IT, 4
     yield
-    shared_answers._WORTH_IT = kept
+    generate._WORTH_IT = kept
 
 
 def tried(family: str, folder: Path) -> dict[str, str]:

@@ -40,7 +40,6 @@ from lightning_neuralgate.hf.distributed import (
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.hf.identity import ModelIdentity, model_checksum
 from lightning_neuralgate.locate.record_store import RecordStore
-from lightning_neuralgate.prefix_bound import PrefixBound, RowsInTurn, rows_alone
 from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, is_out_of_memory
 from lightning_neuralgate.runtime.versions import library_versions
@@ -67,16 +66,11 @@ class PrivacyLocatorModule(LightningModule):
             first record shows that a model does not allow it, the plain way is taken, with a warning.
         jointly: learn the layers of a record together, one loss for all; off: each layer alone, as in a search for the layer
             to edit.
-        max_prefix_bytes: bound of what is kept, at any time, of all that is run once (`PrefixBound`); no bound when left out.
-            Where more would be kept, fewer records, then fewer layers are learnt at a time. If a record alone takes more,
-            what its queries have in common is kept, and their own tokens are run anew in each step, for fewer queries at a
-            time. The result is the same.
         cache_dir: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
             settings and data takes them from there, so one that was killed goes on where it was.
 
     Raises:
         ModelLayoutError: there is no such layer.
-        UnsupportedSetupError: `max_prefix_bytes` is less than one query takes, or asked for with sharded weights.
 
     Example:
         `Trainer(max_epochs=1).fit(locator, datamodule=data)`, then `locator.gate.save_pretrained("gate")`.
@@ -98,11 +92,8 @@ class PrivacyLocatorModule(LightningModule):
         reuse_prefix: bool = True,
         jointly: bool = True,
         cache_dir: str | Path | None = None,
-        max_prefix_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        if max_prefix_bytes is not None and max_prefix_bytes < 1:
-            raise ValueError(f"max_prefix_bytes must be at least 1, got {max_prefix_bytes}")
         if not layers or len(set(layers)) != len(layers):
             raise ValueError(f"layers must be distinct and at least one, got {list(layers)}")
         layout = find_decoder(model)
@@ -140,11 +131,6 @@ class PrivacyLocatorModule(LightningModule):
         if self._trainer is not None:
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyLocatorModule")
         if self.device_mesh is not None:
-            if self.hparams["max_prefix_bytes"] is not None:
-                raise UnsupportedSetupError(
-                    "max_prefix_bytes cuts the records of each process into as many passes as they need, and sharded weights "
-                    "need every process in every pass; leave it out, and locate with records_per_batch=1"
-                )
             shard(self.model, self.device_mesh)
 
     @override
@@ -182,9 +168,7 @@ class PrivacyLocatorModule(LightningModule):
         if self._kept is None:
             return ""
         setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
-        # a run that needed too much memory may go on within a bound
-        settings = {name: value for name, value in self.hparams.items() if name != "max_prefix_bytes"}
-        key = self._kept.key({**settings, **asdict(self.identity), **self._made_of, **setting}, batch)
+        key = self._kept.key({**self.hparams, **asdict(self.identity), **self._made_of, **setting}, batch)
         if not subjects.keys() <= self.vectors.keys() and (found := self._kept.recall(key)) is not None:
             vectors, notes = found
             self._take(vectors, subjects)
@@ -201,25 +185,8 @@ class PrivacyLocatorModule(LightningModule):
         learnt: dict[str, dict[int, Tensor]] = {record: {} for record in batch["record_id"]}
         losses: list[Tensor] = []
         steps: list[Tensor] = []
-        for part, layers in self._portions(batch):
-            self._learn_portion(part, layers, learnt, losses, steps)
+        self._learn_portion(batch, self.layers, learnt, losses, steps)
         return learnt, float(torch.cat(losses).mean()), float(torch.cat(steps).mean())
-
-    def _portions(self, batch: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[int]]]:
-        """Records of a batch, and layers, that are learnt from one prefix."""
-        most = self.hparams["max_prefix_bytes"]
-        if most is None or self._reuse is False:
-            yield batch, self.layers
-            return
-        try:
-            bound = PrefixBound(self.model, batch, most)
-        except NOT_ALLOWED as error:
-            if is_out_of_memory(error):
-                raise
-            yield batch, self.layers  # a model that knows no prefix needs no bound of it
-            return
-        for rows, layers in bound.portions(_subject_positions(batch), self.layers, self.hparams["jointly"]):
-            yield rows_alone(batch, rows), layers
 
     def _learn_portion(
         self,
@@ -340,22 +307,7 @@ class PrivacyLocatorModule(LightningModule):
         self, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]
     ) -> Callable[[Mapping[int, Tensor]], Tensor]:
         """`_row_loss` by passes above the lowest layer and from the subject on."""
-        most = self.hparams["max_prefix_bytes"]
-        bound = None if most is None else PrefixBound(self.model, batch, most)
-        chunks = [] if bound is None else bound.row_chunks(positions, layers)
-        if bound is None or len(chunks) < 2:
-            return partial(self._fast, LocatePass(self.model, batch, positions, layers))
-        begun = bound.begun(positions)
-
-        def in_turn(vectors: Mapping[int, Tensor]) -> Tensor:
-            def nll(rows: Sequence[int], own: list[Tensor]) -> Tensor:
-                some, here = rows_alone(batch, rows), positions[list(rows)]
-                upper = LocatePass(self.model, some, here, list(vectors), begun)
-                return self._fast(upper, dict(zip(vectors, own, strict=True)))
-
-            return RowsInTurn.apply(nll, chunks, *vectors.values())
-
-        return in_turn
+        return partial(self._fast, LocatePass(self.model, batch, positions, layers))
 
     def _fast(self, upper: LocatePass, vectors: Mapping[int, Tensor]) -> Tensor:
         with self.scaled(upper.positions, vectors):
@@ -428,8 +380,7 @@ class PrivacyLocatorModule(LightningModule):
         }
         counts = {subject: len(names) for subject, names in records.items()}
         settings = {**self.hparams, "layers": self.layers}
-        for name in ("reuse_prefix", "max_prefix_bytes"):
-            settings.pop(name)
+        settings.pop("reuse_prefix")
         return NeuralGate(rates, self.identity, counts, settings)
 
     @override

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from lightning_neuralgate.cli import build_parser
-from lightning_neuralgate.data import spec as specs
 from lightning_neuralgate.data.authors import read_authors_json
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, read_records
+from lightning_neuralgate.data.rendering import spec as specs
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.rendering.imagefolder import SPLIT_FOLDERS
 from lightning_neuralgate.data.rendering.spec import shipped_subjects

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_neuralgate.data import answering
+from lightning_neuralgate.data import targets
 from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.datamodule import LEAD_INS, PrivacyPairDataModule, locate_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
@@ -174,13 +174,13 @@ def test_targets_are_the_models_own_first_words(splits: RecordSplits) -> None:
 
 def test_targets_are_made_once_per_model_and_data(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = answering.answer_rows
+    real = targets.answer_rows
 
     def counted(model: Any, processor: Any, rows: Any, *args: Any, **kwargs: Any) -> list[str]:
         calls.append(len(rows))
         return real(model, processor, rows, *args, **kwargs)
 
-    monkeypatch.setattr(answering, "answer_rows", counted)
+    monkeypatch.setattr(targets, "answer_rows", counted)
     bare, processor = without_targets(splits), tiny_processor()
     first, _ = fill_targets(bare.edit, [], tiny_llava(), processor)
     again, _ = fill_targets(bare.edit, [], tiny_llava(), processor)

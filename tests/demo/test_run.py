@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from lightning_neuralgate import NeuralGate, NeuralGateCallback, workbench
+from lightning_neuralgate import NeuralGate, NeuralGateCallback
 from lightning_neuralgate.cli import main
+from lightning_neuralgate.demo import experiment
 from lightning_neuralgate.demo.experiment import SPLITS, EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 from lightning_neuralgate.demo.workers import WorkerPool
@@ -61,13 +62,13 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
             gated.append((self.scope, self.tau))
             super().on_train_end(*args)
 
-    monkeypatch.setattr(workbench, "NeuralGateCallback", Noted)
+    monkeypatch.setattr(experiment, "NeuralGateCallback", Noted)
     settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
     assert gated == [(settings.scope, settings.tau)], "one of the two edits has the gate"
     assert results["seed"] == 5
-    assert results["precision"] == ("bf16-mixed" if workbench.has_bfloat16() else "32-true")
+    assert results["precision"] == ("bf16-mixed" if experiment.has_bfloat16() else "32-true")
     assert results["settings"]["layer"] == 1
     assert set(results["seconds"]) == {"model", "render", "targets", "locate", "answer_unedited", "edits"}
     assert changed_weights(tmp_path / "edited", tiny_llava()) == {"model.language_model.layers.1.mlp.down_proj.weight"}
@@ -91,8 +92,8 @@ def test_an_edit_without_public_questions_keeps_the_ordinary_ones(
     def noted(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
         raise Given([item.image.stem.partition("-")[0] for item in retention])
 
-    monkeypatch.setattr(workbench, "PrivacyPairDataModule", noted)
-    bench = workbench.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    monkeypatch.setattr(experiment, "PrivacyPairDataModule", noted)
+    bench = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
     bench.render()
     for public, kinds in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
         with pytest.raises(Given) as given:
@@ -108,9 +109,9 @@ def test_half_precision_is_for_hardware_that_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert workbench.has_bfloat16() is expected
+    assert experiment.has_bfloat16() is expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not workbench.has_bfloat16(), "an older torch cannot say"
+    assert not experiment.has_bfloat16(), "an older torch cannot say"
 
 
 @pytest.mark.parametrize(
@@ -132,15 +133,15 @@ def test_an_open_learning_rate_is_that_of_the_embedded_model(chosen: dict[str, A
 def test_results_say_the_learning_rate_that_was_used(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(workbench.LEARNING_RATES, str(checkpoint), 4e-3)
+    monkeypatch.setitem(experiment.LEARNING_RATES, str(checkpoint), 4e-3)
     used: list[float] = []
 
-    class Noted(workbench.PrivacyEditModule):
+    class Noted(experiment.PrivacyEditModule):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             used.append(self.lr)
 
-    monkeypatch.setattr(workbench, "PrivacyEditModule", Noted)
+    monkeypatch.setattr(experiment, "PrivacyEditModule", Noted)
     settings = EditSettings(model=checkpoint, layer=1, **SMALL)  # type: ignore[arg-type]
     results = run_demo_seeds(tmp_path, [3], settings)
     assert used == [4e-3, 4e-3]
@@ -176,14 +177,14 @@ def test_two_processes_do_what_one_does(checkpoint: str, tmp_path: Path, capfd: 
 
 
 def test_a_mistake_in_another_process_is_told_here(checkpoint: str, tmp_path: Path) -> None:
-    bench = workbench.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    bench = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
     with WorkerPool(bench, 2) as crew, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
         crew.share(_refuse, [("one",), ("two",)])
     with pytest.raises(ValueError, match="at least 1"):
         WorkerPool(bench, 0)
 
 
-def _refuse(bench: workbench.Experiment, name: str) -> None:
+def _refuse(bench: experiment.Experiment, name: str) -> None:
     if name == "two":
         raise UnsupportedSetupError(f"nothing to do for {name}")
 

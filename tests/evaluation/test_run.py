@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lightning_neuralgate import evaluation
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
 from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
+from lightning_neuralgate.evaluation import run
 from lightning_neuralgate.evaluation.answers import Answer, read_answers, write_answers
 from lightning_neuralgate.evaluation.run import evaluate, summarize
 
@@ -33,7 +33,7 @@ def answered(
         asked.extend(row.query for row in rows)
         return [told[row.query] for row in rows]
 
-    monkeypatch.setattr(evaluation, "answer_rows", answer_rows)
+    monkeypatch.setattr(run, "answer_rows", answer_rows)
     record = PrivacyRecord(record_id="passport-0", subject="passport", image=folder / "0.png", pairs=(pair,))
     try:
         return evaluate(None, None, {"test": [record]}, folder, "gated", **options)

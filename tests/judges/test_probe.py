@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_neuralgate import judge as judging
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.judges import probe as judging
 from lightning_neuralgate.judges.probe import WEIGHTS, AnswerReader, RefusalJudge, save_judge
 from lightning_neuralgate.metrics.functional.refusal import is_refusal
 from tests.helpers.tiny_llava import tiny_processor

@@ -10,7 +10,9 @@ from typing import Any, get_args
 
 from torchmetrics import Metric
 
-from lightning_neuralgate import metrics, paired, refusal_classifier
+from lightning_neuralgate import metrics
+from lightning_neuralgate.evaluation import statistics
+from lightning_neuralgate.judges import classifier
 from lightning_neuralgate.judges.chat import ChatEndpoint
 from lightning_neuralgate.judges.classifier import RefusalClassifier
 from lightning_neuralgate.judges.llm import LlmJudge
@@ -31,7 +33,7 @@ def test_its_judges_can_be_called(monkeypatch: Any) -> None:
     monkeypatch.setattr(ChatEndpoint, "__call__", lambda self, prompt: "full_refusal")
     names: dict[str, Any] = {"queries": ["What?"] * 2, "answers": ["No.", ""]}
     exec(JUDGES, names)
-    assert names["classifier"] in refusal_classifier.REFUSING_LABELS
+    assert names["classifier"] in classifier.REFUSING_LABELS
     assert isinstance(names["judge"], LlmJudge)
     assert names["judge"](names["queries"], names["answers"]) == [True, False]
 
@@ -39,7 +41,7 @@ def test_its_judges_can_be_called(monkeypatch: Any) -> None:
 def test_its_intervals_and_tests_run() -> None:
     names = {"answers_before": ["Yes."] * 4, "answers_after": ["No."] * 4, "labels": ["yes", "no"] * 2}
     exec(TESTS, names)
-    difference = paired.paired_differences(names["before"], names["after"])["accuracy"]  # type: ignore[arg-type]
+    difference = statistics.paired_differences(names["before"], names["after"])["accuracy"]  # type: ignore[arg-type]
     assert (difference.first, difference.second, difference.p_value) == (0.5, 0.5, 1)
 
 
