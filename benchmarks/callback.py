@@ -30,7 +30,7 @@ from benchmarks.side_by_side import Cost, compare, finish, forget_peak, matmul_r
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.autograd import SCOPES
 from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.gate.rows import ClosedRows
+from lightning_neuralgate.gate.rows import MaskedRows
 
 WARM_UP = 2
 
@@ -41,11 +41,13 @@ class EveryOtherStep(NeuralGateCallback):
     gated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        while self._closed:  # a plain step does without them
-            self._closed.popitem()[1].remove()
+        while self._masked_rows:  # a plain step does without them
+            self._masked_rows.popitem()[1].remove()
         if self.gated:
             if self.scope == "all":
-                self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
+                self._masked_rows = {
+                    id(optimizer): MaskedRows(self._modules, optimizer) for optimizer in trainer.optimizers
+                }
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:

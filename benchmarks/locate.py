@@ -25,7 +25,7 @@ from benchmarks.side_by_side import Cost, compare, matmul_rate, measured, opened
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows
 from lightning_neuralgate.data.rendering.dataset import render_splits
-from lightning_neuralgate.gate.subjects import last_position
+from lightning_neuralgate.gate.spans import last_position
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule

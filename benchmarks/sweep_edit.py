@@ -224,7 +224,7 @@ def gradient_parts(bench: Any, gate: Any, scopes: tuple[str, ...]) -> dict[str, 
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.gate.autograd import scope_positions
-    from lightning_neuralgate.gate.subjects import subject_key
+    from lightning_neuralgate.gate.spans import subject_key
     from lightning_neuralgate.hf.decoder import find_decoder
     from lightning_neuralgate.hf.forward import IGNORED
 

@@ -35,7 +35,7 @@ from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
-from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
 from lightning_neuralgate.runtime.process import process_group_closed
 from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 
@@ -146,7 +146,7 @@ def main(
             draft.write_text(json.dumps({**measured, "seed": seed}, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(measured, indent=2))
         remove_progress(unfinished)
-        remove_drafts(out / "edited", out / "metrics.json")
+        remove_temporary_files(out / "edited", out / "metrics.json")
 
 
 def make_strategy(name: str, devices: int) -> str | Strategy:

@@ -13,7 +13,7 @@ import torch
 from lightning_neuralgate.cli import SUBCOMMANDS, build_parser
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
-from tests.helpers.training import SomebodysModule, datamodule, random_gate
+from tests.helpers.training import UserModule, datamodule, random_gate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,6 +89,6 @@ def test_the_page_on_trainers_shows_code_that_runs(tmp_path: Path, monkeypatch: 
         code = code.replace(shown, here)
     exec(
         code,
-        {"YourModule": SomebodysModule, "model": model, "processor": tiny_processor(), "your_dataloader": batches},
+        {"YourModule": UserModule, "model": model, "processor": tiny_processor(), "your_dataloader": batches},
     )
     assert not torch.equal(weight, before)

@@ -30,9 +30,9 @@ SUBCOMMANDS = {
 
 
 def _prepare() -> None:
-    from lightning_neuralgate.runtime.process import silence_known_noise
+    from lightning_neuralgate.runtime.process import silence_expected_warnings
 
-    silence_known_noise()
+    silence_expected_warnings()
 
 
 def build_parser(chosen: str | None) -> ArgumentParser:

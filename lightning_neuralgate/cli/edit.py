@@ -23,7 +23,7 @@ from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
-from lightning_neuralgate.runtime.files import remove_drafts
+from lightning_neuralgate.runtime.files import remove_temporary_files
 from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
@@ -120,7 +120,7 @@ def run(options: Namespace) -> None:
         settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
         _keep_delta(options.model.name, options.out, gated | settings)
         remove_progress(unfinished)
-        remove_drafts(options.out, options.out / DELTA_NAME)
+        remove_temporary_files(options.out, options.out / DELTA_NAME)
 
 
 def _keep_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:

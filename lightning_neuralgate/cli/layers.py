@@ -34,7 +34,7 @@ from lightning_neuralgate.locate.layer_search import (
     write_tables,
 )
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
 from lightning_neuralgate.runtime.resume import check_same_run, remove_progress
 
 
@@ -115,7 +115,9 @@ def run(options: Namespace) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"figure and tables: {options.out}")
     remove_progress(unfinished)
-    remove_drafts(*(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv")))
+    remove_temporary_files(
+        *(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv"))
+    )
 
 
 def _print_shares(gate: NeuralGate, tau: float) -> None:

@@ -11,7 +11,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, WEIGHTS_NAME
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.files import remove_drafts
+from lightning_neuralgate.runtime.files import remove_temporary_files
 from lightning_neuralgate.runtime.resume import remove_progress
 
 
@@ -46,5 +46,5 @@ def run(options: Namespace) -> None:
     if options.trainer.is_global_zero:
         locator.gate.save_pretrained(options.out)
         remove_progress(unfinished)
-        remove_drafts(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
+        remove_temporary_files(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
         print(f"{locator.gate!r}\nwritten to {options.out}")

@@ -21,7 +21,7 @@ import torch
 
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.demo.experiment import EditSettings, Experiment
-from lightning_neuralgate.runtime.process import silence_known_noise
+from lightning_neuralgate.runtime.process import silence_expected_warnings
 
 Result = TypeVar("Result")
 
@@ -89,7 +89,7 @@ class WorkerPool:
 def _begin(out: Path, seed: int, settings: EditSettings, threads: int) -> None:
     global _bench
     _end_with_parent()
-    silence_known_noise()
+    silence_expected_warnings()
     torch.set_num_threads(threads)
     _bench = Experiment(out, seed, settings)
 

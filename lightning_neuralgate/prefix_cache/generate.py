@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_neuralgate.hf.distributed import is_sharded
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
-from lightning_neuralgate.hf.generation import generate_answers, generated_answers
+from lightning_neuralgate.hf.generation import generate_answers, generate_from_inputs
 from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, SharedPrefix, is_out_of_memory
 
 _WORTH_IT = 16
@@ -49,7 +49,7 @@ def generate_with_shared_prefix(
         batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         prefix = SharedPrefix(model, batch, groups)
         if prefix.count >= _WORTH_IT and prefix.sequences.keys() == {"input_ids"} and _holds(model, batch, prefix):
-            return generated_answers(model, tokenizer, _behind(model, prefix), max_new_tokens, sampling, until)
+            return generate_from_inputs(model, tokenizer, _behind(model, prefix), max_new_tokens, sampling, until)
     return generate_answers(model, tokenizer, batch, max_new_tokens, sampling, until)
 
 

@@ -19,7 +19,7 @@ from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.generation import generate_answers
 from lightning_neuralgate.runtime.files import cache_folder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SomebodysModule, train
+from tests.helpers.training import UserModule, train
 
 
 def without_targets(splits: RecordSplits) -> RecordSplits:
@@ -129,7 +129,7 @@ def test_processes_share_without_counting_twice(splits: RecordSplits, view: str)
 
 
 def test_lightning_can_overfit_it(splits: RecordSplits) -> None:
-    class Seen(SomebodysModule):
+    class Seen(UserModule):
         def __init__(self) -> None:
             super().__init__(tiny_llava())
             self.seen: list[str] = []

@@ -27,7 +27,7 @@ def random_gate(model: nn.Module, layers: tuple[int, ...] = (1,), subjects: tupl
     return NeuralGate(rates, identity, dict.fromkeys(subjects, 4))
 
 
-class SomebodysModule(LightningModule):
+class UserModule(LightningModule):
     """A module that knows nothing of gates: own attribute names, own optimizer, plain gradient descent."""
 
     def __init__(self, network: nn.Module, layers: tuple[int, ...] = (1,), lr: float = 0.1) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.hf.generation import generate_answers, kept_settings, without_generation_config
+from lightning_neuralgate.hf.generation import generate_answers, start_and_stop_settings, without_generation_config
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
@@ -105,7 +105,7 @@ def test_greedy_answers_end_where_the_checkpoint_says(
         told = generate_answers(model, collate.tokenizer, batch, 8)
     assert whole.startswith(told[0])
     assert len(told[0]) < len(whole)
-    assert kept_settings(model)["stop_strings"] == [whole[:2]]
+    assert start_and_stop_settings(model)["stop_strings"] == [whole[:2]]
 
 
 def test_a_language_model_inside_has_its_settings_set_aside_too() -> None:

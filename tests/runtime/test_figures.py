@@ -23,7 +23,7 @@ from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.runtime.figures import log_figure
 from tests.helpers import wandb_files
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SomebodysModule, datamodule, random_gate, train
+from tests.helpers.training import UserModule, datamodule, random_gate, train
 
 STEPS = 2
 GATE = {"gate/layer_1/passed", "gate/layer_1/blocked"}
@@ -173,7 +173,7 @@ def test_without_matplotlib_training_goes_on(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     model = tiny_llava()
     logger = TensorBoardLogger(tmp_path)
-    trainer = train(SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model)), logger=logger)
+    trainer = train(UserModule(model), datamodule(splits), NeuralGateCallback(random_gate(model)), logger=logger)
     assert trainer.global_step == 1
 
 

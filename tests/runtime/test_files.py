@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import atomic_replace, atomic_write, remove_drafts, restore_replaced
+from lightning_neuralgate.runtime.files import atomic_replace, atomic_write, remove_temporary_files, restore_replaced
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_whenever_it_is_killed_a_replaced_folder_is_the_old_or_the_new_one(
         patch.setattr(os, "replace", dies)  # and so does whatever would put something back
         with pytest.raises(_Killed):
             replaces()
-    remove_drafts(target)
+    remove_temporary_files(target)
     assert restore_replaced(target) is (step == 2)
     assert [path.name for path in target.iterdir()] == ["new" if step == 3 else "old"]
     with atomic_replace(target) as draft:

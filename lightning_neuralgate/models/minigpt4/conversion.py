@@ -32,7 +32,7 @@ from lightning_neuralgate.models.minigpt4.sources import (
     read_tensors,
     read_tokenizer,
 )
-from lightning_neuralgate.runtime.files import atomic_replace, remove_drafts, restore_replaced
+from lightning_neuralgate.runtime.files import atomic_replace, remove_temporary_files, restore_replaced
 
 # LAVIS's names of the tower, inside `vision_tower`.
 _TOWER = (
@@ -157,7 +157,7 @@ def convert_minigpt4(
     if any(map(_FINAL_NORM.match, own)):
         norm = "ln_vision of the checkpoint"
     print(f"final norm of the vision tower: {norm}")
-    remove_drafts(place)
+    remove_temporary_files(place)
     with atomic_replace(place) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
