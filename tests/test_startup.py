@@ -1,4 +1,4 @@
-"""What is imported when: which modules, not how many seconds (`python -m benchmarks.startup` tells these)."""
+"""Modules that are imported at start-up (`python -m benchmarks.startup` measures the time)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ HEAVY = {
 
 @lru_cache
 def imported_by(statement: str) -> set[str]:
-    """Names of all modules in a process that has run a statement."""
-    told = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stderr.splitlines()[-1]))
+    """Return the names of all modules in a process that has run a statement."""
+    code = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0, completed.stderr
+    return set(json.loads(completed.stderr.splitlines()[-1]))
 
 
 def packages(modules: set[str]) -> set[str]:
@@ -45,17 +45,17 @@ def test_the_package_and_its_help_import_nothing_heavy() -> None:
     "statement",
     ["from lightning_neuralgate import *", "from lightning_neuralgate.cli import main; main(['locate', '--help'])"],
 )
-def test_what_is_asked_for_comes_without_what_it_may_need_later(statement: str) -> None:
-    theirs = imported_by("import lightning")
-    more = imported_by(statement) - theirs
+def test_importing_a_stage_does_not_import_optional_libraries(statement: str) -> None:
+    lightning_modules = imported_by("import lightning")
+    more = imported_by(statement) - lightning_modules
     assert "lightning_neuralgate.locate.locator" in more
-    # lightning and torchmetrics bring rich, matplotlib and others themselves, where they are installed
-    late = HEAVY - {"torch", "lightning", "transformers", "torchmetrics"} - {"pydantic", "safetensors", "tqdm"}
-    assert not (packages(more) - packages(theirs)) & late
+    # lightning and torchmetrics import rich, matplotlib and others, if they are installed
+    optional = HEAVY - {"torch", "lightning", "transformers", "torchmetrics"} - {"pydantic", "safetensors", "tqdm"}
+    assert not (packages(more) - packages(lightning_modules)) & optional
     assert not {"matplotlib.pyplot", "torchmetrics.functional.text.bert", "torchvision", "rich.progress"} & more
     models = {name.split(".")[2] for name in more if name.startswith("transformers.models.")}
     assert models <= {"auto", "blip_2"}, (
-        "no model's code before there is a model, but what MiniGPT-4 is registered with"
+        "model code is imported with a model, except what the registration of MiniGPT-4 needs"
     )
 
 
@@ -66,15 +66,15 @@ def test_what_is_asked_for_comes_without_what_it_may_need_later(statement: str) 
         "from transformers import AutoProcessor; import lightning_neuralgate",
     ],
 )
-def test_the_auto_classes_know_minigpt4_without_being_told(statement: str) -> None:
-    told = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{statement}; {told}"], capture_output=True, text=True, timeout=120, check=True
+def test_minigpt4_is_registered_with_the_auto_classes(statement: str) -> None:
+    lookup = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
+    completed = subprocess.run(
+        [sys.executable, "-c", f"{statement}; {lookup}"], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.split() == ["MiniGPT4Config"]
+    assert completed.stdout.split() == ["MiniGPT4Config"]
 
 
-def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
+def test_public_names_are_the_same_for_type_checkers_and_at_run_time() -> None:
     source = ast.parse(Path(lightning_neuralgate.__file__).read_text(encoding="utf-8"))
     (typed,) = (node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     declared = {
@@ -89,16 +89,16 @@ def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
         _ = lightning_neuralgate.NeuralGateCalback
 
 
-def test_the_benchmark_tells_medians_over_that_of_lightning(
+def test_the_benchmark_reports_medians_and_ratios_to_lightning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
+    seconds = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
     monkeypatch.setattr(startup, "STATEMENTS", {"import lightning": "1 + 1", "help": "2 + 2"})
-    monkeypatch.setattr(startup, "seconds", lambda statement: next(taken))
-    monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "3", "--json", str(tmp_path / "told.json")])
+    monkeypatch.setattr(startup, "seconds", lambda statement: next(seconds))
+    monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "3", "--json", str(tmp_path / "results.json")])
     startup.main()
-    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
-    assert told["seconds, import lightning"] == told["seconds, help"] == 4.0
-    assert told["ratio, help"] == 0.5, "the median of 1 / 2, 6 / 4 and 4 / 8"
-    assert "ratio, import lightning" not in told
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["seconds, import lightning"] == results["seconds, help"] == 4.0
+    assert results["ratio, help"] == 0.5, "the median of 1 / 2, 6 / 4 and 4 / 8"
+    assert "ratio, import lightning" not in results
     assert "| ratio, help | 0.5 |" in capsys.readouterr().out
