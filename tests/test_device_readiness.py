@@ -51,7 +51,7 @@ def test_a_locate_step_has_no_device_sync(
 
 
 @pytest.mark.parametrize("scope", ["subject_last", "from_subject"])
-def test_an_edit_step_has_one_device_sync_per_batch(
+def test_an_edit_step_syncs_once_per_batch(
     splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, scope: Any
 ) -> None:
     syncs = DeviceSyncs(monkeypatch)
