@@ -51,9 +51,7 @@ def test_a_locate_step_has_no_device_sync(
 
 
 @pytest.mark.parametrize("scope", ["subject_last", "from_subject"])
-def test_an_edit_step_syncs_once_per_batch(
-    splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, scope: Any
-) -> None:
+def test_an_edit_step_syncs_once_per_batch(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, scope: Any) -> None:
     syncs = DeviceSyncs(monkeypatch)
     found = {}
     for pairs, steps in ((2, 1), (2, 2), (2, 4), (4, 2)):

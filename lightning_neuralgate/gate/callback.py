@@ -36,12 +36,16 @@ from lightning_neuralgate.runtime.figures import log_figure
 
 
 class NeuralGateCallback(Callback):
-    """Gate the gradient of MLP output projections while a model trains, so that only privacy neurons learn from the subject.
+    """Gate the gradients of MLP output projections: at the subject's tokens, only privacy neurons are trained.
 
-    Add it to the Trainer with which you fine-tune a vision-language model to refuse sensitive questions. It is stage 2 of
-    Neural Gate: ``theta <- theta - eta * ([M_l > tau] * grad_theta^S L + grad_theta^notS L)``. In the backward pass each
-    sample uses the gate of its own subject at the positions of the scope. Gradients at all other positions and all forward
-    values stay the same. Whatever trains in a projection is gated: weight, bias, LoRA and DoRA adapters.
+    Add it to the Trainer that fine-tunes your vision-language model to refuse sensitive questions, so that the model keeps
+    answering the benign ones. It is stage 2 of Neural Gate:
+
+        theta <- theta - eta * ([M_l > tau] * grad_theta^S L + grad_theta^notS L)
+
+    In the backward pass each sample uses the gate of its own subject at the positions of the scope. Gradients at all other
+    positions and all forward values stay the same. Whatever trains in a projection is gated: weight, bias, LoRA and DoRA
+    adapters.
 
     **Subjects.** By default the batch contains them: a mapping with `subject_mask`, (B, T) and True at the subject's tokens,
     and `subject`, B names, as `PrivacyPairDataModule` provides it. With `tokenizer` the callback reads the token ids that
@@ -80,11 +84,12 @@ class NeuralGateCallback(Callback):
             (`docs/trainer.md` has the list); during training, the subjects of a batch cannot be found.
 
     Example:
-        >>> from lightning.pytorch import Trainer
-        >>> NeuralGateCallback("gate/", scope="everywhere")
-        Traceback (most recent call last):
-        ...
-        ValueError: scope must be one of subject_last, subject, from_subject, all; got 'everywhere'
+        >>> from lightning_neuralgate.hf.identity import ModelIdentity
+        >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+        >>> gate = NeuralGate({"Passport": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"passport": 5})
+        >>> trainer = Trainer(callbacks=[NeuralGateCallback(gate, tau=0.3)], logger=False, enable_checkpointing=False)
+
+        A gate that was saved by `neuralgate locate` is loaded by its path: `NeuralGateCallback("gate", tokenizer=processor)`.
     """
 
     def __init__(
@@ -255,8 +260,8 @@ class NeuralGateCallback(Callback):
                 self._log_names[name] = f"gate/layer_{layer}" + (f"/{number}" if number else "")
                 if any(getattr(hook, "is_gate", False) for hook in gated.module._forward_hooks.values()):
                     raise UnsupportedSetupError(
-                        f"{name} is gated by another NeuralGateCallback already; one gate can hold many subjects, give each "
-                        "layer to one callback"
+                        f"{name} is gated by another NeuralGateCallback already; a gate can contain several subjects, so "
+                        "use one callback for each layer"
                     )
                 self._modules[name] = gated
                 # before all other hooks, so that it gets the output of the module itself
@@ -309,7 +314,7 @@ class NeuralGateCallback(Callback):
             if batch is None:
                 raise UnsupportedSetupError(
                     f"{name} was called before the callback had read any token ids: {type(self).__name__} reads them when "
-                    "the Hugging Face model is called, so call that model as a whole, with input_ids, or pass find_subjects"
+                    "the Hugging Face model is called, so call the full model with input_ids, or pass find_subjects"
                 )
             segment = running_segment()
             positions, gate_values = batch.positions, batch.gate_values(gates)
@@ -319,7 +324,7 @@ class NeuralGateCallback(Callback):
                 raise UnsupportedSetupError(
                     f"the gated layer was called with {tuple(output.shape[:-1])} tokens, but the subject mask is "
                     f"{tuple(positions.shape)}; give the mask for the image-expanded sequence and run the model "
-                    "on the whole batch at once"
+                    "on the full batch at once"
                 )
             if self._forward_passes > 1 and torch._C._current_graph_task_id() != -1:
                 raise UnsupportedSetupError(

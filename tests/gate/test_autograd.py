@@ -159,7 +159,7 @@ def test_activation_checkpointing_applies_the_same_gate(splits: RecordSplits, re
     runs: list[int] = []
 
     def checkpointed(model: Any) -> None:
-        model.train()  # transformers checkpoints in training mode alone
+        model.train()  # transformers checkpoints activations in training mode only
         enable_checkpointing(model, reentrant)
         find_decoder(model).layer(1).mlp.register_forward_pre_hook(lambda *_: runs.append(1))
 

@@ -48,6 +48,10 @@ def test_hooks_are_removed_after_fit_and_after_an_exception(splits: RecordSplits
 
 def test_bad_arguments_are_refused() -> None:
     gate = random_gate(tiny_llava())
+    with pytest.raises(
+        ValueError, match="scope must be one of subject_last, subject, from_subject, all; got 'everywhere'"
+    ):
+        NeuralGateCallback(gate, scope="everywhere")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tau"):
         NeuralGateCallback(gate, tau=1.5)
     with pytest.raises(GateMismatchError, match=r"no layers \[2\]; it covers \[1\]"):

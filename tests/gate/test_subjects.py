@@ -174,7 +174,7 @@ def test_calling_only_a_submodule_is_refused(splits: RecordSplits) -> None:
 
     model = tiny_llava()
     callback = NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())
-    with pytest.raises(UnsupportedSetupError, match="call that model as a whole, with input_ids"):
+    with pytest.raises(UnsupportedSetupError, match="call the full model with input_ids"):
         train(CallsSubmodule(model), sample_loader(collated(splits)), callback)
 
 
