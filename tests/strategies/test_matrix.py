@@ -32,12 +32,12 @@ RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all cases of all strategies; strategies with the same number of processes share a launch."""
     out = tmp_path_factory.mktemp("strategies")
-    together: dict[tuple[int, str], list[str]] = {}
+    groups: dict[tuple[int, str], list[str]] = {}
     for strategy, world in WORLD.items():
         # ddp_fork starts its processes itself
         key = (1, strategy) if strategy == "ddp_fork" else (world, "")
-        together.setdefault(key, []).append(strategy)
-    for (processes, _), strategies in together.items():
+        groups.setdefault(key, []).append(strategy)
+    for (processes, _), strategies in groups.items():
         launch("-m", "tests.strategies.runs", ",".join(strategies), str(out), world=processes)
     return out
 
