@@ -153,7 +153,7 @@ class PrivacyLocatorModule(LightningModule):
         vectors, loss, steps = self._learn(batch)
         self._add(vectors, {record: subjects[record] for record in counted})
         if self._store is not None:
-            self._store.keep(key, vectors, {"reuse": self._losses.fast_path.verified})
+            self._store.save(key, vectors, {"reuse": self._losses.fast_path.verified})
         active = torch.stack([(m < 0).float().mean() for layers in vectors.values() for m in layers.values()]).mean()
         self.log("locate/loss", loss, prog_bar=True, batch_size=1)
         self.log("locate/steps", steps, prog_bar=True, batch_size=1)
@@ -293,7 +293,7 @@ class PrivacyLocatorModule(LightningModule):
             return ""
         setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
         key = self._store.key({**self.hparams, **asdict(self.identity), **self._weights, **setting}, batch)
-        if not subjects.keys() <= self.vectors.keys() and (stored := self._store.recall(key)) is not None:
+        if not subjects.keys() <= self.vectors.keys() and (stored := self._store.load(key)) is not None:
             vectors, notes = stored
             self._add(vectors, subjects)
             self._losses.fast_path.restore(notes["reuse"])
