@@ -29,9 +29,8 @@ class ChatEndpoint:
     Needs the `openai` package (extra `judge`), which retries overloaded servers and broken connections with growing
     pauses, or after the server's `Retry-After`. A wrong key or model fails at once.
 
-    Nothing but the arguments decides where a prompt goes: redirects and the environment's proxies are ignored, and so are
-    the `OPENAI_...` variables of the `openai` package. The key is read at each call and goes into the request's header
-    only; error messages replace it where a server repeats it.
+    Prompts and key go to `base_url` only: redirects, proxies from the environment and the `openai` package's own environment
+    variables are ignored. The key is read at each call; error messages never show it, not even where a server repeats it.
 
     Args:
         base_url: address including the version, such as `http://localhost:8000/v1`.
@@ -144,7 +143,7 @@ def _excerpt(text: str, key: str) -> str:
 
 
 def _content(completion: Any) -> str | None:
-    """The text of a completion; openai hands on whatever a server sends."""
+    """The text of a completion, or None: openai does not validate what a server sends."""
     try:
         text = completion.choices[0].message.content
     except (AttributeError, IndexError, TypeError, KeyError):
