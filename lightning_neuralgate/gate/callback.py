@@ -31,7 +31,7 @@ from lightning_neuralgate.hf.distributed import (
     reshard,
     uses_fsdp1,
 )
-from lightning_neuralgate.hf.segments import running_segment
+from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
 from lightning_neuralgate.runtime.figures import log_figure
 
 
@@ -129,6 +129,7 @@ class NeuralGateCallback(Callback):
         self._log_names: dict[str, str] = {}
         self._masked_rows: dict[int, MaskedRows] = {}
         self._batch: GatedBatch | None = None
+        self._layout: BatchLayout | None = None
         self._training = False
         self._resumed = False
         self._forward_passes = 0
@@ -141,8 +142,8 @@ class NeuralGateCallback(Callback):
         return self._generate_state_key(scope=self.scope, tau=self.tau, layers=self.layers, soft=self.soft)
 
     @property
-    def takes_parts(self) -> bool:
-        """Whether a batch may be run in parts: where the subjects stand has to be said of the batch as a whole."""
+    def supports_layouts(self) -> bool:
+        """Whether batches may carry a `BatchLayout`: only if the subjects come with the full batch."""
         return type(self._find) is SubjectsInBatch and self._find.is_default and self._in_text is None
 
     @override
@@ -161,6 +162,7 @@ class NeuralGateCallback(Callback):
         self._training, self._forward_passes = True, 0
         self._meters = {} if _is_logged(trainer) else None
         if self._in_text is None:
+            self._layout = batch.get(LAYOUT) if isinstance(batch, Mapping) else None
             self._set_batch(*self._find(batch))
 
     @override
@@ -197,7 +199,7 @@ class NeuralGateCallback(Callback):
             # NaN if there was no gradient, since every process has to log the same names
             metrics = {name: float("nan") if share is None else share for name, share in shares.items()}
             pl_module.log_dict(metrics, batch_size=1, sync_dist=trainer.world_size > 1)
-        self._batch, self._training, self._meters = None, False, None
+        self._batch, self._layout, self._training, self._meters = None, None, False, None
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -286,7 +288,7 @@ class NeuralGateCallback(Callback):
                 )
 
     def _detach(self) -> None:
-        self._batch, self._training = None, False
+        self._batch, self._layout, self._training = None, None, False
         self._resumed = False
         self._modules.clear()
         self._gated_since_step.clear()
@@ -316,10 +318,10 @@ class NeuralGateCallback(Callback):
                     f"{name} was called before the callback had read any token ids: {type(self).__name__} reads them when "
                     "the Hugging Face model is called, so call the full model with input_ids, or pass find_subjects"
                 )
-            segment = running_segment()
+            segment = None if self._layout is None else self._layout.segment
             positions, gate_values = batch.positions, batch.gate_values(gates)
             if segment is not None:
-                positions, gate_values = segment.of(positions), gate_values[segment.rows]
+                positions, gate_values = segment.select(positions), gate_values[segment.rows]
             if output.shape[:-1] != positions.shape:
                 raise UnsupportedSetupError(
                     f"the gated layer was called with {tuple(output.shape[:-1])} tokens, but the subject mask is "
@@ -335,7 +337,7 @@ class NeuralGateCallback(Callback):
             for rows in self._masked_rows.values():
                 rows.record(name, gate_values)
             meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
-            if meter is not None and (segment is None or segment.first):
+            if meter is not None and (segment is None or segment.is_first):
                 meter.reset()
             return gated.gate(args[0], output, positions, gate_values, meter)
 

@@ -81,7 +81,7 @@ GENERATION_CONFIG = {
 def test_greedy_answers_ignore_the_generation_config(
     settings: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
     processor, model = tiny_processor(), tiny_llava()
     rows = [QueryRow(f"What is the {what}?", "sensitive", tmp_path / "0.png") for what in ("number", "colour")]
@@ -100,7 +100,7 @@ def test_greedy_answers_ignore_the_generation_config(
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_greedy_answers_respect_stop_strings(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
     collate, model = PrivacyPairCollator(tiny_processor(), "left"), tiny_llava()
     batch = collate([QueryRow("What is the number?", "sensitive", tmp_path / "0.png")] * 2)
