@@ -82,7 +82,7 @@ def test_pairs_differ_only_in_the_attribute_and_fit_their_split(tmp_path: Path) 
 
 @pytest.mark.parametrize("unseen", [(), ("seat", "side")])
 def test_custom_spec_with_and_without_unseen_attributes(tmp_path: Path, unseen: tuple[str, ...]) -> None:
-    spec = ticket(
+    spec = write_ticket_spec(
         tmp_path,
         unseen=unseen,
         edit_templates=["Say {subject} {attribute}!"],
