@@ -226,7 +226,7 @@ class _PairCollator:
     epoch_and_rank: Callable[[], tuple[int, int]]
 
     def __getstate__(self) -> dict[str, Any]:
-        # workers are started anew every epoch; without the bound method, the Trainer and the model are not pickled
+        # workers are restarted every epoch; without the bound method, the Trainer and the model are not pickled
         return {**self.__dict__, "epoch_and_rank": partial(tuple, self.epoch_and_rank())}
 
     def __call__(self, groups: list[list[QueryRow]]) -> dict[str, Any]:

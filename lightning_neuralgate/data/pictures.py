@@ -1,7 +1,7 @@
 """Read pictures, and cache what a model's image processor makes of them.
 
 A picture is needed again for every query about it, and in every epoch. The output of the processor's image processor is
-cached, least recently used first out; the text is processed anew every time.
+cached, least recently used first out; the text is processed again every time.
 """
 
 from __future__ import annotations

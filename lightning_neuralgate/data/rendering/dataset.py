@@ -52,6 +52,8 @@ UNSEEN_SUBJECTS = ("driver_licence",)
 _MAX_REDRAWS = 30
 _MIN_SECRET_LENGTH = 5
 """Shorter values have too few possibilities to be disjoint between edit and test."""
+_UNSEEN_FIELDS = {"edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None}
+"""Split -> whether its queries ask for the unseen fields (True), the others (False) or all fields (None)."""
 
 
 def render_splits(
@@ -69,8 +71,9 @@ def render_splits(
 
     The folder receives `records.jsonl` (one record per line), `images/` (PNG files, readable with Hugging Face `datasets`)
     and `authors/` (the same records in the authors' JSON format). Files are moved into place only after all of them have
-    been written. Edit and test records share no picture, question template or secret value. Subjects that have unseen
-    fields also get records in `unseen_attributes`, whose queries ask for these fields only.
+    been written. Edit and test records share no picture and no question template, and no secret value unless a field has
+    too few possible values. Subjects with unseen fields also get records in `unseen_attributes`, whose queries ask for
+    these fields only.
 
     The same arguments write the same bytes. The picture of a test record depends only on seed, subject, split and its
     number within the split, and not on how many other records there are.
@@ -79,8 +82,8 @@ def render_splits(
         folder: output folder, created if missing; records that are already there are replaced.
         seed: seed of values, pictures and queries.
         edit_records: number of edit records per subject.
-        test_records: number of test records per subject, and of its records with unseen attributes. The unseen subjects
-            together get as many as the edited ones, and each gets at least this many.
+        test_records: number of records per edited subject in `test`, and in `unseen_attributes` if it has unseen fields. The
+            unseen subjects together get as many as the edited ones in `test`, but each at least this many.
         edit_pairs: number of query pairs per edit record.
         test_pairs: number of query pairs per test record.
         subjects: subjects to edit, as names of shipped subject specs or paths of YAML files (see `load_subject_spec`).
@@ -130,40 +133,24 @@ def render_splits(
     ):
         renderer = _RecordRenderer(draft / IMAGES_NAME, seed, bar)
         for spec in edit_specs:
-            templates: Sequence[str] = spec.test_templates or TEST_TEMPLATES
-            test = renderer.records(spec, "test", test_records, test_pairs, templates, unseen=False)
-            unseen_attributes = renderer.records(
-                spec, "unseen_attributes", unseen_attribute_records[spec.subject], test_pairs, templates, unseen=True
-            )
-            templates = spec.edit_templates or EDIT_TEMPLATES
-            edit = renderer.records(
-                spec,
-                "edit",
-                edit_records,
-                edit_pairs,
-                templates,
-                unseen=False,
-                disjoint_from=[*test, *unseen_attributes],
-            )
+            test = renderer.records(spec, "test", test_records, test_pairs)
+            count = unseen_attribute_records[spec.subject]
+            unseen_attributes = renderer.records(spec, "unseen_attributes", count, test_pairs)
+            edit = renderer.records(spec, "edit", edit_records, edit_pairs, disjoint_from=[*test, *unseen_attributes])
             rendered["edit"].extend(edit)
             rendered["test"].extend(test)
             rendered["unseen_attributes"].extend(unseen_attributes)
         for spec in unseen_specs:
-            templates = spec.test_templates or TEST_TEMPLATES
-            rendered["unseen_subjects"].extend(
-                renderer.records(spec, "unseen_subjects", unseen_subject_records, test_pairs, templates, unseen=None)
-            )
-        splits = RecordSplits(*([item.record for item in rendered[split]] for split in RecordSplits._fields))
+            records = renderer.records(spec, "unseen_subjects", unseen_subject_records, test_pairs)
+            rendered["unseen_subjects"].extend(records)
+        splits = RecordSplits(**{split: [item.record for item in items] for split, items in rendered.items()})
         check_no_leakage(splits)
         write_records(draft / RECORDS_NAME, splits, draft)
         write_imagefolder(draft / IMAGES_NAME, rendered)
-        for split, records in splits._asdict().items():
-            for subject in dict.fromkeys(record.subject for record in records):
-                file = draft / AUTHORS_NAME / f"{file_name_of(subject)}-{split}.json"
-                write_authors_json(file, [record for record in records if record.subject == subject], draft)
+        _write_authors_files(draft, splits)
         splits = RecordSplits(*([_relocate(record, draft, folder) for record in records] for records in splits))
-    for split, records in splits._asdict().items():
-        if not records:  # an earlier run's metadata would make `datasets` load its pictures
+    for split in splits._fields:
+        if not rendered[split]:  # an earlier run's metadata would make `datasets` load its pictures
             (folder / IMAGES_NAME / SPLIT_FOLDERS[split] / METADATA_NAME).unlink(missing_ok=True)
     return splits
 
@@ -224,11 +211,12 @@ class _RecordRenderer:
         split: str,
         count: int,
         pairs: int,
-        templates: Sequence[str],
-        unseen: bool | None,
         disjoint_from: Sequence[RenderedRecord] = (),
     ) -> list[RenderedRecord]:
-        """Render `count` records whose queries ask for the unseen fields (True), the others (False) or all (None)."""
+        """Render `count` records of a split, if possible without the secrets of the records in `disjoint_from`."""
+        templates: Sequence[str] = (
+            spec.edit_templates or EDIT_TEMPLATES if split == "edit" else spec.test_templates or TEST_TEMPLATES
+        )
         taken = {secret for record in disjoint_from for secret in _secrets(spec, record.values)}
         folder = self.images / SPLIT_FOLDERS[split]
         rendered = []
@@ -240,7 +228,7 @@ class _RecordRenderer:
             rng = random.Random(f"{self.seed}/{name}")
             record = PrivacyRecord(
                 record_id=name, subject=spec.subject, image=folder / f"{name}.png",
-                pairs=tuple(query_pairs(spec, rendering.values, rng, pairs, templates, unseen)),
+                pairs=tuple(query_pairs(spec, rendering.values, rng, pairs, templates, _UNSEEN_FIELDS[split])),
             )  # fmt: skip
             rendered.append(RenderedRecord(record, rendering.values, tuple(spec.phrases(sensitive=True))))
             self.bar.update()
@@ -286,6 +274,13 @@ def _has_unseen_fields(spec: SubjectSpec) -> bool:
             "need one of each kind, so mark at least one of each, or none"
         )
     return sensitive
+
+
+def _write_authors_files(folder: Path, splits: RecordSplits) -> None:
+    for split, records in splits._asdict().items():
+        for subject in dict.fromkeys(record.subject for record in records):
+            file = folder / AUTHORS_NAME / f"{file_name_of(subject)}-{split}.json"
+            write_authors_json(file, [record for record in records if record.subject == subject], folder)
 
 
 def _relocate(record: PrivacyRecord, source: Path, target: Path) -> PrivacyRecord:
