@@ -70,10 +70,7 @@ class PrivacyPairCollator:
     """
 
     def __init__(
-        self,
-        processor: Any,
-        padding_side: Literal["left", "right"] = "left",
-        picture_cache_bytes: int = CACHE_BYTES,
+        self, processor: Any, padding_side: Literal["left", "right"] = "left", picture_cache_bytes: int = CACHE_BYTES
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got '{padding_side}'")

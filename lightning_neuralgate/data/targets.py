@@ -57,8 +57,7 @@ def answer_rows(
     collate = PrivacyPairCollator(processor, "left")
     pictures = {picture: number for number, picture in enumerate(dict.fromkeys(row.image for row in rows))}
     order = sorted(
-        range(len(rows)),
-        key=lambda index: (share_prefixes and pictures[rows[index].image], len(rows[index].query)),
+        range(len(rows)), key=lambda index: (share_prefixes and pictures[rows[index].image], len(rows[index].query))
     )
     answers = [""] * len(rows)
     training = model.training

@@ -11,13 +11,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from lightning_neuralgate.data.authors import write_authors_json
-from lightning_neuralgate.data.records import (
-    PrivacyRecord,
-    RecordSplits,
-    RetentionItem,
-    write_records,
-    write_retention,
-)
+from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem, write_records, write_retention
 from lightning_neuralgate.data.rendering.draw import Rendering, ordinary_picture, render
 from lightning_neuralgate.data.rendering.imagefolder import (
     METADATA_NAME,
@@ -206,12 +200,7 @@ class _RecordRenderer:
         self.images, self.seed, self.bar = images, seed, bar
 
     def records(
-        self,
-        spec: SubjectSpec,
-        split: str,
-        count: int,
-        pairs: int,
-        disjoint_from: Sequence[RenderedRecord] = (),
+        self, spec: SubjectSpec, split: str, count: int, pairs: int, disjoint_from: Sequence[RenderedRecord] = ()
     ) -> list[RenderedRecord]:
         """Render `count` records of a split, if possible without the secrets of the records in `disjoint_from`."""
         templates: Sequence[str] = (

@@ -30,15 +30,9 @@ from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 
 PICTURE_SIZE = 288
 ORDINARY_COLOURS = {
-    "red": "#c0202f",
-    "blue": "#2450b8",
-    "green": "#23823f",
-    "yellow": "#f1d62c",
-    "orange": "#ee8a24",
-    "purple": "#7d3cb0",
-    "black": "#202024",
-    "white": "#fafafa",
-}
+    "red": "#c0202f", "blue": "#2450b8", "green": "#23823f", "yellow": "#f1d62c",
+    "orange": "#ee8a24", "purple": "#7d3cb0", "black": "#202024", "white": "#fafafa",
+}  # fmt: skip
 _PLACEHOLDERS = {"#": string.digits, "?": string.ascii_uppercase}
 
 

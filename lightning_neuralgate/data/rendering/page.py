@@ -63,7 +63,7 @@ def load_font(style: Font, size: int) -> ImageFont.FreeTypeFont:
 
 
 class Page:
-    """A document in the plane: draws elements, and collects the positions of the values' characters in `characters`."""
+    """A flat document: draws elements, and collects the positions of the values' characters in `characters`."""
 
     def __init__(self, width: int, height: int, colour: tuple[int, int, int], rng: random.Random) -> None:
         self.image = Image.new("RGBA", (width, height), (0, 0, 0, 0))
