@@ -160,14 +160,7 @@ class AnswerRate(_KeywordRate):
 
     @override
     def update(self, answers: str | Sequence[str]) -> None:
-        """Add answers.
-
-        Args:
-            answers: one answer or N answers; N may be 0.
-
-        Raises:
-            DataFormatError: an answer is not a string. The state does not change then.
-        """
+        """Add answers; arguments and errors as in `RefuseToAnswerRate.update`."""
         self._add(*_answer_update(answers, self.variant))
 
 

@@ -143,16 +143,10 @@ def mme_questions(
         if subtask not in _SUBTASK_INDEX:
             raise DataFormatError(f"`subtasks` value {index} is {subtask!r}; MME has {', '.join(SUBTASKS)}")
     refused = _refusal_flags(answers, refusals)
-    verdicts = [mme_verdict(answer, rule) for answer in answers]
-    right = [verdict == ("yes" if truth else "no") for verdict, truth in zip(verdicts, truths_yes, strict=True)]
-    values = zip(
-        right,
-        refused,
-        (verdict == "other" for verdict in verdicts),
-        (is_right and not refuses for is_right, refuses in zip(right, refused, strict=True)),
-        strict=True,
-    )
-    return zip(subtasks, images, values, strict=True)
+    for answer, truth, image, subtask, refuses in zip(answers, truths_yes, images, subtasks, refused, strict=True):
+        verdict = mme_verdict(answer, rule)
+        right = verdict == ("yes" if truth else "no")
+        yield subtask, image, (right, refuses, verdict == "other", right and not refuses)
 
 
 def mme_tally(

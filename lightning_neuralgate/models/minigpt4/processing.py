@@ -105,12 +105,12 @@ class MiniGPT4Processor(ProcessorMixin):
 TURN_SEPARATOR = "###"
 
 
-def separator_token_ids(tokenizer: Any, separator: str = TURN_SEPARATOR) -> list[list[int]]:
-    """Return the token ids of a separator after a word, after a space and at the start of a line, without duplicates."""
+def separator_token_ids(tokenizer: Any) -> list[list[int]]:
+    """Return the distinct token ids of the turn separator after a word, after a space and at the start of a line."""
     variants = []
     for prefix in ("a", "a ", "a\n"):
-        ids = tokenizer(prefix + separator, add_special_tokens=False)["input_ids"]
-        start = next(start for start in reversed(range(len(ids))) if separator in tokenizer.decode(ids[start:]))
+        ids = tokenizer(prefix + TURN_SEPARATOR, add_special_tokens=False)["input_ids"]
+        start = next(start for start in reversed(range(len(ids))) if TURN_SEPARATOR in tokenizer.decode(ids[start:]))
         variants.append(ids[start:])
     return [list(ids) for ids in dict.fromkeys(map(tuple, variants))]
 

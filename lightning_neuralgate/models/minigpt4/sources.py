@@ -28,16 +28,13 @@ def read_config(folder: Path, model_type: str) -> Any:
         model_type: expected type, `llama` or `blip-2`.
 
     Raises:
-        WeightFilesError: the path is not a folder, its configuration is missing, unreadable or of another model type, or the
-            weights are quantized.
+        WeightFilesError: the configuration is missing, unreadable, of another model type or of quantized weights.
     """
     from transformers import AutoConfig
 
     hint = _EXPECTED[model_type]
-    if not folder.is_dir():
-        raise WeightFilesError(f"{folder} is not a folder; {hint}")
     if not (folder / "config.json").is_file():
-        raise WeightFilesError(f"{folder} has no config.json; {hint}")
+        raise WeightFilesError(f"{folder} is not a folder with a config.json; {hint}")
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # a corrupt file can raise anything

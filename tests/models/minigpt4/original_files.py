@@ -33,16 +33,16 @@ class Originals:
     tensors: dict[str, dict[str, Tensor]]
 
 
-def write_originals(folder: Path, use_qformer: bool, sizes: Sizes = SIZES) -> Originals:
+def write_originals(folder: Path, use_qformer: bool) -> Originals:
     """Write random original files."""
     folder.mkdir(exist_ok=True)
-    language = original.llama(sizes)
-    llama = LlamaForCausalLM(LlamaConfig(**original.configs(sizes)["text"]))
+    language = original.llama(SIZES)
+    llama = LlamaForCausalLM(LlamaConfig(**original.configs(SIZES)["text"]))
     llama.load_state_dict(language)
     llama.save_pretrained(folder / "llama")
     tiny_tokenizer().save_pretrained(folder / "llama")
-    tensors = {"eva": original.eva_vit_g(sizes), "blip2": original.blip2(sizes), "language": language}
-    checkpoint = original.minigpt4(sizes, use_qformer)
+    tensors = {"eva": original.eva_vit_g(SIZES), "blip2": original.blip2(SIZES), "language": language}
+    checkpoint = original.minigpt4(SIZES, use_qformer)
     tensors["checkpoint"] = checkpoint["model"]
     torch.save(tensors["eva"], folder / "eva_vit_g.pth")
     torch.save({"model": tensors["blip2"]}, folder / "blip2.pth")

@@ -76,14 +76,14 @@ def test_a_wrong_folder_raises_with_the_expected_one(tmp_path: Path, capsys: pyt
         "checkpoint": originals.checkpoint,
     }
     for option, path, message in (
-        ("llama", originals.checkpoint, f"{originals.checkpoint} is not a folder; {llama}"),
-        ("llama", tmp_path / "none", f"{tmp_path / 'none'} is not a folder; {llama}"),
-        ("llama", empty, f"{empty} has no config.json; {llama}"),
+        ("llama", originals.checkpoint, f"{originals.checkpoint} is not a folder with a config.json; {llama}"),
+        ("llama", tmp_path / "none", f"{tmp_path / 'none'} is not a folder with a config.json; {llama}"),
+        ("llama", empty, f"{empty} is not a folder with a config.json; {llama}"),
         ("llama", other, f"{other} is a 'bert' model; {llama}"),
         ("llama", broken, f"{broken / 'config.json'} cannot be read: "),
-        ("vision", empty, f"{empty} has no config.json; {blip2}"),
+        ("vision", empty, f"{empty} is not a folder with a config.json; {blip2}"),
         ("vision", other, f"{other} is a 'bert' model; {blip2}"),
-        ("blip2", empty, f"{empty} has no config.json; {blip2}"),
+        ("blip2", empty, f"{empty} is not a folder with a config.json; {blip2}"),
         ("vision", tmp_path / "none", f"{tmp_path / 'none'} cannot be read as a tensor file"),
         ("checkpoint", empty, f"{empty} cannot be read as a tensor file"),
     ):
