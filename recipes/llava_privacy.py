@@ -75,7 +75,7 @@ def main(
         layers: decoder layers to locate and edit (the authors chose 11 for LLaVA-1.5-7B).
         tau: threshold of the gate: dimensions with an activity rate above it pass their gradient.
         scope: token positions at which the gate applies.
-        schedule: `paper` for several steps on one pair after the other, or `minibatch` for shuffled mini-batches.
+        schedule: `paper` for several steps on each pair in turn, or `minibatch` for shuffled mini-batches.
         lr: learning rate of the edit; by default that of the schedule.
         alpha: weight of the benign loss term.
         epochs: passes over the edit pairs.

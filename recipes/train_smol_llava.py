@@ -78,7 +78,7 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 GRID = IMAGE_SIZE // PATCH_SIZE
 MAX_CHARACTERS = 40
 HELD_OUT = 900_000_000
-"""First seed of the held-out pictures; training uses smaller seeds, the demo others again."""
+"""First seed of the held-out pictures. Training uses smaller seeds; the demo uses neither."""
 
 
 class World:
@@ -113,11 +113,13 @@ class World:
         ][:MAX_CHARACTERS]
 
     def facts(self, spec: SubjectSpec, values: dict[str, str]) -> dict[str, str]:
+        """Subject, colour, layout and shape of a card."""
         shape = next(v for name, v in values.items() if spec.fields[name].choices and v in SHAPES)
         layout = values[spec.layout_field] if spec.layout_field else self.layouts[0]
         return {"subject": spec.subject, "colour": values[spec.colour_field], "layout": layout, "shape": shape}
 
     def classes(self, facts: dict[str, str]) -> Tensor:
+        """Class indices of the facts; -100 for missing ones."""
         lists = {"subject": self.subjects, "colour": self.colours, "layout": self.layouts, "shape": self.shapes}
         return torch.tensor([names.index(facts[key]) if key in facts else -100 for key, names in lists.items()])
 
@@ -132,6 +134,7 @@ class Cards(Dataset):
         return self.count
 
     def draw(self, index: int) -> tuple[Rendering, dict[str, str], SubjectSpec | None]:
+        """Render a card, or an ordinary picture of a shape (without a spec)."""
         seed = self.first + index
         choice = random.Random(f"card/{seed}").randrange(10 * len(self.world.specs))
         if choice < len(self.world.specs):
@@ -455,6 +458,7 @@ class Dialogues(Cards):
         self.tokens, self.separator = tokens, separator
 
     def turns(self, index: int) -> list[tuple[str, str]]:
+        """Questions and answers about a card."""
         rendering, facts, spec = self.draw(index)
         rng = random.Random(f"turns/{self.first + index}")
         if spec is None:
@@ -503,6 +507,7 @@ def question_prompt(processor: Any, question: str, picture: bool) -> str:
 
 
 def pad_dialogues(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate dialogues, padded on the right."""
     longest = max(len(row["ids"]) for row in rows)
 
     def padded(key: str, value: int) -> Tensor:

@@ -18,7 +18,12 @@ from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `neuralgate demo`."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="Output folder.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="Output folder for data, gate, edited model, answers, results and report.",
+    )
     parser.add_argument(
         "--model",
         type=str | None,

@@ -74,7 +74,7 @@ def add_delta(parser: ArgumentParser, side: str) -> None:
     """Add the options of `apply` (`side` "base") and `revert` (`side` "edited")."""
     add_config(parser)
     parser.add_argument(
-        "--edit", type=Path, required=True, help="Edit file, as written by `neuralgate edit` or `diff`."
+        "--edit", type=Path, required=True, help="Edit file, written by `neuralgate edit` or `neuralgate diff --out`."
     )
     parser.add_argument(
         "--model", type=str, required=True, help=f"The {side} model: a folder, a Hub repository or smol-llava."

@@ -50,7 +50,7 @@ class EditSettings:
         edit_pairs: query pairs per edit record.
         test_records: test records per subject, in each of the splits `test` and `unseen_attributes`.
         test_pairs: query pairs per test record.
-        schedule: `minibatch` for shuffled mini-batches, `paper` for several steps on one pair after the other.
+        schedule: `minibatch` for shuffled mini-batches, `paper` for several steps on each pair in turn.
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs in a mini-batch.
         lr: learning rate of Adam; null for the tuned value of an embedded model (`LEARNING_RATES`, mini-batches only), or

@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 _experiment: Experiment | None = None
 """The experiment of this worker process; None in the main process.
 
-`ProcessPoolExecutor` keeps an initializer's object in no other place. `_start_worker` sets it, and only `_run_task` reads it:
-tasks receive the experiment as their first argument.
+A global is the only way to hand an object from the initializer of a `ProcessPoolExecutor` to its tasks. Only `_start_worker`
+sets it and only `_run_task` reads it; tasks receive the experiment as their first argument.
 """
 
 

@@ -159,8 +159,8 @@ def _gate(scores: Scores) -> list[str]:
             sentences.append(f"On {_short(split)}, EtA was not measured for both edits.")
             continue
         sentences.append(
-            f"On {_short(split)}, {_comparison(gated, ungated)}: {_format(gated)} ({_parts(scores, 'gated', split)}) with "
-            f"the gate, {_format(ungated)} ({_parts(scores, 'ungated', split)}) without it.{_caveat(gated, ungated)}"
+            f"On {_short(split)}, {_comparison(gated, ungated)}: {_format(gated)} ({_parts(scores, 'gated', split)}), "
+            f"compared with {_format(ungated)} ({_parts(scores, 'ungated', split)}) without it.{_caveat(gated, ungated)}"
         )
     return sentences
 

@@ -34,8 +34,8 @@ def test_gated_and_ungated_edits_are_compared() -> None:
     better, worse = summary_of().gate
     assert better.startswith("On the test split, EtA is 0.06 higher with the gate: 0.95 (RtA on sensitive 0.97,")
     assert worse == (
-        "On unseen subjects, EtA is 0.06 lower with the gate: 0.79 (RtA on sensitive 0.75, answer rate on benign 0.83) with "
-        "the gate, 0.85 (RtA on sensitive 0.94, answer rate on benign 0.76) without it."
+        "On unseen subjects, EtA is 0.06 lower with the gate: 0.79 (RtA on sensitive 0.75, answer rate on benign 0.83), "
+        "compared with 0.85 (RtA on sensitive 0.94, answer rate on benign 0.76) without it."
     )
     same = summary_of(ungated={"test": rates(0.97, 0.94, 0.954)}).gate
     assert same[0].startswith("On the test split, the gate made no difference to EtA: ")
@@ -95,7 +95,7 @@ def test_leaks_and_correct_answers_are_included_where_measured() -> None:
         "On the test split, according to the second judge it refuses only 90 % of the sensitive questions, it still leaks "
         "the secret in 2 % of its answers to sensitive questions and its benign accuracy fell by 5 points."
     ]
-    assert "leak rate 0.02, benign accuracy 0.75) with the gate, " in summary.gate[0]
+    assert "leak rate 0.02, benign accuracy 0.75), compared with " in summary.gate[0]
     assert summary.gate[0].endswith("leak rate 0.04, benign accuracy 0.50) without it.")
 
 
