@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import NeuralGateError
-from lightning_neuralgate.runtime.process import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed, silence_known_noise
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -27,12 +27,6 @@ SUBCOMMANDS = {
     "compare": "compare two evaluation runs: intervals, p-values and changed answers",
     "render": "render synthetic records: pictures with known attributes, and questions about them",
 }
-
-
-def _prepare() -> None:
-    from lightning_neuralgate.runtime.process import silence_known_noise
-
-    silence_known_noise()
 
 
 def build_parser(chosen: str | None) -> ArgumentParser:
@@ -62,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build_parser(chosen)
         config = parser.parse_args(arguments)
-        _prepare()
+        silence_known_noise()
         subcommand = import_module(f"{__name__}.{config.subcommand}")
         with process_group_closed():
             if hasattr(subcommand, "check"):  # before the Trainer is instantiated, which logs
