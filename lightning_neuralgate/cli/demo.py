@@ -24,11 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=Path("runs/demo"),
         help="Output folder for data, gate, edited model, answers, results and report.",
     )
-    parser.add_argument(
-        "--model",
-        type=str | None,
-        help="Shorthand for --settings.model.",
-    )
+    parser.add_argument("--model", type=str | None, help="Shorthand for --settings.model.")
     parser.add_argument(
         "--beside", type=Path | None, help="--out folder of another demo, to show its numbers in the same table."
     )

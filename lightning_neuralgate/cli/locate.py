@@ -36,10 +36,7 @@ def run(options: Namespace) -> None:
     splits = options.data.read()  # fail on bad data before loading the model
     model, processor = options.model.load()
     data = PrivacyPairDataModule(
-        splits,
-        processor,
-        records_per_batch=options.records_per_batch,
-        num_workers=options.num_workers,
+        splits, processor, records_per_batch=options.records_per_batch, num_workers=options.num_workers
     )
     locator = PrivacyLocatorModule(model, **options.locator.as_dict(), cache_dir=unfinished)
     options.trainer.fit(locator, datamodule=data)

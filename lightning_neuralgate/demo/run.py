@@ -51,11 +51,7 @@ class _StageTimer:
 
 
 def run_demo(
-    out: Path,
-    seed: int = 0,
-    settings: EditSettings | None = None,
-    compare_with: Path | None = None,
-    processes: int = 1,
+    out: Path, seed: int = 0, settings: EditSettings | None = None, compare_with: Path | None = None, processes: int = 1
 ) -> dict[str, Any]:
     """Run the demo for one seed.
 

@@ -101,10 +101,7 @@ def demo_results(folder: Path, **settings: Any) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "names"),
-    [
-        ({}, ["gate, subject's last token", "ungated"]),
-        ({"lr": 6e-3}, ["gate, lr 6e-3", "ungated, lr 6e-3"]),
-    ],
+    [({}, ["gate, subject's last token", "ungated"]), ({"lr": 6e-3}, ["gate, lr 6e-3", "ungated, lr 6e-3"])],
 )
 def test_demo_results_fill_the_cells_with_its_settings(
     tmp_path: Path, settings: dict[str, Any], names: list[str]
