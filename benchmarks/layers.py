@@ -59,7 +59,7 @@ def main() -> None:
 def search(model: Any, layers: list[int], batch: dict[str, Any], steps: int) -> Cost:
     """Cost of learning the vectors of a record in each layer on its own."""
     locator = PrivacyLocatorModule(model, layers, max_steps=steps, stop_loss=-1.0, jointly=False).to(model.device)
-    locator._reuse = True
+    locator._losses.fast_path.restore(True)
     with measure() as cost:
         locator._learn(batch)
     return cost

@@ -25,6 +25,7 @@ from lightning_neuralgate.data.sampler import ResumableLoader, RowOrder
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.prefix_cache.layout import LAYOUT, LayoutProvider
 
 LEAD_INS = (
     "Please take a close look.",
@@ -189,11 +190,12 @@ class PrivacyPairDataModule(LightningDataModule):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """What a module wants to know of a training batch before it is on a device."""
-        if self.trainer is None or not self.trainer.training:
+        """Add the layout of shared prefixes to a training batch, while reading its values forces no device sync."""
+        module = getattr(self.trainer, "lightning_module", None)
+        if self.trainer is None or not self.trainer.training or not isinstance(module, LayoutProvider):
             return batch
-        lay_out = getattr(self.trainer.lightning_module, "lay_out", None)
-        return batch if lay_out is None else lay_out(batch)
+        layout = module.batch_layout(batch)
+        return batch if layout is None else {**batch, LAYOUT: layout}
 
     @override
     def val_dataloader(self) -> ResumableLoader:
