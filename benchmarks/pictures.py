@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.measure import Cost, make_parser, measure, parse_and_load, report
 from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.pictures import ROOM
+from lightning_neuralgate.data.pictures import CACHE_BYTES
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.edit.editor import PrivacyEditModule
@@ -88,11 +88,13 @@ def main() -> None:
     args, model, processor = parse_and_load(parser)
     with TemporaryDirectory() as folder:
         splits = records(Path(folder), args.records, args.pairs, args.photo)
-        data = {room: PrivacyPairDataModule(splits, processor, picture_room=room) for room in (0, ROOM)}
-        make_batches(data[0], 1)  # warm-up: read files from disk
-        plain, plain_checksums = make_batches(data[0], args.epochs)
-        fast, fast_checksums = make_batches(data[ROOM], args.epochs)
-        training = len(fast_checksums) * step_seconds(model, args.layer, data[ROOM], args.train_steps)
+        plain_data, fast_data = (
+            PrivacyPairDataModule(splits, processor, picture_cache_bytes=size) for size in (0, CACHE_BYTES)
+        )
+        make_batches(plain_data, 1)  # warm-up: read files from disk
+        plain, plain_checksums = make_batches(plain_data, args.epochs)
+        fast, fast_checksums = make_batches(fast_data, args.epochs)
+        training = len(fast_checksums) * step_seconds(model, args.layer, fast_data, args.train_steps)
     results = {
         "seconds_plain": plain.seconds,
         "seconds_fast": fast.seconds,
@@ -100,7 +102,7 @@ def main() -> None:
         "agree": fast_checksums == plain_checksums,
         "seconds_training": training,
         "ratio_edit": (plain.seconds + training) / (fast.seconds + training),
-        "bytes_held": data[ROOM].collate_training.pictures.held,
+        "bytes_held": fast_data.collate_training.caching_processor.cached_bytes,
         **{name: value for name, value in vars(args).items() if name != "json"},
         "threads": torch.get_num_threads(),
     }
