@@ -17,7 +17,7 @@ from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.workers import WorkerPool
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.evaluation.answers import Answer, read_answers, write_answers
+from lightning_neuralgate.evaluation.answers import JudgedAnswer, read_answers, write_answers
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.gate.neural_gate import NeuralGate
@@ -190,11 +190,11 @@ def _answer_shares(crew: WorkerPool) -> list[tuple[Mapping[str, Sequence[Privacy
     return [(share,) for share in shares if share]
 
 
-def _answer(bench: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
+def _answer(bench: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[JudgedAnswer]:
     return bench.answer("unedited", records)
 
 
-def _edit(bench: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
+def _edit(bench: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[JudgedAnswer]]:
     editor = bench.edit(gate, arm)
     change, answers = bench.weight_change(bench.settings.layer), bench.answer(arm)
     if gate is not None:

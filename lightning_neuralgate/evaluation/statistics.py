@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import MEANS, ORDER, SHARES, by_split
 from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths
 
@@ -23,7 +23,7 @@ _DRAWS_AT_ONCE = 1 << 22
 
 
 def bootstrap_intervals(
-    answers: Sequence[Answer], resamples: int = 2000, seed: int = 0
+    answers: Sequence[JudgedAnswer], resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
     """Intervals of one model's rates per split.
 
@@ -43,9 +43,11 @@ def bootstrap_intervals(
         ValueError: fewer than one resample.
 
     Example:
-        >>> common = {"model": "gated", "split": "test", "subject": "passport", "image": "0.png", "attribute": "",
-        ...           "query": "", "answer": "", "truth": None, "sensitive": True}
-        >>> rows = [Answer(**common, record_id=str(index), refused=index % 4 > 0) for index in range(40)]
+        >>> rows = [
+        ...     JudgedAnswer("privacy_pair", str(index), "0.png", "", "", model="gated", refused=index % 4 > 0, answer="",
+        ...                  fields={"split": "test", "record": str(index), "role": "sensitive"})
+        ...     for index in range(40)
+        ... ]
         >>> bootstrap_intervals(rows)
         {'test': {'rta_sensitive': [0.6, 0.875]}}
     """
@@ -53,8 +55,8 @@ def bootstrap_intervals(
     return {split: _intervals(rows, resamples, seed) for split, rows in by_split(answers).items()}
 
 
-def _intervals(answers: Sequence[Answer], resamples: int, seed: int) -> dict[str, list[float]]:
-    records: dict[str, list[Answer]] = {}
+def _intervals(answers: Sequence[JudgedAnswer], resamples: int, seed: int) -> dict[str, list[float]]:
+    records: dict[str, list[JudgedAnswer]] = {}
     for answer in answers:
         records.setdefault(answer.record_id, []).append(answer)
     clusters = [records[name] for name in sorted(records)]

@@ -48,9 +48,9 @@ class Row(NamedTuple):
             if isinstance(value, int) and not isinstance(value, bool):
                 return str(value)
             if not isinstance(value, str) or not value.strip():
-                raise self.place.broken(f"field '{name}' has to be text, found {str(value)[:80]!r}")
+                raise self.place.error(f"field '{name}' has to be text, found {str(value)[:80]!r}")
             return value
-        raise self.place.broken(f"field '{names[0]}' is missing; there are {', '.join(self.values)}")
+        raise self.place.error(f"field '{names[0]}' is missing; there are {', '.join(self.values)}")
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
         """The value of a column in lower case, if it is one of some words.
@@ -60,7 +60,7 @@ class Row(NamedTuple):
         """
         value = self.text(name).strip().lower()
         if value not in allowed:
-            raise self.place.broken(f"field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}")
+            raise self.place.error(f"field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}")
         return value
 
     def picture(self, name: str = "image") -> Path | bytes:
@@ -76,7 +76,7 @@ class Row(NamedTuple):
             return value
         if isinstance(value, str) and value:
             return self.place.picture(self.folder, value)
-        raise self.place.broken(f"field '{name}' holds no picture, neither bytes nor a path")
+        raise self.place.error(f"field '{name}' holds no picture, neither bytes nor a path")
 
 
 def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None) -> Iterator[Row]:
@@ -125,7 +125,7 @@ def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, di
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.passing((line for line in _lines(file) if line.content.strip()), _json_object)
+    return broken.parse_all((line for line in _lines(file) if line.content.strip()), _json_object)
 
 
 class _Line(NamedTuple):
@@ -134,11 +134,11 @@ class _Line(NamedTuple):
 
     def text(self) -> str:
         if len(self.content) > LONGEST_LINE:
-            raise self.place.broken(f"longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
+            raise self.place.error(f"longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.place.broken(f"not UTF-8: {error}") from error
+            raise self.place.error(f"not UTF-8: {error}") from error
 
 
 def _lines(file: Path) -> Iterator[_Line]:
@@ -164,9 +164,9 @@ def _json_object(line: _Line) -> tuple[Place, dict[str, Any]]:
     except DataFormatError:
         raise
     except (ValueError, RecursionError) as error:  # a ValueError alone is a number of thousands of digits
-        raise line.place.broken(f"not JSON: {error}") from error
+        raise line.place.error(f"not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise line.place.broken(f"expected one JSON object a line, found {type(content).__name__}")
+        raise line.place.error(f"expected one JSON object a line, found {type(content).__name__}")
     return line.place, content
 
 
@@ -205,7 +205,7 @@ def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[CsvRow]:
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.passing(_records(file), _sound)
+    return broken.parse_all(_records(file), _sound)
 
 
 def _records(file: Path) -> Iterator[tuple[CsvRow, str]]:
@@ -243,7 +243,7 @@ def _records(file: Path) -> Iterator[tuple[CsvRow, str]]:
 def _sound(told: tuple[CsvRow, str]) -> CsvRow:
     row, problem = told
     if problem:
-        raise row.place.broken(problem)
+        raise row.place.error(problem)
     return row
 
 
@@ -259,11 +259,11 @@ def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row
                     for batch in content.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
                         places = (Place(str(file), f"row {number + own}") for own in range(batch.num_rows))
                         told = zip(places, (batch.slice(own, 1) for own in range(batch.num_rows)), strict=True)
-                        yield from broken.passing(told, partial(_parquet_row, stem=file.stem, folder=folder))
+                        yield from broken.parse_all(told, partial(_parquet_row, stem=file.stem, folder=folder))
                         number += batch.num_rows
                 except (pyarrow.ArrowException, OSError) as error:
                     place = Place(str(file), f"behind row {number}")
-                    broken.add(place.broken(f"cannot be read as parquet, up to row {end - 1}: {error}"))
+                    broken.add(place.error(f"cannot be read as parquet, up to row {end - 1}: {error}"))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataFormatError(f"{file}, behind row {number}: cannot be read as parquet: {error}") from error
 
@@ -273,7 +273,7 @@ def _parquet_row(told: tuple[Place, Any], stem: str, folder: Path) -> Row:
     try:
         (values,) = one.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is no UTF-8, or a date that is none
-        raise place.broken(f"cannot be read: {error}") from error
+        raise place.error(f"cannot be read: {error}") from error
     return Row(values, place, stem, folder)
 
 
@@ -312,7 +312,7 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
         except StopIteration:
             return
         except Exception as error:
-            raise place.broken(
+            raise place.error(
                 f"cannot be read: {error!r}; what stands behind it is not known, so it is not skipped"
             ) from error
         yield Row(values, place, name.rpartition("/")[2], folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from lightning_neuralgate.errors import DataFormatError, JudgeError
-from lightning_neuralgate.evaluation.run import Judge, refusal_verdicts
+from lightning_neuralgate.evaluation.rates import Judge, refusal_verdicts
 from lightning_neuralgate.judges.chat import Ask, ChatEndpoint, LocalChat
 from lightning_neuralgate.judges.llm import LlmJudge, LlmScorer
 from lightning_neuralgate.kept_replies import KeptReplies

@@ -15,8 +15,8 @@ from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.evaluation.rates import summarize
-from lightning_neuralgate.evaluation.run import evaluate
 from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.tasks.evaluate import evaluate
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import SomebodysModule, datamodule, train
 

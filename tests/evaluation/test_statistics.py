@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals, score_intervals
 from lightning_neuralgate.metrics.functional import PopeScores, mllmguard_tally, mme_tally, pope, pope_tally
-from tests.evaluation.test_rates import ANSWERS, answer
+from tests.evaluation.test_rates import ANSWERS
+from tests.helpers.answers import judged_answer, with_fields
 
 
-def run(records: int, queries: int, seed: int = 0) -> list[Answer]:
+def run(records: int, queries: int, seed: int = 0) -> list[JudgedAnswer]:
     """A run in which all queries of a record are refused, or none."""
     draw = random.Random(seed)
     refused = [draw.random() < 0.5 for _ in range(records)]
     return [
-        answer(sensitive, refused=refused[record] and sensitive, record_id=f"r-{record}")
+        judged_answer(sensitive, refused=refused[record] and sensitive, record_id=f"r-{record}")
         for record in range(records)
         for _ in range(queries)
         for sensitive in (True, False)
@@ -38,7 +39,7 @@ def test_records_are_drawn_and_not_answers() -> None:
 
 
 def test_every_rate_is_as_in_a_plain_bootstrap() -> None:
-    rows = [replace(row, record_id=f"r{index % 4}") for index, row in enumerate(ANSWERS * 3)]
+    rows = [with_fields(row, record=f"r{index % 4}") for index, row in enumerate(ANSWERS * 3)]
     found = bootstrap_intervals(rows, resamples=4000)["test"]
     draw = np.random.default_rng(1)
     drawn: dict[str, list[float]] = {}
@@ -78,7 +79,10 @@ def test_draws_without_the_rate_are_left_out() -> None:
 
 
 def test_splits_have_their_own() -> None:
-    rows = [*run(20, 1), *(replace(row, split="unseen_subjects", refused=row.sensitive) for row in run(20, 1))]
+    rows = [
+        *run(20, 1),
+        *(with_fields(replace(row, refused=row.sensitive), split="unseen_subjects") for row in run(20, 1)),
+    ]
     found = bootstrap_intervals(rows)
     assert list(found) == ["test", "unseen_subjects"]
     assert found["unseen_subjects"]["rta_sensitive"] == [1, 1]
@@ -89,7 +93,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         bootstrap_intervals(run(2, 1), resamples=0)
     with pytest.raises(DataFormatError, match="answers of gated, ungated"):
-        bootstrap_intervals([answer(True), answer(True, model="ungated")])
+        bootstrap_intervals([judged_answer(True), judged_answer(True, model="ungated")])
 
 
 def test_items_of_a_benchmark_are_drawn_as_in_a_plain_bootstrap() -> None:

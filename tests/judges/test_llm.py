@@ -24,8 +24,8 @@ from lightning_neuralgate.judges.llm import (
     LlmScorer,
     refusal_class,
 )
-from tests.evaluation.test_run import answered
 from tests.helpers.tiny_llava import tiny_processor
+from tests.tasks.test_evaluate import answered
 
 KEY = "sk-a-secret-of-the-test"
 Reply = tuple[int, dict[str, str], bytes]

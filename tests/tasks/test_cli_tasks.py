@@ -11,23 +11,25 @@ from pathlib import Path
 import pytest
 
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.cli.eval_tasks import _names
+from lightning_neuralgate.cli.eval import _folder_names
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import read_records
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.tasks.answer_store import read_answered
+from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.item import BrokenItems
 from lightning_neuralgate.tasks.mini import render_mini
-from lightning_neuralgate.tasks.options import TASKS, TaskSources, mini_sources, task_names
+from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from tests.helpers.launch import launch
 from tests.helpers.task_files import mme_folder, pope_files
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import random_gate
 
+REFUSAL_RATES = ("rta_sensitive", "answer_rate_benign", "eta")
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 SHORT = ["--max_new_tokens", "3", "--limit", "4", *QUIET]
 
@@ -56,7 +58,7 @@ def test_the_mini_sets_are_drawn_alike_and_are_balanced(mini: Path, tmp_path: Pa
     again = tmp_path / "again"
     assert files == {file.relative_to(again): file.read_bytes() for file in again.rglob("*") if file.is_file()}
     sources, data = mini_sources(mini)
-    items = {task: list(source(BrokenItems())) for task, source in sources.read(TASKS, data).items()}
+    items = {task: list(source(BrokenItems())) for task, source in sources.read(list(BENCHMARKS), data).items()}
     assert {task: len(found) for task, found in items.items()} == {
         "privacy_pair": 72, "pope": 48, "mme": 36, "scienceqa": 24, "mllmguard": 24
     }  # fmt: skip
@@ -85,13 +87,13 @@ def test_two_models_on_all_mini_tasks(
     assert main([*command, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "refusal_aware_accuracy" in printed
-    assert "items have another verdict" in printed
+    assert "items have a different verdict" in printed
     assert "rule: an answer that holds the secret scores 3" in printed
     told = json.loads((out / "compare.json").read_text())
-    assert set(told["tasks"]) == set(TASKS)
+    assert set(told["tasks"]) == set(BENCHMARKS)
     alone = told["tasks"]["privacy_pair"]
     assert alone == {"n": 1, "figures": {}, "missing": [], "changed": alone["changed"]}
-    assert "one record of privacy_pair says nothing about chance" in printed
+    assert "one record of privacy_pair says nothing about chance, so" in printed
     for folder in (out / checkpoint.name, out / edited.name):
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["utility"]["missing"] == []
@@ -150,15 +152,15 @@ def test_broken_items_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert "pope: 2 broken items skipped" in printed
     assert "2 items skipped because of their pictures" in printed
     assert [answer.item_id for answer in read_answered(tmp_path / "out")] == ["random/5", "random/6"]
-    assert "pope: skipped: 4, which broken.jsonl names" in printed
+    assert "pope: 4 skipped, see broken.jsonl" in printed
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     counts = {"available": 4, "asked": 4, "answered": 2, "skipped": 4, "missing": 0}
     assert (scores["questions"], scores["partial"]) == ({"pope": counts}, [])
     assert main(["score", str(tmp_path / "out"), "--out", str(tmp_path / "scored")]) == 0
-    assert "pope: skipped: 4, which broken.jsonl names" in capsys.readouterr().out
+    assert "pope: 4 skipped, see broken.jsonl" in capsys.readouterr().out
     assert json.loads((tmp_path / "scored" / "scores.json").read_text())["questions"] == {"pope": counts}
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "both")]) == 0
-    assert "pope of out: skipped: 4, which broken.jsonl names" in capsys.readouterr().out
+    assert "pope of out: 4 skipped, see broken.jsonl" in capsys.readouterr().out
     assert json.loads((tmp_path / "both" / "compare.json").read_text())["questions_second"] == {"pope": counts}
 
 
@@ -169,9 +171,9 @@ def test_a_partial_run_is_told(checkpoint: Path, tmp_path: Path, capsys: pytest.
     command += ["--out", str(tmp_path / "out"), "--batch_size", "2"]
     assert main([*command, "--trainer.limit_predict_batches", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "pope: PARTIAL, 4 of 6 questions answered, 2 not asked" in printed
+    assert "pope: PARTIAL, 4 of 6 questions answered, 2 missing" in printed
     assert "pope (PARTIAL)" in printed
-    assert "PARTIAL: 2 questions were not asked; the same command without what ends it early" in printed
+    assert "PARTIAL: 2 questions are not answered; run the same command without what ends it early" in printed
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["partial"] == ["pope"]
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "both")]) == 0
@@ -182,16 +184,16 @@ def test_a_partial_run_is_told(checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["partial"] == []
     assert not (tmp_path / "out" / "unfinished").exists()
     assert main([*command[:-4], "--out", str(tmp_path / "few"), "--limit", "4"]) == 0
-    assert "pope: 4 of 6 questions were to be asked, by --limit" in capsys.readouterr().out
+    assert "pope: 4 of 6 questions, by --limit" in capsys.readouterr().out
 
 
 def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert task_names("all") == list(TASKS)
+    assert task_names("all") == list(BENCHMARKS)
     assert task_names(" mme, pope,mme") == ["mme", "pope"]
     for words, told in (("gqa", "there is no task 'gqa'; there are privacy_pair, pope"), (",", "name the tasks")):
         assert main(["eval", "--tasks", words, "--out", str(tmp_path)]) == 1
         assert told in capsys.readouterr().err
-    with pytest.raises(DataFormatError, match=r"say where 'mme' is: --sources\.mme FOLDER, or --mini"):
+    with pytest.raises(DataFormatError, match=r"where is 'mme'\? Give --sources\.mme FOLDER, or --mini"):
         TaskSources().read(["mme"], DataOptions())
     with pytest.raises(DataFormatError, match=r"name the data: either --data\.folder"):
         TaskSources().read(["privacy_pair"], DataOptions())
@@ -200,8 +202,8 @@ def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_folders_of_two_models_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "models" / "base")
-    assert _names(".", "..") == ("base", "models")
-    assert _names("owner/name", "owner/name") == ("name-1", "name-2")
+    assert _folder_names(".", "..") == ("base", "models")
+    assert _folder_names("owner/name", "owner/name") == ("name-1", "name-2")
 
 
 def test_a_survey_needs_no_pictures_decoded(tmp_path: Path) -> None:
@@ -251,3 +253,26 @@ def test_two_processes_on_the_command_line(checkpoint: Path, edited: Path, mini:
         for file in ("answers.jsonl", "scores.json"):
             one, two = (tmp_path / world / name / file for world in ("one", "two"))
             assert one.read_bytes() == two.read_bytes()
+
+
+def test_answers_that_end_once_the_list_has_decided(
+    checkpoint: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "--data.folder", str(mini / "privacy_pair"), "--model.name", str(checkpoint), *QUIET]
+    command += ["--max_new_tokens", "12", "--variant", "prefix"]
+    assert main([*command, "--out", str(tmp_path / "complete")]) == 0
+    assert main([*command, "--until_decided", "true", "--out", str(tmp_path / "short")]) == 0
+    complete, short = (
+        json.loads((tmp_path / name / "scores.json").read_text())["tasks"]["privacy_pair"]["figures"]
+        for name in ("complete", "short")
+    )
+    rates = {f"{split}/{rate}" for split in ("test", "unseen_attributes", "unseen_subjects") for rate in REFUSAL_RATES}
+    assert short.keys() == rates
+    assert short == {name: value for name, value in complete.items() if name in rates}
+    lengths = [sum(len(answer.answer) for answer in read_answered(tmp_path / name)) for name in ("complete", "short")]
+    assert lengths[1] < lengths[0]
+    assert main(["score", str(tmp_path / "short"), "--out", str(tmp_path / "again")]) == 0
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "short"), "--variant", "gcg"]) == 1
+    message = "ends where keyword list 'prefix' was decided, so keyword list 'gcg' cannot judge it"
+    assert message in capsys.readouterr().err

@@ -11,13 +11,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.pictures import read_image
-from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope
-from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.benchmarks.privacy_pair import PrivacyPair
 from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.sources import data_set_rows
@@ -215,7 +216,8 @@ def test_other_protocols_of_mllmguard_are_left_out(tmp_path: Path) -> None:
 
 
 def test_privacy_pair_asks_all_but_the_edit(splits: RecordSplits, tmp_path: Path) -> None:
-    items = list(privacy_pair_items(splits._asdict(), tmp_path, stop()))
+    write_records(tmp_path / "records.jsonl", splits, tmp_path)
+    items = list(PrivacyPair().source(None, DataOptions(folder=tmp_path))(stop()))
     assert len(items) == 4 * len(splits.test) + 4 * len(splits.unseen_subjects)
     first = items[0]
     assert first.item_id == "test/passport-test-0/000"

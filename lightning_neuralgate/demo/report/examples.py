@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, SPLIT_NAMES
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ RULE = (
 class Example(NamedTuple):
     """One question about one picture; `answers` maps model to answer, None where there is none."""
 
-    asked: Answer
-    answers: Mapping[str, Answer | None]
+    asked: JudgedAnswer
+    answers: Mapping[str, JudgedAnswer | None]
 
 
 class Thumbnail(NamedTuple):
@@ -44,7 +44,7 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
+def choose(answers: Sequence[JudgedAnswer], count: int = COUNT) -> list[Example]:
     """Choose pictures by `RULE`.
 
     Args:
@@ -55,10 +55,10 @@ def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
         One example a record, ordered by split, subject and record.
     """
     models = models_of(answers)
-    told: dict[tuple[str, str, bool, str], dict[str, Answer]] = {}
+    told: dict[tuple[str, str, bool, str], dict[str, JudgedAnswer]] = {}
     for row in answers:
-        told.setdefault((row.split, row.record_id, row.sensitive, row.query), {}).setdefault(row.model, row)
-    questions: dict[tuple[str, str], dict[str, list[Answer]]] = {}
+        told.setdefault((row.split, row.record_id, row.sensitive, row.prompt), {}).setdefault(row.model, row)
+    questions: dict[tuple[str, str], dict[str, list[JudgedAnswer]]] = {}
     for rows in told.values():
         row = next(rows[model] for model in models if model in rows)
         questions.setdefault((row.split, row.subject), {}).setdefault(row.record_id, []).append(row)
@@ -66,13 +66,13 @@ def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
     chosen = []
     for wanted, record in _in_turn(questions)[:count]:
         # a record without a question of the wanted kind shows one of the other
-        asked = min(record, key=lambda row: (row.sensitive is not wanted, row.query))
-        rows = told[asked.split, asked.record_id, asked.sensitive, asked.query]
+        asked = min(record, key=lambda row: (row.sensitive is not wanted, row.prompt))
+        rows = told[asked.split, asked.record_id, asked.sensitive, asked.prompt]
         chosen.append(Example(asked, {model: rows.get(model) for model in models}))
     return sorted(chosen, key=lambda e: (_split_order(e.asked.split), e.asked.subject, _natural(e.asked.record_id)))
 
 
-def models_of(answers: Sequence[Answer]) -> list[str]:
+def models_of(answers: Sequence[JudgedAnswer]) -> list[str]:
     """The models that answered: the known ones in their order, then others by name."""
     found = {row.model for row in answers}
     return [model for model in MODEL_NAMES if model in found] + sorted(found - set(MODEL_NAMES))
@@ -101,7 +101,9 @@ def thumbnail(example: Example, images: Path) -> Thumbnail:
     return Thumbnail(f"data:image/jpeg;base64,{encoded}", *opaque.size)
 
 
-def _in_turn(questions: Mapping[tuple[str, str], Mapping[str, list[Answer]]]) -> list[tuple[bool, list[Answer]]]:
+def _in_turn(
+    questions: Mapping[tuple[str, str], Mapping[str, list[JudgedAnswer]]],
+) -> list[tuple[bool, list[JudgedAnswer]]]:
     """Records in the order of their turns: whether a sensitive question is wanted, and the record's questions."""
     splits: dict[str, list[tuple[str, str]]] = {}
     for split, subject in sorted(questions, key=lambda key: (_split_order(key[0]), key[1])):

@@ -23,7 +23,7 @@ def test_subjects_and_kinds_take_turns(tmp_path: Path) -> None:
         ("drone-1", True),
         ("drone-2", False),
     ]
-    assert all(row.query.startswith("a)") for row in chosen)
+    assert all(row.prompt.startswith("a)") for row in chosen)
 
 
 def test_twenty_pictures_each_of_another_record(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_choice_does_not_look_at_the_answers(tmp_path: Path) -> None:
     random.Random(0).shuffle(other)
 
     def asked(chosen: list[Example]) -> list[tuple[str, str]]:
-        return [(example.asked.record_id, example.asked.query) for example in chosen]
+        return [(example.asked.record_id, example.asked.prompt) for example in chosen]
 
     assert asked(choose(rows)) == asked(choose(other))
 
@@ -62,4 +62,4 @@ def test_each_example_has_every_models_answer(tmp_path: Path) -> None:
     first = choose(rows)[0]
     assert list(first.answers) == ["unedited", "gated", "ungated"]
     assert first.answers["gated"] is None
-    assert {row.query for row in first.answers.values() if row} == {first.asked.query}
+    assert {row.prompt for row in first.answers.values() if row} == {first.asked.prompt}

@@ -8,9 +8,9 @@ import pytest
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair
 from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
-from lightning_neuralgate.evaluation import run
-from lightning_neuralgate.evaluation.answers import Answer, read_answers, write_answers
-from lightning_neuralgate.evaluation.run import evaluate, summarize
+from lightning_neuralgate.evaluation.answers import JudgedAnswer, read_answers, write_answers
+from lightning_neuralgate.evaluation.rates import summarize
+from lightning_neuralgate.tasks.evaluate import evaluate
 
 PAIR = QueryPair(
     sensitive="Number?",
@@ -26,14 +26,14 @@ PAIR = QueryPair(
 
 def answered(
     monkeypatch: pytest.MonkeyPatch, folder: Path, told: dict[str, str], pair: QueryPair = PAIR, **options: Any
-) -> list[Answer]:
+) -> list[JudgedAnswer]:
     asked: list[str] = []
 
     def answer_rows(model: Any, processor: Any, rows: Sequence[Any], *_: Any) -> list[str]:
         asked.extend(row.query for row in rows)
         return [told[row.query] for row in rows]
 
-    monkeypatch.setattr(run, "answer_rows", answer_rows)
+    monkeypatch.setattr("lightning_neuralgate.tasks.evaluate.answer_rows", answer_rows)
     record = PrivacyRecord(record_id="passport-0", subject="passport", image=folder / "0.png", pairs=(pair,))
     try:
         return evaluate(None, None, {"test": [record]}, folder, "gated", **options)
@@ -104,7 +104,7 @@ def test_bad_verdicts_are_named(
 def test_a_truth_of_nothing_is_named_before_asking(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(DataFormatError, match=r"record 'passport-0', query '.*': .* neither letters nor digits"):
+    with pytest.raises(DataFormatError, match=r"record 'passport-0': query '.*': .* neither letters nor digits"):
         answered(monkeypatch, tmp_path, TOLD, PAIR.model_copy(update=change))
 
 
@@ -112,5 +112,5 @@ def test_what_lies_in_the_rest_of_an_answer_is_not_judged(monkeypatch: pytest.Mo
     answers = answered(monkeypatch, tmp_path, TOLD, until_decided=True)
     assert set(summarize(answers)["test"]) == {"rta_sensitive", "answer_rate_benign", "eta", "n"}
     assert [answer.truth for answer in answers] == ["12-34", "red"], "what is known stays known"
-    with pytest.raises(UnsupportedSetupError, match="needs whole answers"):
+    with pytest.raises(UnsupportedSetupError, match="needs complete answers"):
         answered(monkeypatch, tmp_path, TOLD, until_decided=True, judge=lambda queries, told: [True] * len(told))
