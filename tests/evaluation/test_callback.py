@@ -105,7 +105,7 @@ def test_refuses_nonsense(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("lightning_neuralgate.evaluation.callback.uses_fsdp1", lambda root: True)
     with pytest.raises(UnsupportedSetupError, match="cannot generate under FSDP1"):
         run(splits, measured(splits))
-    with pytest.raises(DataFormatError, match="no held-out records to ask about in unseen"):
+    with pytest.raises(DataFormatError, match="no held-out records in unseen"):
         RefusalMetricsCallback({"test": splits.test, "unseen": []}, tiny_processor())
     with pytest.raises(DataFormatError, match="no held-out records"):
         RefusalMetricsCallback({}, tiny_processor())

@@ -149,7 +149,7 @@ def test_too_few_items_have_no_interval() -> None:
 def test_scores_that_all_differ_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.linspace(0, 3, 200).tolist()
     whole = score_intervals(mllmguard_tally(scores))
-    monkeypatch.setattr("lightning_neuralgate.evaluation.statistics._DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr("lightning_neuralgate.evaluation.statistics._MAX_DRAWS", 1000)
     assert score_intervals(mllmguard_tally(scores)) == whole
     spread = np.std(scores) / 3
     low, high = whole["asd"]
