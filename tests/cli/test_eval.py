@@ -104,7 +104,9 @@ def test_invalid_values_are_refused(
 
 
 @pytest.mark.parametrize("below", ["", "folder/run"])
-def test_an_output_folder_that_is_a_file(below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_is_a_file_is_refused(
+    below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     printed = refused(["--tasks", "pope", "--mini"], file / below, capsys)

@@ -58,7 +58,7 @@ def test_verdicts_that_are_unknown_may_be_absent(tmp_path: Path) -> None:
         ({"leaked": True, "leaked_share": float("nan")}, "'leaked_share' has to be from 0 to 1, found nan"),
     ],
 )
-def test_verdicts_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:
+def test_inconsistent_verdicts_are_refused(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DataFormatError, match=f"item 'test/passport-0' of 'privacy_pair': {complaint}"):
         replace(ROW, **change)
     with pytest.raises(DataFormatError, match="'leaked' is for sensitive queries"):

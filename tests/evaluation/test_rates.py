@@ -52,7 +52,7 @@ def test_rates_equal_the_functional_metrics() -> None:
     assert {name: rates[name] for name in parts._fields} == {name: float(v) for name, v in parts._asdict().items()}
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_rates_are_left_out() -> None:
     assert summarize([judged_answer(True), judged_answer(False)]) == {
         "test": {"rta_sensitive": 0, "answer_rate_benign": 1, "eta": 0.5, "n": 2}
     }
@@ -75,5 +75,5 @@ def test_models_are_not_mixed() -> None:
         summarize([judged_answer(True), judged_answer(True, model="ungated")])
 
 
-def test_every_rate_has_its_place() -> None:
+def test_the_order_contains_every_rate() -> None:
     assert sorted(ORDER) == sorted([*SHARES, *MEANS])

@@ -15,6 +15,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The answers of a run that nothing disturbed."""
-    return answer(data, tmp_path_factory.mktemp("whole"), use_cache=False).file
+def complete(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The answers of an uninterrupted run."""
+    return answer(data, tmp_path_factory.mktemp("complete"), use_cache=False).file

@@ -27,7 +27,7 @@ def stored(folder: Path, **change: object) -> Path:
     return json_lines(folder / "answers.jsonl", [{**row, **change}])
 
 
-def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
+def test_invalid_lines_of_answers_are_named(tmp_path: Path) -> None:
     file = stored(tmp_path, answer=None)
     with pytest.raises(DataFormatError, match="line 1: field 'answer' has to be text, found null"):
         list(read_answered(tmp_path))
@@ -53,7 +53,7 @@ def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"truth": "A"}, "item 'random/1' of 'pope': 'truth' has to be one of yes, no, found 'A'"),
         ({"task": "scienceqa", "truth": "C", "fields": {"choices": ["a", "b"]}}, "'truth' has to be one of A, B, found 'C'"),
@@ -70,9 +70,11 @@ def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_stored_answers_that_cannot_be_scored_are_named(tmp_path: Path, change: dict[str, object], told: str) -> None:
+def test_stored_answers_that_cannot_be_scored_are_named(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     stored(tmp_path, **change)
-    with pytest.raises(DataFormatError, match=re.escape(told)) as error:
+    with pytest.raises(DataFormatError, match=re.escape(message)) as error:
         tally_run(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}: item 'random/1' of ")
 

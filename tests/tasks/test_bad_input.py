@@ -56,9 +56,9 @@ def test_a_picture_that_is_missing(tmp_path: Path) -> None:
     file = pope_files(tmp_path)
     (tmp_path / "val2014" / "COCO_1.png").unlink()
     source = partial(read_pope, file, images=tmp_path / "val2014")
-    told = problem(source)
-    assert told.startswith(f"{file}, line 3: image ")
-    assert told.endswith("COCO_1.png does not exist; is '" + str(tmp_path / "val2014") + "' the right image root?")
+    message = problem(source)
+    assert message.startswith(f"{file}, line 3: image ")
+    assert message.endswith("COCO_1.png does not exist; is '" + str(tmp_path / "val2014") + "' the right image root?")
     items, broken = skipped(source)
     assert [item.item_id for item in items] == ["random/1", "random/2"]
     assert broken.count == 2
@@ -96,8 +96,8 @@ def test_an_mme_image_without_two_questions(tmp_path: Path, questions: int) -> N
     text = folder / "existence" / "questions_answers_YN" / "1.txt"
     lines = text.read_text().splitlines(keepends=True)
     text.write_text("".join([*lines, lines[0]][:questions]))
-    told = f"image 'existence/1.jpg' has {questions} questions; MME asks two of each image"
-    assert problem(partial(read_mme, folder)) == f"{text}, question {questions}: {told}"
+    message = f"image 'existence/1.jpg' has {questions} questions; MME asks two of each image"
+    assert problem(partial(read_mme, folder)) == f"{text}, question {questions}: {message}"
     items, broken = skipped(partial(read_mme, folder))
     assert {item.group for item in items} == {"existence/0.jpg", "OCR/0.jpg", "OCR/1.jpg"}
     assert (len(items), broken.count) == (6, 1)
@@ -152,13 +152,13 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 
 def test_json_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    for line, told in (
+    for line, message in (
         ("{", "not JSON"),
         ("[1]", "expected one JSON object a line, found list"),
         ("[" * 9000, "not JSON"),
     ):
         file.write_text(line + "\n")
-        assert problem(partial(read_pope, file)).startswith(f"{file}, line 1: {told}")
+        assert problem(partial(read_pope, file)).startswith(f"{file}, line 1: {message}")
 
 
 def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
@@ -173,21 +173,21 @@ def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
 
 def test_fields_that_are_wrong(tmp_path: Path) -> None:
     good = pope_rows(1)[0]
-    for change, told in (
+    for change, message in (
         ({"answer": "maybe"}, "field 'answer' has to be one of yes, no, found 'maybe'"),
         ({"question": " "}, "field 'question' has to be text, found ' '"),
         ({"image": {"bytes": b"", "path": None}}, "field 'image' holds no picture, neither bytes nor a path"),
     ):
         file = parquet(tmp_path / "a.parquet", [{**good, **change}])
-        assert problem(partial(read_pope, file)) == f"{file}, row 0: {told}"
+        assert problem(partial(read_pope, file)) == f"{file}, row 0: {message}"
     good = scienceqa_rows(1)[0]
-    for change, told in (
+    for change, message in (
         ({"answer": 3}, "field 'answer' has to be from 0 to 2, found 3"),
         ({"choices": list("abcdef")}, "6 choices; LLaVA's rule knows 1 to 5"),
         ({"choices": None}, "field 'choices' has to be a list of texts, found None"),
     ):
         file = parquet(tmp_path / "b.parquet", [{**good, **change}])
-        assert problem(partial(read_scienceqa, file)) == f"{file}, row 0: {told}"
+        assert problem(partial(read_scienceqa, file)) == f"{file}, row 0: {message}"
 
 
 def test_a_secret_that_no_answer_could_leak_is_found_when_it_is_read(tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_broken_records_of_privacy_pair_are_skipped(splits: RecordSplits, tmp_pa
 def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:
     file = mllmguard_folder(tmp_path, ("bias",)) / "bias" / "prompt.csv"
     file.write_text("a,b\n0.png,Tell me\n")
-    told = problem(partial(read_mllmguard, tmp_path))
-    assert told.startswith(f"{file}, line 2: expected a picture, a prompt, a language in column 5; found 2 columns")
+    message = problem(partial(read_mllmguard, tmp_path))
+    assert message.startswith(f"{file}, line 2: expected a picture, a prompt, a language in column 5; found 2 columns")
     file.write_text('a,b,c,d,e\n"' + "x" * 200_000 + '",b,c,d,e\n')
     assert f"{file}, line 2: not CSV: field larger" in problem(partial(read_mllmguard, tmp_path))
     assert "holds no folder of a dimension with prompt.csv" in problem(partial(read_mllmguard, tmp_path / "bias"))
@@ -326,10 +326,10 @@ def test_a_category_that_pope_does_not_have(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_of_other_categories_than_those_that_are_asked(tmp_path: Path) -> None:
+def test_a_file_without_the_requested_categories_is_refused(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", pope_rows(2, "popular"))
-    told = problem(partial(read_pope, file))
-    assert told.startswith(
+    message = problem(partial(read_pope, file))
+    assert message.startswith(
         f"{file} has no question of POPE's random, only of popular; choose others with --sources.pope"
     )
 

@@ -1,4 +1,4 @@
-"""A benchmark is one class: a toy one, defined here, goes through the whole path without a change elsewhere."""
+"""A benchmark is one class: a toy one, defined here, goes through the full path without other changes."""
 
 from __future__ import annotations
 

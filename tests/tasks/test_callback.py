@@ -24,7 +24,7 @@ from tests.tasks.runs import answer, questions_in, write_data
 ANSWERING = Answering(max_new_tokens=4, batch_size=3)
 
 
-def test_figures_are_those_of_the_runner(splits: RecordSplits, tmp_path: Path) -> None:
+def test_figures_equal_those_of_the_runner(splits: RecordSplits, tmp_path: Path) -> None:
     data = write_data(tmp_path / "tasks")
     callback = TaskMetricsCallback(questions_in(data, limit=4), tiny_processor(), 2, ANSWERING)
     module = SomebodysModule(tiny_llava(), lr=2.0)
@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_runner(splits: RecordSplits, tmp_path: Path) -
     assert float(trainer.callback_metrics["tasks/pope/accuracy"]) == pytest.approx(expected["tasks/pope/accuracy"])
 
 
-def test_the_training_stays_what_it_was(splits: RecordSplits, tmp_path: Path) -> None:
+def test_the_training_is_unchanged(splits: RecordSplits, tmp_path: Path) -> None:
     questions = questions_in(write_data(tmp_path / "tasks"))
     weights = []
     sampled = Answering(max_new_tokens=3, sampling={"top_p": 0.9})

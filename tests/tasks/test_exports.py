@@ -26,7 +26,7 @@ from tests.metrics.test_mme import tool as mme_tool
 from tests.metrics.test_pope import official as pope_script
 
 
-def test_exports_are_what_the_owners_tools_read(tmp_path: Path) -> None:
+def test_exports_match_the_owners_formats(tmp_path: Path) -> None:
     answers = changed(ANSWERS, OCR_0_png_0="Yes,\tit\nis.", random_1="Yes \ud800")
     files = export_results(written(tmp_path / "a", answers), tmp_path / "out")
     assert [file.relative_to(tmp_path / "out").as_posix() for file in files] == [
@@ -37,10 +37,10 @@ def test_exports_are_what_the_owners_tools_read(tmp_path: Path) -> None:
         ["0.png", "Is it 0?", "Yes", "Yes, it is."], ["0.png", "Is it 1?", "No", "no."],
         ["1.png", "Is it 0?", "Yes", "Yes"], ["1.png", "Is it 1?", "No", SORRY],
     ]  # fmt: skip
-    told, labels = ([json.loads(line) for line in file.read_text().splitlines()] for file in files[1:])
-    assert told[2] == {"question_id": 3, "question": "Is it 3?", "answer": SORRY}
+    scores, labels = ([json.loads(line) for line in file.read_text().splitlines()] for file in files[1:])
+    assert scores[2] == {"question_id": 3, "question": "Is it 3?", "answer": SORRY}
     assert labels[1] == {"question_id": 2, "image": "a.png", "text": "Is it 2?", "label": "no"}
-    assert [row["question_id"] for row in told] == [row["question_id"] for row in labels]
+    assert [row["question_id"] for row in scores] == [row["question_id"] for row in labels]
     with pytest.raises(DataFormatError, match="holds no answers to pope or mme"):
         export_results(written(tmp_path / "b", ANSWERS[8:]), tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -65,7 +65,7 @@ def test_exports_follow_no_link_out_of_their_folder(tmp_path: Path) -> None:
     assert not list((tmp_path / "mine").iterdir())
 
 
-def test_a_field_that_an_export_needs(tmp_path: Path) -> None:
+def test_a_missing_field_of_an_export_is_named(tmp_path: Path) -> None:
     bad = AnsweredItem(**{**vars(pope(1, "yes", "Yes")), "fields": {"category": "random"}})
     with pytest.raises(
         DataFormatError, match=r"item 'random/1' of 'pope': 'fields\.question_id' has to be text, found None"
@@ -74,7 +74,7 @@ def test_a_field_that_an_export_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_independent_tools_find_our_scores_in_exports(tmp_path: Path, seed: int) -> None:
+def test_the_owners_tools_compute_our_scores_from_exports(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     answers = [
         mme(subtask, f"{image}.png", line, draw.choice(("yes", "no")), said)
@@ -85,11 +85,11 @@ def test_independent_tools_find_our_scores_in_exports(tmp_path: Path, seed: int)
     answers += [pope(n, draw.choice(("yes", "no")), said) for n, said in enumerate(random_answers(200, seed))]
     answers = [AnsweredItem(**{**vars(one), "answer": one.answer.strip()}) for one in answers]
     draw.shuffle(answers)
-    told = figures(answers)
+    scores = figures(answers)
     answers.sort(key=lambda one: one.key)
     export_results(written(tmp_path / "a", answers), tmp_path / "out")
     perception, cognition = mme_tool(tmp_path / "out" / "mme", dotless=True)
-    assert (told["mme"]["perception"], told["mme"]["cognition"]) == (
+    assert (scores["mme"]["perception"], scores["mme"]["cognition"]) == (
         pytest.approx(perception), pytest.approx(cognition)
     )  # fmt: skip
     said, labels = (
@@ -97,4 +97,4 @@ def test_independent_tools_find_our_scores_in_exports(tmp_path: Path, seed: int)
         for kind in ("answers", "labels")
     )
     expected = pope_script([row["answer"] for row in said], [row["label"] for row in labels])
-    assert {name: told["pope"][name] for name in expected} == pytest.approx(expected)
+    assert {name: scores["pope"][name] for name in expected} == pytest.approx(expected)

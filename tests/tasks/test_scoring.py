@@ -32,43 +32,43 @@ from tests.helpers.task_answers import (
 
 
 def test_figures_of_all_tasks() -> None:
-    told = figures(ANSWERS)
+    scores = figures(ANSWERS)
     # the refusals count as yes: right where yes is true, but never in the refusal-aware accuracy
     expected = {
         "accuracy": 0.75, "precision": 2 / 3, "recall": 1.0, "f1": 0.8, "yes_ratio": 0.75, "refused": 0.5,
         "unparsed": 0.5, "refusal_aware_accuracy": 0.5,
     }  # fmt: skip
-    assert told["pope"] == pytest.approx(expected)
-    assert told["mme"]["perception"] == told["mme"]["OCR/score"] == 125
-    assert (told["mme"]["accuracy"], told["mme"]["refused"], told["mme"]["unparsed"]) == (0.75, 0.25, 0.25)
-    assert "cognition" not in told["mme"], "there is no question of it"
-    assert told["scienceqa"] == {"accuracy": 0.5, "refused": 0.25, "unparsed": 0.5, "refusal_aware_accuracy": 0.5}
-    assert told["mllmguard"]["privacy/asd"] == 0.5
-    assert told["mllmguard"]["legality/asd"] == 0
-    assert (told["mllmguard"]["asd"], told["mllmguard"]["par"]) == (0.25, 0.75)
-    assert told["mllmguard"]["overall/unparsed"] == 0.25, "without secret or judge there is no score"
-    assert told["privacy_pair"] == {
+    assert scores["pope"] == pytest.approx(expected)
+    assert scores["mme"]["perception"] == scores["mme"]["OCR/score"] == 125
+    assert (scores["mme"]["accuracy"], scores["mme"]["refused"], scores["mme"]["unparsed"]) == (0.75, 0.25, 0.25)
+    assert "cognition" not in scores["mme"], "there is no question of it"
+    assert scores["scienceqa"] == {"accuracy": 0.5, "refused": 0.25, "unparsed": 0.5, "refusal_aware_accuracy": 0.5}
+    assert scores["mllmguard"]["privacy/asd"] == 0.5
+    assert scores["mllmguard"]["legality/asd"] == 0
+    assert (scores["mllmguard"]["asd"], scores["mllmguard"]["par"]) == (0.25, 0.75)
+    assert scores["mllmguard"]["overall/unparsed"] == 0.25, "without secret or judge there is no score"
+    assert scores["privacy_pair"] == {
         "test/rta_sensitive": 0.5, "test/answer_rate_benign": 1.0, "test/eta": 0.75, "test/leak_rate": 0.5,
         "test/partial_leak": 0.5, "test/benign_accuracy": 0.5,
     }  # fmt: skip
 
 
 def test_averages_have_their_parts() -> None:
-    told = task_scores(tally_answers(ANSWERS), "the list", resamples=50)
-    assert told["safety"] == {"value": 0.5, "parts": {"privacy_pair": 0.5, "mllmguard": 0.5}, "missing": ()}
-    assert told["utility"]["parts"] == {"scienceqa": 0.5, "mme": 0.625, "pope": 0.75}
-    assert told["utility"]["value"] == pytest.approx((0.5 + 0.625 + 0.75) / 3)
-    told = task_scores(tally_answers(ANSWERS[:4]), "the list", resamples=50)
-    assert (told["utility"]["value"], told["utility"]["missing"]) == (None, ("scienceqa", "mme"))
+    scores = task_scores(tally_answers(ANSWERS), "the list", resamples=50)
+    assert scores["safety"] == {"value": 0.5, "parts": {"privacy_pair": 0.5, "mllmguard": 0.5}, "missing": ()}
+    assert scores["utility"]["parts"] == {"scienceqa": 0.5, "mme": 0.625, "pope": 0.75}
+    assert scores["utility"]["value"] == pytest.approx((0.5 + 0.625 + 0.75) / 3)
+    scores = task_scores(tally_answers(ANSWERS[:4]), "the list", resamples=50)
+    assert (scores["utility"]["value"], scores["utility"]["missing"]) == (None, ("scienceqa", "mme"))
 
 
-def test_parts_of_a_benchmark_that_are_missing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_parts_of_a_benchmark_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = written(tmp_path / "a", [*ANSWERS, guard("hallucination", 1, "", "A cat.")])
     assert main(["score", str(folder)]) == 0
-    told = json.loads((folder / "scores.json").read_text())["tasks"]
-    assert told["mme"]["missing"] == [name for name in (*PERCEPTION, *COGNITION) if name != "OCR"]
-    assert told["mllmguard"]["missing"] == ["bias", "toxicity"]
-    assert told["pope"]["missing"] == []
+    scores = json.loads((folder / "scores.json").read_text())["tasks"]
+    assert scores["mme"]["missing"] == [name for name in (*PERCEPTION, *COGNITION) if name != "OCR"]
+    assert scores["mllmguard"]["missing"] == ["bias", "toxicity"]
+    assert scores["pope"]["missing"] == []
     line = "mllmguard: no answers of bias, toxicity; figures over all parts are over the others alone"
     printed = capsys.readouterr().out
     assert line in printed
@@ -76,7 +76,8 @@ def test_parts_of_a_benchmark_that_are_missing_are_told(tmp_path: Path, capsys: 
     assert main(["compare", str(folder), str(folder), "--out", str(tmp_path / "out")]) == 0
     assert line in capsys.readouterr().out
     assert (
-        json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"]["mme"]["missing"] == told["mme"]["missing"]
+        json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"]["mme"]["missing"]
+        == scores["mme"]["missing"]
     )
 
 
@@ -89,31 +90,31 @@ def test_the_order_of_answers_does_not_matter() -> None:
                 assert other["tasks"][task][kind][name] == pytest.approx(value), (task, name)
 
 
-def test_intervals_are_about_whole_records() -> None:
-    # in record p both queries are leaked, in q none: only whole records are drawn, so 0, 1/2 and 1 are all there is
+def test_intervals_resample_records() -> None:
+    # in record p both queries are leaked, in q none: only complete records are resampled, so 0, 1/2 and 1 are all there is
     answers = [
-        privacy(record, n, "sensitive", "12345", told)
-        for record, told in (("p", "12345"), ("q", "No."))
+        privacy(record, n, "sensitive", "12345", scores)
+        for record, scores in (("p", "12345"), ("q", "No."))
         for n in (0, 1)
     ]
-    told = task_scores(tally_answers(answers), "")["tasks"]["privacy_pair"]
-    assert told["intervals"]["test/leak_rate"] == [0, 1]
-    assert told["n"] == 2
+    scores = task_scores(tally_answers(answers), "")["tasks"]["privacy_pair"]
+    assert scores["intervals"]["test/leak_rate"] == [0, 1]
+    assert scores["n"] == 2
 
 
 def test_agreement_of_several_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = written(tmp_path / "a", ANSWERS)
     assert main(["score", str(folder), "--beside", "[xstest, gcg]"]) == 0
     rows = json.loads((folder / "scores.json").read_text())["agreement"]
-    told = {(row["task"], row["first"], row["second"]): (row["kappa"], row["agreement"], row["n"]) for row in rows}
+    scores = {(row["task"], row["first"], row["second"]): (row["kappa"], row["agreement"], row["n"]) for row in rows}
     prefix, xstest, gcg = (f"keyword list '{name}'" for name in ("prefix", "xstest", "gcg"))
-    assert list(told)[:3] == [("mllmguard", *pair) for pair in ((prefix, xstest), (prefix, gcg), (xstest, gcg))]
+    assert list(scores)[:3] == [("mllmguard", *pair) for pair in ((prefix, xstest), (prefix, gcg), (xstest, gcg))]
     # of four answers to POPE prefix calls the last two refusals, xstest "No, there is none." as well: chance alone
     # agrees in 1/2 * 3/4 + 1/2 * 1/4
-    assert told["pope", prefix, xstest] == ((3 / 4 - 1 / 2) / (1 - 1 / 2), 3 / 4, 4)
-    assert told["pope", prefix, gcg] == (1, 1, 4)
+    assert scores["pope", prefix, xstest] == ((3 / 4 - 1 / 2) / (1 - 1 / 2), 3 / 4, 4)
+    assert scores["pope", prefix, gcg] == (1, 1, 4)
     # of MME's four answers each list takes "I'm sorry", and xstest "no." too
-    assert told["mme", prefix, xstest] == (pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), 3 / 4, 4)
+    assert scores["mme", prefix, xstest] == (pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), 3 / 4, 4)
     assert [row["n"] for row in rows if row["task"] == "all"] == [len(ANSWERS)] * 3
     printed = capsys.readouterr().out
     assert "Cohen's kappa" in printed
@@ -122,7 +123,7 @@ def test_agreement_of_several_judges(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "keyword list 'prefix' is among the judges twice" in capsys.readouterr().err
 
 
-def test_what_is_not_clear_to_one_of_two_judges_is_left_out() -> None:
+def test_agreement_leaves_out_unclear_verdicts() -> None:
     unsure = Judged(lambda prompts, answers: [None if answer == "Yes." else True for answer in answers], "unsure")
     (row,) = judges_agreement(ANSWERS[:4], [ListedRefusals(), unsure])
     # the list calls two of the other three refusals, the other judge all of them
@@ -164,9 +165,9 @@ def test_100000_answers_are_scored_in_ten_seconds_and_little_memory(tmp_path: Pa
             lines.write(answer_line(one))
     process = psutil.Process()
     before, start = process.memory_info().rss, time.process_time()
-    told = task_scores(tally_answers(read_answered(file)), "")
+    scores = task_scores(tally_answers(read_answered(file)), "")
     seconds, grown = time.process_time() - start, process.memory_info().rss - before
-    assert {task: one["n"] for task, one in told["tasks"].items()} == {
+    assert {task: one["n"] for task, one in scores["tasks"].items()} == {
         "mllmguard": 20_000, "mme": 10_000, "pope": 20_000, "privacy_pair": 5_000, "scienceqa": 20_000
     }  # fmt: skip
     assert seconds < 10

@@ -32,42 +32,46 @@ from tests.helpers.task_answers import (
 from tests.helpers.task_files import json_lines
 
 
-def test_another_list_or_judge_says_what_refuses() -> None:
+def test_other_keyword_lists_and_judges_of_refusals() -> None:
     assert figures(ANSWERS, refusals=ListedRefusals("xstest"))["pope"]["refused"] == 0.75, (
         "'No, there is none.' refuses by that list"
     )
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def judge(queries: Any, answers: Any) -> list[bool]:
-        asked.extend(queries)
+        prompts.extend(queries)
         return [answer == "Yes." for answer in answers]
 
     assert figures(ANSWERS[:4], refusals=judged_refusals(judge, "mine"))["pope"]["refused"] == 0.25
-    assert asked == [one.prompt for one in ANSWERS[:4]]
+    assert prompts == [one.prompt for one in ANSWERS[:4]]
 
 
-def test_a_judges_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = guard_rows(ANSWERS, 3, "Score: 1, since it is polite.", "Who knows?", 0)
     file = json_lines(tmp_path / "judge.jsonl", rows)
     guard = StoredScores(file)
     assert guard.scores == {"privacy/1": 3.0, "privacy/2": 1.0, "legality/1": None, "legality/2": 0.0}
-    told = figures(ANSWERS, guard=guard)["mllmguard"]
-    assert (told["privacy/asd"], told["legality/asd"], told["legality/unparsed"]) == (pytest.approx(2 / 3), 0, 0.5)
+    scores = figures(ANSWERS, guard=guard)["mllmguard"]
+    assert (scores["privacy/asd"], scores["legality/asd"], scores["legality/unparsed"]) == (
+        pytest.approx(2 / 3),
+        0,
+        0.5,
+    )
     folder = written(tmp_path / "a", ANSWERS)
     assert main(["score", str(folder), "--judge.guard_scores", str(file)]) == 0
     assert "mllmguard: ASD and PAR, scores of a judge, from judge.jsonl" in capsys.readouterr().out
-    for row, told_error in (
+    for row, message in (
         ({"item_id": "a", "answer": ""}, "expected 'item_id', 'answer'"),
         ({"item_id": "a", "score": 1}, "expected 'item_id', 'answer'"),
         ({"item_id": "a", "answer": "", "score": True}, "expected 'item_id', 'answer'"),
         (rows[0], "is scored twice"),
     ):
         json_lines(file, [*rows, row])
-        with pytest.raises(DataFormatError, match=f"line 5: .*{told_error}"):
+        with pytest.raises(DataFormatError, match=f"line 5: .*{message}"):
             StoredScores(file)
 
 
-def test_a_judges_scores_are_those_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_scores_belong_to_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = changed(ANSWERS, privacy_1="I cannot share that.")
     runs = [str(written(tmp_path / name, answers)) for name, answers in (("before", ANSWERS), ("after", after))]
     files = [
@@ -76,11 +80,11 @@ def test_a_judges_scores_are_those_of_one_run(tmp_path: Path, capsys: pytest.Cap
     ]
     compare = ["compare", *runs, "--out", str(tmp_path / "out"), "--judge.guard_scores"]
     assert main([*compare, f"[{files[0]}, {files[1]}]"]) == 0
-    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    scores = json.loads((tmp_path / "out" / "compare.json").read_text())
     # privacy 3 and 0, legality 0 alone; then privacy 0 and 0, legality 3 and 3
-    asd = told["tasks"]["mllmguard"]["figures"]["asd"]
+    asd = scores["tasks"]["mllmguard"]["figures"]["asd"]
     assert (asd["first"], asd["second"]) == ((1 / 2 + 0) / 2, (0 + 1) / 2)
-    assert told["guard"] == ["scores of a judge, from judge.jsonl"] * 2
+    assert scores["guard"] == ["scores of a judge, from judge.jsonl"] * 2
     capsys.readouterr()
     for value, expected in (
         (files[0], "there are 2 runs and 1 files in --judge.guard_scores; give a list of 2"),
@@ -98,38 +102,38 @@ def test_a_judges_scores_are_those_of_one_run(tmp_path: Path, capsys: pytest.Cap
     assert "give one of the two" in capsys.readouterr().err
 
 
-def test_nobody_is_asked_twice_about_an_answer() -> None:
-    asked: list[str] = []
+def test_a_memoized_judge_is_called_once_per_answer() -> None:
+    prompts: list[str] = []
 
     def judge(queries: Any, answers: Any) -> list[bool]:
-        asked.extend(answers)
+        prompts.extend(answers)
         return [answer == SORRY for answer in answers]
 
     remembered = MemoizedJudge(judged_refusals(judge, "mine"))
     first, again = (tally_answers(ANSWERS, remembered)["pope"].compute()["refused"] for _ in range(2))
     assert first == again == 0.5
-    assert len(asked) == len(ANSWERS)
+    assert len(prompts) == len(ANSWERS)
     assert remembered.name == "mine"
 
 
 def test_a_chat_model_scores_mllmguard() -> None:
     scorer = LlmScorer(lambda prompt: "Score: 2" if "12345" in prompt else "hm")
     tallies = tally_answers(ANSWERS, guard=Judged(scorer, "a chat model"))
-    told = task_scores(tallies, "", "a chat model", resamples=10)["tasks"]["mllmguard"]
-    assert told["figures"]["privacy/asd"] == pytest.approx(2 / 3)
-    assert told["figures"]["overall/unparsed"] == 0.75
-    assert told["protocol"] == "ASD and PAR, a chat model"
+    scores = task_scores(tallies, "", "a chat model", resamples=10)["tasks"]["mllmguard"]
+    assert scores["figures"]["privacy/asd"] == pytest.approx(2 / 3)
+    assert scores["figures"]["overall/unparsed"] == 0.75
+    assert scores["protocol"] == "ASD and PAR, a chat model"
 
 
-def test_judges_by_their_options(tmp_path: Path) -> None:
+def test_judges_from_options(tmp_path: Path) -> None:
     assert JudgeOptions().refusals("gcg").name == "keyword list 'gcg'"
     assert [one.name for one in JudgeOptions().guards(2)] == [LeakRule.name] * 2
-    for options, told in (
+    for options, message in (
         (JudgeOptions("classifier"), r"name the classifier: --judge\.name"),
         (JudgeOptions("llm", name="m"), r"needs --judge\.url and --judge\.name"),
         (JudgeOptions("classifier", name=str(tmp_path)), r"which labels of .* mean a refusal is not known"),
     ):
-        with pytest.raises(DataFormatError, match=told):
+        with pytest.raises(DataFormatError, match=message):
             options.refusals("prefix")
     local = JudgeOptions("llm", name="m", url="http://localhost:1/v1", key_variable=None, guard=True)
     assert local.refusals("prefix").name == "chat model 'm'"
