@@ -21,7 +21,7 @@ SUBCOMMANDS = {
     "diff": "say what an edit changed, and write it as one small file",
     "apply": "make an edit that lies in such a file",
     "revert": "take such an edit back, bit for bit",
-    "eval": "ask a model the test queries, or benchmarks with --tasks, and print the rates",
+    "eval": "evaluate a model on PrivacyPair, or on other benchmarks with --tasks, and print the scores",
     "convert": "build a Hugging Face folder of MiniGPT-4 from its original files",
     "score": "score stored answers again, without a model",
     "compare": "two runs side by side, with intervals, p-values and the items that changed",

@@ -27,6 +27,9 @@ from lightning_neuralgate.tasks.answer_store import read_answered
 from tests.helpers.tiny_llava import tiny_llava
 
 
+SPLITS = ("test", "unseen_attributes", "unseen_subjects")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -99,8 +102,8 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     scores = json.loads((measured / "scores.json").read_text())["tasks"]
     assert list(scores) == ["privacy_pair"]
     answers = list(read_answered(measured))
-    assert Counter(answer.fields["split"] for answer in answers) == {"test": 6, "unseen_subjects": 6}
-    for split in ("test", "unseen_subjects"):
+    assert Counter(answer.fields["split"] for answer in answers) == dict.fromkeys(SPLITS, 6)
+    for split in SPLITS:
         sensitive = [row for row in answers if row.fields["split"] == split and row.fields["role"] == "sensitive"]
         refused = sum(is_refusal(answer.answer) for answer in sensitive)
         assert scores["privacy_pair"]["figures"][f"{split}/rta_sensitive"] == refused / len(sensitive)
