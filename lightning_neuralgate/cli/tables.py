@@ -18,6 +18,8 @@ _COLUMNS = {
 }
 _ONLY_WHEN_JUDGED = {"rta_sensitive_judge": "RtA by judge"}
 ABSENT = "\u2013"
+AVERAGES = ("safety", "utility")
+_WIDTH = 140
 
 
 def print_rates(
@@ -70,10 +72,6 @@ def _cell(value: float | None, spread: float | None) -> str:
 
 def _count(value: Any) -> str:
     return ABSENT if value is None else f"{value:.0f}"
-
-
-_WIDTH = 140
-AVERAGES = ("safety", "utility")
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:

@@ -26,7 +26,6 @@ from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.tasks.answer_store import read_answered
 from tests.helpers.tiny_llava import tiny_llava
 
-
 SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 
 
