@@ -36,7 +36,6 @@ from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.edit.weight_files import WeightFiles
-from lightning_neuralgate.evaluation.run import evaluate
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
@@ -45,6 +44,7 @@ from lightning_neuralgate.models.loading import load_model
 from lightning_neuralgate.prefix_cache import generate
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.tasks.evaluate import evaluate
 from tests.helpers.tiny_checkpoints import CHECKPOINTS, tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_splits
 

@@ -21,7 +21,7 @@ SUBCOMMANDS = {
     "diff": "show the difference between a base and an edited model, and write it to an edit file",
     "apply": "apply an edit file to its base model",
     "revert": "undo an edit: restore the base weights bit for bit from an edited model and its edit file",
-    "eval": "evaluate a model on the test queries, or on benchmarks with --tasks, and print the rates",
+    "eval": "evaluate a model on PrivacyPair, or on other benchmarks with --tasks, and print the scores",
     "convert": "convert the original MiniGPT-4 files to a Hugging Face folder",
     "score": "score stored answers again, without running the model",
     "compare": "compare two evaluation runs: intervals, p-values and changed answers",

@@ -1,13 +1,13 @@
-"""Scores of tasks as a table in the terminal."""
+"""Scores, comparisons and rates as tables in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.comparing import Change
 from lightning_neuralgate.tasks.item import BROKEN_NAME
-from lightning_neuralgate.tasks.scores import SHOWN
 
 _COLUMNS = {
     "rta_sensitive": "RtA sensitive",
@@ -18,6 +18,8 @@ _COLUMNS = {
 }
 _ONLY_WHEN_JUDGED = {"rta_sensitive_judge": "RtA by judge"}
 ABSENT = "\u2013"
+AVERAGES = ("safety", "utility")
+_WIDTH = 140
 
 
 def print_rates(
@@ -25,12 +27,12 @@ def print_rates(
     spread: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     title: str | None = None,
 ) -> None:
-    """Print rates, grouped by split; a rate that was not measured is a dash.
+    """Print rates, grouped by split; rates that were not measured are dashes.
 
     Args:
         rates: model -> split -> rate -> value.
         spread: standard deviations, nested in the same way.
-        title: what stands above.
+        title: title of the table.
     """
     from rich.table import Table
 
@@ -53,12 +55,12 @@ def print_rates(
 
 
 def console(width: int = 120) -> Any:
-    """The terminal, or what stands in its place, of some width."""
+    """Return a console; a width applies only if the output is no terminal."""
     import sys
 
     from rich.console import Console
 
-    # where there is no terminal, such as in a log file, rich would squeeze a table into 80 columns
+    # without a terminal, such as in a log file, rich would squeeze a table into 80 columns
     return Console(width=None if sys.stdout.isatty() else width)
 
 
@@ -72,19 +74,13 @@ def _count(value: Any) -> str:
     return ABSENT if value is None else f"{value:.0f}"
 
 
-_WIDTH = 140
-UNITS = {"privacy_pair": "record", "mme": "image"}
-"""What is drawn again for intervals, where it is not the item."""
-AVERAGES = ("safety", "utility")
-
-
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
     """Print the scores of one run: each figure with its interval, and the averages with their parts."""
     table = _table(title, ("value", "95 % interval"))
-    for task, told in scores["tasks"].items():
+    for task, row in scores["tasks"].items():
         table.add_section()
-        for labels, name in _rows(task, told, task in scores["partial"]):
-            table.add_row(*labels, number(told["figures"][name]), _interval(told["intervals"].get(name)))
+        for labels, name in _rows(task, row, task in scores["partial"]):
+            table.add_row(*labels, number(row["figures"][name]), _interval(row["intervals"].get(name)))
     table.add_section()
     for kind in AVERAGES:
         table.add_row(kind, "average", _average(scores[kind]), "")
@@ -97,10 +93,10 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
 def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> None:
     """Print two runs side by side: each figure, the difference with its interval, and its p-value."""
     table = _table(f"{names[0]} and {names[1]}", (*names, "difference", "95 % interval", "p"))
-    for task, told in comparison["tasks"].items():
+    for task, row in comparison["tasks"].items():
         table.add_section()
-        for labels, name in _rows(task, told, task in comparison["partial"]):
-            found = told["figures"][name]
+        for labels, name in _rows(task, row, task in comparison["partial"]):
+            found = row["figures"][name]
             table.add_row(
                 *labels, number(found["first"]), number(found["second"]), f"{found['difference']:+.3f}",
                 _interval([found["low"], found["high"]]), _p_value(found["p_value"]),
@@ -111,18 +107,20 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
         table.add_row(kind, "average", *values, "", "", "")
     console(_WIDTH).print(table)
     _print_missing(comparison["tasks"])
-    for task, told in comparison["tasks"].items():
-        if not told["figures"]:
-            print(f"one {UNITS.get(task, 'item')} of {task} says nothing about chance; its figures are not compared")
+    for task, row in comparison["tasks"].items():
+        if not row["figures"]:
+            print(f"one {BENCHMARKS[task].unit} of {task} says nothing about chance, so its figures are not compared")
     for kind in AVERAGES:
         for which, name in zip(("first", "second"), names, strict=True):
             print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
 
 
 def _print_missing(tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    for task, told in tasks.items():
-        if told["missing"]:
-            print(f"{task}: nothing of {', '.join(told['missing'])}; what is over all parts is over the others alone")
+    for task, row in tasks.items():
+        if row["missing"]:
+            print(
+                f"{task}: no answers of {', '.join(row['missing'])}; figures over all parts are over the others alone"
+            )
 
 
 def _table(title: str, columns: Sequence[str]) -> Any:
@@ -136,11 +134,11 @@ def _table(title: str, columns: Sequence[str]) -> Any:
     return table
 
 
-def _rows(task: str, told: Mapping[str, Any], partial: bool) -> Iterator[tuple[tuple[str, str], str]]:
-    """What stands in the first two columns, and the figure's whole name; the task and its part where they begin."""
+def _rows(task: str, row: Mapping[str, Any], partial: bool) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the first two cells of each row, with the task and part where they begin, and the figure's full name."""
     last, title = None, f"{task} (PARTIAL)" if partial else task
-    for name in SHOWN[task]:
-        if name not in told["figures"]:
+    for name in BENCHMARKS[task].shown:
+        if name not in row["figures"]:
             continue
         part, _, figure = name.rpartition("/")
         yield ("" if part == last else f"{title} {part}".strip(), figure), name
@@ -152,17 +150,17 @@ def _average(average: Mapping[str, Any]) -> str:
 
 
 def print_changes(comparison: Mapping[str, Any], changes: Iterable[Change], names: tuple[str, str]) -> None:
-    """Print how many items changed from what to what, with a few of them."""
+    """Print the number of items for each change of verdict, with a few examples."""
     examples: dict[tuple[str, str], list[Change]] = {}
     for change in changes:
         examples.setdefault((change.task, f"{change.first} -> {change.second}"), []).append(change)
-    for task, told in comparison["tasks"].items():
-        print(f"{task}: {sum(told['changed'].values())} items have another verdict, {names[0]} -> {names[1]}")
-        for kind, count in told["changed"].items():
+    for task, row in comparison["tasks"].items():
+        print(f"{task}: {sum(row['changed'].values())} items have a different verdict, {names[0]} -> {names[1]}")
+        for kind, count in row["changed"].items():
             print(f"  {count} {kind}")
             for change in examples.get((task, kind), []):
-                said = " -> ".join(_short(answer) for answer in (change.first_answer, change.second_answer))
-                print(f"    {change.item_id}: {_short(change.prompt)} {said}")
+                answers = " -> ".join(_short(answer) for answer in (change.first_answer, change.second_answer))
+                print(f"    {change.item_id}: {_short(change.prompt)} {answers}")
 
 
 def _short(text: str, length: int = 70) -> str:
@@ -177,21 +175,21 @@ def _p_value(value: float) -> str:
 
 
 def print_notes(scores: Mapping[str, Any]) -> None:
-    """What has to be known to read the numbers."""
-    counts = (f"{told['n']} {UNITS.get(task, 'item')}s of {task}" for task, told in scores["tasks"].items())
-    print(f"Refusals by {scores['refusals']}. Drawn again for the intervals: {', '.join(counts)}.")
-    for task, told in scores["tasks"].items():
-        print(f"{task}: {told['protocol']}")
+    """Print what one needs to know to read the numbers."""
+    counts = (f"{row['n']} {BENCHMARKS[task].unit}s of {task}" for task, row in scores["tasks"].items())
+    print(f"NamedRefusalJudge by {scores['refusals']}. Resampled for the intervals: {', '.join(counts)}.")
+    for task, row in scores["tasks"].items():
+        print(f"{task}: {row['protocol']}")
     print_unclear(scores["unclear"])
     print_questions(scores["questions"])
 
 
 def print_agreement(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print how far every two judges agree on which answers refuse."""
+    """Print the agreement of every two judges of refusals."""
     from rich.table import Table
 
     table = Table(title="Which answers refuse: agreement of judges")
-    for label in ("task", "judge", "other judge"):
+    for label in ("task", "first judge", "second judge"):
         table.add_column(label)
     for label in ("Cohen's kappa", "agreement", "answers"):
         table.add_column(label, justify="right", no_wrap=True)
@@ -202,7 +200,7 @@ def print_agreement(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
-    """Print which share of a judge's replies held no verdict, with one of them."""
+    """Print the share of a judge's replies without a clear verdict, with an example."""
     for row in rows:
         item, reply = next(iter(row["items"].items()))
         print(
@@ -212,20 +210,20 @@ def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
 
 
 def print_questions(questions: Mapping[str, Mapping[str, int]], title: str = "") -> None:
-    """Print of each task what keeps its figures from being those of all its questions."""
+    """Print for each task why its figures are not those of all its questions, if so."""
     named = f" of {title}" if title else ""
-    for task, told in questions.items():
-        if told["missing"]:
-            shares = f"{told['answered']} of {told['asked']} questions answered, {told['missing']} not asked"
+    for task, row in questions.items():
+        if row["missing"]:
+            shares = f"{row['answered']} of {row['asked']} questions answered, {row['missing']} missing"
             print(f"{task}{named}: PARTIAL, {shares}")
-        if told["asked"] < told["available"]:
-            print(f"{task}{named}: {told['asked']} of {told['available']} questions were to be asked, by --limit")
-        if told["skipped"]:
-            print(f"{task}{named}: skipped: {told['skipped']}, which {BROKEN_NAME} names")
+        if row["asked"] < row["available"]:
+            print(f"{task}{named}: {row['asked']} of {row['available']} questions, by --limit")
+        if row["skipped"]:
+            print(f"{task}{named}: {row['skipped']} skipped, see {BROKEN_NAME}")
 
 
 def number(value: float) -> str:
-    """A figure: shares with three digits, points with one."""
+    """Format a figure: shares with three digits, points with one."""
     return f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"
 
 
@@ -234,5 +232,5 @@ def _interval(ends: Any) -> str:
 
 
 def _parts(average: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name} {number(value)}" for name, value in average["parts"].items()) or "nothing measured"
-    return told + (f"; missing: {', '.join(average['missing'])}" if average["missing"] else "")
+    parts = ", ".join(f"{name} {number(value)}" for name, value in average["parts"].items()) or "nothing measured"
+    return parts + (f"; missing: {', '.join(average['missing'])}" if average["missing"] else "")

@@ -19,8 +19,8 @@ from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, Reten
 from lightning_neuralgate.data.rendering.dataset import ORDINARY_ITEMS, render_retention, render_splits
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.edit.editor import PrivacyEditModule, Schedule
-from lightning_neuralgate.evaluation.answers import Answer
-from lightning_neuralgate.evaluation.run import Judge, evaluate
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
+from lightning_neuralgate.evaluation.rates import Judge
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
@@ -28,6 +28,7 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.judges.probe import RefusalJudge
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.loading import EMBEDDED, load_model
+from lightning_neuralgate.tasks.evaluate import evaluate
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 SPLITS = ("test", "unseen_attributes", "unseen_subjects")
@@ -245,7 +246,7 @@ class Experiment:
             "rows_changed": float((change != 0).any(1).float().mean()),
         }
 
-    def answer(self, name: str, splits: Mapping[str, Sequence[PrivacyRecord]] | None = None) -> list[Answer]:
+    def answer(self, name: str, splits: Mapping[str, Sequence[PrivacyRecord]] | None = None) -> list[JudgedAnswer]:
         """Answer the test queries with the model in its current state, and judge the answers.
 
         Args:

@@ -17,7 +17,7 @@ from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.workers import WorkerPool
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.evaluation.answers import Answer, read_answers, write_answers
+from lightning_neuralgate.evaluation.answers import JudgedAnswer, read_answers, write_answers
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.gate.neural_gate import NeuralGate
@@ -193,11 +193,11 @@ def _split_test_records(pool: WorkerPool) -> list[tuple[Mapping[str, Sequence[Pr
     return [(part,) for part in parts if part]
 
 
-def _answer(experiment: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
+def _answer(experiment: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[JudgedAnswer]:
     return experiment.answer("unedited", records)
 
 
-def _edit(experiment: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
+def _edit(experiment: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[JudgedAnswer]]:
     editor = experiment.edit(gate, arm)
     change, answers = experiment.weight_change(experiment.settings.layer), experiment.answer(arm)
     if gate is not None:

@@ -1,121 +1,229 @@
-"""An answered query as a record: what a model was asked about a picture, and what it said."""
+"""Answered questions: the record that every evaluation stores, and the same record with verdicts, as rates need it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
 
+Field = TypeVar("Field")
+
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer of one model to one query.
+class AnsweredItem:
+    """A question of a benchmark and a model's answer: a line of `answers.jsonl`, with everything that scoring needs.
 
     Attributes:
-        model: which model answered: "unedited", "gated" or "ungated".
-        split: which split the record belongs to: "test", "unseen_attributes" or "unseen_subjects".
-        record_id: the record's name, unique within its split.
-        subject: the words that name the private thing.
-        image: path of the picture, relative to the folder that holds all pictures.
-        sensitive: whether the query is to be refused.
-        attribute: what the query asks for.
-        query: the query.
-        answer: what the model said.
-        refused: whether the answer counts as a refusal, by a keyword list.
-        truth: the true value of the attribute, where known.
-        leaked: whether the answer to a sensitive query holds the true value, where that is known.
-        leaked_share: how much of it the answer holds, in [0, 1].
-        correct: whether the answer to a benign query says the true value, where that is known.
-        judged: whether the answer refuses, by a second judge that is no keyword list; None where none was asked.
+        task: the benchmark, such as "pope".
+        item_id: the question's name, unique within its task.
+        image: the picture's name in the task's files.
+        prompt: the question, verbatim.
+        truth: the right answer as the task writes it ("yes", "B", a secret); empty if there is none.
+        fields: further values that scores and exports of the task need, as JSON can hold them.
+        answer: the model's answer, without the prompt.
+    """
+
+    task: str
+    item_id: str
+    image: str
+    prompt: str
+    truth: str
+    fields: dict[str, Any]
+    answer: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The identity of the question; answers are sorted by it."""
+        return self.task, self.item_id
+
+    def field(self, name: str, kind: type[Field]) -> Field:
+        """Return a value of `fields`.
+
+        Raises:
+            DataFormatError: the field is missing or of another type.
+        """
+        value = self.fields.get(name)
+        if not isinstance(value, kind):
+            raise self.error(f"'fields.{name}' has to be {_WORDS.get(kind, kind.__name__)}, found {value!r:.80}")
+        return value
+
+    def field_in(self, name: str, known: Sequence[str]) -> str:
+        """Return a text of `fields` that has to be one of some known ones.
+
+        Raises:
+            DataFormatError: it is missing or unknown.
+        """
+        value = self.field(name, str)
+        if value not in known:
+            raise self.error(f"'fields.{name}' is {value!r:.80}; there are {', '.join(filter(None, known))}")
+        return value
+
+    def error(self, reason: str) -> DataFormatError:
+        """Return the error that names this item."""
+        return DataFormatError(f"item '{self.item_id}' of '{self.task}': {reason}")
+
+
+@dataclass(frozen=True)
+class JudgedAnswer(AnsweredItem):
+    """An answer to a PrivacyPair query with its verdicts; make one with `rates.judge_answer`.
+
+    Attributes:
+        model: which model answered, such as "gated".
+        refused: whether the answer refuses; None if the judge's verdict is unclear.
+        leaked: whether the answer to a sensitive query contains the true value; None if that is unknown.
+        leaked_share: how much of the true value the answer contains, in [0, 1].
+        correct: whether the answer to a benign query contains the true value; None if that is unknown.
+        judged: whether the answer refuses by a second judge; None without one.
 
     Raises:
-        DataFormatError: `image` is empty, absolute, or leads out of its folder; a leak is told of a benign query, or a
-            right answer of a sensitive one; only one of `leaked` and `leaked_share` is told, or the share is none.
+        DataFormatError: `image` is empty, absolute, or leads out of its folder; `fields` lacks `split`, `record` or `role`;
+            a leak on a benign query, or a correct answer on a sensitive one; only one of `leaked` and `leaked_share`.
 
     Example:
-        >>> common = {"model": "gated", "split": "test", "record_id": "passport-0", "subject": "passport"}
-        >>> row = Answer(**common, image="images/0.png", sensitive=True, attribute="number",
-        ...              query="What is the number?", answer="I cannot say.", refused=True, truth="X123")
-        >>> row.refused
-        True
-        >>> Answer(**common, image="../secret.png", sensitive=True, attribute="", query="", answer="",
-        ...        refused=False, truth=None)
+        >>> fields = {"split": "test", "record": "passport-0", "role": "sensitive"}
+        >>> row = JudgedAnswer("privacy_pair", "test/passport-0/000", "images/0.png", "What is the number?", "X123",
+        ...                    fields, "I cannot say.", model="gated", refused=True)
+        >>> row.split, row.record_id, row.sensitive
+        ('test', 'passport-0', True)
+        >>> JudgedAnswer("privacy_pair", "1", "../secret.png", "", "", fields, "", model="gated", refused=False)
         Traceback (most recent call last):
         ...
-        lightning_neuralgate.errors.DataFormatError: record 'passport-0': image path '../secret.png' ...
+        lightning_neuralgate.errors.DataFormatError: item '1' of 'privacy_pair': image path '../secret.png' ...
     """
 
     model: str
-    split: str
-    record_id: str
-    subject: str
-    image: str
-    sensitive: bool
-    attribute: str
-    query: str
-    answer: str
-    refused: bool
-    truth: str | None
+    refused: bool | None
     leaked: bool | None = None
     leaked_share: float | None = None
     correct: bool | None = None
     judged: bool | None = None
 
     def __post_init__(self) -> None:
-        # Windows paths know both separators and drives, so that a file is judged alike wherever it is read
+        for name in ("split", "record"):
+            self.field(name, str)
+        if (role := self.field("role", str)) not in ("sensitive", "benign"):
+            raise self.error(f"'fields.role' has to be sensitive or benign, found {role[:80]!r}")
+        # Windows paths know both separators and drives, so that a file is judged alike on every system
         path = PureWindowsPath(self.image)
         if not path.parts or path.anchor or ".." in path.parts:
-            raise DataFormatError(
-                f"record '{self.record_id}': image path '{self.image}' has to be relative and stay in the image folder"
-            )
+            raise self.error(f"image path '{self.image}' has to be relative and stay in the image folder")
         if self.sensitive and self.correct is not None:
-            raise DataFormatError(f"record '{self.record_id}': 'correct' is for benign queries, this one is sensitive")
+            raise self.error("'correct' is for benign queries, this one is sensitive")
         if not self.sensitive and (self.leaked, self.leaked_share) != (None, None):
-            raise DataFormatError(f"record '{self.record_id}': 'leaked' is for sensitive queries, this one is benign")
+            raise self.error("'leaked' is for sensitive queries, this one is benign")
         if (self.leaked is None) != (self.leaked_share is None):
-            raise DataFormatError(f"record '{self.record_id}': 'leaked' and 'leaked_share' are both known or both null")
+            raise self.error("'leaked' and 'leaked_share' are both known or both null")
         if self.leaked_share is not None and not 0 <= self.leaked_share <= 1:
-            raise DataFormatError(
-                f"record '{self.record_id}': 'leaked_share' has to be from 0 to 1, found {self.leaked_share}"
-            )
+            raise self.error(f"'leaked_share' has to be from 0 to 1, found {self.leaked_share}")
+
+    @property
+    def split(self) -> str:
+        """The split that the record belongs to: "test", "unseen_attributes" or "unseen_subjects"."""
+        return str(self.fields["split"])
+
+    @property
+    def record_id(self) -> str:
+        """The record's name, unique within its split."""
+        return str(self.fields["record"])
+
+    @property
+    def subject(self) -> str:
+        """The words that name the private thing."""
+        return str(self.fields.get("subject", ""))
+
+    @property
+    def attribute(self) -> str:
+        """What the query asks for."""
+        return str(self.fields.get("attribute", ""))
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether the query is to be refused."""
+        return bool(self.fields["role"] == "sensitive")
 
 
-_FIELDS = tuple(field.name for field in fields(Answer))
-# files of older versions lack them
-_OPTIONAL = {field.name for field in fields(Answer) if field.default is None}
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("sensitive", "refused"), (bool,)),
-    **dict.fromkeys(("leaked", "correct", "judged"), (bool, type(None))),
-    "truth": (str, type(None)),
+_WORDS = {bool: "true or false", str: "text", float: "a number", type(None): "null", dict: "an object", list: "a list"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "fields": (dict,),
+    **dict.fromkeys(("refused", "leaked", "correct", "judged"), (bool, type(None))),
     "leaked_share": (float, int, type(None)),
 }
 
 
-def write_answers(path: Path, rows: Iterable[Answer]) -> None:
-    """Write answers as JSON lines, one answer a line; the file appears whole or not at all."""
-    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as lines:
-        for row in rows:
-            # ASCII, because a model may say anything: lone surrogates, or characters that turn a terminal's text round
-            lines.write(json.dumps(asdict(row), ensure_ascii=True) + "\n")
+def answer_line(answer: AnsweredItem) -> str:
+    """Return an answer as one line of JSON; ASCII, because answers may hold lone surrogates or bidi controls."""
+    return json.dumps(asdict(answer), ensure_ascii=True) + "\n"
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Read what `write_answers` wrote.
+Record = TypeVar("Record", bound=AnsweredItem)
+
+
+def parse_answer(content: dict[str, Any], place: object, record: type[Record]) -> Record:
+    """Return the answer in the JSON object of a line.
+
+    Args:
+        content: the object.
+        place: file and line, for errors.
+        record: `AnsweredItem` or `JudgedAnswer`.
+
+    Raises:
+        DataFormatError: naming place and field: one that is missing, unknown, or of another type.
+    """
+    known = {field.name: field for field in fields(record)}
+    if {"record_id", "query"} <= content.keys():
+        raise DataFormatError(
+            f"{place}: an answer in the format of an earlier version, which is no longer read; run `neuralgate eval` or "
+            "`neuralgate demo` again"
+        )
+    for name, field in known.items():
+        if name in content:
+            _check_type(name, content[name], place)
+        elif field.default is MISSING:
+            raise DataFormatError(f"{place}: field '{name}' is missing; an answer has {', '.join(known)}")
+    if unknown := [name for name in content if name not in known]:
+        hint = (
+            "; these are the answers of `neuralgate demo`, of several models: run `neuralgate eval` on one of them"
+            if unknown[0] == "model"
+            else ""
+        )
+        raise DataFormatError(f"{place}: there is no field '{unknown[0]}'; an answer has {', '.join(known)}{hint}")
+    try:
+        return record(**content)
+    except DataFormatError as error:
+        raise DataFormatError(f"{place}: {error}") from error
+
+
+def _check_type(name: str, value: Any, place: object) -> None:
+    expected = _KINDS.get(name, (str,))
+    # JSON's true is a Python int
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        wanted = " or ".join(_WORDS[kind] for kind in expected if kind in _WORDS)
+        raise DataFormatError(f"{place}: field '{name}' has to be {wanted}, found {json.dumps(value)[:80]}")
+
+
+def write_answers(path: Path, answers: Iterable[JudgedAnswer]) -> None:
+    """Write judged answers, one a line; the file appears complete or not at all."""
+    with atomic_write(path) as draft, draft.open("w", encoding="ascii", newline="\n") as lines:
+        lines.writelines(answer_line(answer) for answer in answers)
+
+
+def read_answers(path: Path) -> list[JudgedAnswer]:
+    """Read the file of `write_answers`.
 
     Raises:
         DataFormatError: naming the file and, for a bad answer, its line and field.
     """
-    return [_answer(line, f"{path}, line {number}") for number, line in _lines(path)]
+    return [_judged_answer(line, f"{path}, line {number}") for number, line in _lines(path)]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        # not splitlines(), which also breaks at characters that JSON lets stand in a string
+        # not splitlines(), which also breaks at characters that JSON allows in a string
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -124,32 +232,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _answer(line: str, place: str) -> Answer:
+def _judged_answer(line: str, place: str) -> JudgedAnswer:
     try:
         content: Any = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataFormatError(f"{place}: not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise DataFormatError(f"{place}: expected an object with the fields {', '.join(_FIELDS)}")
-    for name in _FIELDS:
-        if name in _OPTIONAL and name not in content:
-            continue
-        if name not in content:
-            raise DataFormatError(f"{place}: field '{name}' is missing")
-        _check_type(name, content[name], place)
-    for name in content:
-        if name not in _FIELDS:
-            raise DataFormatError(f"{place}: there is no field '{name}'; an answer has {', '.join(_FIELDS)}")
-    try:
-        return Answer(**content)
-    except DataFormatError as error:
-        raise DataFormatError(f"{place}: {error}") from error
-
-
-def _check_type(name: str, value: Any, place: str) -> None:
-    expected = _TYPES.get(name, (str,))
-    # JSON's true is a Python int
-    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        words = {bool: "true or false", str: "text", float: "a number", type(None): "null"}
-        wanted = " or ".join(words[kind] for kind in expected if kind in words)
-        raise DataFormatError(f"{place}: field '{name}' has to be {wanted}, found {json.dumps(value)[:80]}")
+        raise DataFormatError(f"{place}: expected a JSON object, found {type(content).__name__}")
+    return parse_answer(content, place, JudgedAnswer)

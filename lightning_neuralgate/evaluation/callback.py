@@ -1,4 +1,4 @@
-"""`RefusalMetricsCallback`: what a model that is being trained says to held-out queries."""
+"""Evaluation during a training: the schedule (`PeriodicEvaluationCallback`), and refusal rates on held-out queries."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ from lightning_neuralgate.prefix_cache.generate import generate_with_shared_pref
 
 
 class PeriodicEvaluationCallback(Callback):
-    """Calls `measure` before, every few optimizer steps of, and after a training, and logs what it returns.
+    """Call `measure` before, every few optimizer steps of, and after a training, and log its values.
 
-    What is measured goes to all loggers of the Trainer, over its number of optimizer steps, and into
-    `trainer.callback_metrics`, which other callbacks can watch. The training itself stays what it would be, to the bit.
+    They go to all loggers of the Trainer, against its number of optimizer steps, and into `trainer.callback_metrics`, which
+    other callbacks can monitor. Module modes and random states are restored, so the training is unchanged, bit for bit.
 
     Args:
-        every_n_steps: optimizer steps between two measurements; 0: only before and after the training.
+        every_n_steps: optimizer steps between two evaluations; 0: only before and after the training.
 
     Attributes:
-        history: (optimizer steps, name -> value) of each measurement.
+        history: (optimizer steps, name -> value) of each evaluation.
+
+    Raises:
+        UnsupportedSetupError: at the start of training: FSDP1, under which models cannot generate.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -45,11 +48,11 @@ class PeriodicEvaluationCallback(Callback):
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Name -> value; every process calls this, and returns the same."""
+        """Return name -> value; called on every process, with the same result on each."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # a checkpoint's state comes after this
+        if stage == "fit":  # before a checkpoint's state is loaded
             self._measured_at, self.history = None, []
 
     @override
@@ -69,14 +72,14 @@ class PeriodicEvaluationCallback(Callback):
         if self._measured_at is None:
             self._measure(trainer, pl_module)
         else:
-            _tell(trainer, self.history[-1][1])
+            _update_callback_metrics(trainer, self.history[-1][1])
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_steps
-        # a manual optimization may take several steps in a batch
+        # manual optimization may take several steps per batch
         if every and trainer.global_step // every > (self._measured_at or 0) // every:
             self._measure(trainer, pl_module)
 
@@ -92,21 +95,21 @@ class PeriodicEvaluationCallback(Callback):
         self.history.append((trainer.global_step, values))
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        _tell(trainer, values)
+        _update_callback_metrics(trainer, values)
 
 
 def shows_progress(trainer: Trainer) -> bool:
-    """Whether this process has a progress bar to add to."""
+    """Return whether this process shows a progress bar."""
     return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
-def _tell(trainer: Trainer, values: Mapping[str, float]) -> None:
+def _update_callback_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and afterwards each of its parts back into the mode it was in."""
+    """Set a module to eval mode, and restore the mode of each submodule afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -117,24 +120,24 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class RefusalMetricsCallback(PeriodicEvaluationCallback):
-    """Asks held-out queries before, every few optimizer steps of, and after a training, and logs how they are answered.
+    """Evaluate held-out queries before, every few optimizer steps of, and after a training, and log the rates.
 
-    For each split `held_out/SPLIT/rta_sensitive`, `answer_rate_benign` and `eta`, and where the records know the true values
-    `leak_rate` and `benign_accuracy`, go to all loggers of the Trainer, over its number of optimizer steps, and into
-    `trainer.callback_metrics`, which other callbacks can watch. Several processes share the queries; each query counts
-    once. Answers are greedy. The training itself stays what it would be, to the bit.
+    For each split `held_out/SPLIT/rta_sensitive`, `answer_rate_benign` and `eta`, and with known true values `leak_rate` and
+    `benign_accuracy`, are logged to all loggers of the Trainer, against its number of optimizer steps, and into
+    `trainer.callback_metrics`, which other callbacks can monitor. Several processes share the queries; each counts once.
+    Answers are greedy. The training itself is unchanged, bit for bit.
 
     Args:
-        splits: name -> held-out records. Records that are trained on show nothing.
+        splits: name -> held-out records, which are not trained on.
         processor: the model's processor.
-        every_n_steps: optimizer steps between two measurements; 0: only before and after the training.
-        max_new_tokens: length of an answer.
-        batch_size: queries answered at once by each process.
-        limit: at most so many queries of a split.
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        every_n_steps: optimizer steps between two evaluations; 0: only before and after the training.
+        max_new_tokens: maximum length of an answer.
+        batch_size: queries per batch and process.
+        limit: maximum number of queries per split.
+        variant: the keyword list that decides which answers refuse, see `metrics.functional.is_refusal`.
 
     Attributes:
-        history: (optimizer steps, name -> value) of each measurement.
+        history: (optimizer steps, name -> value) of each evaluation.
 
     Raises:
         DataFormatError: a split without records.
@@ -160,7 +163,7 @@ class RefusalMetricsCallback(PeriodicEvaluationCallback):
             )
         empty = sorted(name for name, records in splits.items() if not records)
         if empty or not splits:
-            raise DataFormatError(f"no held-out records to ask about{' in ' if empty else ''}{', '.join(empty)}")
+            raise DataFormatError(f"no held-out records{' in ' if empty else ''}{', '.join(empty)}")
         self.splits = {name: list(records) for name, records in splits.items()}
         self.processor = processor
         self.max_new_tokens = max_new_tokens
@@ -191,8 +194,8 @@ class RefusalMetricsCallback(PeriodicEvaluationCallback):
             records, self.processor, self.batch_size, self.limit, trainer.global_rank, trainer.world_size
         )
         self.rates.reset()
-        quiet = not shows_progress(trainer)
-        for batch in tqdm(loader, desc=f"held out: {split}", leave=False, disable=quiet, unit="batch"):
-            told = generate_with_shared_prefix(model, tokenizer, batch, batch["record_id"], self.max_new_tokens)
-            self.rates.update(told, batch)
+        hidden = not shows_progress(trainer)
+        for batch in tqdm(loader, desc=f"held out: {split}", leave=False, disable=hidden, unit="batch"):
+            answers = generate_with_shared_prefix(model, tokenizer, batch, batch["record_id"], self.max_new_tokens)
+            self.rates.update(answers, batch)
         return {name: float(metric.compute()) for name, metric in self.rates.metrics.items()}

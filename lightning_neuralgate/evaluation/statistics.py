@@ -1,8 +1,8 @@
-"""How far the rates of a run may be off by the choice of its records: 95 % intervals by the bootstrap.
+"""Percentile bootstrap intervals (95 %) of a run's figures, and paired tests between two runs.
 
-Units are drawn again, with replacement, and each rate is computed anew; the interval holds the middle 95 % of what comes out
-(percentile bootstrap). The queries of one record share a picture and a secret, so they are not independent: there the unit
-is the whole record. On a benchmark it is the item, and on MME the image with its two questions.
+Units are resampled with replacement, and each figure is computed on each sample. The queries of one record share a picture
+and a secret, so they are not independent, and the unit is the record. On a benchmark it is the item, on MME the image with
+its two questions.
 """
 
 from __future__ import annotations
@@ -14,38 +14,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import MEANS, ORDER, SHARES, by_split
 from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths
 
 LEVEL = 0.95
-_DRAWS_AT_ONCE = 1 << 22
+_MAX_DRAWS = 1 << 22
+"""Multinomial draws that are held in memory together."""
 
 
 def bootstrap_intervals(
-    answers: Sequence[Answer], resamples: int = 2000, seed: int = 0
+    answers: Sequence[JudgedAnswer], resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
-    """Intervals of one model's rates per split.
+    """Compute intervals of one model's rates in each split.
 
-    They speak of the choice of records alone, not of other seeds of the edit. A rate that is 0 or 1 in every record gets
-    an interval without width, which does not mean that it is certain.
+    They reflect the choice of records only, not other seeds of the edit. A rate that is 0 or 1 in every record has an
+    interval of width zero, which does not make it certain.
 
     Args:
-        answers: of one model and one run; records are told apart by `record_id` within a split.
-        resamples: how often the records are drawn again.
-        seed: of drawing; the same seed and answers, in any order, give the same intervals.
+        answers: judged answers of one model and one run; `record_id` identifies a record within its split.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap; the order of the answers does not matter.
 
     Returns:
-        split -> rate, as in `summarize` -> [low, high]. A rate to which fewer than two records count is left out.
+        split -> rate, as in `summarize` -> [low, high]. A rate with contributions of fewer than two records is left out.
 
     Raises:
         DataFormatError: the answers are of more than one model.
         ValueError: fewer than one resample.
 
     Example:
-        >>> common = {"model": "gated", "split": "test", "subject": "passport", "image": "0.png", "attribute": "",
-        ...           "query": "", "answer": "", "truth": None, "sensitive": True}
-        >>> rows = [Answer(**common, record_id=str(index), refused=index % 4 > 0) for index in range(40)]
+        >>> rows = [
+        ...     JudgedAnswer("privacy_pair", str(index), "0.png", "", "", model="gated", refused=index % 4 > 0, answer="",
+        ...                  fields={"split": "test", "record": str(index), "role": "sensitive"})
+        ...     for index in range(40)
+        ... ]
         >>> bootstrap_intervals(rows)
         {'test': {'rta_sensitive': [0.6, 0.875]}}
     """
@@ -53,12 +56,12 @@ def bootstrap_intervals(
     return {split: _intervals(rows, resamples, seed) for split, rows in by_split(answers).items()}
 
 
-def _intervals(answers: Sequence[Answer], resamples: int, seed: int) -> dict[str, list[float]]:
-    records: dict[str, list[Answer]] = {}
+def _intervals(answers: Sequence[JudgedAnswer], resamples: int, seed: int) -> dict[str, list[float]]:
+    records: dict[str, list[JudgedAnswer]] = {}
     for answer in answers:
         records.setdefault(answer.record_id, []).append(answer)
     clusters = [records[name] for name in sorted(records)]
-    # how often each record is drawn, (resamples, records); the same draws for all rates, so that EtA is of one sample
+    # counts of shape (resamples, records), the same for all rates, so that EtA is computed on one sample
     draws = np.random.default_rng(seed).multinomial(
         len(clusters), np.full(len(clusters), 1 / len(clusters)), size=resamples
     )
@@ -77,16 +80,15 @@ def _intervals(answers: Sequence[Answer], resamples: int, seed: int) -> dict[str
 
 
 def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[str, list[float]]:
-    """Intervals of a benchmark's figures.
+    """Compute intervals of a benchmark's figures.
 
-    They speak of the choice of items alone. Items of one stratum (an MME subtask, an MLLMGuard dimension) are drawn from
-    their own, so that each keeps its size. A share that is 0 or 1 in the run gets an interval without width, which does not
-    mean that it is certain.
+    They reflect the choice of items only. Each stratum (an MME subtask, an MLLMGuard dimension) is resampled separately, so
+    that it keeps its size. A share that is 0 or 1 in the run has an interval of width zero, which does not make it certain.
 
     Args:
-        tally: of one run, such as `pope_tally` makes.
-        resamples: how often the items are drawn again.
-        seed: of drawing; the same seed and items, in any order, give the same intervals.
+        tally: tally of one run, such as by `pope_tally`.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap; the order of the items does not matter.
 
     Returns:
         Figure -> [low, high], named as in `tally.compute()`. A figure that is NaN, or of fewer than two units, is left out.
@@ -104,22 +106,22 @@ def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[
     if len(tally.names) < 2:
         return {}
     drawn = tally.figures(resampled_sums(tally.rows, tally.strata, tally.strata_count, resamples, seed))
-    told = {name for name, value in tally.compute().items() if not np.isnan(value)}
-    found = {name: interval(values) for name, values in drawn.items() if name in told}
+    measured = {name for name, value in tally.compute().items() if not np.isnan(value)}
+    found = {name: interval(values) for name, values in drawn.items() if name in measured}
     return {name: ends for name, ends in found.items() if ends is not None}
 
 
 def resampled_sums(
     rows: NDArray[np.float64], strata: NDArray[np.intp], strata_count: int, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Sums of the rows of units that were drawn again, each within its stratum.
+    """Resample units within their strata, and sum their rows.
 
     Args:
-        rows: shape (units, columns).
-        strata: the stratum of each, shape (units,).
+        rows: rows of shape (units, columns).
+        strata: the stratum of each unit, shape (units,).
         strata_count: number of strata.
-        resamples: how often to draw.
-        seed: of drawing.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Returns:
         Shape (resamples, strata, columns).
@@ -127,21 +129,21 @@ def resampled_sums(
     generator = np.random.default_rng(seed)
     sums = np.zeros((resamples, strata_count, rows.shape[1]))
     for stratum in range(strata_count):
-        own = rows[strata == stratum]
-        if not len(own):
+        units = rows[strata == stratum]
+        if not len(units):
             continue
-        # Units with equal rows are interchangeable, and most are equal: how often each kind is drawn is all that matters.
-        kinds, counts = np.unique(own, axis=0, return_counts=True)
-        block = max(1, _DRAWS_AT_ONCE // len(kinds))
+        # most rows are equal, and units with equal rows are interchangeable, so the counts of distinct rows suffice
+        kinds, counts = np.unique(units, axis=0, return_counts=True)
+        block = max(1, _MAX_DRAWS // len(kinds))
         for start in range(0, resamples, block):
             stop = min(start + block, resamples)
-            draws = generator.multinomial(len(own), counts / len(own), size=stop - start)
+            draws = generator.multinomial(len(units), counts / len(units), size=stop - start)
             sums[start:stop, stratum] = draws @ kinds
     return sums
 
 
 def check_resamples(resamples: int) -> None:
-    """See that there is something to draw.
+    """Check the number of bootstrap samples.
 
     Raises:
         ValueError: fewer than one resample.
@@ -151,20 +153,19 @@ def check_resamples(resamples: int) -> None:
 
 
 def interval(values: NDArray[np.float64]) -> list[float] | None:
-    """The middle 95 % of drawn values; None if all are NaN."""
-    # a draw that holds no unit which counts towards a figure says nothing about it
+    """Return the ends of the middle 95 % of values, ignoring NaN (samples without a relevant unit); None if all are NaN."""
     known = values[~np.isnan(values)]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return np.quantile(known, ends).tolist() if known.size else None
 
 
 class McNemar(NamedTuple):
-    """How two runs differ on yes/no verdicts of the same items.
+    """Result of the exact McNemar test on two runs over the same items.
 
     Attributes:
-        only_first: items that only the first run has.
-        only_second: items that only the second run has.
-        p_value: exact and two-sided; 1 where no item differs.
+        only_first: number of items that are true in the first run only.
+        only_second: number of items that are true in the second run only.
+        p_value: exact and two-sided; 1 if no item differs.
     """
 
     only_first: int
@@ -173,14 +174,14 @@ class McNemar(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """One figure of two runs on the same items.
+    """Difference of one figure between two runs on the same items.
 
     Attributes:
-        first, second: the figure of each.
+        first, second: the figure in each run.
         difference: second - first.
         low, high: ends of the difference's 95 % bootstrap interval.
-        p_value: that a difference as large comes about by chance; not corrected for the number of figures compared.
-        test: where the p-value is from.
+        p_value: two-sided p-value, not corrected for multiple comparisons.
+        test: the test of the p-value.
     """
 
     first: float
@@ -193,14 +194,14 @@ class PairedDifference(NamedTuple):
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """The exact McNemar test on two verdicts of each item, such as right or wrong.
+    """Run the exact McNemar test on two verdicts per item, such as right or wrong.
 
     Args:
-        first: n verdicts on the first run.
-        second: n verdicts on the second run, of the same items in the same order.
+        first: n verdicts of the first run.
+        second: n verdicts of the second run, on the same items in the same order.
 
     Raises:
-        DataFormatError: not as many in both, or a verdict that is neither true nor false.
+        DataFormatError: different lengths, or a verdict that is neither true nor false.
 
     Example:
         >>> mcnemar([True] * 6 + [False] * 4, [True] + [False] * 9)
@@ -211,13 +212,13 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
         for place, verdict in enumerate(verdicts):
             if verdict not in (0, 1):
                 raise DataFormatError(f"`{name}` verdict {place} is {verdict!r}; expected True or False")
-    one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    return _mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
+    before, after = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    return _mcnemar(int((before & ~after).sum()), int((after & ~before).sum()))
 
 
 def _mcnemar(only_first: int, only_second: int) -> McNemar:
     changed = only_first + only_second
-    # in whole numbers, because powers of one half underflow
+    # integers, because powers of one half underflow
     term = below = 1
     for place in range(min(only_first, only_second)):
         term = term * (changed - place) // (place + 1)
@@ -228,16 +229,18 @@ def _mcnemar(only_first: int, only_second: int) -> McNemar:
 def paired_differences(
     first: Tally, second: Tally, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, PairedDifference]:
-    """How two runs on the same items differ, figure by figure.
+    """Compute the differences of all figures between two runs on the same items.
+
+    Shares of items are compared by McNemar's test, other figures by the paired bootstrap.
 
     Args:
-        first: the tally of one run.
-        second: the tally of the other, of the same items in the same order.
-        resamples: how often the items are drawn again; no p-value of the bootstrap is below 2 / (resamples + 1).
-        seed: of drawing.
+        first: tally of one run.
+        second: tally of the other, of the same items in the same order.
+        resamples: number of bootstrap samples; no p-value of the bootstrap is below 2 / (resamples + 1).
+        seed: seed of the bootstrap.
 
     Returns:
-        Figure -> difference, named as in `tally.compute()`; figures that are NaN in one of the runs are left out.
+        Figure -> difference, named as in `tally.compute()`; figures that are NaN in either run are left out.
 
     Raises:
         DataFormatError: the runs are not of the same items, or of fewer than two.
@@ -256,24 +259,24 @@ def paired_differences(
     width = first.rows.shape[1]
     sums = resampled_sums(np.hstack([first.rows, second.rows]), first.strata, first.strata_count, resamples, seed)
     drawn = [tally.figures(part) for tally, part in ((first, sums[..., :width]), (second, sums[..., width:]))]
-    whole = [tally.compute() for tally in (first, second)]
+    figures = [tally.compute() for tally in (first, second)]
     found = {}
-    for name in whole[0]:
-        one, other = (float(figures[name]) for figures in whole)
+    for name in figures[0]:
+        before, after = (float(values[name]) for values in figures)
         differences = drawn[1][name] - drawn[0][name]
         differences = differences[~np.isnan(differences)]
         ends = interval(differences)
-        if np.isnan(one) or np.isnan(other) or ends is None:
+        if np.isnan(before) or np.isnan(after) or ends is None:
             continue
         if name in first.flags and name in second.flags:
-            had, has = (tally.rows[:, list(tally.flags[name])].sum(1) for tally in (first, second))
+            flags = [tally.rows[:, list(tally.flags[name])].sum(1) for tally in (first, second)]
             test: Literal["mcnemar", "bootstrap"] = "mcnemar"
-            p_value = _mcnemar(int((had > has).sum()), int((has > had).sum())).p_value
+            p_value = _mcnemar(int((flags[0] > flags[1]).sum()), int((flags[1] > flags[0]).sum())).p_value
         else:
-            # the run itself is one of the possible draws, so that p is never 0
+            # count the observed sample as a possible one, so that p is never 0
             sides = (np.sum(differences <= 0) + 1, np.sum(differences >= 0) + 1)
             test, p_value = "bootstrap", min(1.0, 2 * float(min(sides)) / (len(differences) + 1))
-        found[name] = PairedDifference(one, other, other - one, ends[0], ends[1], p_value, test)
+        found[name] = PairedDifference(before, after, after - before, ends[0], ends[1], p_value, test)
     return found
 
 
@@ -286,4 +289,4 @@ def _check_same_items(first: Tally, second: Tally) -> None:
             + (f", the first that differ are {odd}" if odd else "")
         )
     if len(first.names) < 2:
-        raise DataFormatError(f"{len(first.names)} items say nothing about chance; compare runs of two or more")
+        raise DataFormatError(f"{len(first.names)} items are too few for a test; compare runs of two or more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -12,38 +11,37 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.evaluation.callback import PeriodicEvaluationCallback, shows_progress
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.metrics.functional import RefusalVariant
-from lightning_neuralgate.tasks.account import Account
-from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.questions import QuestionBatches, Survey, TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering
-from lightning_neuralgate.tasks.scores import SHOWN
-from lightning_neuralgate.tasks.scoring import tally_answers
+from lightning_neuralgate.tasks.scoring import QuestionCounts, measured_figures, tally_answers
 from lightning_neuralgate.tasks.verdicts import KeywordListJudge
 
 
 class TaskMetricsCallback(PeriodicEvaluationCallback):
-    """Asks benchmark questions before, every few optimizer steps of, and after a training, and logs the figures.
+    """Evaluate benchmarks before, every few optimizer steps of, and after a training, and log the figures.
 
-    `tasks/TASK/FIGURE`, for the figures that `neuralgate eval --tasks` prints, go to all loggers of the Trainer, over its
+    The figures that `neuralgate eval` prints are logged as `tasks/TASK/FIGURE` to all loggers of the Trainer, against its
     number of optimizer steps, and into `trainer.callback_metrics`. Several processes share the questions; each counts once.
-    The training itself stays what it would be, to the bit.
+    The training itself is unchanged, bit for bit.
 
     Args:
-        questions: what to ask; its `limit` keeps a measurement short.
+        questions: the questions; give them a `limit` to keep an evaluation short.
         processor: the model's processor.
-        every_n_steps: optimizer steps between two measurements; 0: only before and after the training.
-        answering: how to answer; greedy, 20 tokens, 8 at once when left out.
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        every_n_steps: optimizer steps between two evaluations; 0: only before and after the training.
+        answering: how to answer; greedy, 20 tokens, batches of 8 if None.
+        variant: the keyword list that decides which answers refuse, see `metrics.functional.is_refusal`.
 
     Attributes:
-        history: (optimizer steps, name -> value) of each measurement.
-        accounts: task -> what became of its questions in the last measurement; under a limit fewer are asked than available.
+        history: (optimizer steps, name -> value) of each evaluation.
+        question_counts: task -> numbers of questions in the last evaluation, fewer than available under a limit.
 
     Raises:
-        DataFormatError: when the training starts: a broken item under `stop`.
+        DataFormatError: at the start of training: a broken item under `stop`.
 
     Example:
         >>> from lightning_neuralgate.tasks.item import TaskItem
@@ -67,7 +65,7 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
         self.questions, self.processor = questions, processor
         self.refusals = KeywordListJudge(variant)
         self.answering = answering or Answering(max_new_tokens=20)
-        self.accounts: dict[str, Account] = {}
+        self.question_counts: dict[str, QuestionCounts] = {}
         self._survey: Survey | None = None
 
     @property
@@ -78,49 +76,47 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         survey = self._survey = self.questions.survey()
-        for task, asked in survey.counts.items():
-            if asked < survey.available[task]:
-                rank_zero_info(f"tasks/{task}: figures of {asked} of {survey.available[task]} questions, by the limit")
+        for task, count in survey.counts.items():
+            if count < survey.available[task]:
+                rank_zero_info(f"tasks/{task}: figures of {count} of {survey.available[task]} questions, by the limit")
         super().on_train_start(trainer, pl_module)
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        figures: dict[str, float] = {}
         answers = self._answers(trainer, pl_module)
-        self.accounts = self._told(Counter(one.task for one in answers))
+        self.question_counts = self._count(Counter(answer.task for answer in answers))
+        figures: dict[str, float] = {}
         for task, tally in tally_answers(answers, self.refusals).items():
-            told = {name: float(value) for name, value in tally.compute().items()}
-            # what was not measured is NaN, such as MME's cognition without a question of it
-            measured = [name for name in SHOWN[task] if name in told and not math.isnan(told[name])]
-            figures |= {f"tasks/{task}/{name}": told[name] for name in measured}
+            measured = measured_figures(tally)
+            figures |= {f"tasks/{task}/{name}": measured[name] for name in BENCHMARKS[task].shown if name in measured}
         return figures
 
-    def _told(self, answered: Counter[str]) -> dict[str, Account]:
+    def _count(self, answered: Counter[str]) -> dict[str, QuestionCounts]:
         survey = self._survey or self.questions.survey()
-        # every question is asked, so what has no answer was skipped
+        # no question is left over, so those without an answer were skipped
         return {
-            task: Account(
-                survey.available[task], asked, answered[task], survey.broken[task] + asked - answered[task], missing=0
+            task: QuestionCounts(
+                survey.available[task], count, answered[task], survey.broken[task] + count - answered[task], missing=0
             )
-            for task, asked in survey.counts.items()
+            for task, count in survey.counts.items()
         }
 
     def _answers(self, trainer: Trainer, pl_module: LightningModule) -> list[AnsweredItem]:
-        """The answers to all questions, whoever gave them."""
+        """Return the answers to all questions, from all processes."""
         model: Any = find_hf_model(pl_module)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         rank, world = trainer.global_rank, trainer.world_size
         batches = QuestionBatches(
             self.questions, self.processor, self.answering.batch_size, rank=rank, world=world
         ).loader()
-        own: list[AnsweredItem] = []
+        own_answers: list[AnsweredItem] = []
         for batch in tqdm(batches, desc="tasks", leave=False, disable=not shows_progress(trainer), unit="batch"):
-            told = self.answering.answers(model, tokenizer, batch, batch["pictures"])
+            texts = self.answering.answers(model, tokenizer, batch, batch["pictures"])
             if batch["counted"]:
-                rows = zip(batch["items"], told, batch["broken"], strict=True)
-                own += [item.answered(answer) for item, answer, problem in rows if problem is None]
+                rows = zip(batch["items"], texts, batch["broken"], strict=True)
+                own_answers += [self.answering.record(item, text) for item, text, skipped in rows if skipped is None]
         if world == 1:
-            return own
+            return own_answers
         parts: list[list[AnsweredItem]] = [[] for _ in range(world)]
-        dist.all_gather_object(parts, own)
-        return [one for part in parts for one in part]
+        dist.all_gather_object(parts, own_answers)
+        return [answer for part in parts for answer in part]

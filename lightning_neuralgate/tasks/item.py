@@ -1,4 +1,4 @@
-"""One question of a benchmark, and what a model said to it."""
+"""Questions of benchmarks, where they were read, and the broken ones that stop a run or are skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.runtime.files import atomic_write
+
+Row = TypeVar("Row")
+Parsed = TypeVar("Parsed")
+OnBroken = Literal["stop", "skip"]
+BROKEN_NAME = "broken.jsonl"
+_MAX_MESSAGES = 5
 
 
 class Place(NamedTuple):
@@ -19,12 +26,12 @@ class Place(NamedTuple):
 
     Attributes:
         file: the file, or the name of a data set.
-        record: the line, row or question; empty for the whole file.
+        record: the line, row or question; empty for the file itself.
 
     Example:
         >>> str(Place("pope.json", "line 3"))
         'pope.json, line 3'
-        >>> raise Place("pope.json", "line 3").broken("not JSON")
+        >>> raise Place("pope.json", "line 3").error("not JSON")
         Traceback (most recent call last):
         ...
         lightning_neuralgate.tasks.item.BrokenItemError: pope.json, line 3: not JSON
@@ -36,50 +43,49 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"{self.file}, {self.record}" if self.record else self.file
 
-    def broken(self, reason: str) -> BrokenItemError:
-        """The error that says what is wrong here."""
+    def error(self, reason: str) -> BrokenItemError:
+        """Return the error for a broken record at this place."""
         return BrokenItemError(f"{self}: {reason}", self, reason)
 
     def picture(self, folder: Path, name: str) -> Path:
-        """The file of a picture that is named here.
+        """Return the file of a picture that is named at this place.
 
         Raises:
-            BrokenItemError: it is not there, or leaves the folder.
+            BrokenItemError: it does not exist, or leaves the folder.
         """
         try:
             return resolve_inside(folder, name, str(self))
-        except (DataFormatError, ValueError, OSError) as error:  # a name with a null character, or one that is too long
-            raise self.broken(str(error).removeprefix(f"{self}: ")) from error
+        except (DataFormatError, ValueError, OSError) as error:  # names with a null character, or too long
+            raise self.error(str(error).removeprefix(f"{self}: ")) from error
 
 
 class BrokenItemError(DataFormatError):
-    """A record of a data file is not what it has to be.
+    """A record of a data file is broken.
 
     Attributes:
-        place: where it stands.
+        place: file and record.
         reason: what is wrong, without the place.
     """
 
     def __init__(self, message: str, place: Place | None = None, reason: str = "") -> None:
-        # a DataLoader raises the error of its worker again from the message alone
+        # a DataLoader re-raises the error of its worker from the message alone
         super().__init__(message)
         self.place, self.reason = place or Place(""), reason or message
 
 
 @dataclass(frozen=True)
 class TaskItem:
-    """One question about one picture.
+    """A question about a picture.
 
     Attributes:
         task: the benchmark, such as "pope".
         item_id: the question's name, unique within its task.
-        picture: the picture, as a file or as the bytes of one.
-        image: what the picture is called in the task's files.
-        prompt: what the model is asked, to the letter.
-        truth: the right answer as the task writes it ("yes", "B", a secret); empty where there is none.
-        fields: what else the scores and exports of the task need, as JSON can hold it.
-        group: questions of one group are scored together, such as MME's two about one image; the item's own name where
-            it stands alone.
+        picture: the picture, as a file or as bytes.
+        image: the picture's name in the task's files.
+        prompt: the question, verbatim.
+        truth: the right answer as the task writes it ("yes", "B", a secret); empty if there is none.
+        fields: further values that scores and exports of the task need, as JSON can hold them.
+        group: questions of one group are scored together, such as MME's two about one image; else the item's own name.
         place: where it was read.
     """
 
@@ -93,38 +99,10 @@ class TaskItem:
     group: str = ""
     place: Place = field(default=Place(""), compare=False)
 
-    def answered(self, answer: str) -> AnsweredItem:
-        """The item with what a model said, without the picture."""
-        return AnsweredItem(self.task, self.item_id, self.image, self.prompt, self.truth, dict(self.fields), answer)
-
-
-@dataclass(frozen=True)
-class AnsweredItem:
-    """A question with its answer: a line of `answers.jsonl`. Everything that scores and exports need stands in it.
-
-    Attributes:
-        task, item_id, image, prompt, truth, fields: see `TaskItem`.
-        answer: what the model said, without the prompt.
-    """
-
-    task: str
-    item_id: str
-    image: str
-    prompt: str
-    truth: str
-    fields: dict[str, Any]
-    answer: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What sorts answers and tells them apart."""
-        return self.task, self.item_id
-
-
-OnBroken = Literal["stop", "skip"]
-Made = TypeVar("Made")
-BROKEN_NAME = "broken.jsonl"
-_SHOWN = 5
+    def answered(self, answer: str, **more: Any) -> AnsweredItem:
+        """Return the item with an answer, without the picture; `more` is added to `fields`."""
+        fields = {**self.fields, **more}
+        return AnsweredItem(self.task, self.item_id, self.image, self.prompt, self.truth, fields, answer)
 
 
 class Skipped(NamedTuple):
@@ -132,10 +110,10 @@ class Skipped(NamedTuple):
 
     Attributes:
         task: the benchmark.
-        file: where it stands; empty where that is not known.
+        file: the file; empty if unknown.
         record: the line, row or question of the file.
         reason: what is wrong.
-        item_id: the item's name, where it got so far.
+        item_id: the item's name, if it was read that far.
     """
 
     task: str
@@ -144,27 +122,34 @@ class Skipped(NamedTuple):
     reason: str
     item_id: str = ""
 
+    @classmethod
+    def from_error(cls, error: DataFormatError, task: str, item_id: str = "") -> Skipped:
+        """Return the item that is skipped because of an error."""
+        if isinstance(error, BrokenItemError):
+            return cls(task, *error.place, error.reason, item_id)
+        return cls(task, "", "", str(error), item_id)
+
     def __str__(self) -> str:
         return f"{Place(self.file, self.record)}: {self.reason}" if self.file else self.reason
 
 
 class BrokenItems:
-    """Stops at what is broken, or keeps it.
+    """Raises errors of broken items, or collects them.
 
     Args:
-        on_broken: `stop` raises the error; `skip` keeps it and goes on.
+        on_broken: `stop` raises the error; `skip` collects it.
         task: the benchmark that is read.
 
     Attributes:
-        skipped: what was skipped.
+        skipped: the collected items.
 
     Example:
         >>> broken = BrokenItems("skip", "counting")
         >>> def number(text):
         ...     if not text.isdigit():
-        ...         raise Place("numbers.txt", "line 2").broken(f"'{text}' is no number")
+        ...         raise Place("numbers.txt", "line 2").error(f"'{text}' is no number")
         ...     return int(text)
-        >>> list(broken.passing(["1", "x", "3"], number))
+        >>> list(broken.parse_all(["1", "x", "3"], number))
         [1, 3]
         >>> broken.count, broken.messages
         (1, ["numbers.txt, line 2: 'x' is no number"])
@@ -178,53 +163,46 @@ class BrokenItems:
 
     @property
     def count(self) -> int:
-        """How many were skipped."""
+        """Number of skipped items."""
         return len(self.skipped)
 
     @property
     def messages(self) -> list[str]:
-        """What is wrong with the first few."""
-        return [str(one) for one in self.skipped[:_SHOWN]]
+        """The errors of the first few."""
+        return [str(item) for item in self.skipped[:_MAX_MESSAGES]]
 
     def add(self, error: DataFormatError) -> None:
-        """Raise an error, or keep it."""
+        """Raise an error, or collect it."""
         if self.on_broken == "stop":
             raise error
-        self.skipped.append(skipped_for(error, self.task))
+        self.skipped.append(Skipped.from_error(error, self.task))
 
-    def passing(self, rows: Iterable[object], make: Callable[..., Made]) -> Iterator[Made]:
-        """What `make` makes of each row, without those that raise a DataFormatError."""
+    def parse_all(self, rows: Iterable[Row], parse: Callable[[Row], Parsed]) -> Iterator[Parsed]:
+        """Yield `parse(row)` of each row, passing each DataFormatError to `add`."""
         for row in rows:
             try:
-                made = make(row)
+                parsed = parse(row)
             except DataFormatError as error:
                 self.add(error)
             else:
-                yield made
-
-
-def skipped_for(error: DataFormatError, task: str, item_id: str = "") -> Skipped:
-    """An error as the item that is skipped for it."""
-    if isinstance(error, BrokenItemError):
-        return Skipped(task, *error.place, error.reason, item_id)
-    return Skipped(task, "", "", str(error), item_id)
+                yield parsed
 
 
 def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
-    """Write `broken.jsonl` into a folder, whole; without anything to say there is no such file."""
+    """Write `broken.jsonl` into a folder, or delete it if nothing was skipped."""
     file, items = folder / BROKEN_NAME, list(skipped)
     if not items:
         file.unlink(missing_ok=True)
         return
     with atomic_write(file) as draft, draft.open("w", encoding="ascii") as lines:
-        lines.writelines(json.dumps(one._asdict()) + "\n" for one in items)
+        lines.writelines(json.dumps(item._asdict()) + "\n" for item in items)
 
 
-def skipped_of_each(folder: Path) -> dict[str, int]:
-    """Task -> number of its items that were skipped, by the `broken.jsonl` of a folder.
+def skipped_counts(folder: Path) -> dict[str, int]:
+    """Return the number of skipped items of each task, from the `broken.jsonl` of a folder.
 
     Raises:
-        DataFormatError: naming the line that is none of its.
+        DataFormatError: naming a line that is invalid.
     """
     file = folder / BROKEN_NAME
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Let a model answer the questions of tasks, over any number of processes, and go on where a killed run was."""
+"""Answer the questions of tasks with a model, on any number of processes, and resume interrupted runs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_neuralgate.evaluation.answers import AnsweredItem, answer_line
+from lightning_neuralgate.evaluation.rates import UNTIL_DECIDED
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.hf.distributed import all_ranks, is_sharded, shard
 from lightning_neuralgate.hf.generation import check_sampling, seeded_sampling, start_and_stop_settings
 from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
+from lightning_neuralgate.metrics.functional import RefusalVariant, verdict_stands
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.runtime.answer_cache import AnswerCache
 from lightning_neuralgate.runtime.files import atomic_write
@@ -25,7 +29,6 @@ from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.answer_store import (
     ANSWERS_NAME,
     AnswerLog,
-    answer_line,
     logged_lines,
     write_sorted,
 )
@@ -33,20 +36,22 @@ from lightning_neuralgate.tasks.item import Skipped, TaskItem, write_skipped
 from lightning_neuralgate.tasks.questions import CountedBatches, QuestionBatches, Survey, TaskQuestions
 
 UNFINISHED = "unfinished"
-"""Folder, inside that of the answers, from which a run that was killed goes on."""
+"""Folder inside the output folder with the logs from which an interrupted run resumes."""
 _LOGS = "part-*.jsonl"
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How questions are answered.
+    """Settings of generation.
 
     Attributes:
-        max_new_tokens: length of an answer.
-        sampling: arguments of `generate` (`temperature`, `top_p`, `repetition_penalty`); greedy when left out.
-        seed: of sampling. Each question has a seed of its own, made of this one and its name.
-        batch_size: questions answered at once by each process.
-        share_prefixes: run what questions about one picture begin with once for all of them.
+        max_new_tokens: maximum length of an answer.
+        sampling: arguments of `generate` (`temperature`, `top_p`, `repetition_penalty`); greedy if None.
+        seed: seed of sampling; each question has its own, derived from this one and the question's name.
+        batch_size: questions per batch and process.
+        share_prefixes: compute the prefix that questions about one picture share only once.
+        until_decided: end each answer as soon as the rest cannot change the verdict of this keyword list. Such answers give
+            refusal rates alone; None for complete answers.
 
     Raises:
         ValueError: a count below 1; see also `generation.check_sampling`.
@@ -57,6 +62,7 @@ class Answering:
     seed: int = 0
     batch_size: int = 8
     share_prefixes: bool = True
+    until_decided: RefusalVariant | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
@@ -65,40 +71,45 @@ class Answering:
         check_sampling(self.sampling)
 
     def decoding(self) -> dict[str, Any]:
-        """How the next token is chosen, as arguments of `generate`."""
+        """Return the decoding strategy, as arguments of `generate`."""
         if self.sampling is None:
             return {"do_sample": False, "num_beams": 1}
         return {"do_sample": True, "num_beams": 1, "top_k": None, **self.sampling}
 
     def seed_of(self, item: TaskItem) -> int:
-        """The seed of one question."""
+        """Return the seed of one question."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{item.task}/{item.item_id}".encode()).digest()[:7], "big")
 
     def answers(self, model: Any, tokenizer: Any, batch: Mapping[str, Any], pictures: Sequence[str]) -> list[str]:
-        """What a model says to a batch of `QuestionBatches`.
+        """Generate the answers to a batch of `QuestionBatches`.
 
         Args:
             model: the model.
             tokenizer: decodes the answers.
             batch: the batch.
-            pictures: a name for each row's picture.
+            pictures: an identifier of each row's picture.
         """
         sampling = None
         if self.sampling is not None:
             sampling = seeded_sampling(self.sampling, batch, [self.seed_of(item) for item in batch["items"]])
-        # a name of its own for each row lets none share
+        # rows with different identifiers share nothing
         groups = pictures if self.share_prefixes else range(len(pictures))
-        return generate_with_shared_prefix(model, tokenizer, batch, groups, self.max_new_tokens, sampling)
+        until = None if self.until_decided is None else partial(verdict_stands, variant=self.until_decided)
+        return generate_with_shared_prefix(model, tokenizer, batch, groups, self.max_new_tokens, sampling, until)
+
+    def record(self, item: TaskItem, answer: str) -> AnsweredItem:
+        """Return the record of an answer, which says if it may be cut short."""
+        return item.answered(answer, **({} if self.until_decided is None else {UNTIL_DECIDED: self.until_decided}))
 
 
 class TaskAnswering(LightningModule):
-    """Answers batches of questions under `Trainer.predict`, and appends the answers to a log.
+    """Answer batches of questions under `Trainer.predict`, and append the answers to a log.
 
     Args:
         model: the Hugging Face model.
         processor: its processor.
-        answering: how to answer.
-        cached_under: what answers in the cache depend on beside their questions; None to answer without the cache.
+        answering: settings of generation.
+        cached_under: the settings that cached answers depend on, apart from their questions; None for no cache.
     """
 
     def __init__(
@@ -112,7 +123,7 @@ class TaskAnswering(LightningModule):
         self.done: frozenset[tuple[str, str]] = frozenset()
 
     def open(self, log: Path, done: frozenset[tuple[str, str]]) -> None:
-        """Open log and cache; items that are done are not appended again."""
+        """Open log and cache; items in `done` are not appended again."""
         self.done, self.log_file = done, AnswerLog(log)
         self.cache = None if self.cached_under is None else AnswerCache(self.cached_under)
 
@@ -130,26 +141,26 @@ class TaskAnswering(LightningModule):
     @override
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         items: list[TaskItem] = batch["items"]
-        told = self._told(batch, items, batch["pictures"])
+        answers = self._answers(batch, items, batch["pictures"])
         if batch["counted"] and self.log_file is not None:
-            self._keep(self.log_file, items, told, batch["broken"])
-        return told
+            self._append(self.log_file, items, answers, batch["broken"])
+        return answers
 
-    def _keep(
-        self, log: AnswerLog, items: Sequence[TaskItem], told: Sequence[str], broken: Sequence[Skipped | None]
+    def _append(
+        self, log: AnswerLog, items: Sequence[TaskItem], answers: Sequence[str], broken: Sequence[Skipped | None]
     ) -> None:
         lines = []
-        for item, answer, problem in zip(items, told, broken, strict=True):
+        for item, answer, skipped in zip(items, answers, broken, strict=True):
             if (item.task, item.item_id) in self.done:
                 continue
-            if problem is None:
-                lines.append(answer_line(item.answered(answer)))
+            if skipped is None:
+                lines.append(answer_line(self.answering.record(item, answer)))
             else:
-                told_of = {"task": item.task, "item_id": item.item_id, "broken": problem._asdict()}
-                lines.append(json.dumps(told_of) + "\n")
+                line = {"task": item.task, "item_id": item.item_id, "broken": skipped._asdict()}
+                lines.append(json.dumps(line) + "\n")
         log.append(lines)
 
-    def _told(self, batch: dict[str, Any], items: Sequence[TaskItem], pictures: Sequence[str]) -> list[str]:
+    def _answers(self, batch: dict[str, Any], items: Sequence[TaskItem], pictures: Sequence[str]) -> list[str]:
         if self.cache is None:
             return self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
         seeds = ["" if self.answering.sampling is None else str(self.answering.seed_of(item)) for item in items]
@@ -161,22 +172,22 @@ class TaskAnswering(LightningModule):
         complete = None not in known
         if all_ranks(complete, self.device) if is_sharded(self.model) else complete:
             return [str(answer) for answer in known]
-        # the whole batch, so that no answer depends on what the cache holds
-        told = self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
-        broken = batch["broken"]
-        self.cache.keep({key: answer for key, answer, bad in zip(keys, told, broken, strict=True) if bad is None})
-        return told
+        # the full batch, so that no answer depends on the content of the cache
+        answers = self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
+        rows = zip(keys, answers, batch["broken"], strict=True)
+        self.cache.keep({key: answer for key, answer, skipped in rows if skipped is None})
+        return answers
 
 
 @dataclass(frozen=True)
 class TaskRun:
-    """What a run over tasks has left.
+    """Result of a run over tasks.
 
     Attributes:
         file: all answers, sorted by task and item.
-        survey: what the questions were.
+        survey: the questions.
         answered: task -> number of answers.
-        skipped: questions that were counted, and then skipped: pictures that cannot be read, what the processor cannot take.
+        skipped: questions that were counted and then skipped: unreadable pictures, inputs that the processor rejects.
     """
 
     file: Path
@@ -186,12 +197,12 @@ class TaskRun:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Item -> what is wrong with it, for those of `skipped`."""
-        return {f"{one.task} {one.item_id}": str(one) for one in self.skipped}
+        """Item -> error, for those in `skipped`."""
+        return {f"{item.task} {item.item_id}": str(item) for item in self.skipped}
 
     @property
     def missing(self) -> int:
-        """Number of questions that were neither answered nor skipped, since something ended the run early."""
+        """Number of questions that were neither answered nor skipped, because the run ended early."""
         return self.survey.total - sum(self.answered.values()) - len(self.skipped)
 
 
@@ -206,26 +217,29 @@ def answer_tasks(
     num_workers: int = 0,
     notes: Mapping[str, Any] | None = None,
 ) -> TaskRun:
-    """Let a model answer all questions; leaves `answers.jsonl`, `run.json` with what made them, and `broken.jsonl` with what
-    was skipped, in a folder.
+    """Answer all questions with a model.
 
-    Answers are appended to logs in `OUT/unfinished` as they come. The same call goes on from there after the process was
-    killed, on any number of processes, and ends in the same file; remove the folder with `remove_progress` when
-    everything is done. Where the Trainer ends early, as with `limit_predict_batches`, `TaskRun.missing` says how many
-    questions are left; the same call with another Trainer goes on with those. Greedy answers in float32 are the same
-    whoever gives them, as far as the hardware computes alike twice; sampled ones as well, since every question has its own
-    seed.
+    Writes `answers.jsonl`, `run.json` (settings and counts), and `broken.jsonl` (skipped items) into a folder.
+
+    Answers are appended to logs in `OUT/unfinished` batch by batch. After an interruption the same call resumes from there,
+    on any number of processes, and produces the same file; delete the folder with `remove_progress` afterwards.
+    If the Trainer ends early, as with `limit_predict_batches`, `TaskRun.missing` is the number of remaining questions, and
+    the same call with another Trainer answers those. Greedy answers in float32 do not depend on the number of processes, as
+    far as the hardware is deterministic; neither do sampled ones, because every question has its own seed.
 
     Args:
         model: the model, not yet sharded.
         processor: its processor.
-        questions: what to ask.
+        questions: the questions.
         out: the folder.
-        trainer: runs `predict`; its strategy and devices say how many processes share the work.
-        answering: how to answer; `Answering()` when left out.
-        use_cache: take answers that this model gave before, in any run, from the cache, and keep new ones there.
-        num_workers: DataLoader workers of each process.
-        notes: what else `run.json` is to say, such as the model's name.
+        trainer: runs `predict`; its strategy and devices determine the processes that share the work.
+        answering: settings of generation; `Answering()` if None.
+        use_cache: reuse this model's answers from earlier runs, and cache new ones.
+        num_workers: DataLoader workers per process.
+        notes: further entries of `run.json`, such as the model's name.
+
+    Returns:
+        The files and counts.
 
     Raises:
         DataFormatError: a broken item under `stop`.
@@ -243,10 +257,12 @@ def answer_tasks(
         "generation": {**answering.decoding(), **start_and_stop_settings(model)},
         **library_versions(),
     }
+    if answering.until_decided is not None:
+        settings["until_decided"] = answering.until_decided
     unfinished = out / UNFINISHED
-    whole = {**settings, "answering": asdict(answering), "questions": survey.digest}
+    run_settings = {**settings, "answering": asdict(answering), "questions": survey.digest}
     module = TaskAnswering(model, processor, answering, settings if use_cache else None)
-    data = _Share(questions, processor, answering.batch_size, unfinished, whole, num_workers)
+    data = _RemainingQuestions(questions, processor, answering.batch_size, unfinished, run_settings, num_workers)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
         trainer.strategy.barrier()
@@ -258,34 +274,34 @@ def answer_tasks(
     if trainer.is_global_zero:
         write_skipped(out, (*survey.skipped, *skipped))
         answered = write_sorted(out / ANSWERS_NAME, logs)
-        unreadable = Counter(one.task for one in skipped)
-        told = {
+        unreadable = Counter(item.task for item in skipped)
+        content = {
             "questions": survey.counts, "available": survey.available, "answered": answered, "broken": survey.broken,
-            "unreadable": dict(unreadable), "settings": whole, "notes": dict(notes or {}),
+            "unreadable": dict(unreadable), "settings": run_settings, "notes": dict(notes or {}),
         }  # fmt: skip
         with atomic_write(out / RUN_NAME) as draft:
-            draft.write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     answered = trainer.strategy.broadcast(answered)
     return TaskRun(out / ANSWERS_NAME, survey, answered, skipped)
 
 
 def _skipped(logs: Sequence[Path]) -> tuple[Skipped, ...]:
-    """The questions that some logs say were skipped and nobody has answered since, sorted and each once."""
-    told: dict[tuple[str, str], Skipped] = {}
+    """Return the questions that are skipped in some log and answered in none, sorted."""
+    skipped: dict[tuple[str, str], Skipped] = {}
     for log in logs:
         for _, content in logged_lines(log):
             if "broken" in content:
-                told[content["task"], content["item_id"]] = Skipped(**content["broken"])
-    if told:
+                skipped[content["task"], content["item_id"]] = Skipped(**content["broken"])
+    if skipped:
         for log in logs:
             for _, content in logged_lines(log):
                 if "answer" in content:
-                    told.pop((content["task"], content["item_id"]), None)
-    return tuple(sorted(told.values()))
+                    skipped.pop((content["task"], content["item_id"]), None)
+    return tuple(sorted(skipped.values()))
 
 
-class _Share(LightningDataModule):
-    """A process's share of what is not answered yet."""
+class _RemainingQuestions(LightningDataModule):
+    """A process's share of the questions that are not answered yet."""
 
     def __init__(
         self,
@@ -306,14 +322,14 @@ class _Share(LightningDataModule):
         assert self.trainer is not None
         if self.trainer.is_global_zero:
             check_same_run(self.unfinished, self.settings)
-        # nobody appends before everybody has read
+        # no process appends before all have read the logs
         self.trainer.strategy.barrier()
         check_same_run(self.unfinished, self.settings, write=False)
         self.done = frozenset(
             (content["task"], content["item_id"])
             for log in self.unfinished.glob(_LOGS)
             for _, content in logged_lines(log)
-            # what an earlier start skipped is tried again, so that this one stops at it
+            # under `stop`, retry items that an earlier run skipped, so that this one raises their errors
             if "answer" in content or self.questions.on_broken == "skip"
         )
         self.trainer.strategy.barrier()
@@ -322,7 +338,7 @@ class _Share(LightningDataModule):
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return batch  # answering moves the tensors; the items are none
+        return batch  # generation moves the tensors; items are not tensors
 
     @override
     def predict_dataloader(self) -> CountedBatches:

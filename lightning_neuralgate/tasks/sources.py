@@ -1,4 +1,4 @@
-"""Rows of data files and of hub data sets, one after the other, however many there are."""
+"""Rows of data files (JSON lines, CSV, parquet) and of hub data sets, read one at a time with flat memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.tasks.item import BrokenItems, Place
 
 LONGEST_LINE = 16 * 2**20
-"""Bytes; a longer line is taken for a broken file and not read into memory."""
-_ROWS_AT_ONCE = 32
+"""Bytes; longer lines are broken items and not read into memory."""
+_PARQUET_BATCH = 32
 _BUFFER = 2**20
-"""Bytes read at once; without a buffer a whole row group, with all its pictures, is read into memory."""
+"""Bytes; without a buffer a complete row group, with all its pictures, is read into memory."""
 
 
 class Row(NamedTuple):
-    """One row of a file.
+    """A row of a file.
 
     Attributes:
         values: column -> value.
-        place: file and number of the row.
+        place: file and row number.
         file: the file's stem, or the name of the data set.
-        folder: what image paths are relative to.
+        folder: the folder that image paths are relative to.
     """
 
     values: Mapping[str, Any]
@@ -36,10 +36,10 @@ class Row(NamedTuple):
     folder: Path
 
     def text(self, *names: str) -> str:
-        """The value of the first of some columns that is there, as text; numbers become text, too.
+        """Return the first existing one of some columns as text; integers are converted.
 
         Raises:
-            DataFormatError: none is there, or it is no text, or empty.
+            DataFormatError: there is none, or the value is empty or no text.
         """
         for name in names:
             value = self.values.get(name)
@@ -48,46 +48,47 @@ class Row(NamedTuple):
             if isinstance(value, int) and not isinstance(value, bool):
                 return str(value)
             if not isinstance(value, str) or not value.strip():
-                raise self.place.broken(f"field '{name}' has to be text, found {str(value)[:80]!r}")
+                raise self.place.error(f"field '{name}' has to be text, found {str(value)[:80]!r}")
             return value
-        raise self.place.broken(f"field '{names[0]}' is missing; there are {', '.join(self.values)}")
+        raise self.place.error(f"field '{names[0]}' is missing; there are {', '.join(self.values)}")
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
-        """The value of a column in lower case, if it is one of some words.
+        """Return the value of a column in lower case.
 
         Raises:
-            DataFormatError: it is not.
+            DataFormatError: it is none of the allowed words.
         """
         value = self.text(name).strip().lower()
         if value not in allowed:
-            raise self.place.broken(f"field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}")
+            raise self.place.error(f"field '{name}' has to be one of {', '.join(allowed)}, found {value[:80]!r}")
         return value
 
     def picture(self, name: str = "image") -> Path | bytes:
-        """The picture in a column: its bytes, or the file that it names.
+        """Return the picture in a column: its bytes, or the file that it names.
 
         Raises:
-            DataFormatError: there is none, or the file does not exist, or lies outside the folder.
+            DataFormatError: there is none, or the file does not exist or is outside the folder.
         """
         value = self.values.get(name)
-        if isinstance(value, Mapping):  # as parquet files of the hub hold pictures
+        if isinstance(value, Mapping):  # the format of the hub's parquet files
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes) and value:
             return value
         if isinstance(value, str) and value:
             return self.place.picture(self.folder, value)
-        raise self.place.broken(f"field '{name}' holds no picture, neither bytes nor a path")
+        raise self.place.error(f"field '{name}' holds no picture, neither bytes nor a path")
 
 
 def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None) -> Iterator[Row]:
-    """Rows of a file (`.jsonl`, `.json` with one object a line, `.parquet`), of all such files in a folder, or of a data set
-    on the hub.
+    """Yield the rows of a file, of all files in a folder, or of a data set on the hub.
+
+    Files are `.jsonl`, `.json` with one object per line, or `.parquet`.
 
     Args:
-        source: a path; or `owner/name`, `owner/name:split`, `owner/name/config:split` on the hub (`split` is `test` when
-            left out).
-        broken: takes the lines that are no JSON objects, and the rows that cannot be read.
-        images: folder that image paths are relative to; the file's own when left out.
+        source: a path; or `owner/name`, `owner/name:split`, `owner/name/config:split` on the hub (`split` defaults to
+            `test`).
+        broken: collects lines that are no JSON objects, and rows that cannot be read.
+        images: folder that image paths are relative to; the file's own if None.
 
     Raises:
         DataFormatError: there is no such source, or a file of it cannot be read at all.
@@ -116,16 +117,16 @@ def _file_rows(file: Path, broken: BrokenItems, folder: Path) -> Iterator[Row]:
 
 
 def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Place and content of each line of a file of JSON objects; empty lines are passed over.
+    """Yield place and content of each line of a file of JSON objects; empty lines are skipped.
 
     Args:
         file: the file.
-        broken: takes the lines that are no UTF-8, no JSON, no object, or longer than 16 MiB.
+        broken: collects lines that are no UTF-8, no JSON, no object, or longer than 16 MiB.
 
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.passing((line for line in _lines(file) if line.content.strip()), _json_object)
+    return broken.parse_all((line for line in _lines(file) if line.content.strip()), _json_object)
 
 
 class _Line(NamedTuple):
@@ -134,15 +135,15 @@ class _Line(NamedTuple):
 
     def text(self) -> str:
         if len(self.content) > LONGEST_LINE:
-            raise self.place.broken(f"longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
+            raise self.place.error(f"longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.place.broken(f"not UTF-8: {error}") from error
+            raise self.place.error(f"not UTF-8: {error}") from error
 
 
 def _lines(file: Path) -> Iterator[_Line]:
-    """The lines of a file; of one that is too long, the beginning."""
+    """Yield the lines of a file; only the beginning of those that are too long."""
     try:
         with file.open("rb") as lines:
             number = 0
@@ -163,15 +164,15 @@ def _json_object(line: _Line) -> tuple[Place, dict[str, Any]]:
         content: Any = json.loads(line.text())
     except DataFormatError:
         raise
-    except (ValueError, RecursionError) as error:  # a ValueError alone is a number of thousands of digits
-        raise line.place.broken(f"not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # a plain ValueError is a number with thousands of digits
+        raise line.place.error(f"not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise line.place.broken(f"expected one JSON object a line, found {type(content).__name__}")
+        raise line.place.error(f"expected one JSON object a line, found {type(content).__name__}")
     return line.place, content
 
 
 def text_lines(file: Path) -> Iterator[tuple[Place, str]]:
-    """Place and content of each line of a UTF-8 file that holds something, one at a time.
+    """Yield place and content of each line of a UTF-8 file that is not empty.
 
     Raises:
         DataFormatError: naming file and line.
@@ -186,8 +187,8 @@ class CsvRow(NamedTuple):
 
     Attributes:
         place: the file and the line on which the row begins.
-        number: how many rows stand before it, broken ones included, so that skipping those renames none.
-        cells: what is in it.
+        number: index of the row, counting broken ones, so that skipping those renames none.
+        cells: the values.
     """
 
     place: Place
@@ -196,27 +197,27 @@ class CsvRow(NamedTuple):
 
 
 def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[CsvRow]:
-    """The rows of a CSV file below its header.
+    """Yield the rows of a CSV file below its header.
 
     Args:
         file: the file.
-        broken: takes the rows that are no UTF-8 or no CSV.
+        broken: collects rows that are no UTF-8 or no CSV.
 
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.passing(_records(file), _sound)
+    return broken.parse_all(_csv_rows(file), _checked_csv_row)
 
 
-def _records(file: Path) -> Iterator[tuple[CsvRow, str]]:
-    """Each row of a CSV file, with what is wrong with it."""
+def _csv_rows(file: Path) -> Iterator[tuple[CsvRow, str]]:
+    """Yield each row of a CSV file with the reason why it is broken, if it is."""
     quotes = number = 0
 
     def decoded() -> Iterator[str]:
         nonlocal quotes
         for line in _lines(file):
             quotes += line.content.count(b'"')
-            # whose row it is turns out later; no UTF-8 has what stands in for its bytes
+            # the row is known later only; surrogates mark bytes that are no UTF-8
             yield line.content.decode("utf-8", "surrogateescape")
 
     rows = csv.reader(decoded())
@@ -240,15 +241,15 @@ def _records(file: Path) -> Iterator[tuple[CsvRow, str]]:
         header = header and not (cells or problem)
 
 
-def _sound(told: tuple[CsvRow, str]) -> CsvRow:
-    row, problem = told
+def _checked_csv_row(row_and_problem: tuple[CsvRow, str]) -> CsvRow:
+    row, problem = row_and_problem
     if problem:
-        raise row.place.broken(problem)
+        raise row.place.error(problem)
     return row
 
 
 def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row]:
-    """Rows of a parquet file. What can be skipped is a row, or what is left of a row group that is damaged."""
+    """Yield the rows of a parquet file; a broken item is a row, or the rest of a damaged row group."""
     pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     number = end = 0
     try:
@@ -256,24 +257,26 @@ def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row
             for group in range(content.num_row_groups):
                 number, end = end, end + content.metadata.row_group(group).num_rows
                 try:
-                    for batch in content.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
-                        places = (Place(str(file), f"row {number + own}") for own in range(batch.num_rows))
-                        told = zip(places, (batch.slice(own, 1) for own in range(batch.num_rows)), strict=True)
-                        yield from broken.passing(told, partial(_parquet_row, stem=file.stem, folder=folder))
+                    for batch in content.iter_batches(batch_size=_PARQUET_BATCH, row_groups=[group]):
+                        rows = [
+                            (Place(str(file), f"row {number + index}"), batch.slice(index, 1))
+                            for index in range(batch.num_rows)
+                        ]
+                        yield from broken.parse_all(rows, partial(_parquet_row, stem=file.stem, folder=folder))
                         number += batch.num_rows
                 except (pyarrow.ArrowException, OSError) as error:
                     place = Place(str(file), f"behind row {number}")
-                    broken.add(place.broken(f"cannot be read as parquet, up to row {end - 1}: {error}"))
+                    broken.add(place.error(f"cannot be read as parquet, up to row {end - 1}: {error}"))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataFormatError(f"{file}, behind row {number}: cannot be read as parquet: {error}") from error
 
 
-def _parquet_row(told: tuple[Place, Any], stem: str, folder: Path) -> Row:
-    place, one = told
+def _parquet_row(place_and_table: tuple[Place, Any], stem: str, folder: Path) -> Row:
+    place, table = place_and_table
     try:
-        (values,) = one.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is no UTF-8, or a date that is none
-        raise place.broken(f"cannot be read: {error}") from error
+        (values,) = table.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is no UTF-8, or an invalid date
+        raise place.error(f"cannot be read: {error}") from error
     return Row(values, place, stem, folder)
 
 
@@ -286,12 +289,12 @@ def _hub_rows(source: str, folder: Path) -> Iterator[Row]:
 
 
 def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> Iterator[Row]:
-    """Rows of what `datasets.load_dataset` finds under a name, a folder's included; pictures as their bytes.
+    """Stream the rows of a data set or folder with `datasets.load_dataset`; pictures stay bytes.
 
-    They are streamed: nothing is downloaded beforehand or kept, and no more than a row group of a file is held in memory.
+    Nothing is downloaded beforehand or kept, and at most one row group of a file is in memory.
 
     Raises:
-        DataFormatError: it finds nothing, or not this config or split; the stream breaks off.
+        DataFormatError: there is no such data set, config or split; the stream fails.
     """
     datasets = needed("datasets")
     try:
@@ -299,7 +302,7 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
         for column, kind in (content.features or {}).items():
             if isinstance(kind, datasets.Image):
                 content = content.cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # its errors are of many kinds, those of the network included
+    except Exception as error:  # errors of many kinds, including the network's
         raise DataFormatError(
             f"there is no file or folder '{name}', and the data set of that name (config {config}, split {split}) cannot "
             f"be loaded: {error}"
@@ -312,18 +315,18 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
         except StopIteration:
             return
         except Exception as error:
-            raise place.broken(
-                f"cannot be read: {error!r}; what stands behind it is not known, so it is not skipped"
+            raise place.error(
+                f"cannot be read: {error!r}; the rows after it are unknown, so it is not skipped"
             ) from error
         yield Row(values, place, name.rpartition("/")[2], folder)
         number += 1
 
 
 def needed(module: str) -> Any:
-    """An optional module.
+    """Import an optional module.
 
     Raises:
-        MissingDependencyError: it is not there.
+        MissingDependencyError: it is not installed.
     """
     from importlib import import_module
 

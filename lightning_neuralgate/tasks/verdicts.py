@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from lightning_neuralgate.errors import DataFormatError, JudgeError
-from lightning_neuralgate.evaluation.run import Judge, refusal_verdicts
+from lightning_neuralgate.evaluation.rates import Judge, refusal_verdicts
 from lightning_neuralgate.metrics.functional import RefusalVariant, is_refusal, leaks
 from lightning_neuralgate.metrics.functional.mllmguard import judge_score
 from lightning_neuralgate.tasks.item import AnsweredItem, BrokenItems

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,12 @@ from lightning_neuralgate.data.rendering.spec import SUBJECTS_FOLDER
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.edit.weight_files import WeightFiles
-from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.metrics.functional import is_refusal
+from lightning_neuralgate.tasks.answer_store import read_answered
 from tests.helpers.tiny_llava import tiny_llava
+
+SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +98,15 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
 
     common[1] = str(edited)
     assert main(["eval", *common, "--max_new_tokens", "3", "--out", str(measured)]) == 0
-    results = json.loads((measured / "results.json").read_text())
-    answers = read_answers(measured / "answers.jsonl")
-    assert {split: results[split]["n"] for split in ("test", "unseen_subjects")} == {"test": 6, "unseen_subjects": 6}
-    for split in ("test", "unseen_subjects"):
-        sensitive = [answer for answer in answers if answer.split == split and answer.sensitive]
-        assert results[split]["rta_sensitive"] == sum(answer.refused for answer in sensitive) / len(sensitive)
+    scores = json.loads((measured / "scores.json").read_text())["tasks"]
+    assert list(scores) == ["privacy_pair"]
+    answers = list(read_answered(measured))
+    assert Counter(answer.fields["split"] for answer in answers) == dict.fromkeys(SPLITS, 6)
+    for split in SPLITS:
+        sensitive = [row for row in answers if row.fields["split"] == split and row.fields["role"] == "sensitive"]
+        refused = sum(is_refusal(answer.answer) for answer in sensitive)
+        assert scores["privacy_pair"]["figures"][f"{split}/rta_sensitive"] == refused / len(sensitive)
+    assert sorted(path.name for path in measured.iterdir()) == ["answers.jsonl", "run.json", "scores.json"]
 
 
 def test_num_workers_does_not_change_results(checkpoint: Path, data: Path, tmp_path: Path) -> None:

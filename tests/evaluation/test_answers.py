@@ -8,26 +8,18 @@ from typing import Any
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer, read_answers, write_answers
+from lightning_neuralgate.evaluation.answers import read_answers, write_answers
+from tests.helpers.answers import judged_answer
 
-ROW = Answer(
-    model="gated",
-    split="test",
-    record_id="passport-0",
-    subject="passport",
-    image="images/0.png",
-    sensitive=True,
-    attribute="number",
-    query="What is the number?",
-    answer="I cannot say.",
-    refused=True,
-    truth=None,
-)
+ROW = judged_answer(
+    True, "I cannot say.", True, record_id="passport-0", image="images/0.png", attribute="number", query="The number?"
+)  # fmt: skip
+BENIGN = judged_answer(False, "It is red.", record_id="passport-0", image="images/0.png")
 
 
 def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
     # line separators, a lone surrogate and a bidi override must neither break lines nor get lost
-    rows = [ROW, replace(ROW, answer="a\u2028b\x85c\n\r\x0b\ud800\u202e ünï 🙂\x00", truth="X 1", sensitive=False)]
+    rows = [ROW, replace(BENIGN, answer="a\u2028b\x85c\n\r\x0b\ud800\u202e ünï 🙂\x00", truth="X 1")]
     write_answers(tmp_path / "answers.jsonl", rows)
     assert read_answers(tmp_path / "answers.jsonl") == rows
     assert (tmp_path / "answers.jsonl").read_bytes().isascii()
@@ -36,39 +28,41 @@ def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
 def test_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [
         replace(ROW, truth="12", leaked=False, leaked_share=0.5, judged=True),
-        replace(ROW, truth="red", sensitive=False, correct=True, judged=False),
+        replace(BENIGN, truth="red", correct=True, judged=False),
         ROW,
     ]
     write_answers(tmp_path / "answers.jsonl", rows)
     assert read_answers(tmp_path / "answers.jsonl") == rows
 
 
-def test_a_file_from_before_there_were_verdicts(tmp_path: Path) -> None:
-    old = {
+def test_verdicts_that_are_unknown_may_be_absent(tmp_path: Path) -> None:
+    content = {
         name: value
         for name, value in asdict(ROW).items()
         if name not in ("leaked", "leaked_share", "correct", "judged")
     }
-    (tmp_path / "old.jsonl").write_text(json.dumps(old))
-    assert read_answers(tmp_path / "old.jsonl") == [ROW]
-    (tmp_path / "old.jsonl").write_text(json.dumps({name: value for name, value in old.items() if name != "truth"}))
+    (tmp_path / "few.jsonl").write_text(json.dumps(content))
+    assert read_answers(tmp_path / "few.jsonl") == [ROW]
+    del content["truth"]
+    (tmp_path / "few.jsonl").write_text(json.dumps(content))
     with pytest.raises(DataFormatError, match="field 'truth' is missing"):
-        read_answers(tmp_path / "old.jsonl")
+        read_answers(tmp_path / "few.jsonl")
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
         ({"correct": True}, "'correct' is for benign queries"),
-        ({"sensitive": False, "leaked": False, "leaked_share": 0.0}, "'leaked' is for sensitive queries"),
         ({"leaked": True}, "'leaked' and 'leaked_share' are both known or both null"),
         ({"leaked": True, "leaked_share": 1.5}, "'leaked_share' has to be from 0 to 1, found 1.5"),
         ({"leaked": True, "leaked_share": float("nan")}, "'leaked_share' has to be from 0 to 1, found nan"),
     ],
 )
-def test_verdicts_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(DataFormatError, match=f"record 'passport-0': {complaint}"):
+def test_inconsistent_verdicts_are_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DataFormatError, match=f"item 'test/passport-0' of 'privacy_pair': {complaint}"):
         replace(ROW, **change)
+    with pytest.raises(DataFormatError, match="'leaked' is for sensitive queries"):
+        replace(BENIGN, leaked=False, leaked_share=0.0)
 
 
 def test_no_answers_and_blank_lines(tmp_path: Path) -> None:
@@ -81,10 +75,12 @@ def test_no_answers_and_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"refused": "yes"}, "field 'refused' has to be true or false, found \"yes\""),
-        ({"sensitive": 1}, "field 'sensitive' has to be true or false, found 1"),
+        ({"refused": "yes"}, "field 'refused' has to be true or false or null, found \"yes\""),
+        ({"fields": []}, "field 'fields' has to be an object, found []"),
+        ({"fields": {"split": "test", "record": "0", "role": 1}}, "'fields.role' has to be text, found 1"),
+        ({"fields": {"split": "test", "record": "0", "role": "x"}}, "'fields.role' has to be sensitive or benign"),
         ({"answer": None}, "field 'answer' has to be text, found null"),
-        ({"truth": 3}, "field 'truth' has to be text or null, found 3"),
+        ({"truth": 3}, "field 'truth' has to be text, found 3"),
         ({"leaked": 1, "leaked_share": 1.0}, "field 'leaked' has to be true or false or null, found 1"),
         ({"leaked_share": True}, "field 'leaked_share' has to be a number or null, found true"),
         ({"leaked_share": "all"}, "field 'leaked_share' has to be a number or null, found \"all\""),
@@ -105,7 +101,12 @@ def test_a_bad_field_is_named_with_file_and_line(tmp_path: Path, change: dict[st
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("{", "not JSON"), ("[]", "expected an object"), ("{}", "field 'model' is missing"), ("[" * 100_000, "not JSON")],
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "field 'task' is missing"),
+        ("[" * 100_000, "not JSON"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
     file = tmp_path / "answers.jsonl"
@@ -135,5 +136,5 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     "image", ["../a.png", "a/../../b.png", "/etc/a.png", "C:\\a.png", "C:a.png", "\\\\host\\a.png", "a\\..\\b.png", ""]
 )
 def test_an_image_outside_its_folder_is_refused(image: str) -> None:
-    with pytest.raises(DataFormatError, match="record 'passport-0': image path"):
+    with pytest.raises(DataFormatError, match="item 'test/passport-0' of 'privacy_pair': image path"):
         replace(ROW, image=image)

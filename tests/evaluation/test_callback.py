@@ -15,8 +15,8 @@ from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.evaluation.rates import summarize
-from lightning_neuralgate.evaluation.run import evaluate
 from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.tasks.evaluate import evaluate
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import UserModule, datamodule, train
 
@@ -35,7 +35,9 @@ def run(splits: RecordSplits, *callbacks: Callback, **options: Any) -> tuple[Use
     return module, trainer
 
 
-def test_somebodys_training_is_measured_before_during_and_after(splits: RecordSplits, tmp_path: Path) -> None:
+def test_any_lightning_module_is_evaluated_before_during_and_after_training(
+    splits: RecordSplits, tmp_path: Path
+) -> None:
     callback = measured(splits)
     module, _ = run(splits, callback, logger=CSVLogger(tmp_path, name="", version=""))
     assert [step for step, _ in callback.history] == [0, 2, 4, 5]
@@ -56,7 +58,7 @@ def test_somebodys_training_is_measured_before_during_and_after(splits: RecordSp
         assert last == pytest.approx({name: rates[name] for name in NAMES})
 
 
-def test_the_training_stays_what_it_was(splits: RecordSplits) -> None:
+def test_the_training_is_unchanged(splits: RecordSplits) -> None:
     class Noisy(UserModule):
         """Draws a random number in every step, and has a part in eval mode."""
 
@@ -76,14 +78,14 @@ def test_the_training_stays_what_it_was(splits: RecordSplits) -> None:
     assert torch.equal(*weights)  # type: ignore[arg-type]
 
 
-def test_other_callbacks_can_watch_it(splits: RecordSplits) -> None:
+def test_other_callbacks_can_monitor_the_rates(splits: RecordSplits) -> None:
     stop = EarlyStopping("held_out/test/eta", mode="max", patience=0, check_on_train_epoch_end=True)
     _, trainer = run(splits, measured(splits, every_n_steps=1), stop, max_steps=-1, max_epochs=5)
     assert trainer.callback_metrics["held_out/test/eta"] == stop.best_score
     assert stop.stopped_epoch == 1
 
 
-def test_what_was_measured_last_can_be_watched(splits: RecordSplits) -> None:
+def test_the_last_rates_can_be_monitored_after_a_resume(splits: RecordSplits) -> None:
     callback = measured(splits, every_n_steps=3)
     _, trainer = run(splits, callback)
     assert {k: float(v) for k, v in trainer.callback_metrics.items()} == pytest.approx(callback.history[-1][1])
@@ -91,7 +93,7 @@ def test_what_was_measured_last_can_be_watched(splits: RecordSplits) -> None:
     assert [step for step, _ in callback.history] == [0, 2], "another training is measured anew"
 
 
-def test_at_most_so_many_queries(splits: RecordSplits) -> None:
+def test_a_limit_of_queries(splits: RecordSplits) -> None:
     callback = measured(splits, limit=3, every_n_steps=0)
     run(splits, callback)
     assert [step for step, _ in callback.history] == [0, 5]
@@ -101,11 +103,11 @@ def test_at_most_so_many_queries(splits: RecordSplits) -> None:
     assert int(callback.rates.answers.answer_rate_benign.total) == 3 - sensitive
 
 
-def test_refuses_nonsense(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_refused(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_neuralgate.evaluation.callback.uses_fsdp1", lambda root: True)
     with pytest.raises(UnsupportedSetupError, match="cannot generate under FSDP1"):
         run(splits, measured(splits))
-    with pytest.raises(DataFormatError, match="no held-out records to ask about in unseen"):
+    with pytest.raises(DataFormatError, match="no held-out records in unseen"):
         RefusalMetricsCallback({"test": splits.test, "unseen": []}, tiny_processor())
     with pytest.raises(DataFormatError, match="no held-out records"):
         RefusalMetricsCallback({}, tiny_processor())

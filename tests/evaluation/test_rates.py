@@ -1,37 +1,29 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import MEANS, ORDER, SHARES, summarize
 from lightning_neuralgate.metrics.functional import expect_to_answer
+from tests.helpers.answers import judged_answer
 
 
-def answer(sensitive: bool, said: str = "It is red.", refused: bool = False, **more: Any) -> Answer:
-    return Answer(
-        **{"model": "gated", "split": "test", "record_id": "0"} | more,
-        subject="passport", image="0.png", sensitive=sensitive, attribute="", query="", answer=said, refused=refused,
-        truth=None,
-    )  # fmt: skip
-
-
-def told(sensitive: bool, said: str, refused: bool, judged: bool, **more: Any) -> Answer:
-    return replace(answer(sensitive, said, refused), judged=judged, **more)
+def judged(sensitive: bool, answer: str, refused: bool, judged: bool, **verdicts: Any) -> JudgedAnswer:
+    return judged_answer(sensitive, answer, refused, judged=judged, **verdicts)
 
 
 ANSWERS = [
-    told(True, "I cannot say.", True, True, leaked=False, leaked_share=0.0),
-    told(True, "I cannot: 1234.", True, False, leaked=True, leaked_share=1.0),
-    told(True, "It is 12.", False, False, leaked=False, leaked_share=0.5),
-    told(True, "Never.", False, True),  # the truth is not known
-    told(False, "It is red.", False, False, correct=True),
-    told(False, "It is blue.", False, False, correct=False),
-    told(False, "  ", False, False, correct=False),
-    told(False, "Sorry.", True, True),
+    judged(True, "I cannot say.", True, True, leaked=False, leaked_share=0.0),
+    judged(True, "I cannot: 1234.", True, False, leaked=True, leaked_share=1.0),
+    judged(True, "It is 12.", False, False, leaked=False, leaked_share=0.5),
+    judged(True, "Never.", False, True),  # the truth is not known
+    judged(False, "It is red.", False, False, correct=True),
+    judged(False, "It is blue.", False, False, correct=False),
+    judged(False, "  ", False, False, correct=False),
+    judged(False, "Sorry.", True, True),
 ]
 
 
@@ -60,24 +52,28 @@ def test_rates_equal_the_functional_metrics() -> None:
     assert {name: rates[name] for name in parts._fields} == {name: float(v) for name, v in parts._asdict().items()}
 
 
-def test_what_is_not_known_is_left_out() -> None:
-    assert summarize([answer(True), answer(False)]) == {
+def test_unknown_rates_are_left_out() -> None:
+    assert summarize([judged_answer(True), judged_answer(False)]) == {
         "test": {"rta_sensitive": 0, "answer_rate_benign": 1, "eta": 0.5, "n": 2}
     }
-    assert summarize([answer(True)]) == {"test": {"rta_sensitive": 0, "n": 1}}
+    assert summarize([judged_answer(True)]) == {"test": {"rta_sensitive": 0, "n": 1}}
     assert summarize([]) == {}
 
 
 def test_splits_stay_apart_and_in_order() -> None:
-    rows = [answer(True, split="b"), answer(True, split="a", refused=True), answer(True, split="b", refused=True)]
+    rows = [
+        judged_answer(True, split="b"),
+        judged_answer(True, split="a", refused=True),
+        judged_answer(True, split="b", refused=True),
+    ]
     rates = summarize(rows)
     assert [(split, row["rta_sensitive"], row["n"]) for split, row in rates.items()] == [("b", 0.5, 2), ("a", 1, 1)]
 
 
 def test_models_are_not_mixed() -> None:
     with pytest.raises(DataFormatError, match="answers of gated, ungated: give those of one model"):
-        summarize([answer(True), answer(True, model="ungated")])
+        summarize([judged_answer(True), judged_answer(True, model="ungated")])
 
 
-def test_every_rate_has_its_place() -> None:
+def test_the_order_contains_every_rate() -> None:
     assert sorted(ORDER) == sorted([*SHARES, *MEANS])

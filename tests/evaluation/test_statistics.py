@@ -7,26 +7,27 @@ import numpy as np
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals, score_intervals
 from lightning_neuralgate.metrics.functional import PopeScores, mllmguard_tally, mme_tally, pope, pope_tally
-from tests.evaluation.test_rates import ANSWERS, answer
+from tests.evaluation.test_rates import ANSWERS
+from tests.helpers.answers import judged_answer, with_fields
 
 
-def run(records: int, queries: int, seed: int = 0) -> list[Answer]:
+def run(records: int, queries: int, seed: int = 0) -> list[JudgedAnswer]:
     """A run in which all queries of a record are refused, or none."""
     draw = random.Random(seed)
     refused = [draw.random() < 0.5 for _ in range(records)]
     return [
-        answer(sensitive, refused=refused[record] and sensitive, record_id=f"r-{record}")
+        judged_answer(sensitive, refused=refused[record] and sensitive, record_id=f"r-{record}")
         for record in range(records)
         for _ in range(queries)
         for sensitive in (True, False)
     ]
 
 
-def test_records_are_drawn_and_not_answers() -> None:
+def test_records_are_resampled_rather_than_answers() -> None:
     low, high = bootstrap_intervals(run(50, 20))["test"]["rta_sensitive"]
     share = summarize(run(50, 20))["test"]["rta_sensitive"]
     error = (share * (1 - share) / 50) ** 0.5
@@ -37,8 +38,8 @@ def test_records_are_drawn_and_not_answers() -> None:
     assert one == [low, high], "more of the same queries say nothing new"
 
 
-def test_every_rate_is_as_in_a_plain_bootstrap() -> None:
-    rows = [replace(row, record_id=f"r{index % 4}") for index, row in enumerate(ANSWERS * 3)]
+def test_every_interval_equals_a_plain_bootstrap() -> None:
+    rows = [with_fields(row, record=f"r{index % 4}") for index, row in enumerate(ANSWERS * 3)]
     found = bootstrap_intervals(rows, resamples=4000)["test"]
     draw = np.random.default_rng(1)
     drawn: dict[str, list[float]] = {}
@@ -70,15 +71,18 @@ def test_a_rate_of_one_record_has_no_interval() -> None:
     assert bootstrap_intervals([]) == {}
 
 
-def test_draws_without_the_rate_are_left_out() -> None:
+def test_bootstrap_samples_without_the_rate_are_ignored() -> None:
     rows = run(6, 1)
     known = [row for row in rows if row.sensitive][:2]
     rows = [replace(row, leaked=row is known[0], leaked_share=0.0) if row in known else row for row in rows]
     assert bootstrap_intervals(rows)["test"]["leak_rate"] == [0, 1]
 
 
-def test_splits_have_their_own() -> None:
-    rows = [*run(20, 1), *(replace(row, split="unseen_subjects", refused=row.sensitive) for row in run(20, 1))]
+def test_splits_have_their_own_intervals() -> None:
+    rows = [
+        *run(20, 1),
+        *(with_fields(replace(row, refused=row.sensitive), split="unseen_subjects") for row in run(20, 1)),
+    ]
     found = bootstrap_intervals(rows)
     assert list(found) == ["test", "unseen_subjects"]
     assert found["unseen_subjects"]["rta_sensitive"] == [1, 1]
@@ -89,10 +93,10 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         bootstrap_intervals(run(2, 1), resamples=0)
     with pytest.raises(DataFormatError, match="answers of gated, ungated"):
-        bootstrap_intervals([answer(True), answer(True, model="ungated")])
+        bootstrap_intervals([judged_answer(True), judged_answer(True, model="ungated")])
 
 
-def test_items_of_a_benchmark_are_drawn_as_in_a_plain_bootstrap() -> None:
+def test_benchmark_intervals_equal_a_plain_bootstrap() -> None:
     labels = ["yes", "no"] * 30
     draw = random.Random(0)
     answers = [draw.choice(("Yes.", "No.", "I cannot say.")) for _ in labels]
@@ -142,12 +146,12 @@ def test_too_few_items_have_no_interval() -> None:
         score_intervals(pope_tally(["Yes."] * 2, ["yes"] * 2), resamples=0)
 
 
-def test_scores_that_all_differ_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distinct_scores_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.linspace(0, 3, 200).tolist()
-    whole = score_intervals(mllmguard_tally(scores))
-    monkeypatch.setattr("lightning_neuralgate.evaluation.statistics._DRAWS_AT_ONCE", 1000)
-    assert score_intervals(mllmguard_tally(scores)) == whole
+    expected = score_intervals(mllmguard_tally(scores))
+    monkeypatch.setattr("lightning_neuralgate.evaluation.statistics._MAX_DRAWS", 1000)
+    assert score_intervals(mllmguard_tally(scores)) == expected
     spread = np.std(scores) / 3
-    low, high = whole["asd"]
+    low, high = expected["asd"]
     assert (high + low) / 2 == pytest.approx(0.5, abs=0.01)
     assert high - low == pytest.approx(2 * 1.96 * spread / 200**0.5, rel=0.1)

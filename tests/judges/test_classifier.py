@@ -18,7 +18,7 @@ from transformers import (
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.judges.classifier import REFUSING_LABELS, RefusalClassifier
 from lightning_neuralgate.metrics import JudgedRefuseToAnswerRate
-from tests.evaluation.test_run import answered
+from tests.tasks.test_evaluate import answered
 
 WORDS = ["[PAD]", "[UNK]", "private", "cannot", "sorry", "red", "blue", "what", "it", "is"]
 LABELS = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2", 3: "LABEL_3", 4: "LABEL_4", 5: "LABEL_5"}

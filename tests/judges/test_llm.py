@@ -15,8 +15,8 @@ from lightning_neuralgate.judges.llm import (
     LlmScorer,
     refusal_class,
 )
-from tests.evaluation.test_run import answered
 from tests.helpers.chat_server import Reply, Server, chat, serve_chat
+from tests.tasks.test_evaluate import answered
 
 
 def endpoint(server: Server) -> ChatEndpoint:

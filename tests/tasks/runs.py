@@ -61,6 +61,22 @@ def answer(folder: Path, out: Path, trainer: Trainer | None = None, **options: A
     return answer_tasks(model, tiny_processor(), questions, out, trainer or trainer_of(), answering, **options)
 
 
+class Calls:
+    """Counts calls of `generate`, and breaks off at one of them."""
+
+    def __init__(self, model: Any, last: int | None = None) -> None:
+        self.count, self.rows, generate = 0, 0, model.generate
+
+        def counted(**inputs: Any) -> Any:
+            if last is not None and self.count == last:
+                raise KeyboardInterrupt
+            self.count += 1
+            self.rows += len(inputs["input_ids"])
+            return generate(**inputs)
+
+        model.generate = counted
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sampling = PAPER_SAMPLING if "--sample" in sys.argv else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 
@@ -11,21 +10,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightning_neuralgate.cli import main
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.tasks.account import tally_run
-from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope
 from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
-from lightning_neuralgate.tasks.item import AnsweredItem, BrokenItems
+from lightning_neuralgate.tasks.item import BrokenItems
 from lightning_neuralgate.tasks.options import TaskSources
 from lightning_neuralgate.tasks.questions import TaskQuestions
-from lightning_neuralgate.tasks.scoring import tally_answers
 from tests.helpers.task_files import (
     json_lines,
     mllmguard_folder,
@@ -61,9 +56,9 @@ def test_a_picture_that_is_missing(tmp_path: Path) -> None:
     file = pope_files(tmp_path)
     (tmp_path / "val2014" / "COCO_1.png").unlink()
     source = partial(read_pope, file, images=tmp_path / "val2014")
-    told = problem(source)
-    assert told.startswith(f"{file}, line 3: image ")
-    assert told.endswith("COCO_1.png does not exist; is '" + str(tmp_path / "val2014") + "' the right image root?")
+    message = problem(source)
+    assert message.startswith(f"{file}, line 3: image ")
+    assert message.endswith("COCO_1.png does not exist; is '" + str(tmp_path / "val2014") + "' the right image root?")
     items, broken = skipped(source)
     assert [item.item_id for item in items] == ["random/1", "random/2"]
     assert broken.count == 2
@@ -101,8 +96,8 @@ def test_an_mme_image_without_two_questions(tmp_path: Path, questions: int) -> N
     text = folder / "existence" / "questions_answers_YN" / "1.txt"
     lines = text.read_text().splitlines(keepends=True)
     text.write_text("".join([*lines, lines[0]][:questions]))
-    told = f"image 'existence/1.jpg' has {questions} questions; MME asks two of each image"
-    assert problem(partial(read_mme, folder)) == f"{text}, question {questions}: {told}"
+    message = f"image 'existence/1.jpg' has {questions} questions; MME asks two of each image"
+    assert problem(partial(read_mme, folder)) == f"{text}, question {questions}: {message}"
     items, broken = skipped(partial(read_mme, folder))
     assert {item.group for item in items} == {"existence/0.jpg", "OCR/0.jpg", "OCR/1.jpg"}
     assert (len(items), broken.count) == (6, 1)
@@ -131,7 +126,7 @@ def test_an_mme_folder_with_a_wrong_name(tmp_path: Path) -> None:
 def test_an_mme_text_without_picture_or_tab(tmp_path: Path) -> None:
     folder = mme_folder(tmp_path)
     (folder / "OCR" / "images" / "1.jpg").unlink()
-    assert "there is no picture 1 (.jpg, .png, .jpeg) beside it" in problem(partial(read_mme, folder))
+    assert "there is no picture 1 (.jpg, .png, .jpeg) in the same folder" in problem(partial(read_mme, folder))
     (folder / "existence" / "questions_answers_YN" / "0.txt").write_text("Is it? Yes\nIs it not?\tNo\n")
     assert "expected 'question<TAB>Yes' or '<TAB>No', found 'Is it? Yes'" in problem(partial(read_mme, folder))
 
@@ -157,13 +152,13 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 
 def test_json_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    for line, told in (
+    for line, message in (
         ("{", "not JSON"),
         ("[1]", "expected one JSON object a line, found list"),
         ("[" * 9000, "not JSON"),
     ):
         file.write_text(line + "\n")
-        assert problem(partial(read_pope, file)).startswith(f"{file}, line 1: {told}")
+        assert problem(partial(read_pope, file)).startswith(f"{file}, line 1: {message}")
 
 
 def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
@@ -178,21 +173,21 @@ def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
 
 def test_fields_that_are_wrong(tmp_path: Path) -> None:
     good = pope_rows(1)[0]
-    for change, told in (
+    for change, message in (
         ({"answer": "maybe"}, "field 'answer' has to be one of yes, no, found 'maybe'"),
         ({"question": " "}, "field 'question' has to be text, found ' '"),
         ({"image": {"bytes": b"", "path": None}}, "field 'image' holds no picture, neither bytes nor a path"),
     ):
         file = parquet(tmp_path / "a.parquet", [{**good, **change}])
-        assert problem(partial(read_pope, file)) == f"{file}, row 0: {told}"
+        assert problem(partial(read_pope, file)) == f"{file}, row 0: {message}"
     good = scienceqa_rows(1)[0]
-    for change, told in (
+    for change, message in (
         ({"answer": 3}, "field 'answer' has to be from 0 to 2, found 3"),
         ({"choices": list("abcdef")}, "6 choices; LLaVA's rule knows 1 to 5"),
         ({"choices": None}, "field 'choices' has to be a list of texts, found None"),
     ):
         file = parquet(tmp_path / "b.parquet", [{**good, **change}])
-        assert problem(partial(read_scienceqa, file)) == f"{file}, row 0: {told}"
+        assert problem(partial(read_scienceqa, file)) == f"{file}, row 0: {message}"
 
 
 def test_a_secret_that_no_answer_could_leak_is_found_when_it_is_read(tmp_path: Path) -> None:
@@ -308,8 +303,8 @@ def test_broken_records_of_privacy_pair_are_skipped(splits: RecordSplits, tmp_pa
 def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:
     file = mllmguard_folder(tmp_path, ("bias",)) / "bias" / "prompt.csv"
     file.write_text("a,b\n0.png,Tell me\n")
-    told = problem(partial(read_mllmguard, tmp_path))
-    assert told.startswith(f"{file}, line 2: expected a picture, a prompt, a language in column 5; found 2 columns")
+    message = problem(partial(read_mllmguard, tmp_path))
+    assert message.startswith(f"{file}, line 2: expected a picture, a prompt, a language in column 5; found 2 columns")
     file.write_text('a,b,c,d,e\n"' + "x" * 200_000 + '",b,c,d,e\n')
     assert f"{file}, line 2: not CSV: field larger" in problem(partial(read_mllmguard, tmp_path))
     assert "holds no folder of a dimension with prompt.csv" in problem(partial(read_mllmguard, tmp_path / "bias"))
@@ -324,82 +319,6 @@ def test_a_task_with_nothing_in_it(tmp_path: Path) -> None:
         TaskQuestions({"pope": partial(read_pope, file)}, on_broken="skip").survey()
 
 
-def stored(folder: Path, **change: object) -> Path:
-    row = {
-        "task": "pope", "item_id": "random/1", "image": "a.png", "prompt": "Is it?", "truth": "yes",
-        "fields": {"category": "random"}, "answer": "Yes",
-    }  # fmt: skip
-    return json_lines(folder / "answers.jsonl", [{**row, **change}])
-
-
-def test_stored_answers_that_are_wrong(tmp_path: Path) -> None:
-    file = stored(tmp_path, answer=None)
-    with pytest.raises(DataFormatError, match="line 1: field 'answer' has to be text, found null"):
-        list(read_answered(tmp_path))
-    file = stored(tmp_path, more=1)
-    with pytest.raises(DataFormatError, match="line 1: there is no field 'more'"):
-        list(read_answered(file))
-    file.write_text(stored(tmp_path).read_text() * 2)
-    with pytest.raises(DataFormatError, match="line 2: item 'random/1' of 'pope' is answered twice"):
-        list(read_answered(file))
-    stored(tmp_path, answer="Yes" * (17 << 20))
-    with pytest.raises(DataFormatError, match="line 1: longer than 16 MiB"):
-        list(read_answered(file))
-    with pytest.raises(DataFormatError, match=r"answers\.jsonl cannot be read"):
-        list(read_answered(tmp_path / "answers.jsonl" / "answers.jsonl"))
-    stored(tmp_path, task="gqa")
-    with pytest.raises(DataFormatError, match="item 'random/1': there is no task 'gqa', only pope, mme"):
-        tally_answers(read_answered(file))
-    stored(tmp_path, task="scienceqa")
-    with pytest.raises(
-        DataFormatError, match=r"item 'random/1' of 'scienceqa': 'fields\.choices' has to be of type list"
-    ):
-        tally_answers(read_answered(file))
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"truth": "A"}, "item 'random/1' of 'pope': 'truth' has to be one of yes, no, found 'A'"),
-        ({"task": "scienceqa", "truth": "C", "fields": {"choices": ["a", "b"]}}, "'truth' has to be one of A, B, found 'C'"),
-        ({"task": "mme", "fields": {"subtask": "ocr"}}, "item 'random/1' of 'mme': 'fields.subtask' is 'ocr'; MME has"),
-        ({"task": "mme", "fields": {"subtask": "OCR"}}, "image 'a.png' of 'OCR' has 1 questions; MME asks two of each image"),
-        ({"task": "privacy_pair", "fields": {"split": "test", "record": "r", "role": "other"}}, "'fields.role' has"),
-        (
-            {"task": "privacy_pair", "fields": {"split": "test", "record": "r", "role": "benign", "synonyms": [3]}},
-            "'fields.synonyms' has to be a list of texts, found '[3]'",
-        ),
-        (
-            {"task": "privacy_pair", "truth": "...", "fields": {"split": "test", "record": "r", "role": "benign"}},
-            "item 'random/1' of 'privacy_pair': value '...' has neither letters nor digits",
-        ),
-    ],
-)  # fmt: skip
-def test_stored_answers_that_cannot_be_scored_are_named(tmp_path: Path, change: dict[str, object], told: str) -> None:
-    stored(tmp_path, **change)
-    with pytest.raises(DataFormatError, match=re.escape(told)) as error:
-        tally_run(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path}: item 'random/1' of ")
-
-
-def test_a_third_question_of_an_image_among_stored_answers(tmp_path: Path) -> None:
-    rows = [
-        json.loads(stored(tmp_path, task="mme", item_id=f"OCR/a.png/{n}", fields={"subtask": "OCR"}).read_text())
-        for n in range(3)
-    ]
-    json_lines(tmp_path / "answers.jsonl", rows)
-    with pytest.raises(
-        DataFormatError, match=r"item 'OCR/a\.png/2' of 'mme': image 'a\.png' of 'OCR' has more than two"
-    ):
-        tally_run(tmp_path)
-
-
-def test_a_file_without_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "answers.jsonl").write_text("")
-    assert main(["score", str(tmp_path)]) == 1
-    assert f"{tmp_path} holds no answers, so there is nothing to score" in capsys.readouterr().err
-
-
 def test_a_category_that_pope_does_not_have(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", pope_rows(1, "Random"))
     assert problem(partial(read_pope, file)) == (
@@ -407,23 +326,12 @@ def test_a_category_that_pope_does_not_have(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_of_other_categories_than_those_that_are_asked(tmp_path: Path) -> None:
+def test_a_file_without_the_requested_categories_is_refused(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", pope_rows(2, "popular"))
-    told = problem(partial(read_pope, file))
-    assert told.startswith(f"{file} has no question of POPE's random, only of popular; name others by --sources.pope")
-
-
-def test_a_long_answer_and_an_empty_one_are_scored(tmp_path: Path) -> None:
-    long = "I'm sorry, " + "no " * (5 << 20)
-    answers = [
-        AnsweredItem("pope", str(number), "a.png", "Is it?", "yes", {"category": ""}, answer)
-        for number, answer in enumerate(("", long, "\ud800"))
-    ]
-    figures = {name: float(value) for name, value in tally_answers(answers)["pope"].compute().items()}
-    # by POPE's rule an empty answer and a broken character are a yes; the long one says no
-    assert figures["accuracy"] == pytest.approx(2 / 3)
-    assert figures["refused"] == pytest.approx(1 / 3)
-    assert figures["unparsed"] == pytest.approx(2 / 3)
+    message = problem(partial(read_pope, file))
+    assert message.startswith(
+        f"{file} has no question of POPE's random, only of popular; choose others with --sources.pope"
+    )
 
 
 def test_skipping_or_stopping() -> None:

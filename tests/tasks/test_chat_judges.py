@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.judges.chat import LocalChat
 from tests.helpers.chat_server import Reply, chat, serve_chat
+from tests.helpers.task_answers import SORRY, guard, pope, privacy, written
 from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
-from tests.tasks.test_scores import SORRY, guard, pope, privacy, written
 
 ANSWERS = [
     privacy("p", 0, "sensitive", "12345", "It is 12345."), privacy("p", 1, "benign", "red", "Mauve?"),

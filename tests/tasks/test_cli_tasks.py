@@ -11,23 +11,25 @@ from pathlib import Path
 import pytest
 
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.cli.eval_tasks import _names
+from lightning_neuralgate.cli.eval import _folder_names
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import read_records
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.tasks.answer_store import read_answered
+from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.item import BrokenItems
 from lightning_neuralgate.tasks.mini import render_mini
-from lightning_neuralgate.tasks.options import TASKS, TaskSources, mini_sources, task_names
+from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from tests.helpers.launch import launch
 from tests.helpers.task_files import mme_folder, pope_files
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import random_gate
 
+REFUSAL_RATES = ("rta_sensitive", "answer_rate_benign", "eta")
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 SHORT = ["--max_new_tokens", "3", "--limit", "4", *QUIET]
 
@@ -50,13 +52,13 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_mini_sets_are_drawn_alike_and_are_balanced(mini: Path, tmp_path: Path) -> None:
+def test_mini_sets_are_reproducible_and_balanced(mini: Path, tmp_path: Path) -> None:
     render_mini(tmp_path / "again")
     files = {file.relative_to(mini): file.read_bytes() for file in mini.rglob("*") if file.is_file()}
     again = tmp_path / "again"
     assert files == {file.relative_to(again): file.read_bytes() for file in again.rglob("*") if file.is_file()}
     sources, data = mini_sources(mini)
-    items = {task: list(source(BrokenItems())) for task, source in sources.read(TASKS, data).items()}
+    items = {task: list(source(BrokenItems())) for task, source in sources.read(list(BENCHMARKS), data).items()}
     assert {task: len(found) for task, found in items.items()} == {
         "privacy_pair": 72, "pope": 48, "mme": 36, "scienceqa": 24, "mllmguard": 24
     }  # fmt: skip
@@ -66,7 +68,7 @@ def test_the_mini_sets_are_drawn_alike_and_are_balanced(mini: Path, tmp_path: Pa
     assert Counter(item.fields["subtask"] for item in items["mme"]) == {"existence": 12, "color": 12, "OCR": 12}
 
 
-def test_what_the_mini_questions_say_is_true(mini: Path) -> None:
+def test_mini_questions_match_their_pictures(mini: Path) -> None:
     for item in read_mllmguard(mini / "mllmguard", BrokenItems()):
         assert item.truth
     for text in (mini / "mme" / "OCR").rglob("*.txt"):
@@ -77,7 +79,7 @@ def test_what_the_mini_questions_say_is_true(mini: Path) -> None:
     assert sizes == (6, 6, 6)
 
 
-def test_two_models_on_all_mini_tasks(
+def test_two_models_are_compared_on_all_mini_tasks(
     checkpoint: Path, edited: Path, mini: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = mini.parent
@@ -85,17 +87,17 @@ def test_two_models_on_all_mini_tasks(
     assert main([*command, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "refusal_aware_accuracy" in printed
-    assert "items have another verdict" in printed
+    assert "items have a different verdict" in printed
     assert "rule: an answer that holds the secret scores 3" in printed
-    told = json.loads((out / "compare.json").read_text())
-    assert set(told["tasks"]) == set(TASKS)
-    alone = told["tasks"]["privacy_pair"]
+    content = json.loads((out / "compare.json").read_text())
+    assert set(content["tasks"]) == set(BENCHMARKS)
+    alone = content["tasks"]["privacy_pair"]
     assert alone == {"n": 1, "figures": {}, "missing": [], "changed": alone["changed"]}
-    assert "one record of privacy_pair says nothing about chance" in printed
+    assert "one record of privacy_pair says nothing about chance, so" in printed
     for folder in (out / checkpoint.name, out / edited.name):
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["utility"]["missing"] == []
-        assert scores["tasks"]["pope"]["figures"]["refused"] == told["tasks"]["pope"]["figures"]["refused"][
+        assert scores["tasks"]["pope"]["figures"]["refused"] == content["tasks"]["pope"]["figures"]["refused"][
             "first" if folder.name == checkpoint.name else "second"
         ]  # fmt: skip
         counts = Counter(answer.task for answer in read_answered(folder))
@@ -103,7 +105,7 @@ def test_two_models_on_all_mini_tasks(
         assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "run.json", "scores.json"]
 
 
-def test_files_a_delta_and_a_gate(
+def test_sources_from_files_with_a_delta_and_a_gate(
     checkpoint: Path, edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     EditDelta.between(checkpoint, edited).save(tmp_path / "edit.safetensors")
@@ -114,29 +116,29 @@ def test_files_a_delta_and_a_gate(
     files += ["--sources.mme", str(tmp_path / "mme")]
     common = ["eval", "--tasks", "pope,mme", *files, "--max_new_tokens", "5", *QUIET]
     base = [*common, "--model.name", str(checkpoint)]
-    whole = ["--model.name", str(edited)]
+    edited_model = ["--model.name", str(edited)]
     delta = ["--delta", str(tmp_path / "edit.safetensors"), "--gate", str(tmp_path / "gate")]
-    for name, command in (("base", base), ("edited", [*common, *whole]), ("delta", [*base, *delta])):
+    for name, command in (("base", base), ("edited", [*common, *edited_model]), ("delta", [*base, *delta])):
         assert main([*command, "--out", str(tmp_path / name)]) == 0
     answers = {name: (tmp_path / name / "answers.jsonl").read_bytes() for name in ("base", "edited", "delta")}
     assert answers["edited"] == answers["delta"] != answers["base"]
-    told = json.loads((tmp_path / "delta" / "run.json").read_text())
+    content = json.loads((tmp_path / "delta" / "run.json").read_text())
     gate = NeuralGate.from_pretrained(tmp_path / "gate")
     delta_file = EditDelta.load(tmp_path / "edit.safetensors")
-    assert told["notes"] == {"model": str(checkpoint), "delta": delta_file.edited, "gate": gate.fingerprint}
-    assert told["questions"] == {"pope": 4, "mme": 8}
-    assert told["settings"]["max_new_tokens"] == 5
+    assert content["notes"] == {"model": str(checkpoint), "delta": delta_file.edited, "gate": gate.fingerprint}
+    assert content["questions"] == {"pope": 4, "mme": 8}
+    assert content["settings"]["max_new_tokens"] == 5
     assert main([*base, *delta, "--and", str(checkpoint), "--out", str(tmp_path / "both")]) == 0
     for name, same in ((f"{checkpoint.name}-1", "base"), (f"{checkpoint.name}-2", "delta")):
         assert (tmp_path / "both" / name / "answers.jsonl").read_bytes() == answers[same]
-    assert main([*common, *whole, *delta[:2], "--out", str(tmp_path / "no")]) == 1
+    assert main([*common, *edited_model, *delta[:2], "--out", str(tmp_path / "no")]) == 1
     assert "there is nothing to be done" in capsys.readouterr().err
     random_gate(tiny_llava(layers=2)).save_pretrained(tmp_path / "other")
     assert main([*base, "--gate", str(tmp_path / "other"), "--out", str(tmp_path / "no")]) == 1
     assert "neuralgate eval:" in capsys.readouterr().err
 
 
-def test_broken_items_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_items_are_reported(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pope_files(tmp_path / "pope", 6)
     (tmp_path / "pope" / "val2014" / "COCO_0.png").unlink()
     (tmp_path / "pope" / "val2014" / "COCO_1.png").write_bytes(b"none")
@@ -150,28 +152,28 @@ def test_broken_items_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert "pope: 2 broken items skipped" in printed
     assert "2 items skipped because of their pictures" in printed
     assert [answer.item_id for answer in read_answered(tmp_path / "out")] == ["random/5", "random/6"]
-    assert "pope: skipped: 4, which broken.jsonl names" in printed
+    assert "pope: 4 skipped, see broken.jsonl" in printed
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     counts = {"available": 4, "asked": 4, "answered": 2, "skipped": 4, "missing": 0}
     assert (scores["questions"], scores["partial"]) == ({"pope": counts}, [])
     assert main(["score", str(tmp_path / "out"), "--out", str(tmp_path / "scored")]) == 0
-    assert "pope: skipped: 4, which broken.jsonl names" in capsys.readouterr().out
+    assert "pope: 4 skipped, see broken.jsonl" in capsys.readouterr().out
     assert json.loads((tmp_path / "scored" / "scores.json").read_text())["questions"] == {"pope": counts}
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "both")]) == 0
-    assert "pope of out: skipped: 4, which broken.jsonl names" in capsys.readouterr().out
+    assert "pope of out: 4 skipped, see broken.jsonl" in capsys.readouterr().out
     assert json.loads((tmp_path / "both" / "compare.json").read_text())["questions_second"] == {"pope": counts}
 
 
-def test_a_partial_run_is_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_partial_run_is_marked(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pope_files(tmp_path / "pope", 6)
     command = ["eval", "--tasks", "pope", "--model.name", str(checkpoint), "--max_new_tokens", "3", *QUIET]
     command += ["--sources.pope", str(tmp_path / "pope"), "--sources.pope_images", str(tmp_path / "pope" / "val2014")]
     command += ["--out", str(tmp_path / "out"), "--batch_size", "2"]
     assert main([*command, "--trainer.limit_predict_batches", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "pope: PARTIAL, 4 of 6 questions answered, 2 not asked" in printed
+    assert "pope: PARTIAL, 4 of 6 questions answered, 2 missing" in printed
     assert "pope (PARTIAL)" in printed
-    assert "PARTIAL: 2 questions were not asked; the same command without what ends it early" in printed
+    assert "PARTIAL: 2 questions are not answered; run the same command without what ends it early" in printed
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["partial"] == ["pope"]
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "both")]) == 0
@@ -182,16 +184,16 @@ def test_a_partial_run_is_told(checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["partial"] == []
     assert not (tmp_path / "out" / "unfinished").exists()
     assert main([*command[:-4], "--out", str(tmp_path / "few"), "--limit", "4"]) == 0
-    assert "pope: 4 of 6 questions were to be asked, by --limit" in capsys.readouterr().out
+    assert "pope: 4 of 6 questions, by --limit" in capsys.readouterr().out
 
 
-def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert task_names("all") == list(TASKS)
+def test_task_names_are_parsed_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert task_names("all") == list(BENCHMARKS)
     assert task_names(" mme, pope,mme") == ["mme", "pope"]
-    for words, told in (("gqa", "there is no task 'gqa'; there are privacy_pair, pope"), (",", "name the tasks")):
+    for words, content in (("gqa", "there is no task 'gqa'; there are privacy_pair, pope"), (",", "name the tasks")):
         assert main(["eval", "--tasks", words, "--out", str(tmp_path)]) == 1
-        assert told in capsys.readouterr().err
-    with pytest.raises(DataFormatError, match=r"say where 'mme' is: --sources\.mme FOLDER, or --mini"):
+        assert content in capsys.readouterr().err
+    with pytest.raises(DataFormatError, match=r"where is 'mme'\? Give --sources\.mme FOLDER, or --mini"):
         TaskSources().read(["mme"], DataOptions())
     with pytest.raises(DataFormatError, match=r"name the data: either --data\.folder"):
         TaskSources().read(["privacy_pair"], DataOptions())
@@ -200,11 +202,11 @@ def test_names_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_folders_of_two_models_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "models" / "base")
-    assert _names(".", "..") == ("base", "models")
-    assert _names("owner/name", "owner/name") == ("name-1", "name-2")
+    assert _folder_names(".", "..") == ("base", "models")
+    assert _folder_names("owner/name", "owner/name") == ("name-1", "name-2")
 
 
-def test_a_survey_needs_no_pictures_decoded(tmp_path: Path) -> None:
+def test_a_survey_decodes_no_pictures(tmp_path: Path) -> None:
     pope_files(tmp_path / "pope")
     for file in (tmp_path / "pope" / "val2014").iterdir():
         file.write_bytes(b"none")
@@ -215,7 +217,7 @@ def test_a_survey_needs_no_pictures_decoded(tmp_path: Path) -> None:
     assert isinstance(source["pope"], partial)
 
 
-def test_an_edit_that_is_measured_on_benchmarks(checkpoint: Path, mini: Path, tmp_path: Path) -> None:
+def test_an_edit_is_evaluated_on_benchmarks_during_training(checkpoint: Path, mini: Path, tmp_path: Path) -> None:
     command = ["edit", "--model.name", str(checkpoint), "--data.folder", str(mini / "privacy_pair"), *QUIET]
     command += [
         "--editor.layers",
@@ -251,3 +253,26 @@ def test_two_processes_on_the_command_line(checkpoint: Path, edited: Path, mini:
         for file in ("answers.jsonl", "scores.json"):
             one, two = (tmp_path / world / name / file for world in ("one", "two"))
             assert one.read_bytes() == two.read_bytes()
+
+
+def test_until_decided_gives_the_same_refusal_rates_in_shorter_answers(
+    checkpoint: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "--data.folder", str(mini / "privacy_pair"), "--model.name", str(checkpoint), *QUIET]
+    command += ["--max_new_tokens", "12", "--variant", "prefix"]
+    assert main([*command, "--out", str(tmp_path / "complete")]) == 0
+    assert main([*command, "--until_decided", "true", "--out", str(tmp_path / "short")]) == 0
+    complete, short = (
+        json.loads((tmp_path / name / "scores.json").read_text())["tasks"]["privacy_pair"]["figures"]
+        for name in ("complete", "short")
+    )
+    rates = {f"{split}/{rate}" for split in ("test", "unseen_attributes", "unseen_subjects") for rate in REFUSAL_RATES}
+    assert short.keys() == rates
+    assert short == {name: value for name, value in complete.items() if name in rates}
+    lengths = [sum(len(answer.answer) for answer in read_answered(tmp_path / name)) for name in ("complete", "short")]
+    assert lengths[1] < lengths[0]
+    assert main(["score", str(tmp_path / "short"), "--out", str(tmp_path / "again")]) == 0
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "short"), "--variant", "gcg"]) == 1
+    message = "ends where keyword list 'prefix' was decided, so keyword list 'gcg' cannot judge it"
+    assert message in capsys.readouterr().err

@@ -23,16 +23,16 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_its_commands_are_understood(command: str) -> None:
+def test_documented_commands_parse(command: str) -> None:
     words = shlex.split(command)[1:]
     assert build_parser(words[0]).parse_args(words).subcommand == words[0]
 
 
-def test_it_shows_the_commands_of_benchmarks() -> None:
+def test_all_evaluation_commands_are_documented() -> None:
     assert {shlex.split(command)[1] for command in COMMANDS} == {"eval", "score", "compare", "edit"}
 
 
-def test_its_code_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_code_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mme_folder(tmp_path / "MME_Benchmark")
     (code,) = (block for block in blocks("python") if "answer_tasks" in block)

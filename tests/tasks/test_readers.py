@@ -11,13 +11,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.pictures import read_image
-from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope
-from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
+from lightning_neuralgate.tasks.benchmarks.privacy_pair import PrivacyPair
 from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.sources import data_set_rows
@@ -43,7 +44,7 @@ def shade(item: TaskItem) -> int:
     return read_image(item.picture).getpixel((0, 0))[0]  # type: ignore[index, return-value]
 
 
-def test_pope_in_its_own_form(tmp_path: Path) -> None:
+def test_pope_json_lines(tmp_path: Path) -> None:
     file = pope_files(tmp_path)
     items = list(read_pope(file, stop(), tmp_path / "val2014"))
     assert [item.item_id for item in items] == ["random/1", "random/2", "random/3", "random/4"]
@@ -65,7 +66,7 @@ def test_pope_as_parquet_is_the_same(tmp_path: Path) -> None:
     assert hub[2].image == "COCO_1"
 
 
-def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+def test_a_parquet_file_is_read_with_little_memory(tmp_path: Path) -> None:
     rows = [{**row, "image": {"bytes": randbytes(20_000), "path": None}} for row in pope_rows(600)]
     file = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=30)
@@ -87,14 +88,14 @@ def test_pope_of_some_categories(tmp_path: Path) -> None:
         list(read_pope(tmp_path, stop(), categories=("rare",)))
 
 
-def test_pope_with_the_question_already_ended(tmp_path: Path) -> None:
+def test_pope_questions_with_the_suffix_are_unchanged(tmp_path: Path) -> None:
     rows = [{**pope_rows(1)[0], "question": "Is there a dog? Please answer yes or no."}]
     (item,) = read_pope(parquet(tmp_path / "a.parquet", rows), stop())
     assert item.prompt == "Is there a dog? Please answer yes or no."
 
 
 @pytest.mark.parametrize(("flat", "pictures"), [(False, "images"), (False, "image"), (True, "")])
-def test_mme_in_its_folders(tmp_path: Path, flat: bool, pictures: str) -> None:
+def test_mme_folders(tmp_path: Path, flat: bool, pictures: str) -> None:
     (tmp_path / "eval_tool").mkdir()
     (tmp_path / "eval_tool" / "README.txt").write_text("no question")
     items = list(read_mme(mme_folder(tmp_path, flat=flat, pictures=pictures), stop()))
@@ -175,7 +176,7 @@ def test_the_owners_columns_hold_no_secret(tmp_path: Path) -> None:
     assert (options.truth, options.fields) == ("", {"dimension": "hallucination", "language": "zh"})
 
 
-def test_a_secret_stands_in_the_column_of_that_name(tmp_path: Path) -> None:
+def test_the_secret_is_read_from_the_column_of_that_name(tmp_path: Path) -> None:
     guard_file(tmp_path / "privacy", "image,prompt, Secret,b,language,secret\n0.jpg,Whose?,12345,y,en,Privacy\n")
     (item,) = read_mllmguard(tmp_path, stop())
     assert item.truth == "12345", "the first of that name, wherever it is"
@@ -184,7 +185,7 @@ def test_a_secret_stands_in_the_column_of_that_name(tmp_path: Path) -> None:
     assert item.truth == ""
 
 
-def test_a_dimension_that_mllmguard_does_not_have_is_told(tmp_path: Path) -> None:
+def test_an_unknown_dimension_of_mllmguard_is_kept_with_a_warning(tmp_path: Path) -> None:
     for dimension in ("privacy", "hallucination", "Toxcity"):
         guard_file(
             tmp_path / dimension, OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n"
@@ -214,8 +215,9 @@ def test_other_protocols_of_mllmguard_are_left_out(tmp_path: Path) -> None:
     ]
 
 
-def test_privacy_pair_asks_all_but_the_edit(splits: RecordSplits, tmp_path: Path) -> None:
-    items = list(privacy_pair_items(splits._asdict(), tmp_path, stop()))
+def test_privacy_pair_leaves_out_the_edit_split(splits: RecordSplits, tmp_path: Path) -> None:
+    write_records(tmp_path / "records.jsonl", splits, tmp_path)
+    items = list(PrivacyPair().source(None, DataOptions(folder=tmp_path))(stop()))
     assert len(items) == 4 * len(splits.test) + 4 * len(splits.unseen_subjects)
     first = items[0]
     assert first.item_id == "test/passport-test-0/000"
@@ -227,7 +229,7 @@ def test_privacy_pair_asks_all_but_the_edit(splits: RecordSplits, tmp_path: Path
     assert {item.fields["split"] for item in items} == {"test", "unseen_subjects"}
 
 
-def test_a_data_set_is_read_as_the_hub_gives_it(tmp_path: Path) -> None:
+def test_a_hub_data_set_with_images_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({
         **{name: datasets.Value("string") for name in pope_rows(1)[0] if name != "image"},
@@ -267,7 +269,7 @@ def test_json_lines_of_a_data_set_are_streamed(tmp_path: Path) -> None:
     assert (row.text("question_id"), row.text("text"), row.file) == ("1", "Is it?", "set")
 
 
-def test_a_source_that_is_nothing() -> None:
+def test_an_unknown_source_is_refused() -> None:
     source = partial(read_pope, "/there/is/nothing")
     with pytest.raises(DataFormatError, match="is no file and no folder, and no data set on the hub"):
         list(source(stop()))

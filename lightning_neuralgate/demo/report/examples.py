@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, SPLIT_NAMES
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 
 T = TypeVar("T")
 
@@ -37,8 +37,8 @@ class Example(NamedTuple):
         answers: answer by model; None for a model that did not answer.
     """
 
-    question: Answer
-    answers: Mapping[str, Answer | None]
+    question: JudgedAnswer
+    answers: Mapping[str, JudgedAnswer | None]
 
 
 class Thumbnail(NamedTuple):
@@ -49,7 +49,7 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
+def choose(answers: Sequence[JudgedAnswer], count: int = COUNT) -> list[Example]:
     """Select examples by `RULE`.
 
     Args:
@@ -60,10 +60,10 @@ def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
         Examples of different records, ordered by split, subject and record.
     """
     models = models_of(answers)
-    by_question: dict[tuple[str, str, bool, str], dict[str, Answer]] = {}
+    by_question: dict[tuple[str, str, bool, str], dict[str, JudgedAnswer]] = {}
     for row in answers:
-        by_question.setdefault((row.split, row.record_id, row.sensitive, row.query), {}).setdefault(row.model, row)
-    questions: dict[tuple[str, str], dict[str, list[Answer]]] = {}
+        by_question.setdefault((row.split, row.record_id, row.sensitive, row.prompt), {}).setdefault(row.model, row)
+    questions: dict[tuple[str, str], dict[str, list[JudgedAnswer]]] = {}
     for rows in by_question.values():
         row = next(rows[model] for model in models if model in rows)
         questions.setdefault((row.split, row.subject), {}).setdefault(row.record_id, []).append(row)
@@ -71,13 +71,13 @@ def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
     examples = []
     for sensitive, candidates in _round_robin(questions)[:count]:
         # fall back to the other kind if the record has no such question
-        question = min(candidates, key=lambda row: (row.sensitive is not sensitive, row.query))
-        rows = by_question[question.split, question.record_id, question.sensitive, question.query]
+        question = min(candidates, key=lambda row: (row.sensitive is not sensitive, row.prompt))
+        rows = by_question[question.split, question.record_id, question.sensitive, question.prompt]
         examples.append(Example(question, {model: rows.get(model) for model in models}))
     return sorted(examples, key=_page_order)
 
 
-def models_of(answers: Sequence[Answer]) -> list[str]:
+def models_of(answers: Sequence[JudgedAnswer]) -> list[str]:
     """Names of the models in some answers: known models first, in the order of `MODEL_NAMES`, then others by name."""
     models = {row.model for row in answers}
     return [model for model in MODEL_NAMES if model in models] + sorted(models - set(MODEL_NAMES))
@@ -106,7 +106,9 @@ def thumbnail(example: Example, images: Path) -> Thumbnail:
     return Thumbnail(f"data:image/jpeg;base64,{encoded}", *opaque.size)
 
 
-def _round_robin(questions: Mapping[tuple[str, str], Mapping[str, list[Answer]]]) -> list[tuple[bool, list[Answer]]]:
+def _round_robin(
+    questions: Mapping[tuple[str, str], Mapping[str, list[JudgedAnswer]]],
+) -> list[tuple[bool, list[JudgedAnswer]]]:
     """Order records by `RULE`: for each, whether to show a sensitive question, and the questions to choose from."""
     splits: dict[str, list[tuple[str, str]]] = {}
     for split, subject in sorted(questions, key=lambda key: (_split_order(key[0]), key[1])):

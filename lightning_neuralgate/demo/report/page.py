@@ -13,7 +13,7 @@ from lightning_neuralgate.demo.report.plots import LayerShares, rates_chart, sha
 from lightning_neuralgate.demo.report.scores import COUNT, METRICS, Scores
 from lightning_neuralgate.demo.report.summary import summarize_scores
 from lightning_neuralgate.errors import MissingDependencyError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.runtime.files import atomic_write
 
 try:
@@ -26,7 +26,7 @@ except ImportError as error:
 def write_report(
     path: Path,
     results: Mapping[str, Any],
-    answers: Sequence[Answer],
+    answers: Sequence[JudgedAnswer],
     shares: Sequence[LayerShares],
     images: Path,
     other: Mapping[str, Any] | None = None,
@@ -59,7 +59,7 @@ def write_report(
 
 def _render(
     results: Mapping[str, Any],
-    answers: Sequence[Answer],
+    answers: Sequence[JudgedAnswer],
     shares: Sequence[LayerShares],
     images: Path,
     other: Mapping[str, Any] | None,

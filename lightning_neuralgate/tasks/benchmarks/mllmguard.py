@@ -1,30 +1,42 @@
-"""Read MLLMGuard: prompts about pictures in folders by dimension, whose answers a judge scores."""
+"""MLLMGuard: prompts about pictures, in one folder per dimension; a judge scores the answers."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.metrics.functional import leaks
-from lightning_neuralgate.metrics.functional.mllmguard import JUDGED_TRUTHFULNESS, MLLMGUARD_DIMENSIONS
+from lightning_neuralgate.metrics.functional.mllmguard import (
+    JUDGED_TRUTHFULNESS,
+    MLLMGUARD_DIMENSIONS,
+    mllmguard_tally,
+)
+from lightning_neuralgate.metrics.functional.tally import Tally
+from lightning_neuralgate.tasks.benchmarks.base import Benchmark, TallySettings, refused_flags
 from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
+from lightning_neuralgate.tasks.questions import Source
 from lightning_neuralgate.tasks.sources import read_csv_rows
+from lightning_neuralgate.tasks.verdicts import GuardScorer
 
 OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")
-"""Subsets of truthfulness that the owner scores by rules of their own, as folders and categories are called."""
-_WHOLE, _BY_LANGUAGE = "prompt.csv", ("en.csv", "zh.csv")
+"""Subsets of truthfulness with scoring rules of their own, by the names of their folders and categories."""
+_COMBINED, _BY_LANGUAGE = "prompt.csv", ("en.csv", "zh.csv")
 _PICTURES = "imgs"
 _IMAGE, _PROMPT, _LANGUAGE = 0, 1, 4
 
 
 class _Columns(NamedTuple):
-    """Which columns a file has beside picture and prompt; None where there is none."""
+    """Indices of a file's columns after picture and prompt; None if there is no such column."""
 
     language: int
     secret: int | None
@@ -40,34 +52,33 @@ class _Cells(NamedTuple):
 
 
 def read_mllmguard(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
-    """Prompts of MLLMGuard, one at a time.
+    """Yield MLLMGuard's prompts.
 
-    The folder holds one folder a dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. As the owner does,
-    picture and prompt are read by position, the first and the second column. The language stands in the column `Lan`, or in
-    the fifth where none is called so. A column `secret`, which the owner's files do not have, holds the true value that an
-    answer must not hold. Rows of `OTHER_PROTOCOLS` are left out, with a warning; of a dimension that is none of the owner's a
-    warning tells.
+    The source holds one folder per dimension, each with `prompt.csv` (or `en.csv` and `zh.csv`) and `imgs/`. As in the
+    owner's code, picture and prompt are the first and second column. The language is in the column `Lan`, else in the fifth.
+    A column `secret`, which the owner's files lack, holds the true value that an answer must not contain. Rows of
+    `OTHER_PROTOCOLS` are left out, and unknown dimensions are kept, each with a warning.
 
     Args:
         source: the folder.
-        broken: takes the broken ones.
+        broken: collects broken rows.
     """
     root = Path(source)
     folders = sorted(folder for folder in root.iterdir() if _files(folder)) if root.is_dir() else []
     if not folders:
-        raise DataFormatError(f"{root} holds no folder of a dimension with {_WHOLE}, {' or '.join(_BY_LANGUAGE)}")
+        raise DataFormatError(f"{root} holds no folder of a dimension with {_COMBINED}, {' or '.join(_BY_LANGUAGE)}")
     known = (*MLLMGUARD_DIMENSIONS, *JUDGED_TRUTHFULNESS, *OTHER_PROTOCOLS)
-    if strangers := [folder.name for folder in folders if folder.name.lower().replace(" ", "-") not in known]:
+    if unknown := [folder.name for folder in folders if folder.name.lower().replace(" ", "-") not in known]:
         rank_zero_warn(
-            f"{root}: MLLMGuard has no dimension called {', '.join(strangers)}; what is in there counts in the means over "
-            f"dimensions all the same. The owner's are {', '.join(MLLMGUARD_DIMENSIONS)}; rename folders, or move them away"
+            f"{root}: MLLMGuard has no dimension called {', '.join(unknown)}; its answers still count in the means over "
+            f"dimensions. The owner's are {', '.join(MLLMGUARD_DIMENSIONS)}; rename folders, or move them away"
         )
-    return broken.passing(_rows(folders, broken), _item)
+    return broken.parse_all(_rows(folders, broken), _item)
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
+    if (folder / _COMBINED).is_file():
+        return [folder / _COMBINED]
     return [folder / name for name in _BY_LANGUAGE if (folder / name).is_file()]
 
 
@@ -82,14 +93,14 @@ def _rows(folders: list[Path], broken: BrokenItems) -> Iterator[_Cells]:
                     yield _Cells(file, row.number, row.place, row.cells, columns)
             if left_out:
                 rank_zero_warn(
-                    f"{file}: {left_out} rows are left out, since MLLMGuard scores noise injection and position swapping by "
-                    "rules of their own and not by ASD and PAR"
+                    f"{file}: {left_out} rows are left out, because MLLMGuard does not score noise injection and position "
+                    "swapping by ASD and PAR"
                 )
 
 
 def _columns(file: Path) -> _Columns:
     header: list[str] = []
-    # what is wrong with the file is told where its rows are read
+    # errors in the file are reported where its rows are read
     with suppress(csv.Error), file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         header = next((row for row in csv.reader(lines) if row), [])
     places = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
@@ -109,12 +120,12 @@ def _item(row: _Cells) -> TaskItem:
     language, secret = row.columns.language, row.columns.secret
     if len(cells) <= max(language, secret or 0) or not cells[_IMAGE] or not cells[_PROMPT]:
         wanted = f"a language in column {language + 1}" + ("" if secret is None else f", a secret in {secret + 1}")
-        raise row.place.broken(f"expected a picture, a prompt, {wanted}; found {len(cells)} columns: {str(cells)[:80]}")
+        raise row.place.error(f"expected a picture, a prompt, {wanted}; found {len(cells)} columns: {str(cells)[:80]}")
     truth = "" if secret is None else cells[secret]
     try:
         leaks("", truth or "none")
     except DataFormatError as error:  # now, not after an hour of answering
-        raise row.place.broken(f"column 'secret': {error}") from error
+        raise row.place.error(f"column 'secret': {error}") from error
     folder = row.file.parent
     dimension = folder.name
     name = f"{dimension}/{row.file.stem}/{row.number:05d}"
@@ -129,3 +140,74 @@ def _item(row: _Cells) -> TaskItem:
         group=name,
         place=row.place,
     )
+
+
+@dataclass(frozen=True)
+class MllmguardSource:
+    """Where MLLMGuard is.
+
+    Attributes:
+        mllmguard: folder with MLLMGuard's dimensions.
+    """
+
+    mllmguard: str | None = None
+
+
+class MllmguardTally:
+    """Tally of a judge's scores.
+
+    Args:
+        guard: scores the answers.
+    """
+
+    def __init__(self, guard: GuardScorer) -> None:
+        self.guard = guard
+        self.rows: list[tuple[str, str, float | None, bool]] = []
+
+    def add(self, answers: list[AnsweredItem], refused: list[bool | None]) -> None:
+        """See `TaskTally`."""
+        for answer, score, refuses in zip(answers, self.guard(answers), refused_flags(refused), strict=True):
+            self.rows.append((answer.item_id, answer.field("dimension", str), score, refuses))
+
+    def tally(self) -> Tally | None:
+        """See `TaskTally`."""
+        if not self.rows:
+            return None
+        names, dimensions, scores, refused = zip(*sorted(self.rows), strict=True)
+        return replace(mllmguard_tally(list(scores), list(dimensions), refusals=list(refused)), names=names)
+
+
+class Mllmguard(Benchmark):
+    """MLLMGuard, scored from 0 to 3 by a judge: ASD and PAR."""
+
+    name = "mllmguard"
+    protocol = "ASD and PAR"
+    shown = ("asd", "par", "overall/refused", "overall/unparsed", "overall/refusal_aware_par")
+    source_options = MllmguardSource
+    uses_guard = True
+
+    def source(self, options: Any, data: DataOptions) -> Source:
+        return partial(read_mllmguard, self.named_source(options))
+
+    def new_tally(self, settings: TallySettings) -> MllmguardTally:
+        return MllmguardTally(settings.guard)
+
+    def missing_parts(self, figures: Mapping[str, float]) -> list[str]:
+        """Return the dimensions without an answer.
+
+        Example:
+            >>> figures = dict.fromkeys(("privacy/unparsed", "bias/unparsed", "hallucination/unparsed"), 0.0)
+            >>> Mllmguard().missing_parts(figures)
+            ['toxicity', 'legality']
+        """
+        folders = {"truthfulness": ("truthfulness", *JUDGED_TRUTHFULNESS)}
+        return [
+            dimension
+            for dimension in MLLMGUARD_DIMENSIONS
+            if not any(f"{folder}/unparsed" in figures for folder in folders.get(dimension, (dimension,)))
+        ]
+
+    def verdict(self, answer: AnsweredItem) -> str:
+        if not answer.truth:
+            return "answered"
+        return "leaks" if leaks(answer.answer, answer.truth) else "keeps"

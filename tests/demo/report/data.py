@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from lightning_neuralgate.demo.report import LayerShares
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
+from tests.helpers.answers import judged_answer
 
 MODELS = ("unedited", "gated", "ungated")
 SUBJECTS = {"test": ("passport", "receipt"), "unseen_subjects": ("drone",)}
@@ -34,7 +35,7 @@ def run(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (results | changes).items() if value is not ...}
 
 
-def answers(folder: Path, records: int = 12, models: Sequence[str] = MODELS) -> list[Answer]:
+def answers(folder: Path, records: int = 12, models: Sequence[str] = MODELS) -> list[JudgedAnswer]:
     rows = []
     for split, subjects in SUBJECTS.items():
         for subject in subjects:
@@ -47,7 +48,7 @@ def answers(folder: Path, records: int = 12, models: Sequence[str] = MODELS) -> 
                         for model in models:
                             refused = sensitive and model != "unedited"
                             rows.append(
-                                Answer(
+                                judged_answer(
                                     model=model,
                                     split=split,
                                     record_id=f"{subject}-{number}",

@@ -23,7 +23,7 @@ def test_examples_alternate_between_subjects_and_kinds(tmp_path: Path) -> None:
         ("drone-1", True),
         ("drone-2", False),
     ]
-    assert all(row.query.startswith("a)") for row in chosen)
+    assert all(row.prompt.startswith("a)") for row in chosen)
 
 
 def test_twenty_pictures_of_different_records(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_selection_does_not_depend_on_the_answers(tmp_path: Path) -> None:
     random.Random(0).shuffle(other)
 
     def questions(chosen: list[Example]) -> list[tuple[str, str]]:
-        return [(example.question.record_id, example.question.query) for example in chosen]
+        return [(example.question.record_id, example.question.prompt) for example in chosen]
 
     assert questions(choose(rows)) == questions(choose(other))
 
@@ -62,4 +62,4 @@ def test_each_example_has_every_models_answer(tmp_path: Path) -> None:
     first = choose(rows)[0]
     assert list(first.answers) == ["unedited", "gated", "ungated"]
     assert first.answers["gated"] is None
-    assert {row.query for row in first.answers.values() if row} == {first.question.query}
+    assert {row.prompt for row in first.answers.values() if row} == {first.question.prompt}

@@ -19,8 +19,9 @@ from PIL import Image
 from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.report.examples import RULE, choose
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
-from lightning_neuralgate.evaluation.answers import Answer
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from tests.demo.report.data import MODELS, SHARES, answers, rates, run
+from tests.helpers.answers import with_fields
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -62,7 +63,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def report(folder: Path, results: dict[str, Any] | None = None, rows: list[Answer] | None = None) -> Page:
+def report(folder: Path, results: dict[str, Any] | None = None, rows: list[JudgedAnswer] | None = None) -> Page:
     rows = answers(folder) if rows is None else rows
     path = write_report(folder / "out" / "report.html", results or run(), rows, SHARES, folder)
     return Page(path.read_text(encoding="utf-8"))
@@ -142,10 +143,10 @@ HOSTILE = [
 def test_untrusted_text_is_escaped(tmp_path: Path, hostile: str) -> None:
     plain = report(tmp_path)
     rows = [
-        replace(row, answer=hostile, query=hostile, subject=hostile, attribute=hostile, truth=hostile)
+        replace(with_fields(row, subject=hostile, attribute=hostile), answer=hostile, prompt=hostile, truth=hostile)
         for row in answers(tmp_path)
     ]
-    rows = [replace(row, record_id=f"{hostile}{row.record_id}") for row in rows]
+    rows = [with_fields(row, record=f"{hostile}{row.record_id}") for row in rows]
     results = run(
         settings={hostile: {"a": hostile}, "tau": hostile},
         versions={"x": hostile},
@@ -234,7 +235,7 @@ def test_further_metrics_get_a_column_and_eta_keeps_its_parts(tmp_path: Path) ->
     assert "0.12" not in page.text
 
 
-def judged(rows: list[Answer]) -> list[Answer]:
+def judged(rows: list[JudgedAnswer]) -> list[JudgedAnswer]:
     """Add verdicts: the unedited model leaks, benign answers of even records are correct, the judges disagree."""
     judged_rows = []
     for row in rows:

@@ -63,7 +63,7 @@ def test_mcnemar_of_many_items_does_not_underflow() -> None:
     assert mcnemar(*verdicts(0, 5100, 4900, 0)).p_value == pytest.approx(0.0466, abs=0.0005)
 
 
-def test_mcnemar_refuses_what_is_no_verdict() -> None:
+def test_mcnemar_refuses_invalid_verdicts() -> None:
     with pytest.raises(DataFormatError, match="`second` verdict 1 is 'no'"):
         mcnemar([True, False], [True, "no"])  # type: ignore[list-item]
     with pytest.raises(DataFormatError, match="2 in `first`, 1 in `second`"):
@@ -112,7 +112,7 @@ def test_shares_are_tested_by_mcnemar_and_f1_by_the_bootstrap() -> None:
     assert found["f1"].p_value < 0.01
 
 
-def test_the_paired_bootstrap_is_as_a_plain_one() -> None:
+def test_the_paired_bootstrap_equals_a_plain_one() -> None:
     before, after = said(0.8, 3), said(0.7, 4)
     found = paired_differences(pope_tally(before, LABELS), pope_tally(after, LABELS))
     draw = np.random.default_rng(5)
@@ -137,7 +137,7 @@ def test_a_run_does_not_differ_from_itself() -> None:
         assert difference[2:6] == (0, 0, 0, 1)
 
 
-def test_under_no_difference_small_p_values_are_as_rare_as_they_say() -> None:
+def test_p_values_are_calibrated_under_no_difference() -> None:
     small = []
     for seed in range(200):
         one, other = (pope_tally(said(0.7, 2 * seed + run), LABELS) for run in range(2))
@@ -148,7 +148,7 @@ def test_under_no_difference_small_p_values_are_as_rare_as_they_say() -> None:
     assert bootstraps <= 0.11
 
 
-def test_images_of_mme_are_drawn_within_their_subtask() -> None:
+def test_images_of_mme_are_resampled_within_their_subtask() -> None:
     subtasks = ["color"] * 40 + ["OCR"] * 4
     images = [str(place // 2) for place in range(44)]
     truths = ["Yes", "No"] * 22
@@ -197,7 +197,7 @@ def test_other_metrics_have_their_tests() -> None:
         mllmguard_tally([0, None, None, 0]),
     ],
 )
-def test_what_mcnemar_counts_is_what_the_figure_counts(tally: Tally) -> None:
+def test_mcnemar_counts_the_items_of_the_figure(tally: Tally) -> None:
     figures = tally.compute()
     assert set(tally.flags) <= set(figures)
     shares = {name: tally.rows[:, list(columns)].sum(1) for name, columns in tally.flags.items()}
@@ -214,7 +214,7 @@ def test_other_items_are_refused() -> None:
         paired_differences(pope_tally(["Yes"] * 3, ["yes"] * 3), pope_tally(["Yes"] * 2, ["yes"] * 2))
     with pytest.raises(DataFormatError, match="not of the same items"):
         paired_differences(mllmguard_tally([0, 1], ["a", "b"]), mllmguard_tally([0, 1], ["a", "a"]))
-    with pytest.raises(DataFormatError, match="1 items say nothing about chance"):
+    with pytest.raises(DataFormatError, match="1 items are too few for a test"):
         paired_differences(one, one)
     with pytest.raises(ValueError, match="resamples must be at least 1"):
         paired_differences(one, one, resamples=0)
