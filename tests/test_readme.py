@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,26 @@ def test_shown_commands_parse(command: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
 def test_pages_show_every_subcommand(page: str) -> None:
     assert {shlex.split(command)[1] for command in shown_commands(page, "neuralgate")} == set(SUBCOMMANDS)
+
+
+def command_sections() -> dict[str, str]:
+    """Sections of the command reference that are about one command."""
+    sections = re.split(r"^## (.+)$", read_page("docs/cli.md"), flags=re.MULTILINE)[1:]
+    return {name: text for name, text in zip(sections[::2], sections[1::2], strict=True) if name in SUBCOMMANDS}
+
+
+@pytest.mark.parametrize("name", command_sections())
+def test_command_reference_names_existing_options(name: str) -> None:
+    known = subcommand_help(name)
+    for option in re.findall(r"`(--[\w.-]+)", command_sections()[name]):
+        assert option in known, option
+
+
+def subcommand_help(name: str) -> str:
+    """The help of a subcommand, which lists every option."""
+    with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as output:
+        build_parser(name).parse_args([name, "--help"])
+    return output.getvalue()
 
 
 def test_readme_is_short_and_shows_the_make_targets() -> None:

@@ -1,4 +1,4 @@
-"""What is imported when: which modules, not how many seconds (`python -m benchmarks.startup` tells these)."""
+"""Import time: which modules are imported by what. `python -m benchmarks.startup` measures the seconds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HEAVY = {
 @lru_cache
 def imported_by(statement: str) -> set[str]:
     """Names of all modules in a process that has run a statement."""
-    told = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120)
+    code = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stderr.splitlines()[-1]))
 
@@ -36,26 +36,26 @@ def packages(modules: set[str]) -> set[str]:
 
 def test_the_package_and_its_help_import_nothing_heavy() -> None:
     assert not packages(imported_by("import lightning_neuralgate")) & HEAVY
-    found = packages(imported_by("from lightning_neuralgate.cli import main; main(['--help'])"))
-    assert "jsonargparse" in found
-    assert not found & HEAVY
+    imported = packages(imported_by("from lightning_neuralgate.cli import main; main(['--help'])"))
+    assert "jsonargparse" in imported
+    assert not imported & HEAVY
 
 
 @pytest.mark.parametrize(
     "statement",
     ["from lightning_neuralgate import *", "from lightning_neuralgate.cli import main; main(['locate', '--help'])"],
 )
-def test_what_is_asked_for_comes_without_what_it_may_need_later(statement: str) -> None:
-    theirs = imported_by("import lightning")
-    more = imported_by(statement) - theirs
+def test_public_names_and_command_help_import_no_optional_library(statement: str) -> None:
+    with_lightning = imported_by("import lightning")
+    more = imported_by(statement) - with_lightning
     assert "lightning_neuralgate.locate.locator" in more
-    # lightning and torchmetrics bring rich, matplotlib and others themselves, where they are installed
+    # lightning and torchmetrics import rich, matplotlib and others themselves, where they are installed
     late = HEAVY - {"torch", "lightning", "transformers", "torchmetrics"} - {"pydantic", "safetensors", "tqdm"}
-    assert not (packages(more) - packages(theirs)) & late
+    assert not (packages(more) - packages(with_lightning)) & late
     assert not {"matplotlib.pyplot", "torchmetrics.functional.text.bert", "torchvision", "rich.progress"} & more
     models = {name.split(".")[2] for name in more if name.startswith("transformers.models.")}
     assert models <= {"auto", "blip_2"}, (
-        "no model's code before there is a model, but what MiniGPT-4 is registered with"
+        "no model code is imported before a model is loaded, except what registering MiniGPT-4 needs"
     )
 
 
@@ -66,15 +66,15 @@ def test_what_is_asked_for_comes_without_what_it_may_need_later(statement: str) 
         "from transformers import AutoProcessor; import lightning_neuralgate",
     ],
 )
-def test_the_auto_classes_know_minigpt4_without_being_told(statement: str) -> None:
-    told = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
+def test_auto_classes_know_minigpt4_after_import_in_any_order(statement: str) -> None:
+    print_config = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
     done = subprocess.run(
-        [sys.executable, "-c", f"{statement}; {told}"], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", f"{statement}; {print_config}"], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["MiniGPT4Config"]
 
 
-def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
+def test_public_names_are_exported_and_visible_to_type_checkers() -> None:
     source = ast.parse(Path(lightning_neuralgate.__file__).read_text(encoding="utf-8"))
     (typed,) = (node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     declared = {
@@ -89,16 +89,16 @@ def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
         _ = lightning_neuralgate.NeuralGateCalback
 
 
-def test_the_benchmark_tells_medians_over_that_of_lightning(
+def test_startup_benchmark_reports_medians_and_ratios(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
+    times = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
     monkeypatch.setattr(startup, "STATEMENTS", {"import lightning": "1 + 1", "help": "2 + 2"})
-    monkeypatch.setattr(startup, "seconds", lambda statement: next(taken))
-    monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "3", "--json", str(tmp_path / "told.json")])
+    monkeypatch.setattr(startup, "seconds", lambda statement: next(times))
+    monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "3", "--json", str(tmp_path / "results.json")])
     startup.main()
-    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
-    assert told["seconds, import lightning"] == told["seconds, help"] == 4.0
-    assert told["ratio, help"] == 0.5, "the median of 1 / 2, 6 / 4 and 4 / 8"
-    assert "ratio, import lightning" not in told
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["seconds, import lightning"] == results["seconds, help"] == 4.0
+    assert results["ratio, help"] == 0.5, "the median of 1 / 2, 6 / 4 and 4 / 8"
+    assert "ratio, import lightning" not in results
     assert "| ratio, help | 0.5 |" in capsys.readouterr().out
