@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -32,7 +32,7 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.identity import ModelIdentity
-from lightning_neuralgate.prefix_cache.edit_pass import EditPass
+from lightning_neuralgate.prefix_cache.layout import BatchLayout
 
 
 def batches(processor: Any, count: int, pairs: int) -> list[dict[str, Any]]:
@@ -66,26 +66,43 @@ def edit(
     weight: Any = find_decoder(model).output_projection(layer).weight
     before = weight.detach().clone()
     editor = PrivacyEditModule(model, [layer], schedule=schedule, steps_per_pair=steps, stop_loss=-1.0)
-    editor._shares = share  # whether it holds is what is compared here
+    editor._losses.fast_path.restore(share)  # whether it holds is what is compared here
     trainer = Trainer(
         max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)] if gate else [],
     )  # fmt: skip
     with measured() as cost:
-        trainer.fit(editor, DataLoader(list(found), batch_size=None))  # type: ignore[arg-type]
+        trainer.fit(editor, datamodule=Batches(found))
     after = weight.detach().clone()
     with torch.no_grad():
         weight.copy_(before)
     return cost, after
 
 
+class Batches(PrivacyPairDataModule):
+    """Given training batches, prepared as those of `PrivacyPairDataModule`."""
+
+    def __init__(self, batches: Sequence[dict[str, Any]]) -> None:
+        LightningDataModule.__init__(self)
+        self.batches = list(batches)
+
+    def prepare_data(self) -> None:
+        """The batches are there."""
+
+    def setup(self, stage: str) -> None:
+        """The batches are there."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+
 def floor_flops(model: Any, layer: int, batch: Mapping[str, Any]) -> float:
     """Products with weights that a step on a batch needs."""
     decoder = find_decoder(model).layers
     each = [sum(p.numel() for p in one.parameters() if p.ndim == 2) for one in decoder]
-    parts = EditPass(model, batch)
-    rows, shared = len(batch["role"]), parts.shared
-    pictures = len(parts.leading)
+    prefix = BatchLayout(model, batch).prefix
+    rows, shared = len(batch["role"]), prefix.length
+    pictures = len(prefix.leaders)
     tokens = int(batch["attention_mask"].sum()) - (rows - pictures) * shared
     edited = find_decoder(model).output_projection(layer).weight.numel()
     tower = sum(p.numel() for name, p in model.named_parameters() if "vision" in name and p.ndim == 2)

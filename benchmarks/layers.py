@@ -56,7 +56,7 @@ def main() -> None:
 def searched(model: Any, layers: list[int], batch: dict[str, Any], steps: int) -> Cost:
     """What it costs to learn each layer of a record alone."""
     locator = PrivacyLocatorModule(model, layers, max_steps=steps, stop_loss=-1.0, jointly=False).to(model.device)
-    locator._reuse = True
+    locator._losses.fast_path.restore(True)
     with measured() as cost:
         locator._learn(batch)
     return cost

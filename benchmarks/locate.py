@@ -58,7 +58,7 @@ def learn(
 ) -> tuple[Cost, dict[str, dict[int, Tensor]]]:
     """What it costs to learn the records of a batch, and their vectors."""
     locator = PrivacyLocatorModule(model, layers, max_steps=steps, stop_loss=-1.0, reuse_prefix=fast).to(model.device)
-    locator._reuse = fast  # whether it holds is what is compared here
+    locator._losses.fast_path.restore(fast)  # whether it holds is what is compared here
     with measured() as cost:
         vectors, _, _ = locator._learn(batch)
     return cost, vectors
@@ -88,7 +88,7 @@ def floor_flops(model: Any, layer: int, batch: Mapping[str, Any], steps: int) ->
     whole = int(batch["attention_mask"].sum())
     rows = len(batch["input_ids"])
     records = len(set(batch["record_id"]))
-    shared = upper.shared
+    shared = upper.prefix_length
     again = int(upper.real.sum())
     tower = sum(p.numel() for name, p in model.named_parameters() if "vision" in name and p.ndim == 2)
     image = int((batch["input_ids"][0] == model.config.image_token_id).sum())

@@ -132,7 +132,7 @@ class Job:
         expected(self.answers == alone, "answers depend on their company")
         about_one = question_rows(self.splits.test[0])
         batch = PrivacyPairCollator(self.processor)(about_one)
-        shared = SharedPrefix(self.model, batch, [row.image for row in about_one]).count
+        shared = SharedPrefix(self.model, batch, [row.image for row in about_one]).length
         refused = any("cannot share what they begin with" in note for note in notes)
         return YES if shared and not refused else WHOLE
 
@@ -195,9 +195,9 @@ def noted() -> Any:
 @contextmanager
 def short_prefixes() -> Any:
     """Let answers share prefixes as short as those of tiny prompts."""
-    kept, generate._WORTH_IT = generate._WORTH_IT, 4
+    kept, generate._MIN_PREFIX = generate._MIN_PREFIX, 4
     yield
-    generate._WORTH_IT = kept
+    generate._MIN_PREFIX = kept
 
 
 def tried(family: str, folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.records import told
 from benchmarks.side_by_side import Cost, measured, opened, parser, tell
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.pictures import ROOM
+from lightning_neuralgate.data.pictures import CACHE_BYTES
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.edit.editor import PrivacyEditModule
@@ -88,11 +88,11 @@ def main() -> None:
     args, model, processor = opened(made)
     with TemporaryDirectory() as folder:
         splits = records(Path(folder), args.records, args.pairs, args.photo)
-        data = {room: PrivacyPairDataModule(splits, processor, picture_room=room) for room in (0, ROOM)}
+        data = {room: PrivacyPairDataModule(splits, processor, picture_cache_bytes=room) for room in (0, CACHE_BYTES)}
         made_in(data[0], 1)  # the first of all pays for what is read from disk
         plain, expected = made_in(data[0], args.epochs)
-        fast, found = made_in(data[ROOM], args.epochs)
-        training = len(found) * step_seconds(model, args.layer, data[ROOM], args.train_steps)
+        fast, found = made_in(data[CACHE_BYTES], args.epochs)
+        training = len(found) * step_seconds(model, args.layer, data[CACHE_BYTES], args.train_steps)
     results = {
         "seconds_plain": plain.seconds,
         "seconds_fast": fast.seconds,
@@ -100,7 +100,7 @@ def main() -> None:
         "agree": found == expected,
         "seconds_training": training,
         "ratio_edit": (plain.seconds + training) / (fast.seconds + training),
-        "bytes_held": data[ROOM].collate_training.pictures.held,
+        "bytes_held": data[CACHE_BYTES].collate_training.caching_processor.cached_bytes,
         **{name: value for name, value in vars(args).items() if name != "json"},
         "threads": torch.get_num_threads(),
     }

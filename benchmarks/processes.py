@@ -60,7 +60,7 @@ def locate(args: argparse.Namespace, folder: Path, processes: int) -> None:
     )
     data = PrivacyPairDataModule(splits._replace(edit=told(splits.edit)[: args.records]), processor)
     locator = PrivacyLocatorModule(model, [args.layer], max_steps=args.steps, stop_loss=-1.0)
-    locator._reuse = True
+    locator._losses.fast_path.restore(True)
     watch = Stopwatch()
     trainer = Trainer(
         accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1, logger=False,

@@ -466,7 +466,7 @@ class Dialogues(Cards):
         turns = [
             (
                 rng.choice(self.templates).format(attribute=field.phrase, subject=spec.subject),
-                field.told(rendering.values[name]),
+                field.truthful_answer(rendering.values[name]),
             )
             for name, field in fields
         ]

@@ -29,13 +29,13 @@ def locate_batch(splits: RecordSplits, records: int = 1, context: str = "") -> d
 
 def locating(steps: int, **options: Any) -> PrivacyLocatorModule:
     locator = PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=steps, stop_loss=-1.0, **options)
-    locator._reuse = options.get("reuse_prefix", True)
+    locator._losses.fast_path.restore(options.get("reuse_prefix", True))
     return locator
 
 
 @pytest.mark.parametrize("reuse_prefix", [True, False])
 def test_no_locate_step_waits(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, reuse_prefix: bool) -> None:
-    monkeypatch.setattr(PrivacyLocatorModule, "_look_every", 5)
+    monkeypatch.setattr(PrivacyLocatorModule, "_steps_between_syncs", 5)
     batches = {count: locate_batch(splits, count) for count in (1, 3)}
     waits = Waits(monkeypatch)
     found = {}
@@ -101,7 +101,7 @@ def test_steps_take_as_many_operations_for_any_number_of_tokens_and_rows(splits:
 
         model = tiny_llava()
         editor = Counted(model, [1])
-        editor._shares = True  # whether it holds is found out with passes of their own
+        editor._losses.fast_path.restore(True)  # whether it holds is found out with passes of their own
         train(editor, datamodule(splits, pairs_per_batch=pairs), NeuralGateCallback(random_gate(model)))
     assert counts[0] == counts[1] > 100, "pairs of one record"
     assert counts[2] == counts[3] < 1.01 * counts[0], "and of several"
@@ -134,7 +134,9 @@ def test_vectors_are_single_precision_whatever_the_weights(
     single, _, _ = locating(4)._learn(batch)
     model = tiny_llava().to(weights)
     locator = PrivacyLocatorModule(model, [0, 1], max_steps=4, stop_loss=-1.0, reuse_prefix=reuse_prefix)
-    locator._reuse = reuse_prefix  # whether it holds is a matter of rounding in a model as tiny as this
+    locator._losses.fast_path.restore(
+        reuse_prefix
+    )  # whether it holds is a matter of rounding in a model as tiny as this
     batch["pixel_values"] = batch["pixel_values"].to(weights)
     vectors, _, _ = locator._learn(batch)
     alike = []

@@ -10,7 +10,8 @@ from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.tables import print_changes, print_comparison, print_questions, print_unclear
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.comparing import CHANGED_NAME, COMPARISON_NAME, compare_runs, read_changes
-from lightning_neuralgate.tasks.verdicts import GuardScores, JudgeOptions, Refusals
+from lightning_neuralgate.tasks.judge_options import JudgeOptions
+from lightning_neuralgate.tasks.verdicts import GuardScorer, NamedRefusalJudge
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,8 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Print and write how two runs differ."""
     check_folder("--out", options.out)
-    refusals = options.judge.refusals(options.variant)
-    guard, other_guard = options.judge.guards(2)
+    refusals = options.judge.refusal_judge(options.variant)
+    guard, other_guard = options.judge.guard_scorers(2)
     names = (options.first.name, options.second.name)
     show_comparison((options.first, options.second), options.out, names, (refusals, refusals), (guard, other_guard))
 
@@ -36,8 +37,8 @@ def show_comparison(
     folders: tuple[Path, Path],
     out: Path,
     names: tuple[str, str],
-    refusals: tuple[Refusals, Refusals],
-    guard: tuple[GuardScores, GuardScores],
+    refusals: tuple[NamedRefusalJudge, NamedRefusalJudge],
+    guard: tuple[GuardScorer, GuardScorer],
 ) -> None:
     """Compare two folders; print the table and what changed."""
     comparison = compare_runs(*folders, out, refusals, guard)

@@ -26,12 +26,13 @@ from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.agreeing import judges_agreement
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.item import BROKEN_NAME, OnBroken
+from lightning_neuralgate.tasks.judge_options import JudgeOptions
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scores import task_scores
-from lightning_neuralgate.tasks.verdicts import GuardScores, JudgeOptions, MemoizedJudge, Refusals, unclear_replies
+from lightning_neuralgate.tasks.verdicts import GuardScorer, MemoizedJudge, NamedRefusalJudge, unclear_replies
 
 SCORES_NAME = "scores.json"
 
@@ -89,13 +90,13 @@ def run(options: Namespace) -> None:
     folders = [options.out / name for name in names] if second else [options.out]
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
     if options.trainer.is_global_zero:  # now, not after an hour of answering
-        refusals, guards = options.judge.refusals(options.variant), options.judge.guards(len(folders))
+        refusals, guards = options.judge.refusal_judge(options.variant), options.judge.guard_scorers(len(folders))
     missing = 0
     for named, folder in zip(models, folders, strict=True):
         missing += _answer(options, questions, named, folder, options.delta if folder == folders[-1] else None)
     if not options.trainer.is_global_zero:
         return
-    told: list[tuple[Refusals, GuardScores]] = []
+    told: list[tuple[NamedRefusalJudge, GuardScorer]] = []
     for folder, guard in zip(folders, guards, strict=True):
         # the comparison asks about the same answers again
         told.append((MemoizedJudge(refusals), MemoizedJudge(guard)))
@@ -176,7 +177,11 @@ def _tell_broken(done: TaskRun) -> None:
 
 
 def scored(
-    folder: Path, refusals: Refusals, guard: GuardScores, out: Path | None = None, beside: Sequence[Refusals] = ()
+    folder: Path,
+    refusals: NamedRefusalJudge,
+    guard: GuardScorer,
+    out: Path | None = None,
+    beside: Sequence[NamedRefusalJudge] = (),
 ) -> dict[str, Any]:
     """Score the answers in a folder, and write the scores beside them, or elsewhere; with the agreement of further judges."""
     asked, asked_guard = MemoizedJudge(refusals), MemoizedJudge(guard)

@@ -12,7 +12,7 @@ from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.tables import print_agreement, print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
-from lightning_neuralgate.tasks.verdicts import ExtraJudge, JudgeOptions, extra_refusal_judges
+from lightning_neuralgate.tasks.judge_options import ExtraJudge, JudgeOptions, extra_refusal_judges
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -38,8 +38,11 @@ def run(options: Namespace) -> None:
     for option, folder in (("--out", options.out), ("--export", options.export)):
         if folder is not None:
             check_folder(option, folder)
-    (guard,) = options.judge.guards()
-    refusals, beside = options.judge.refusals(options.variant), extra_refusal_judges(options.beside, options.variant)
+    (guard,) = options.judge.guard_scorers()
+    refusals, beside = (
+        options.judge.refusal_judge(options.variant),
+        extra_refusal_judges(options.beside, options.variant),
+    )
     scores = scored(options.folder, refusals, guard, options.out, beside)
     print_scores(scores, str(options.folder))
     if beside:

@@ -1,9 +1,9 @@
-"""PrivacyPair files of the method's authors (JSON; images are not part of them): a reader and a writer.
+"""Read and write PrivacyPair in the authors' JSON format (images are separate files).
 
-A record's first pair is its rewrite prompt with the first benign query (same template); the others are the paraphrases
-with the benign queries, in order. The format has one refusal per record and no pair for the rewrite prompt of its own.
-What is written here therefore repeats the rewrite prompt as the first paraphrase, and adds the list `refusals`, one per
-paraphrase; by that list the reader knows that the paraphrases are all pairs there are.
+In the authors' files, a record's first pair is the rewrite prompt with the first benign query (same template), followed by
+the paraphrases with the benign queries in order. The format has one refusal per record, and no benign query of its own for
+the rewrite prompt. Files written here repeat the rewrite prompt as the first paraphrase and add the list `refusals`, one per
+paraphrase; if that list is present, the reader takes the paraphrases as the full list of pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, first_problem, resolve_inside
+from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, resolve_inside, validation_message
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.subjects import find_subject
 from lightning_neuralgate.runtime.files import atomic_write
@@ -33,7 +33,7 @@ class _Rewrite(BaseModel):
 
 
 class _Case(BaseModel):
-    """One entry of a file. Other fields (generation prompts, variants without the subject) are not needed here."""
+    """One entry of a file; fields that are not needed here (generation prompts, ...) are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -50,11 +50,11 @@ def read_authors_json(path: str | Path, image_root: str | Path) -> list[PrivacyR
 
     Args:
         path: the JSON file.
-        image_root: folder that the records' image paths are relative to.
+        image_root: folder that image paths are relative to.
 
     Raises:
-        DataFormatError: naming the file, the record and the field: no JSON, a missing or wrong field, lists of queries
-            of different length, an image that does not exist or lies outside the root, two records with one case_id.
+        DataFormatError: naming file, record and field: invalid JSON, a missing or wrong field, query lists of different
+            lengths, an image that is missing or outside the root, or a duplicate case_id.
     """
     path, root = Path(path), Path(image_root)
     try:
@@ -67,7 +67,7 @@ def read_authors_json(path: str | Path, image_root: str | Path) -> list[PrivacyR
     seen: set[str] = set()
     for record in records:
         if record.record_id in seen:
-            raise DataFormatError(f"{path}: case_id of '{record.record_id}' occurs twice")
+            raise DataFormatError(f"{path}: the case_id of '{record.record_id}' occurs twice; give each record its own")
         seen.add(record.record_id)
     return records
 
@@ -76,15 +76,17 @@ def _to_record(entry: Any, place: str, stem: str, root: Path) -> PrivacyRecord:
     try:
         case = _Case.model_validate(entry)
     except ValidationError as error:
-        raise DataFormatError(f"{place}: {first_problem(error)}") from error
+        raise DataFormatError(f"{place}: {validation_message(error)}") from error
     if len(case.paraphrase_prompts) != len(case.neighborhood_prompts):
         raise DataFormatError(
             f"{place}: {len(case.paraphrase_prompts)} 'paraphrase_prompts' but {len(case.neighborhood_prompts)} "
-            "'neighborhood_prompts'; they are paired one to one"
+            "'neighborhood_prompts'; both lists must have the same length"
         )
     rewrite = case.requested_rewrite
     if rewrite.prompt.count("{}") != 1:
-        raise DataFormatError(f"{place}: field 'requested_rewrite.prompt' needs exactly one {{}}: '{rewrite.prompt}'")
+        raise DataFormatError(
+            f"{place}: field 'requested_rewrite.prompt' needs exactly one {{}} for the subject: '{rewrite.prompt}'"
+        )
     if case.refusals is None:
         sensitive = [rewrite.prompt.replace("{}", rewrite.subject), *case.paraphrase_prompts]
         benign = [case.neighborhood_prompts[0], *case.neighborhood_prompts]
@@ -92,31 +94,31 @@ def _to_record(entry: Any, place: str, stem: str, root: Path) -> PrivacyRecord:
     else:
         sensitive, benign, refusals = case.paraphrase_prompts, case.neighborhood_prompts, case.refusals
         if len(refusals) != len(sensitive) or not all(refusals):
-            raise DataFormatError(f"{place}: field 'refusals' must hold one text for each of 'paraphrase_prompts'")
+            raise DataFormatError(f"{place}: field 'refusals' must contain one text for each of 'paraphrase_prompts'")
     return PrivacyRecord(
         record_id=f"{stem}/{case.case_id}",
         subject=rewrite.subject,
         image=resolve_inside(root, case.image, place),
         pairs=tuple(
-            QueryPair(sensitive=ask, benign=keep, refusal=refusal)
-            for ask, keep, refusal in zip(sensitive, benign, refusals, strict=True)
+            QueryPair(sensitive=sensitive_query, benign=benign_query, refusal=refusal)
+            for sensitive_query, benign_query, refusal in zip(sensitive, benign, refusals, strict=True)
         ),
     )
 
 
 def write_authors_json(path: str | Path, records: Sequence[PrivacyRecord], image_root: str | Path) -> None:
-    """Write records as one PrivacyPair file; `read_authors_json` reads the same images, queries and refusals back.
+    """Write records as one PrivacyPair file; `read_authors_json` restores their images, queries and refusals.
 
-    Attributes, true values and benign targets have no place in the format and are left out.
+    The format has no fields for attributes, true values and benign targets, so these are dropped.
 
     Args:
         path: the JSON file.
-        records: records, of one subject in the authors' files.
-        image_root: folder that image paths become relative to.
+        records: the records; the authors' files contain one subject each.
+        image_root: folder that image paths are made relative to.
 
     Raises:
-        DataFormatError: naming the record whose first query does not name its subject, or holds braces, or whose image
-            lies outside the root.
+        DataFormatError: naming the record whose first query lacks the subject or contains braces, or whose image is
+            outside the root.
     """
     path, root = Path(path), Path(image_root).resolve()
     cases = [_to_case(number, record, root) for number, record in enumerate(records)]
@@ -129,12 +131,12 @@ def _to_case(number: int, record: PrivacyRecord, root: Path) -> dict[str, Any]:
     image, first = record.image.resolve(), record.pairs[0]
     if not image.is_relative_to(root):
         raise DataFormatError(f"{place}: image {image} lies outside the image root {root}")
-    found = _subject_place(first.sensitive, record.subject, first.sensitive_attribute)
-    if found is None or "{}" in first.sensitive:
+    span = _find_subject_outside(first.sensitive, record.subject, first.sensitive_attribute)
+    if span is None or "{}" in first.sensitive:
         raise DataFormatError(
-            f"{place}: the query '{first.sensitive}' must name the subject '{record.subject}' and hold no {{}}"
+            f"{place}: the query '{first.sensitive}' must name the subject '{record.subject}' and contain no {{}}"
         )
-    start, end = found
+    start, end = span
     return {
         "case_id": number,
         "image": image.relative_to(root).as_posix(),
@@ -157,28 +159,28 @@ def _to_case(number: int, record: PrivacyRecord, root: Path) -> dict[str, Any]:
 
 
 def without_subject(query: str, subject: str, attribute: str = "") -> str:
-    """A query with the subject's words left out, or "it" in their place where the sentence needs one.
+    """Remove the subject from a query, or replace it with "it" where the sentence needs a pronoun.
 
     >>> without_subject("What is the passport number of this passport?", "passport", "passport number")
     'What is the passport number?'
     >>> without_subject("Which colour does the passport have?", "passport", "colour")
     'Which colour does it have?'
     """
-    found = _subject_place(query, subject, attribute)
-    if found is None:
+    span = _find_subject_outside(query, subject, attribute)
+    if span is None:
         return query
-    before, after = query[: found[0]], query[found[1] :]
+    before, after = query[: span[0]], query[span[1] :]
     article = r"(?:the|this|that|an?|my|your)\s+$"
-    if owned := re.search(rf"\s+of\s+{article}", before, re.IGNORECASE):
-        return before[: owned.start()] + after
-    if named := re.search(rf"\b{article}", before, re.IGNORECASE):
-        it = "It" if named.start() == 0 else "it"
-        return f"{before[: named.start()]}{it}{after}"
+    if of_subject := re.search(rf"\s+of\s+{article}", before, re.IGNORECASE):
+        return before[: of_subject.start()] + after
+    if determiner := re.search(rf"\b{article}", before, re.IGNORECASE):
+        pronoun = "It" if determiner.start() == 0 else "it"
+        return f"{before[: determiner.start()]}{pronoun}{after}"
     return " ".join((before + after).split())
 
 
-def _subject_place(query: str, subject: str, attribute: str) -> tuple[int, int] | None:
-    """Where a query last names its subject, outside the attribute's own words ("passport number") if it can be."""
-    words = rf"(?<!\w){re.escape(attribute)}(?!\w)"
-    blanked = re.sub(words, lambda found: "_" * len(found[0]), query, flags=re.IGNORECASE) if attribute else query
-    return find_subject(blanked, subject) or find_subject(query, subject)
+def _find_subject_outside(query: str, subject: str, attribute: str) -> tuple[int, int] | None:
+    """Find the subject's last mention, preferably outside the attribute's own words ("passport number")."""
+    pattern = rf"(?<!\w){re.escape(attribute)}(?!\w)"
+    masked = re.sub(pattern, lambda match: "_" * len(match[0]), query, flags=re.IGNORECASE) if attribute else query
+    return find_subject(masked, subject) or find_subject(query, subject)

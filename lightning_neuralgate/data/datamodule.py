@@ -1,4 +1,4 @@
-"""`PrivacyPairDataModule`: the batches of locating, editing and evaluating."""
+"""Lightning DataModule with the batches of locating (stage 1), editing (stage 2) and validation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.pictures import ROOM
-from lightning_neuralgate.data.prompts import not_counted, prompts_loader
-from lightning_neuralgate.data.records import (
-    PrivacyRecord,
-    QueryPair,
-    RecordSplits,
-    RetentionItem,
-    records_checksum,
-)
-from lightning_neuralgate.data.sampler import ResumableLoader, RowOrder
+from lightning_neuralgate.data.pictures import CACHE_BYTES
+from lightning_neuralgate.data.prompts import prompts_loader
+from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits, RetentionItem, records_checksum
+from lightning_neuralgate.data.sampler import ResumableLoader, ResumableSampler
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.prefix_cache.layout import LAYOUT, LayoutProvider
 
 LEAD_INS = (
     "Please take a close look.",
@@ -33,18 +28,18 @@ LEAD_INS = (
     "Think about it before you reply.",
     "A friend sent me this.",
 )
-"""Short sentences put in front of the sensitive query while locating; with the bare query they make six contexts."""
+"""Lead-in sentences for the sensitive query in stage 1; together with the bare query they make six contexts."""
 
 
 def locate_rows(record: PrivacyRecord) -> list[QueryRow]:
-    """The seven rows of one record in stage 1: its first sensitive query in six contexts, and the paired benign one."""
+    """Return the seven rows of a record in stage 1: its first sensitive query in six contexts, and the paired benign one."""
     pair = record.pairs[0]
     sensitive = [_sensitive_row(record, pair, context) for context in ("", *LEAD_INS)]
     return [*sensitive, _benign_row(record, pair)]
 
 
 def edit_rows(record: PrivacyRecord, pair: QueryPair) -> list[QueryRow]:
-    """The two rows of one query pair in stage 2."""
+    """Return the two rows of a query pair in stage 2: the sensitive query, and the benign one."""
     return [_sensitive_row(record, pair), _benign_row(record, pair)]
 
 
@@ -55,40 +50,41 @@ def _sensitive_row(record: PrivacyRecord, pair: QueryPair, context: str = "") ->
 def _benign_row(record: PrivacyRecord, pair: QueryPair) -> QueryRow:
     if not pair.benign_target:
         raise DataFormatError(
-            f"record {record.record_id}: the benign query '{pair.benign}' has no target; make them with fill_targets()"
+            f"record {record.record_id}: the benign query '{pair.benign}' has no target; generate it with fill_targets()"
         )
     return QueryRow(pair.benign, "benign", record.image, record.subject, pair.benign_target, record_id=record.record_id)
 
 
 class PrivacyPairDataModule(LightningDataModule):
-    """PrivacyPair records as batches, for `PrivacyLocatorModule` and `PrivacyEditModule` alike.
+    """Batches of PrivacyPair records, for both `PrivacyLocatorModule` and `PrivacyEditModule`.
 
-    The module that is fitted says by its `data_view` what a training batch is: `records` (records, seven rows each) or
-    `pairs` (query pairs, two rows each, with retention rows behind them). Validation batches are prompts of the test
-    split. Benign targets that are missing are made once, with the unedited model, and cached on disk.
+    The fitted module chooses the training batches with its attribute `data_view`: "records" (stage 1, seven rows per record)
+    or "pairs" (stage 2, two rows per query pair, followed by retention rows; the default). Validation batches are prompts of
+    the test split. Missing benign and retention targets are generated once, with the unedited model, and cached on disk.
 
-    On several devices each gets a share of its own. Where the shares come out uneven, rows come again; those of records and
-    prompts are then marked as not `counted`. A run that is resumed in the middle of an epoch goes on with its next batch.
+    Each process gets its own share of the data. Where rows do not divide evenly, some are repeated; repeated rows of records
+    and prompts have `counted` False. Training that resumes within an epoch continues with its next batch.
 
     Args:
-        splits: edit, test and unseen-subject records; nothing may leak between them.
+        splits: records for editing and testing; nothing may leak between them.
         processor: the model's processor.
-        retention: ordinary questions for the edit's retention term.
-        records_per_batch: records in a batch of stage 1, learnt side by side: more keep a GPU busy, and take more memory.
-        pairs_per_batch: query pairs in a training batch of stage 2.
-        retention_per_batch: retention rows added to each of them; by default one, if there is any retention.
-        shuffle: shuffle query pairs every epoch; off for the paper's schedule.
-        eval_batch_size: prompts in a validation batch.
-        padding_side: of training batches; prompts to be answered are always padded on the left.
+        retention: general questions for the edit's retention term.
+        pairs_per_batch: query pairs per training batch in stage 2.
+        retention_per_batch: retention rows added to each of these batches; default: one if `retention` is given.
+        shuffle: shuffle the query pairs every epoch; False for the paper's schedule.
+        eval_batch_size: prompts per validation batch.
+        padding_side: side on which training batches are padded; prompts are always padded on the left.
         num_workers: DataLoader workers.
-        images: False asks the training queries without their pictures, to see what the text alone does.
-        seed: seeds the order of query pairs, which follows from it and the epoch, and the retention rows drawn for each
-            batch, which depend on the epoch, the process and the pairs of that batch, so that workers and devices draw each
-            their own.
+        images: False drops the pictures from the training batches of stage 2, as an ablation.
+        seed: seed of the order of query pairs (with the epoch), and of the retention rows drawn for each batch (with the
+            epoch, the process and the pairs of the batch).
+        records_per_batch: records per batch in stage 1, optimized side by side; more use a GPU better and take more memory.
+        picture_cache_bytes: size of the cache of processed pictures; 0 turns it off.
 
     Raises:
-        DataLeakError: a test record, picture or query is used in the edit.
-        DataFormatError: no edit records.
+        DataLeakError: a test record shares a picture or query with an edit record.
+        DataFormatError: there are no edit records, or retention rows are requested without `retention`.
+        ValueError: a batch size is smaller than 1.
     """
 
     def __init__(
@@ -105,7 +101,7 @@ class PrivacyPairDataModule(LightningDataModule):
         images: bool = True,
         seed: int = 0,
         records_per_batch: int = 1,
-        picture_room: int = ROOM,
+        picture_cache_bytes: int = CACHE_BYTES,
     ) -> None:
         super().__init__()
         check_no_leakage(splits)
@@ -126,13 +122,13 @@ class PrivacyPairDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.collate_training = PrivacyPairCollator(processor, padding_side, picture_room)
+        self.collate_training = PrivacyPairCollator(processor, padding_side, picture_cache_bytes)
         self.images = images
         self.seed = seed
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What batches are made of, as JSON can hold it: two modules of one identity make the same."""
+        """JSON-serializable description of the training batches: data modules with equal identities yield the same ones."""
         return {
             "records": records_checksum(self.splits.edit),
             "retention": records_checksum(self.retention),
@@ -146,7 +142,7 @@ class PrivacyPairDataModule(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Make missing benign and retention targets (one process does, into the cache that all read)."""
+        """Generate missing targets in one process, into the cache that all processes read in `setup`."""
         self._fill_targets()
 
     @override
@@ -161,98 +157,90 @@ class PrivacyPairDataModule(LightningDataModule):
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        module = getattr(self.trainer, "lightning_module", None)
-        if getattr(module, "data_view", "pairs") == "records":
-            return self.records_dataloader()
-        return self.pairs_dataloader()
+        """Return the loader that the fitted module chooses with `data_view`; `pairs_dataloader` by default."""
+        view = getattr(getattr(self.trainer, "lightning_module", None), "data_view", "pairs")
+        return self.records_dataloader() if view == "records" else self.pairs_dataloader()
 
     def records_dataloader(self) -> ResumableLoader:
-        """Stage 1: `records_per_batch` edit records a batch, seven rows each."""
+        """Return batches of stage 1: `records_per_batch` edit records, seven rows each."""
         rows = [locate_rows(record) for record in self.splits.edit]
-        return self._loader(
-            rows, self.records_per_batch, partial(_record_batch, self.collate_training), False, not_counted
-        )
+        collate = partial(_collate_records, self.collate_training)
+        return self._loader(rows, self.records_per_batch, collate, shuffle=False, mark_duplicate=_mark_duplicate)
 
     def pairs_dataloader(self) -> ResumableLoader:
-        """Stage 2: `pairs_per_batch` query pairs a batch, two rows each, then the retention rows."""
+        """Return batches of stage 2: `pairs_per_batch` query pairs, two rows each, then the retention rows."""
         rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
         if not self.images:
             rows = [[replace(row, image=None) for row in group] for group in rows]
-        collate = _PairBatches(
-            self.collate_training, self.retention, self.retention_per_batch, self.seed, self._place_in_time
+        collate = _PairCollator(
+            self.collate_training, self.retention, self.retention_per_batch, self.seed, self._epoch_and_rank
         )
         return self._loader(rows, self.pairs_per_batch, collate, self.shuffle)
 
-    def _place_in_time(self) -> tuple[int, int]:
-        """The epoch, and this process's rank."""
-        return (0, 0) if self.trainer is None else (self.trainer.current_epoch, self.trainer.global_rank)
-
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """What a module wants to know of a training batch before it is on a device."""
-        if self.trainer is None or not self.trainer.training:
+        """Add the layout of shared prefixes to a training batch, while reading its values forces no device sync."""
+        module = getattr(self.trainer, "lightning_module", None)
+        if self.trainer is None or not self.trainer.training or not isinstance(module, LayoutProvider):
             return batch
-        lay_out = getattr(self.trainer.lightning_module, "lay_out", None)
-        return batch if lay_out is None else lay_out(batch)
+        layout = module.batch_layout(batch)
+        return batch if layout is None else {**batch, LAYOUT: layout}
 
     @override
     def val_dataloader(self) -> ResumableLoader:
         return prompts_loader(
-            self.splits.test, self.processor, self.eval_batch_size, None, *self._place(), num_workers=self.num_workers
+            self.splits.test, self.processor, self.eval_batch_size, None, *self._rank_and_world(), self.num_workers
         )
 
-    def _place(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
+    def _epoch_and_rank(self) -> tuple[int, int]:
+        return (0, 0) if self.trainer is None else (self.trainer.current_epoch, self.trainer.global_rank)
+
+    def _rank_and_world(self) -> tuple[int, int]:
         return getattr(self.trainer, "global_rank", 0), getattr(self.trainer, "world_size", 1)
 
-    def _loader(self, rows: list[Any], batch_size: int, collate: Any, shuffle: bool, *again: Any) -> ResumableLoader:
-        order = RowOrder(len(rows), shuffle, self.seed, *self._place())
+    def _loader(
+        self, rows: list[Any], batch_size: int, collate: Any, shuffle: bool, mark_duplicate: Any = None
+    ) -> ResumableLoader:
+        order = ResumableSampler(len(rows), shuffle, self.seed, *self._rank_and_world())
         return ResumableLoader(
-            rows, order, *again, batch_size=batch_size, collate_fn=collate, num_workers=self.num_workers
+            rows, order, mark_duplicate, batch_size=batch_size, collate_fn=collate, num_workers=self.num_workers
         )
 
 
-def _record_batch(collate: PrivacyPairCollator, groups: list[list[QueryRow]]) -> dict[str, Any]:
+def _mark_duplicate(rows: list[QueryRow]) -> list[QueryRow]:
+    return [replace(row, counted=False) for row in rows]
+
+
+def _collate_records(collate: PrivacyPairCollator, groups: list[list[QueryRow]]) -> dict[str, Any]:
     counted = [rows for rows in groups if rows[0].counted]
-    # what another process has, too, is run only where there is nothing else to run
+    # duplicates of another process's records are only run where the batch would be empty without them
     return collate([row for rows in counted or groups for row in rows])
 
 
 @dataclass
-class _PairBatches:
-    """Puts query pairs and the retention rows drawn for them into a batch, in this process or in a worker's.
-
-    Attributes:
-        collate: makes the batch.
-        retention: what is drawn from.
-        per_batch: how many are drawn.
-        seed: seeds what is drawn.
-        place: gives the epoch, and this process's rank.
-    """
+class _PairCollator:
+    """Collate query pairs together with retention rows drawn for them, in this process or in a worker."""
 
     collate: PrivacyPairCollator
     retention: list[RetentionItem]
-    per_batch: int
+    retention_per_batch: int
     seed: int
-    place: Callable[[], tuple[int, int]]
+    epoch_and_rank: Callable[[], tuple[int, int]]
 
     def __getstate__(self) -> dict[str, Any]:
-        # a worker is started for an epoch; the Trainer, and with it the model, stays behind
-        return {**self.__dict__, "place": partial(tuple, self.place())}
+        # workers are restarted every epoch; without the bound method, the Trainer and the model are not pickled
+        return {**self.__dict__, "epoch_and_rank": partial(tuple, self.epoch_and_rank())}
 
     def __call__(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
-        rng = random.Random(self._address(groups))
-        kept = rng.sample(self.retention, min(self.per_batch, len(self.retention)))
-        for item in kept:
+        pairs = [row for rows in groups for row in rows]
+        # the draw depends on the batch alone and not on a shared stream, so any number of workers gives the same rows
+        epoch, rank = self.epoch_and_rank()
+        content = "/".join(f"{row.record_id}:{row.query}" for row in pairs)
+        rng = random.Random(f"{self.seed}/{epoch}/{rank}/{content}")
+        drawn = rng.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
+        for item in drawn:
             if not item.target:
                 raise DataFormatError(
-                    f"the retention question '{item.query}' has no target; make it with fill_targets()"
+                    f"the retention question '{item.query}' has no target; generate it with fill_targets()"
                 )
-        retention = [QueryRow(item.query, "retention", item.image, target=item.target) for item in kept]
-        return self.collate([row for group in groups for row in group] + retention)
-
-    def _address(self, groups: list[list[QueryRow]]) -> str:
-        """What tells a batch from all others, wherever it is put together: seed, epoch, process and its own rows."""
-        epoch, rank = self.place()
-        content = "/".join(f"{row.record_id}:{row.query}" for group in groups for row in group)
-        return f"{self.seed}/{epoch}/{rank}/{content}"
+        return self.collate([*pairs, *(QueryRow(i.query, "retention", i.image, target=i.target) for i in drawn)])

@@ -1,4 +1,4 @@
-"""Which data to use, as plain options that can stand in a YAML file."""
+"""Data sources as plain options, for the command line and YAML files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention, stop
+from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention
 from lightning_neuralgate.data.rendering.dataset import RECORDS_NAME
 from lightning_neuralgate.data.splits import split_records
 from lightning_neuralgate.errors import DataFormatError
@@ -15,19 +15,19 @@ from lightning_neuralgate.errors import DataFormatError
 
 @dataclass
 class DataOptions:
-    """Which data: a folder made by `neuralgate render`, or PrivacyPair files in the authors' format.
+    """The data to use: a folder written by `neuralgate render`, or PrivacyPair files in the authors' format.
 
     Attributes:
-        folder: folder with records.jsonl, made by `neuralgate render`.
-        retention: JSON lines of questions that an edit has to leave alone ({"query": ..., "image": ...}), for its retention
-            term; `neuralgate render` writes such a file.
-        files: PrivacyPair JSON files of the method's authors.
+        folder: folder with records.jsonl, as written by `neuralgate render`.
+        retention: JSON lines of questions whose answers an edit must not change ({"query": ..., "image": ...}), for the
+            edit's retention term; `neuralgate render` writes such a file.
+        files: PrivacyPair JSON files in the authors' format.
         image_root: folder that the image paths in `files` are relative to.
-        unseen: subjects of `files` that no edit may see.
-        unseen_attributes: attributes, sensitive and benign, that no edit of `files` may ask for.
-        max_edit: of `files`, at most so many records of a subject are used for editing.
-        edit_share: of `files`, at most this share of a subject's records is used for editing.
-        seed: of `files`, seeds which records are used for editing.
+        unseen: subjects of `files` to keep out of the edit.
+        unseen_attributes: attributes, sensitive and benign, to keep out of the edit of `files`.
+        max_edit: largest number of records per subject of `files` used for editing.
+        edit_share: largest share of a subject's records in `files` used for editing.
+        seed: seed for choosing the edit records of `files`.
     """
 
     folder: Path | None = None
@@ -41,24 +41,25 @@ class DataOptions:
     seed: int = 0
 
     def check(self) -> None:
-        """See to it that one source is named.
+        """Check that exactly one data source is given.
 
         Raises:
-            DataFormatError: neither or both are.
+            DataFormatError: there is none, or there are two.
         """
         if (self.folder is None) == (not self.files):
             raise DataFormatError("name the data: either --data.folder, or --data.files with --data.image_root")
         self.images()
 
-    def read(self, on_broken: Callable[[DataFormatError], None] = stop) -> RecordSplits:
-        """The records, split.
+    def read(self, on_broken: Callable[[DataFormatError], None] | None = None) -> RecordSplits:
+        """Read the records and their splits.
 
         Args:
-            on_broken: takes the error of each bad record of `folder`. In `files` one always stops: without it others would be
-                records of the test, some of which the edit has seen.
+            on_broken: called with the error of each bad record of `folder`, which is then skipped; by default the error
+                is raised. A bad record in `files` is always an error: skipping it would change the random split, and
+                records that an edit has trained on could end up in the test.
 
         Raises:
-            DataFormatError: neither or both sources are named, or one of them is wrong.
+            DataFormatError: the options name no data or two sources, or a file is malformed.
         """
         self.check()
         if self.folder is not None:
@@ -68,20 +69,20 @@ class DataOptions:
         return split_records(records, self.unseen, self.max_edit, self.edit_share, self.seed, self.unseen_attributes)
 
     def read_retention(self) -> list[RetentionItem]:
-        """The ordinary questions of the retention term, if any; their images are relative to the file's folder."""
+        """Read the retention questions, if any; image paths are relative to the file's folder."""
         return [] if self.retention is None else read_retention(self.retention, self.retention.parent)
 
     def refuse_retention(self, why: str) -> None:
-        """See to it that no retention questions are named where they would change nothing.
+        """Reject retention questions in a command that does not use them.
 
         Raises:
-            DataFormatError: they are.
+            DataFormatError: `retention` is given; the message starts with `why`.
         """
         if self.retention is not None:
             raise DataFormatError(f"{why}; leave --data.retention out")
 
     def images(self) -> Path:
-        """The folder that all pictures are below."""
+        """Return the folder that contains all images."""
         root = self.folder or self.image_root
         if root is None:
             raise DataFormatError("--data.files needs --data.image_root, the folder its image paths are relative to")

@@ -1,4 +1,4 @@
-"""Records as prompts to be answered, shared out over processes."""
+"""Records as prompts for generation, distributed over processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.records import PrivacyRecord
-from lightning_neuralgate.data.sampler import ResumableLoader, RowOrder
+from lightning_neuralgate.data.sampler import ResumableLoader, ResumableSampler
 
 
 def question_rows(record: PrivacyRecord) -> list[QueryRow]:
-    """All queries of a record as prompts to be answered, sensitive and benign in turn, each once."""
+    """Return all distinct queries of a record as prompts, alternating between sensitive and benign."""
     common: dict[str, Any] = {"image": record.image, "subject": record.subject, "record_id": record.record_id}
     rows = [
         row
@@ -27,11 +27,6 @@ def question_rows(record: PrivacyRecord) -> list[QueryRow]:
     return list(dict.fromkeys(rows))
 
 
-def not_counted(rows: Sequence[QueryRow]) -> list[QueryRow]:
-    """Rows that another process has, too: they are run, since every process has to, and that is all."""
-    return [replace(row, counted=False) for row in rows]
-
-
 def prompts_loader(
     records: Sequence[PrivacyRecord],
     processor: Any,
@@ -41,36 +36,32 @@ def prompts_loader(
     world: int = 1,
     num_workers: int = 0,
 ) -> ResumableLoader:
-    """This process's share of the records' queries, as left-padded batches of prompts.
+    """Return a loader of left-padded prompt batches with this process's share of the records' queries.
 
     Args:
-        records: the records; their subjects take turns, so that the first few batches show all of them.
+        records: the records; subjects alternate, so that the first few batches cover all of them.
         processor: the model's processor.
-        batch_size: prompts in a batch.
-        limit: at most so many queries, the first ones.
-        rank: this process.
-        world: number of processes; where the queries do not go round, some come again, not `counted`.
+        batch_size: prompts per batch.
+        limit: use only this many queries, the first ones.
+        rank: rank of this process.
+        world: number of processes; where queries do not divide evenly, some are repeated with `counted` False.
         num_workers: DataLoader workers.
     """
-    rows = [row for record in _subjects_in_turn(records) for row in question_rows(record)][:limit]
+    rows = [row for record in _alternate_subjects(records) for row in question_rows(record)][:limit]
     return ResumableLoader(
-        [[row] for row in rows],
-        RowOrder(len(rows), shuffle=False, rank=rank, world=world),
-        not_counted,
+        rows,
+        ResumableSampler(len(rows), shuffle=False, rank=rank, world=world),
+        partial(replace, counted=False),
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=partial(_collate, PrivacyPairCollator(processor, "left")),
+        collate_fn=PrivacyPairCollator(processor, "left"),
     )
 
 
-def _collate(collator: PrivacyPairCollator, groups: Sequence[list[QueryRow]]) -> dict[str, Any]:
-    return collator([row for group in groups for row in group])
-
-
-def _subjects_in_turn(records: Sequence[PrivacyRecord]) -> list[PrivacyRecord]:
+def _alternate_subjects(records: Sequence[PrivacyRecord]) -> list[PrivacyRecord]:
     seen: Counter[str] = Counter()
-    turns = []
+    rounds = []
     for record in records:
-        turns.append(seen[record.subject])
+        rounds.append(seen[record.subject])
         seen[record.subject] += 1
-    return [record for _, record in sorted(zip(turns, records, strict=True), key=lambda pair: pair[0])]
+    return [record for _, record in sorted(zip(rounds, records, strict=True), key=lambda pair: pair[0])]

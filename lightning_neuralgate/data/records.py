@@ -1,4 +1,4 @@
-"""PrivacyPair records: one image, one subject, and query pairs that differ in one attribute."""
+"""PrivacyPair records: one image, one subject, and query pairs that differ in a single attribute."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning_neuralgate.runtime.files import atomic_write
 
 
 class QueryPair(BaseModel):
-    """A sensitive query and a benign one, built from one template.
+    """A sensitive and a benign query built from the same template.
 
     Attributes:
-        sensitive: query that is to be refused.
-        benign: query that is to be answered.
-        refusal: the refusal prefix that an edit teaches for `sensitive`.
-        benign_target: what an edit keeps for `benign`: the unedited model's own answer, first words; None until made.
-        sensitive_attribute, benign_attribute: what the queries ask for, where known.
-        sensitive_truth, benign_truth: the true values, where known.
-        benign_synonyms: other words that say `benign_truth`.
+        sensitive: query that the edited model should refuse.
+        benign: query that the edited model should still answer.
+        refusal: refusal prefix, the training target of `sensitive`.
+        benign_target: training target of `benign`: the first words of the unedited model's answer; None until generated.
+        sensitive_attribute, benign_attribute: the attributes the queries ask for, or "" if unknown.
+        sensitive_truth, benign_truth: the true values, or None if unknown.
+        benign_synonyms: other wordings of `benign_truth` that count as correct.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class QueryPair(BaseModel):
 
 
 class PrivacyRecord(BaseModel):
-    """One image with its subject and query pairs. The first pair is the one that the locator uses."""
+    """One image with its subject and query pairs. The locator uses the first pair only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +52,7 @@ class PrivacyRecord(BaseModel):
 
 
 class RetentionItem(BaseModel):
-    """An ordinary question whose answer an edit must leave alone; `target` is the unedited model's own answer."""
+    """A general question whose answer an edit must not change; `target` is the unedited model's answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,8 +64,11 @@ class RetentionItem(BaseModel):
 class RecordSplits(NamedTuple):
     """Records for editing and for testing.
 
-    `test` asks new records for what the edit asked others, in new words. `unseen_attributes` asks for attributes that
-    no edit of that subject asked for, `unseen_subjects` about subjects that no edit ever saw.
+    Attributes:
+        edit: records the edit trains on.
+        test: new records of the edited subjects and attributes, with differently worded queries.
+        unseen_attributes: new records of the edited subjects, with attributes that no edit query asks for.
+        unseen_subjects: records of subjects that are not edited at all.
     """
 
     edit: list[PrivacyRecord]
@@ -75,10 +78,10 @@ class RecordSplits(NamedTuple):
 
 
 def resolve_inside(root: Path, relative: str, place: str) -> Path:
-    """Path of an image below its root.
+    """Resolve an image path relative to its root folder.
 
     Raises:
-        DataFormatError: the path leaves the root (also through a link), or there is no such file. `place` is named.
+        DataFormatError: naming `place`, if the path leaves the root (also through a symlink) or is not a file.
     """
     base = root.resolve()
     path = (base / relative).resolve()
@@ -89,28 +92,18 @@ def resolve_inside(root: Path, relative: str, place: str) -> Path:
     return path
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a failed validation as 'field: what is wrong (what was found)'."""
+def validation_message(error: ValidationError) -> str:
+    """Format the first error of a failed validation as "field 'name': problem (found value)"."""
     problem = error.errors()[0]
     field = ".".join(str(part) for part in problem["loc"]) or "record"
     found = repr(problem.get("input"))
     return f"field '{field}': {problem['msg']} (found {found[:80]})"
 
 
-def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
-    """Write records as JSON lines, one record a line with its split, images relative to `image_root`."""
-    with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as lines:
-        for split, records in splits._asdict().items():
-            for record in records:
-                content = record.model_dump(mode="json")
-                content["image"] = record.image.resolve().relative_to(image_root.resolve()).as_posix()
-                lines.write(json.dumps({"split": split, **content}) + "\n")
-
-
 def records_checksum(records: Iterable[PrivacyRecord | RetentionItem]) -> str:
-    """Checksum of records or retention items: their fields, and their pictures' bytes in the place of their paths.
+    """Compute a checksum of records or retention items from their fields and the content of their images.
 
-    Targets that the unedited model makes, and that may be made later, do not count.
+    Image paths are excluded, and so are generated targets, which may be filled in later.
     """
     digest = hashlib.sha256()
     for record in records:
@@ -122,62 +115,91 @@ def records_checksum(records: Iterable[PrivacyRecord | RetentionItem]) -> str:
     return digest.hexdigest()[:16]
 
 
+def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
+    """Write records as JSON lines: one record with its split per line, images relative to `image_root`."""
+    _write_lines(
+        path,
+        (
+            {"split": split, **_dump(record, image_root)}
+            for split in splits._fields
+            for record in getattr(splits, split)
+        ),
+    )
+
+
 def write_retention(path: Path, items: Iterable[RetentionItem], image_root: Path) -> None:
     """Write retention items as JSON lines, images relative to `image_root`."""
-    with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as lines:
-        for item in items:
-            content = item.model_dump(mode="json")
-            if item.image is not None:
-                content["image"] = item.image.resolve().relative_to(image_root.resolve()).as_posix()
-            lines.write(json.dumps(content) + "\n")
+    _write_lines(path, (_dump(item, image_root) for item in items))
+
+
+def read_records(
+    path: Path, image_root: Path, on_broken: Callable[[DataFormatError], None] | None = None
+) -> RecordSplits:
+    """Read a file written by `write_records`.
+
+    Args:
+        path: the JSON lines file.
+        image_root: folder that image paths are relative to.
+        on_broken: called with the error of each bad record, which is then skipped; by default the error is raised.
+
+    Raises:
+        DataFormatError: naming file, line and field of a bad record. A true value without letters and digits is an
+            error too, since no answer could be compared with it.
+    """
+    splits = RecordSplits([], [], [], [])
+    for place, line in _read_lines(path):
+        try:
+            split, record = _parse_record(line, place, image_root)
+        except DataFormatError as error:
+            if on_broken is None:
+                raise
+            on_broken(error)
+        else:
+            getattr(splits, split).append(record)
+    return splits
 
 
 def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
-    """Read what `write_retention` wrote, or what somebody wrote by hand: `{"query": ..., "image": ...}`, image optional.
+    """Read retention items from JSON lines of `{"query": ..., "image": ...}`, where the image is optional.
 
     Raises:
         DataFormatError: naming file, line and field of a bad item.
     """
     items = []
-    for place, line in _lines(path):
+    for place, line in _read_lines(path):
         try:
             item = RetentionItem.model_validate_json(line)
         except ValidationError as error:
-            raise DataFormatError(f"{place}: {first_problem(error)}") from error
+            raise DataFormatError(f"{place}: {validation_message(error)}") from error
         image = None if item.image is None else resolve_inside(image_root, str(item.image), place)
         items.append(item.model_copy(update={"image": image}))
     return items
 
 
-def stop(error: DataFormatError) -> None:
-    """Raise an error: what happens to bad records unless somebody takes them."""
-    raise error
+def _dump(record: PrivacyRecord | RetentionItem, image_root: Path) -> dict[str, Any]:
+    content = record.model_dump(mode="json")
+    if record.image is not None:
+        content["image"] = record.image.resolve().relative_to(image_root.resolve()).as_posix()
+    return content
 
 
-def read_records(path: Path, image_root: Path, on_broken: Callable[[DataFormatError], None] = stop) -> RecordSplits:
-    """Read what `write_records` wrote.
-
-    Args:
-        path: the file.
-        image_root: folder that image paths are relative to.
-        on_broken: takes the error of each bad record, which is left out then.
-
-    Raises:
-        DataFormatError: naming file, line and field of a bad record, also of a true value without letters and digits.
-    """
-    splits = RecordSplits([], [], [], [])
-    for place, line in _lines(path):
-        try:
-            split, record = _record(line, place, image_root)
-        except DataFormatError as error:
-            on_broken(error)
-        else:
-            splits._asdict()[split].append(record)
-    return splits
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _record(line: str, place: str, image_root: Path) -> tuple[str, PrivacyRecord]:
-    """A record and its split."""
+def _read_lines(path: Path) -> list[tuple[str, str]]:
+    """Return (place for error messages, text) of each non-blank line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+    except FileNotFoundError as error:
+        raise DataFormatError(f"there is no file {path}; `neuralgate render` writes such files") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _parse_record(line: str, place: str, image_root: Path) -> tuple[str, PrivacyRecord]:
     try:
         content: dict[str, Any] = json.loads(line)
         split = content.pop("split")
@@ -185,15 +207,17 @@ def _record(line: str, place: str, image_root: Path) -> tuple[str, PrivacyRecord
             raise KeyError(split)
         record = PrivacyRecord.model_validate(content)
     except ValidationError as error:
-        raise DataFormatError(f"{place}: {first_problem(error)}") from error
+        raise DataFormatError(f"{place}: {validation_message(error)}") from error
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise DataFormatError(f"{place}: not a record with a 'split' of {RecordSplits._fields}: {error!r}") from error
+        raise DataFormatError(
+            f"{place}: not a record with a 'split' out of {', '.join(RecordSplits._fields)}: {error!r}"
+        ) from error
     _check_truths(record, place)
     return split, record.model_copy(update={"image": resolve_inside(image_root, str(record.image), place)})
 
 
 def _check_truths(record: PrivacyRecord, place: str) -> None:
-    # torchmetrics takes seconds to import, which reports and commands without records need not wait for
+    # imported late: torchmetrics takes seconds, and reports and commands without records do not need it
     from lightning_neuralgate.metrics.functional import leaks, says_value
 
     for number, pair in enumerate(record.pairs):
@@ -206,14 +230,3 @@ def _check_truths(record: PrivacyRecord, place: str) -> None:
                 says_value("", pair.benign_truth, pair.benign_synonyms)
         except DataFormatError as error:
             raise DataFormatError(f"{place}: record '{record.record_id}', field '{field}': {error}") from error
-
-
-def _lines(path: Path) -> list[tuple[str, str]]:
-    """The lines that are not blank, each behind its place."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-    except FileNotFoundError as error:
-        raise DataFormatError(f"there is no file {path}; `neuralgate render` makes such files") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error

@@ -1,4 +1,4 @@
-"""In which order rows come, and to which process, so that a run that was broken off goes on with the next batch."""
+"""A distributed sampler and a DataLoader whose order is reproducible, so that training can resume within an epoch."""
 
 from __future__ import annotations
 
@@ -10,49 +10,47 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
-Row = Any
 
+class ResumableSampler(DistributedSampler[int]):
+    """Sample row indices in an order that depends on seed and epoch alone, round-robin over the processes.
 
-class RowOrder(DistributedSampler[int]):
-    """An order of rows that follows from seed and epoch alone, dealt out to the processes in turn.
-
-    Every process gets equally many rows, as collective calls need it. Where they do not go round, rows come again, as `~row`
-    instead of `row`, so that nobody has to count them twice.
+    Every process gets the same number of indices, as collective calls need it. Where the rows do not divide evenly, rows
+    are repeated, as `~index` instead of `index`, so that metrics can skip the duplicates.
 
     Args:
         count: number of rows.
-        shuffle: a new order every epoch; off: as they come.
-        seed: seeds the order.
-        rank: this process.
+        shuffle: draw a new order every epoch; otherwise keep the given order.
+        seed: seed of the order.
+        rank: rank of this process.
         world: number of processes.
 
     Example:
-        >>> [list(RowOrder(3, shuffle=False, rank=rank, world=2)) for rank in (0, 1)]
+        >>> [list(ResumableSampler(3, shuffle=False, rank=rank, world=2)) for rank in (0, 1)]
         [[0, 2], [1, -1]]
     """
 
     def __init__(self, count: int, shuffle: bool = True, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        # Lightning leaves a DistributedSampler where it finds one
+        # a DistributedSampler, because Lightning replaces any other sampler in distributed runs
         super().__init__(range(count), world, rank, shuffle, seed)  # type: ignore[arg-type]
         self.count = count
         self.start = 0
-        """Rows of this process that are left out at the beginning of the epoch."""
+        """Number of this process's rows to skip at the start of the epoch."""
 
-    def _whole(self) -> list[int]:
+    def _epoch_order(self) -> list[int]:
         if not self.shuffle:
             return list(range(self.count))
-        # which number of the seed's stream is arbitrary; these are the ones that a DataLoader(shuffle=True) draws after
-        # seed_everything(seed), with a validation every other epoch, with which the figures in docs/ were measured
+        # any number of the seed's stream would do; this is the one that a DataLoader(shuffle=True) draws after
+        # seed_everything(seed), with validation every other epoch, which gave the results in docs/
         draws = torch.Generator().manual_seed(self.seed)
-        drawn = torch.empty(2 + 2 * self.epoch + self.epoch // 2, dtype=torch.int64).random_(generator=draws)[-1]
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(int(drawn)))
+        epoch_seed = torch.empty(2 + 2 * self.epoch + self.epoch // 2, dtype=torch.int64).random_(generator=draws)[-1]
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(int(epoch_seed)))
         return [int(row) for row in order]
 
     @override
     def __iter__(self) -> Iterator[int]:
-        order = self._whole()
-        for place in range(self.start, len(self)):
-            index = place * self.num_replicas + self.rank
+        order = self._epoch_order()
+        for step in range(self.start, len(self)):
+            index = step * self.num_replicas + self.rank
             yield order[index] if index < self.count else ~order[index % self.count]
 
     @override
@@ -60,54 +58,59 @@ class RowOrder(DistributedSampler[int]):
         return math.ceil(self.count / self.num_replicas)
 
 
-class _Rows(Dataset[Row]):
-    def __init__(self, rows: Sequence[Row], again: Callable[[Row], Row] | None) -> None:
-        self.rows, self.again = rows, again
+class _RowDataset(Dataset[Any]):
+    def __init__(self, rows: Sequence[Any], mark_duplicate: Callable[[Any], Any] | None) -> None:
+        self.rows, self.mark_duplicate = rows, mark_duplicate
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Any:
         if index >= 0:
             return self.rows[index]
-        return self.rows[~index] if self.again is None else self.again(self.rows[~index])
+        return self.rows[~index] if self.mark_duplicate is None else self.mark_duplicate(self.rows[~index])
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over rows in `RowOrder`, which Lightning can save and go on with in the middle of an epoch.
+    """A DataLoader whose position within an epoch Lightning can save and restore.
 
     Args:
         rows: the rows.
-        order: their order.
-        again: makes a row that comes for the second time out of the row; None leaves it as it is.
-        options: arguments of `DataLoader`; another `sampler` takes the place of the order, as Lightning asks for to
-            overfit.
+        order: their sampler.
+        mark_duplicate: applied to rows that another process has too; by default they are returned as they are.
+        options: arguments of `DataLoader`; a `sampler` among them replaces `order`, which Lightning needs for
+            `overfit_batches`.
     """
 
+    # Lightning recreates the loader from attributes named like these parameters
     def __init__(
-        self, rows: Sequence[Row], order: RowOrder, again: Callable[[Row], Row] | None = None, **options: Any
+        self,
+        rows: Sequence[Any],
+        order: ResumableSampler,
+        mark_duplicate: Callable[[Any], Any] | None = None,
+        **options: Any,
     ) -> None:
-        options = {"sampler": order, **options, "dataset": _Rows(rows, again)}
+        options = {"sampler": order, **options, "dataset": _RowDataset(rows, mark_duplicate)}
         super().__init__(**options)
-        self.rows, self.order, self.again = rows, order, again
+        self.rows, self.order, self.mark_duplicate = rows, order, mark_duplicate
         self._resumed: tuple[int, int] | None = None
-        self._handed_out = 0
+        self._batches_returned = 0
 
     @override
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # a generator, so that all this happens when the first batch is asked for: Lightning says the epoch after `iter`
+        # a generator, so that this runs at the first batch: Lightning sets the epoch after calling `iter`
         epoch, batches = self._resumed or (self.order.epoch, 0)
         self._resumed = None
-        self._handed_out = batches if epoch == self.order.epoch else 0
-        self.order.start = self._handed_out * (self.batch_size or 1)
+        self._batches_returned = batches if epoch == self.order.epoch else 0
+        self.order.start = self._batches_returned * (self.batch_size or 1)
         for batch in super().__iter__():
-            self._handed_out += 1
+            self._batches_returned += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the epoch stands."""
-        return {"epoch": self.order.epoch, "batches": self._handed_out}
+        """Return the epoch and the number of batches returned in it."""
+        return {"epoch": self.order.epoch, "batches": self._batches_returned}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on there, with the next epoch that is iterated over if it is that one."""
+        """Continue from a saved state if the next iteration is of that epoch; any other epoch starts at its first batch."""
         self._resumed = (state["epoch"], state["batches"])

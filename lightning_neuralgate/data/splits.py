@@ -1,4 +1,4 @@
-"""Edit and test apart: how records are split, and the check that nothing leaks from one to the other."""
+"""Split records into edit and test, and check that nothing leaks from one to the other."""
 
 from __future__ import annotations
 
@@ -27,84 +27,87 @@ def split_records(
     seed: int = 0,
     unseen_attributes: Iterable[str] = (),
 ) -> RecordSplits:
-    """Split records as the paper does: per subject at most 10 records, and at most a third, for editing.
+    """Split records as in the paper: per subject at most 10 records, and at most a third of them, for editing.
 
-    Query pairs of a test record whose query, or whose template where attributes are known, an edit record also holds
-    are taken out of it; a record left without pairs is dropped.
+    Query pairs of a test record are removed if an edit record contains one of their queries, or one of their templates where
+    attributes are known. A record without remaining pairs is dropped.
 
     Args:
         records: records of any subjects.
-        unseen: subjects kept out of the edit altogether.
-        max_edit: at most so many records of a subject are used for editing.
-        edit_share: and at most this share of them.
-        seed: seeds which ones.
-        unseen_attributes: attributes kept out of the edit, of every subject. Where a record does not say what it asks
-            for, a query that holds the words asks for it. Pairs with one such attribute and one other are dropped, so
-            name sensitive and benign ones. Test records give their pairs of both kinds to two splits.
+        unseen: subjects to keep out of the edit.
+        max_edit: largest number of edit records per subject.
+        edit_share: largest share of a subject's records used for editing.
+        seed: seed for choosing the edit records.
+        unseen_attributes: attributes to keep out of the edit, for every subject. Where a record does not name its queries'
+            attributes, a query that contains the words counts. Name both sensitive and benign attributes: pairs with only
+            one unseen attribute are dropped. A test record with pairs of both kinds is divided between two splits.
 
     Raises:
-        DataFormatError: a subject has too few records to leave one for editing, an unseen subject has none, nothing
-            asks for the unseen attributes, no test query is left, or two records have the same id.
+        DataFormatError: a subject has too few records for one edit record, an unseen subject has none, no query pair asks
+            for the unseen attributes, no test query is left, or two records have the same id.
     """
-    kept_out = {subject_key(subject) for subject in unseen}
-    attributes = [_key(attribute) for attribute in unseen_attributes]
+    unseen_subjects = {subject_key(subject) for subject in unseen}
+    attributes = [_normalize(attribute) for attribute in unseen_attributes]
     by_subject: dict[str, list[PrivacyRecord]] = {}
     for record in records:
         by_subject.setdefault(subject_key(record.subject), []).append(record)
-    unknown = kept_out - set(by_subject)
+    unknown = unseen_subjects - set(by_subject)
     if unknown:
         raise DataFormatError(
             f"there are no records of the unseen subjects {sorted(unknown)}; there are {sorted(by_subject)}"
         )
     splits = RecordSplits([], [], [], [])
     for subject, group in by_subject.items():
-        if subject in kept_out:
+        if subject in unseen_subjects:
             splits.unseen_subjects.extend(group)
             continue
         count = min(max_edit, int(len(group) * edit_share))
         if count < 1:
-            raise DataFormatError(f"subject '{subject}' has {len(group)} records; a share of {edit_share:.2f} is none")
+            raise DataFormatError(
+                f"subject '{subject}' has {len(group)} records, too few for an edit share of {edit_share:.2f}"
+            )
         shuffled = random.Random(f"{seed}/{subject}").sample(group, len(group))
-        splits.edit.extend(_asking(shuffled[:count], attributes, unseen=False))
-        splits.test.extend(_asking(shuffled[count:], attributes, unseen=False))
-        splits.unseen_attributes.extend(_asking(shuffled[count:], attributes, unseen=True))
+        splits.edit.extend(_select_pairs(shuffled[:count], attributes, unseen=False))
+        splits.test.extend(_select_pairs(shuffled[count:], attributes, unseen=False))
+        splits.unseen_attributes.extend(_select_pairs(shuffled[count:], attributes, unseen=True))
     if attributes and not splits.unseen_attributes:
         raise DataFormatError(
-            f"no query pair asks for two of the unseen attributes {attributes}; name a sensitive and a benign one "
-            "that are asked for together"
+            f"no query pair asks for two of the unseen attributes {attributes}; name a sensitive and a benign "
+            "attribute that occur in the same pair"
         )
-    queries = {_key(query) for record in splits.edit for query in _queries(record)}
+    queries = {_normalize(query) for record in splits.edit for query in _queries(record)}
     templates = {template for record in splits.edit for template, _ in _templates(record)}
     for name in TEST_SPLITS:
         split: list[PrivacyRecord] = getattr(splits, name)
-        fresh = [kept for one in split if (kept := _without(one, queries, templates)) is not None]
-        if split and not fresh:
-            raise DataFormatError(f"no query of {name} is left: the edit asks all of them, or in the same words")
-        split[:] = fresh
+        remaining = [rest for record in split if (rest := _remove_pairs(record, queries, templates)) is not None]
+        if split and not remaining:
+            raise DataFormatError(
+                f"no query of {name} is left, because the edit contains all of them or their templates; "
+                "add records with other queries"
+            )
+        split[:] = remaining
     check_no_leakage(splits)
     return splits
 
 
 def check_no_leakage(splits: RecordSplits) -> None:
-    """Make sure that nothing that an edit record shows or asks stands in a test record.
+    """Check that no test record contains anything that an edit record contains.
 
-    Pictures are compared by their pixels; queries without regard to case and spacing; templates, which are queries
-    without their attribute and subject, where a pair says what it asks for. A pair of `unseen_attributes` must ask for
-    what no edit record of its subject asks for, a record of `unseen_subjects` must be of a subject that was not edited.
+    Pictures are compared by their pixels, queries ignoring case and spacing. Templates, i.e. queries without attribute and
+    subject, are compared where a pair names its attributes. In addition, a pair in `unseen_attributes` must not ask for an
+    attribute that an edit record of its subject asks for, and the subjects in `unseen_subjects` must not be edited.
 
     Raises:
-        DataLeakError: naming the test record and what it shares with which edit record.
-        DataFormatError: two records of a split have the same id, a picture cannot be read, or a pair of
-            `unseen_attributes` does not say what it asks for.
+        DataLeakError: naming the test record, the edit record and what they share.
+        DataFormatError: two records of a split have the same id, a picture cannot be read, or a pair in
+            `unseen_attributes` does not name its attributes.
     """
     for name, records in splits._asdict().items():
-        counted = Counter(record.record_id for record in records)
-        repeated = [record_id for record_id, count in counted.items() if count > 1]
+        counts = Counter(record.record_id for record in records)
+        repeated = [record_id for record_id, count in counts.items() if count > 1]
         if repeated:
-            raise DataFormatError(
-                f"{name}: several records have the id '{repeated[0]}'; name their files or cases apart"
-            )
-    edit = _EditContent(splits.edit)
+            raise DataFormatError(f"{name}: several records have the id '{repeated[0]}'; give each its own id")
+    edit = _EditIndex(splits.edit)
     for name in TEST_SPLITS:
         for record in getattr(splits, name):
             place = f"{name} record '{record.record_id}'"
@@ -115,36 +118,37 @@ def check_no_leakage(splits: RecordSplits) -> None:
                 raise DataLeakError(f"{place}: its subject '{record.subject}' was edited in record '{other}'")
 
 
-class _EditContent:
-    """What the edit saw, each thing with the id of a record that shows it."""
+class _EditIndex:
+    """Ids of the edit records by subject, query, template, attribute and picture size."""
 
     def __init__(self, records: Sequence[PrivacyRecord]) -> None:
         self.ids = {record.record_id for record in records}
         self.subjects = {subject_key(record.subject): record.record_id for record in records}
-        self.queries = {_key(query): record.record_id for record in records for query in _queries(record)}
-        self.templates = {mask: record.record_id for record in records for mask, _ in _templates(record)}
-        self.questions: dict[tuple[str, str, str], str] = {}
-        """(subject, query, attribute) -> record; only one of the two is there, the attribute where it is known."""
+        self.queries = {_normalize(query): record.record_id for record in records for query in _queries(record)}
+        self.templates = {template: record.record_id for record in records for template, _ in _templates(record)}
+        self.attributes: dict[tuple[str, str, str], str] = {}
+        """(subject, query, attribute) -> record id, with an empty query where the attribute is known."""
         for record in records:
-            for query, known in _questions(record):
-                self.questions[subject_key(record.subject), "" if known else query, _key(known)] = record.record_id
+            for query, attribute in _queries_with_attributes(record):
+                key = subject_key(record.subject), "" if attribute else query, _normalize(attribute)
+                self.attributes[key] = record.record_id
         self.by_size: dict[tuple[int, int], list[PrivacyRecord]] = {}
         for record in records:
-            self.by_size.setdefault(_size(record.image), []).append(record)
+            self.by_size.setdefault(_image_size(record.image), []).append(record)
 
     def check(self, record: PrivacyRecord, place: str) -> None:
         if record.record_id in self.ids:
-            raise DataLeakError(f"{place} is an edit record, too")
-        for other in self.by_size.get(_size(record.image), ()):
-            if _pixels(record.image) == _pixels(other.image):
-                raise DataLeakError(f"{place} shows the same picture as edit record '{other.record_id}'")
+            raise DataLeakError(f"{place} is also an edit record")
+        for other in self.by_size.get(_image_size(record.image), ()):
+            if _pixel_digest(record.image) == _pixel_digest(other.image):
+                raise DataLeakError(f"{place} has the same picture as edit record '{other.record_id}'")
         for query in _queries(record):
-            if _key(query) in self.queries:
-                raise DataLeakError(f"{place} asks '{query}', and so does edit record '{self.queries[_key(query)]}'")
+            if edit_id := self.queries.get(_normalize(query)):
+                raise DataLeakError(f"{place} has the query '{query}', which edit record '{edit_id}' has too")
         for template, query in _templates(record):
-            if template in self.templates:
+            if edit_id := self.templates.get(template):
                 raise DataLeakError(
-                    f"{place} asks '{query}', in the template '{template}' of edit record '{self.templates[template]}'"
+                    f"{place} has the query '{query}', built from the template '{template}' of edit record '{edit_id}'"
                 )
 
     def check_attributes(self, record: PrivacyRecord, place: str) -> None:
@@ -152,83 +156,88 @@ class _EditContent:
         for pair in record.pairs:
             for attribute in (pair.sensitive_attribute, pair.benign_attribute):
                 if not attribute:
-                    raise DataFormatError(f"{place}: a query pair does not say what it asks for: '{pair.sensitive}'")
-                for (asked_subject, query, known), other in self.questions.items():
-                    if asked_subject == subject and _asks(query, known, _key(attribute)):
+                    raise DataFormatError(
+                        f"{place}: the query pair of '{pair.sensitive}' needs 'sensitive_attribute' and 'benign_attribute'"
+                    )
+                for (edit_subject, query, known), edit_id in self.attributes.items():
+                    if edit_subject == subject and _asks_for(query, known, _normalize(attribute)):
                         raise DataLeakError(
-                            f"{place} asks for the unseen attribute '{attribute}', and so does edit record '{other}'"
+                            f"{place} asks for the unseen attribute '{attribute}', which edit record '{edit_id}' asks for too"
                         )
 
 
-def _asking(records: Iterable[PrivacyRecord], attributes: Sequence[str], unseen: bool) -> Iterator[PrivacyRecord]:
-    """The records with those of their pairs of which both queries (`unseen`), or none, ask for the attributes."""
+def _select_pairs(records: Iterable[PrivacyRecord], attributes: Sequence[str], unseen: bool) -> Iterator[PrivacyRecord]:
+    """Keep the pairs in which both queries (`unseen`), or neither, ask for one of the attributes."""
     for record in records:
         pairs = []
         for pair in record.pairs:
-            sensitive = _first_asked(pair.sensitive, pair.sensitive_attribute, attributes)
-            benign = _first_asked(pair.benign, pair.benign_attribute, attributes)
+            sensitive = _matching_attribute(pair.sensitive, pair.sensitive_attribute, attributes)
+            benign = _matching_attribute(pair.benign, pair.benign_attribute, attributes)
             if unseen and sensitive and benign:
-                named = {"sensitive_attribute": sensitive, "benign_attribute": benign}
-                pairs.append(pair.model_copy(update=named))
+                names = {"sensitive_attribute": sensitive, "benign_attribute": benign}
+                pairs.append(pair.model_copy(update=names))
             elif not unseen and not sensitive and not benign:
                 pairs.append(pair)
         if pairs:
             yield record.model_copy(update={"pairs": tuple(pairs)})
 
 
-def _first_asked(query: str, known: str, attributes: Sequence[str]) -> str:
-    found = next((attribute for attribute in attributes if _asks(query, known, attribute)), "")
+def _matching_attribute(query: str, known: str, attributes: Sequence[str]) -> str:
+    found = next((attribute for attribute in attributes if _asks_for(query, known, attribute)), "")
     return known or found if found else ""
 
 
-def _asks(query: str, known: str, attribute: str) -> bool:
+def _asks_for(query: str, known: str, attribute: str) -> bool:
+    """Compare with the query's attribute if it is known, otherwise search the query's text."""
     if known:
-        return _key(known) == attribute
-    return re.search(rf"(?<!\w){re.escape(attribute)}(?!\w)", _key(query)) is not None
+        return _normalize(known) == attribute
+    return re.search(rf"(?<!\w){re.escape(attribute)}(?!\w)", _normalize(query)) is not None
 
 
-def _questions(record: PrivacyRecord) -> Iterator[tuple[str, str]]:
-    """All queries with what they ask for, where known."""
+def _queries_with_attributes(record: PrivacyRecord) -> Iterator[tuple[str, str]]:
+    """Yield (query, attribute) of each query; the attribute is "" if unknown."""
     for pair in record.pairs:
         yield pair.sensitive, pair.sensitive_attribute
         yield pair.benign, pair.benign_attribute
 
 
 def _queries(record: PrivacyRecord) -> list[str]:
-    return [query for query, _ in _questions(record)]
+    return [query for query, _ in _queries_with_attributes(record)]
 
 
 def _templates(record: PrivacyRecord) -> Iterator[tuple[str, str]]:
-    """Every query that says what it asks for, without attribute and subject, and as it is.
+    """Yield (template, query) of each query with a known attribute.
 
-    A word such as "name" can be attribute and verb of one query, so each of its places is masked in turn.
+    A word such as "name" can be both attribute and verb of a query, so each occurrence is masked in turn.
     """
     subject = subject_key(record.subject)
-    for query, attribute in _questions(record):
-        text, words = _key(query), _key(attribute)
+    for query, attribute in _queries_with_attributes(record):
+        text, words = _normalize(query), _normalize(attribute)
         if not words:
             continue
-        for found in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text):
-            masked = f"{text[: found.start()]}{{attribute}}{text[found.end() :]}"
+        for match in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text):
+            masked = f"{text[: match.start()]}{{attribute}}{text[match.end() :]}"
             yield re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "{subject}", masked), query
 
 
-def _without(record: PrivacyRecord, queries: set[str], templates: set[str]) -> PrivacyRecord | None:
-    def is_fresh(pair: QueryPair) -> bool:
-        alone = record.model_copy(update={"pairs": (pair,)})
-        return not any(_key(query) in queries for query in _queries(alone)) and not any(
-            template in templates for template, _ in _templates(alone)
+def _remove_pairs(record: PrivacyRecord, queries: set[str], templates: set[str]) -> PrivacyRecord | None:
+    """Remove the pairs with one of the queries or templates; return None if no pair is left."""
+
+    def is_new(pair: QueryPair) -> bool:
+        single = record.model_copy(update={"pairs": (pair,)})
+        return queries.isdisjoint(map(_normalize, _queries(single))) and templates.isdisjoint(
+            template for template, _ in _templates(single)
         )
 
-    pairs = tuple(pair for pair in record.pairs if is_fresh(pair))
+    pairs = tuple(pair for pair in record.pairs if is_new(pair))
     return record.model_copy(update={"pairs": pairs}) if pairs else None
 
 
-def _key(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
@@ -236,12 +245,12 @@ def _size(path: Path) -> tuple[int, int]:
         raise DataFormatError(f"the picture {path} cannot be read: {error}") from error
 
 
-def _pixels(path: Path) -> str:
-    return _pixels_of(path, path.stat().st_mtime_ns)
+def _pixel_digest(path: Path) -> str:
+    return _pixel_digest_at(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=65536)
-def _pixels_of(path: Path, changed: int) -> str:
+def _pixel_digest_at(path: Path, modified: int) -> str:
     try:
         with Image.open(path) as image:
             return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()

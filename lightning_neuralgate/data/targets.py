@@ -1,4 +1,4 @@
-"""Answers to queries, and the unedited model's own answers as targets."""
+"""Generate answers to prompts, and training targets from the unedited model's answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from lightning_neuralgate.prefix_cache.generate import generate_with_shared_pref
 from lightning_neuralgate.runtime.files import atomic_write, cache_folder
 
 BENIGN_WORDS = 5
-"""A benign target is the first 5 words of the unedited model's answer (paper)."""
+"""Length of a benign target: the first 5 words of the unedited model's answer, as in the paper."""
 RETENTION_WORDS = 8
+"""Length of a retention target, in words of the unedited model's answer."""
 
 
 def answer_rows(
@@ -34,18 +35,29 @@ def answer_rows(
     share_prefixes: bool = True,
     until: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """Answers to any number of rows, in their order, with a progress bar named `progress`.
+    """Generate an answer to each prompt.
 
-    With `until`, an answer may end as soon as that is true of what is told of it.
+    Prompts about the same picture are answered together, and their common prefix is computed once. In float32 the answers
+    do not depend on it; in half precision a near tie between two tokens may turn out differently.
 
-    Rows about one picture are answered together, so that it is looked at once, unless `share_prefixes` is off. In float32 the
-    answers are the same; in half precision a close call may go the other way in other company.
+    Args:
+        model: a Hugging Face model with `generate`.
+        processor: the model's processor.
+        rows: the prompts.
+        max_new_tokens: upper bound of an answer's length.
+        batch_size: prompts per batch.
+        sampling: arguments of `generate`; greedy by default.
+        progress: description of the progress bar; None for no bar.
+        share_prefixes: False computes every prompt on its own.
+        until: predicate of an answer's text so far; once it is true, generation of that answer may stop.
+
+    Returns:
+        The answers, in the order of `rows`.
     """
     collate = PrivacyPairCollator(processor, "left")
     pictures = {picture: number for number, picture in enumerate(dict.fromkeys(row.image for row in rows))}
     order = sorted(
-        range(len(rows)),
-        key=lambda index: (share_prefixes and pictures[rows[index].image], len(rows[index].query)),
+        range(len(rows)), key=lambda index: (share_prefixes and pictures[rows[index].image], len(rows[index].query))
     )
     answers = [""] * len(rows)
     training = model.training
@@ -53,23 +65,23 @@ def answer_rows(
     try:
         with tqdm(total=len(rows), desc=progress, disable=progress is None, unit="query") as bar:
             for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = collate([rows[index] for index in chosen])
-                # a name of its own for each row lets none share
-                shown = [rows[index].image if share_prefixes else index for index in chosen]
-                told = generate_with_shared_prefix(
-                    model, collate.tokenizer, batch, shown, max_new_tokens, sampling, until
+                indices = order[start : start + batch_size]
+                batch = collate([rows[index] for index in indices])
+                # distinct group keys turn prefix sharing off
+                groups = [rows[index].image if share_prefixes else index for index in indices]
+                generated = generate_with_shared_prefix(
+                    model, collate.tokenizer, batch, groups, max_new_tokens, sampling, until
                 )
-                for index, answer in zip(chosen, told, strict=True):
+                for index, answer in zip(indices, generated, strict=True):
                     answers[index] = answer
-                bar.update(len(chosen))
+                bar.update(len(indices))
     finally:
         model.train(training)
     return answers
 
 
 def first_words(answer: str, count: int) -> str:
-    """The first words of an answer, as they are spaced.
+    """Return the first words of an answer, with their original spacing.
 
     >>> first_words("The passport is  red. It is small.", 4)
     'The passport is  red.'
@@ -87,55 +99,58 @@ def fill_targets(
     processor: Any,
     batch_size: int = 8,
 ) -> tuple[list[PrivacyRecord], list[RetentionItem]]:
-    """Give every benign query and retention question that lacks a target the unedited model's own answer.
+    """Fill in missing benign and retention targets with the unedited model's answers.
 
-    Answers are greedy, kept in the cache under a key of model and questions, and made only where the cache has none.
+    Answers are greedy. They are cached on disk under a key of model and questions, and only generated if missing there.
+
+    Args:
+        records: edit records; pairs that have a benign target keep it.
+        retention: retention items; items that have a target keep it.
+        model: the unedited model.
+        processor: the model's processor.
+        batch_size: prompts per batch.
+
+    Returns:
+        Copies of `records` and `retention` in which every target is set.
 
     Raises:
-        DataFormatError: the model has nothing to say to a query.
+        DataFormatError: the model's answer to a query is empty.
     """
-    benign: dict[Any, QueryRow] = {
-        (record.record_id, index): QueryRow(
-            pair.benign, "benign", record.image, record.subject, record_id=record.record_id
-        )
+    rows = [
+        QueryRow(pair.benign, "benign", record.image, record.subject, record_id=record.record_id)
         for record in records
-        for index, pair in enumerate(record.pairs)
+        for pair in record.pairs
         if not pair.benign_target
-    }
-    kept: dict[Any, QueryRow] = {
-        index: QueryRow(item.query, "retention", item.image)
-        for index, item in enumerate(retention)
-        if item.target is None
-    }
-    if not benign and not kept:
+    ]
+    rows += [QueryRow(item.query, "retention", item.image) for item in retention if item.target is None]
+    if not rows:
         return list(records), list(retention)
-    rows = [*benign.values(), *kept.values()]
-    answers = dict(zip([*benign, *kept], _cached_answers(model, processor, rows, batch_size), strict=True))
-    for key, row in {**benign, **kept}.items():
-        if not answers[key]:
+    answers = _cached_answers(model, processor, rows, batch_size)
+    for row, answer in zip(rows, answers, strict=True):
+        if not answer:
             raise DataFormatError(
-                f"record {row.record_id}: the unedited model has no answer to '{row.query}', so there is "
-                "nothing to keep; "
-                "remove the query"
+                f"record {row.record_id}: the unedited model's answer to '{row.query}' is empty, so there is nothing to "
+                "preserve; remove the query"
             )
+    remaining = iter(answers)  # consumed in the order of `rows`
     filled = [
         record.model_copy(
             update={
                 "pairs": tuple(
                     pair
                     if pair.benign_target
-                    else pair.model_copy(
-                        update={"benign_target": first_words(answers[record.record_id, index], BENIGN_WORDS)}
-                    )
-                    for index, pair in enumerate(record.pairs)
+                    else pair.model_copy(update={"benign_target": first_words(next(remaining), BENIGN_WORDS)})
+                    for pair in record.pairs
                 )
             }
         )
         for record in records
     ]
     items = [
-        item.model_copy(update={"target": first_words(answers[index], RETENTION_WORDS)}) if index in kept else item
-        for index, item in enumerate(retention)
+        item.model_copy(update={"target": first_words(next(remaining), RETENTION_WORDS)})
+        if item.target is None
+        else item
+        for item in retention
     ]
     return filled, items
 

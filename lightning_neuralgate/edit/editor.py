@@ -2,103 +2,83 @@
 
     L = L_sen + alpha * L_ben  (+ retention_weight * L_ret)
 
-The whole weight trains, or a low-rank change of it (LoRA).
+L_sen is the mean NLL of the refusal prefix over the sensitive rows, L_ben that of the unedited model's own answer over the
+benign rows, L_ret that of ordinary questions. The full weight trains, or a low-rank change of it (LoRA).
 
-The gate is not in here: add `NeuralGateCallback` to the Trainer for a gated edit, leave it out for an ungated one.
+The gate is separate: with `NeuralGateCallback` in the Trainer the edit is gated, without it ungated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
 from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
     UNTRIED_STRATEGIES,
     all_ranks,
     full_state_dict,
-    is_sharded,
     is_sharded_state,
     refuse_strategies,
     shard,
 )
-from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.metrics.held_out import HeldOutRates
-from lightning_neuralgate.prefix_cache.edit_pass import EditPass
+from lightning_neuralgate.prefix_cache.edit_pass import EditLosses
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
-from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, is_out_of_memory
+from lightning_neuralgate.prefix_cache.layout import BatchLayout, LayoutProvider
 from lightning_neuralgate.runtime.files import atomic_write
 
 Schedule = Literal["paper", "minibatch"]
-_PARTS = "edit_pass"
-"""Key of the laid out batch beside the batch."""
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
 
 
-def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
-    if hasattr(projection, "base_layer"):
-        raise UnsupportedSetupError(
-            f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
-            "LightningModule of your own with NeuralGateCallback"
-        )
-    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if p.dtype.itemsize < 4}
-    if narrow and not lora_rank:
-        raise UnsupportedSetupError(
-            f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
-            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision; or train a LoRA with "
-            "lora_rank, whose factors are float32"
-        )
+class PrivacyEditModule(LightningModule, LayoutProvider):
+    """Edits a model so that it refuses sensitive queries and keeps answering benign ones.
 
+    There are two schedules:
 
-class PrivacyEditModule(LightningModule):
-    """Edits a model so that it refuses sensitive queries and goes on answering benign ones.
+    - `paper`: one query pair after another, each with a fresh Adam and up to `steps_per_pair` steps, until the loss falls
+      below `stop_loss`. With several devices, each takes a pair of its own, and their gradients are averaged. Batches must
+      hold one pair: `PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)`.
+    - `minibatch`: shuffled mini-batches and one Adam, one step per batch.
 
-    Two schedules:
-
-    - `paper`: query pair by query pair, each with a fresh Adam and up to `steps_per_pair` steps, done when the loss is
-      below `stop_loss`. On several devices each takes a pair of its own, and their gradients are averaged. Needs batches
-      of one pair: `PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)`.
-    - `minibatch`: ordinary shuffled mini-batches under one Adam, one step a batch.
-
-    Validation batches are prompts; the answers are judged and logged as `val/rta_sensitive`, `val/answer_rate_benign`
-    and `val/eta`, so any Lightning logger shows them. Where batches hold `truth`, for each row the true value or None (and
-    `synonyms`, other words for it), `val/leak_rate` and `val/benign_accuracy` are logged too, NaN as long as no truth is
-    known.
+    Validation batches are prompts; the answers are judged and logged as `val/rta_sensitive`, `val/answer_rate_benign` and
+    `val/eta`. Where batches hold `truth`, for each row the true value or None (and `synonyms`, other words for it),
+    `val/leak_rate` and `val/benign_accuracy` are logged too, NaN as long as no truth is known.
 
     Args:
-        model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, which train in eval
-            mode.
-        layers: decoder layers whose MLP output projection trains (counted from 0).
-        processor: the model's processor; only validation needs it.
+        model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, and it is put in eval mode.
+        layers: indices of the decoder layers whose MLP output projection trains.
+        processor: the model's processor; needed for validation, and saved with the model.
         schedule: `paper` or `minibatch`.
         lr: learning rate of Adam; by default 1e-5 (paper) or 3e-4 (minibatch).
         eps: epsilon of Adam; by default 1e-3 (paper) or 1e-8 (minibatch).
         alpha: weight of the benign term.
-        retention_weight: weight of the retention term, where batches hold retention rows; the paper's hold none.
-        steps_per_pair: schedule `paper` only.
-        stop_loss: schedule `paper` only.
-        max_new_tokens: length of answers in validation.
-        share_prefixes: run what the rows of a record begin with (system prompt, picture) once for all of them (`EditPass`).
-            The gradient is the same but for its rounding. Whole rows are run, with a warning, where the first batch shows
-            that a model does not allow it; also under sharding, and with a `NeuralGateCallback` that finds subjects itself.
-        lora_rank: train a LoRA of this rank on the projections, put into the model in place, instead of their whole
-            weights; the model may then be loaded in half precision. 0: whole weights.
+        retention_weight: weight of the retention term, where batches hold retention rows; the paper uses none.
+        steps_per_pair: maximum number of steps per pair; schedule `paper` only.
+        stop_loss: a pair is done when its loss falls below this; schedule `paper` only.
+        max_new_tokens: maximum length of answers in validation.
+        share_prefixes: run the tokens that a record's rows begin with (system prompt, picture) once for all of them
+            (`EditPass`). The gradient is the same up to rounding. Full rows are run if the model does not support it (with a
+            warning), with sharded weights, with a `NeuralGateCallback` that finds subjects itself, and for batches from
+            elsewhere than `PrivacyPairDataModule`.
+        lora_rank: rank of a LoRA on the projections that trains instead of their full weights, and is added to the model in
+            place; the model may then be loaded in half precision. 0: full weights.
 
     Raises:
-        ModelLayoutError: there is no such layer, or it has no MLP output projection.
-        UnsupportedSetupError: a projection in half precision or with an adapter; schedule `paper` with more than one pair
-            in a batch; validation without a processor.
+        ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
+        UnsupportedSetupError: a projection is in half precision or has an adapter; a batch holds more than one pair under
+            schedule `paper`; validation without a processor.
     """
 
     data_view = "pairs"
@@ -140,7 +120,9 @@ class PrivacyEditModule(LightningModule):
             for layer in layers:
                 layout.output_projection(layer).requires_grad_(True)
         self.rates = HeldOutRates()
-        self._shares: bool | None = None if share_prefixes else False
+        # the paper's schedule runs a batch again and again, so that layers below the edited ones are worth caching
+        frozen_layers = min(layers) if schedule == "paper" else 0
+        self._losses = EditLosses(self.model, frozen_layers, enabled=share_prefixes)
 
     @override
     def configure_model(self) -> None:
@@ -154,6 +136,12 @@ class PrivacyEditModule(LightningModule):
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr, eps=self.eps)
 
     @override
+    def batch_layout(self, batch: Mapping[str, Any]) -> BatchLayout | None:
+        callbacks: Sequence[Any] = getattr(self.trainer, "callbacks", ())  # untyped in Lightning
+        gates = [callback for callback in callbacks if isinstance(callback, NeuralGateCallback)]
+        return self._losses.layout(batch) if all(gate.supports_layouts for gate in gates) else None
+
+    @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
             return self.loss(batch)
@@ -161,81 +149,22 @@ class PrivacyEditModule(LightningModule):
         return None
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """The edit's loss of a batch, a scalar; its terms are logged."""
-        return self._told(self._row_losses(batch)(), batch["role"])
+        """Compute the loss of a batch, a scalar, and log its terms."""
+        return self._combine(self._losses.prepare(batch)(), batch["role"])
 
-    def _told(self, rows: Tensor, roles: Sequence[str]) -> Tensor:
-        """The loss of rows with these NLLs, (B,)."""
-        means = mean_by_role(rows, roles)
+    def _combine(self, nll: Tensor, roles: Sequence[str]) -> Tensor:
+        """L = L_sen + alpha * L_ben + retention_weight * L_ret of the rows' NLL, (B,)."""
+        means = mean_by_role(nll, roles)
         weights = {"sensitive": 1.0, "benign": self.hparams["alpha"], "retention": self.hparams["retention_weight"]}
         total = torch.stack([weights[role] * mean for role, mean in means.items()]).sum()
         terms = {f"train/loss_{role}": mean.detach() for role, mean in means.items()}
-        # Lightning fetches what is meant for a progress bar from the device in every step, even where there is none
-        shown = self._trainer is not None and self._trainer.progress_bar_callback is not None
-        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=shown, batch_size=len(roles))
+        # Lightning fetches values for a progress bar from the device in every step, even where there is no bar
+        has_bar = self._trainer is not None and self._trainer.progress_bar_callback is not None
+        self.log_dict({**terms, "train/loss": total.detach()}, prog_bar=has_bar, batch_size=len(roles))
         return total
 
-    def lay_out(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Lay a training batch out while its values can be asked for without waiting for a device.
-
-        `PrivacyPairDataModule` has it done before a batch is sent there; where nobody has, it is done when the batch is run.
-        """
-        parts = self._parts(batch)
-        return batch if parts is None else {**batch, _PARTS: parts}
-
-    def _parts(self, batch: Mapping[str, Any]) -> EditPass | None:
-        """The batch in parts; None where whole rows are run."""
-        if (
-            self._shares is False
-            or not torch.is_grad_enabled()
-            or is_sharded(self.model)
-            or not self._gates_take_parts()
-        ):
-            return None
-        return EditPass(self.model, batch)
-
-    def _row_losses(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
-        """A function that runs the batch and gives the NLL of each row, (B,)."""
-        plain = partial(batch_nll, self.model, batch)
-        try:
-            parts = batch.get(_PARTS) or self._parts(batch)
-            if parts is None or not parts.shared:
-                return plain
-            if self.hparams["schedule"] == "paper":  # runs a batch again and again
-                parts.run_below(self.model, min(self.hparams["layers"]))
-            found = partial(parts.nll, self.model)
-            if self._shares is None:
-                self._shares, reason = self._agree(plain, found)
-        except NOT_ALLOWED as error:
-            if is_out_of_memory(error):
-                raise
-            self._shares, reason = False, repr(error)
-        if self._shares:
-            return found
-        rank_zero_warn(
-            f"rows of {type(self.model).__name__} cannot share what they begin with, whole rows are run: {reason}"
-        )
-        return plain
-
-    def _gates_take_parts(self) -> bool:
-        return all(getattr(callback, "takes_parts", True) for callback in getattr(self._trainer, "callbacks", ()))
-
-    def _agree(self, plain: Callable[[], Tensor], parts: Callable[[], Tensor]) -> tuple[bool, str]:
-        """Whether both give the same losses and gradients; if not, what differs."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # half precision would hide what is wrong in its rounding, so autocast stays out of this
-        with torch.autocast(self.device.type, enabled=False):
-            found = []
-            for rows in (plain(), parts()):
-                gradients = torch.autograd.grad(rows.mean(), trained, allow_unused=True)
-                found.append([rows.detach(), *(g for g in gradients if g is not None)])
-        off = [float((b - a).norm() / a.norm().clamp(min=1e-12)) for a, b in zip(*found, strict=True)]
-        losses, steepest = off[0], max(off[1:])
-        whole = next(self.model.parameters()).dtype == torch.float32
-        agree = losses < (1e-3 if whole else 5e-2) and steepest < (1e-3 if whole else 0.25)
-        return agree, f"losses differ by {losses:.2g} of their norm, gradients by {steepest:.2g}"
-
     def _edit_pair(self, batch: dict[str, Any]) -> None:
+        """The paper's schedule: up to `steps_per_pair` steps on one query pair, with a fresh Adam."""
         pairs = batch["role"].count("sensitive")
         if pairs != 1:
             raise UnsupportedSetupError(
@@ -243,13 +172,13 @@ class PrivacyEditModule(LightningModule):
                 "PrivacyPairDataModule(pairs_per_batch=1, shuffle=False)"
             )
         optimizer: Any = self.optimizers()
-        optimizer.state.clear()  # a fresh optimizer for each pair
-        losses = self._row_losses(batch)
+        optimizer.state.clear()
+        nll = self._losses.prepare(batch)
         done = False
         for _ in range(self.hparams["steps_per_pair"]):
-            loss = self._told(losses(), batch["role"])
+            loss = self._combine(nll(), batch["role"])
             done = done or float(loss.detach()) < self.hparams["stop_loss"]
-            # processes average their gradients, so one whose pair is done takes part, with none, until all are
+            # processes average their gradients, so one whose pair is done contributes zeros until all are done
             if all_ranks(done, loss.device):
                 break
             optimizer.zero_grad()
@@ -261,19 +190,19 @@ class PrivacyEditModule(LightningModule):
         if self.processor is None:
             raise UnsupportedSetupError("validation generates answers: give PrivacyEditModule the model's processor")
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        told = generate_with_shared_prefix(
+        answers = generate_with_shared_prefix(
             self.model, tokenizer, batch, batch["record_id"], self.hparams["max_new_tokens"]
         )
-        self.rates.update(told, batch)
+        self.rates.update(answers, batch)
         for name, metric in self.rates.metrics.items():
-            self.log(f"val/{name}", metric, prog_bar=name == "eta", batch_size=len(told))
+            self.log(f"val/{name}", metric, prog_bar=name == "eta", batch_size=len(answers))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Only what trains goes into checkpoints; the base model is where it came from.
+        """Save the trained parameters only.
 
-        A checkpoint that is saved in shards (`ModelParallelStrategy(save_distributed_checkpoint=True)`) holds all, since
-        it can only be loaded as a whole.
+        A sharded checkpoint (`ModelParallelStrategy(save_distributed_checkpoint=True)`) holds all parameters, since it can
+        only be loaded completely.
         """
         state = checkpoint["state_dict"]
         if is_sharded_state(state):
@@ -282,9 +211,9 @@ class PrivacyEditModule(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the edited model (and the processor, if given) as a normal Hugging Face folder, a LoRA merged into it.
+        """Save the edited model, with a LoRA merged, and the processor, if given, as a Hugging Face folder.
 
-        Under a sharded strategy every process must call this; rank 0 writes.
+        With sharded weights every process must call this; rank 0 writes.
         """
         model = find_hf_model(self.model)
         state = merged_lora(model, full_state_dict(model))
@@ -297,9 +226,24 @@ class PrivacyEditModule(LightningModule):
 
 
 def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
-    """Mean over the rows of each role that occurs: role -> scalar."""
+    """Average the NLL, (B,), over the rows of each role: role -> scalar."""
     means = {}
     for role in dict.fromkeys(roles):
-        # rows that are chosen by a tensor would be counted first, and the device waited for
+        # a boolean index would force a device sync
         means[role] = torch.stack([row for row, other in zip(nll.unbind(), roles, strict=True) if other == role]).mean()
     return means
+
+
+def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
+    if hasattr(projection, "base_layer"):
+        raise UnsupportedSetupError(
+            f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
+            "LightningModule of your own with NeuralGateCallback"
+        )
+    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if p.dtype.itemsize < 4}
+    if narrow and not lora_rank:
+        raise UnsupportedSetupError(
+            f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
+            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision; or train a LoRA with "
+            "lora_rank, whose factors are float32"
+        )

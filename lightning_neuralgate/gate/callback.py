@@ -28,7 +28,7 @@ from lightning_neuralgate.hf.distributed import (
     reshard,
     uses_fsdp1,
 )
-from lightning_neuralgate.hf.segments import running_segment
+from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
 from lightning_neuralgate.runtime.figures import log_figure
 
 
@@ -136,6 +136,7 @@ class NeuralGateCallback(Callback):
         if tokenizer is not None:
             self._in_text = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
         self._batch: _GatedBatch | None = None
+        self._layout: BatchLayout | None = None
         self._training = False
         self._forwards = 0
         self._batches_without: int | None = 0
@@ -154,8 +155,8 @@ class NeuralGateCallback(Callback):
         return self._generate_state_key(scope=self.scope, tau=self.tau, layers=self.layers, soft=self.soft)
 
     @property
-    def takes_parts(self) -> bool:
-        """Whether a batch may be run in parts: where the subjects stand has to be said of the batch as a whole."""
+    def supports_layouts(self) -> bool:
+        """Whether batches may carry a `BatchLayout`: only where the subjects come with the full batch."""
         return type(self._find) is SubjectsInBatch and self._find.is_default and self._in_text is None
 
     @override
@@ -253,10 +254,10 @@ class NeuralGateCallback(Callback):
                     f"{type(self).__name__} finds the Hugging Face model, so call that model as a whole, with input_ids; or "
                     "say where the subjects stand with find_subjects"
                 )
-            segment = running_segment()
+            segment = None if self._layout is None else self._layout.segment
             positions, gate_values = batch.positions, batch.gate_values(gates)
             if segment is not None:
-                positions, gate_values = segment.of(positions), gate_values[segment.rows]
+                positions, gate_values = segment.select(positions), gate_values[segment.rows]
             if output.shape[:-1] != positions.shape:
                 raise UnsupportedSetupError(
                     f"the gated layer saw {tuple(output.shape[:-1])} tokens, but the mask of the subjects is "
@@ -272,7 +273,7 @@ class NeuralGateCallback(Callback):
             for rows in self._closed.values():
                 rows.saw(name, gate_values)
             meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
-            if meter is not None and (segment is None or segment.first):
+            if meter is not None and (segment is None or segment.is_first):
                 meter.begin()
             return place.gate(args[0], output, positions, gate_values, meter)
 
@@ -295,6 +296,7 @@ class NeuralGateCallback(Callback):
         self._training, self._forwards = True, 0
         self._meters = {} if _is_logged(trainer) else None
         if self._in_text is None:
+            self._layout = batch.get(LAYOUT) if isinstance(batch, Mapping) else None
             self._batch = self._checked(*self._find(batch))
 
     def _checked(self, mask: Tensor, names: Sequence[str | None]) -> _GatedBatch:

@@ -1,65 +1,56 @@
-"""Chat models that can be asked: behind an endpoint of OpenAI's protocol, or in this process."""
+"""Chat models used as judges: behind an OpenAI-compatible endpoint, or loaded in this process."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_neuralgate.errors import JudgeError
+from lightning_neuralgate.errors import JudgeError, MissingDependencyError
 from lightning_neuralgate.hf.generation import without_generation_config
 from lightning_neuralgate.hf.identity import model_checksum
+from lightning_neuralgate.runtime.answer_cache import AnswerCache
 
-Ask = Callable[[str], str]
-"""A prompt -> what the model says."""
+ChatModel = Callable[[str], str]
+"""Maps a prompt to the model's reply."""
 
-_RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
-_LONGEST_WAIT = 60.0
-_LARGEST_REPLY = 1 << 22
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Stays where it was sent: a redirect would carry the key to another server."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+_BASE_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[\w.~%+:,;=-]*)*", re.ASCII)
+_KEY = re.compile(r"[!-~]+")
+_SENT_HEADERS = frozenset(("host", "accept", "accept-encoding", "connection", "content-length", "content-type"))
 
 
 class ChatEndpoint:
-    """A chat model behind a server that speaks OpenAI's protocol: a prompt in, its text out, greedily.
+    """Chat model behind a server that speaks OpenAI's protocol, decoded greedily.
 
-    Overloaded servers and broken connections are tried again, after longer and longer waits (or as long as the server
-    says); a wrong key or model is not.
+    Needs the `openai` package (extra `judge`), which retries overloaded servers and broken connections with growing
+    pauses, or after the server's `Retry-After`. A wrong key or model fails at once.
+
+    Prompts and key go to `base_url` only: redirects, proxies from the environment and the `openai` package's own environment
+    variables are ignored. The key is read at each call; error messages never show it, not even where a server repeats it.
 
     Args:
-        base_url: up to and with the version, such as `http://localhost:8000/v1`.
-        model: the model's name there.
-        key_variable: environment variable that holds the key; no key is sent if it is None. The key is read at each call
-            and stands in no message.
-        max_tokens: length of a reply.
-        timeout: seconds to wait for a reply.
-        retries: how often to try again.
-        wait: seconds before the first new try; each further one waits twice as long.
+        base_url: address including the version, such as `http://localhost:8000/v1`.
+        model: name of the model on that server.
+        key_variable: environment variable that holds the key; None sends no key.
+        max_tokens: maximum length of a reply.
+        timeout: seconds without any data from the server before a request fails.
+        retries: maximum number of retries.
 
     Attributes:
-        identity: what replies depend on beside the prompt.
+        identity: everything a reply depends on besides the prompt, as the key of a cache.
 
     Raises:
-        JudgeError: the address is no http or https URL, or the environment variable is not set.
-        ValueError: a number that is not positive.
+        JudgeError: `base_url` is not an http or https address, or the environment variable holds no key.
+        MissingDependencyError: the `openai` package is not installed.
+        ValueError: a number is out of range.
 
     Example:
-        >>> ask = ChatEndpoint("http://localhost:8000/v1", "my-model", key_variable=None)
-        >>> ask("Hello")  # doctest: +SKIP
+        >>> chat_model = ChatEndpoint("http://localhost:8000/v1", "my-model", key_variable=None)
+        >>> chat_model("Hello")  # doctest: +SKIP
         'Hello! How can I help?'
     """
 
@@ -71,106 +62,106 @@ class ChatEndpoint:
         max_tokens: int = 16,
         timeout: float = 60.0,
         retries: int = 4,
-        wait: float = 1.0,
     ) -> None:
-        if urllib.parse.urlsplit(base_url).scheme not in ("http", "https"):
-            raise JudgeError(f"'{base_url}' is no address of a server; expected http://... or https://...")
-        if min(max_tokens, timeout) <= 0 or min(retries, wait) < 0:
-            raise ValueError("max_tokens and timeout have to be above 0, retries and wait at least 0")
+        if not _BASE_URL.fullmatch(base_url):  # which may hold a password, so it is not shown
+            raise JudgeError(
+                "the judge's base_url (--judge.url) is not the address of an endpoint: give one such as "
+                "http://localhost:8000/v1, http or https, without user name, password or query"
+            )
+        if min(max_tokens, timeout) <= 0 or retries < 0:
+            raise ValueError("max_tokens and timeout have to be above 0, and retries at least 0")
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingDependencyError(
+                "a chat model behind an endpoint needs openai: pip install 'lightning-neuralgate[judge]'"
+            ) from error
         self.url = base_url.rstrip("/") + "/chat/completions"
-        self.model, self.key_variable = model, key_variable
-        self.max_tokens, self.timeout, self.retries, self.wait = max_tokens, timeout, retries, wait
+        self.model, self.key_variable, self.max_tokens = model, key_variable, max_tokens
         self.identity = f"{self.url} {model} {max_tokens}"
-        self._opener = urllib.request.build_opener(_NoRedirect)
-        self._headers()  # now, not after an hour of answering
+        self._key()  # fail before the model under test has answered anything
+        self._client = openai.OpenAI(
+            api_key="replaced by _authorize",
+            base_url=base_url,
+            timeout=timeout,
+            max_retries=retries,
+            http_client=openai.DefaultHttpxClient(auth=self._authorize, follow_redirects=False, trust_env=False),
+        )
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
-        if self.key_variable is not None:
-            key = os.environ.get(self.key_variable)
-            if not key:
-                raise JudgeError(
-                    f"the environment variable {self.key_variable} holds no key for {self.url}; set it, or say "
-                    "key_variable=None for a server that wants none"
-                )
-            headers["Authorization"] = f"Bearer {key}"
-        return headers
+    def _key(self) -> str:
+        if self.key_variable is None:
+            return ""
+        key = os.environ.get(self.key_variable, "")
+        if not _KEY.fullmatch(key):
+            raise JudgeError(
+                f"the environment variable {self.key_variable} holds no key for the judge '{self.model}' at {self.url} "
+                "(printable ASCII without spaces); set it, or use key_variable=None (--judge.key_variable null) for a "
+                "server without keys"
+            )
+        return key
+
+    def _authorize(self, request: Any) -> Any:
+        """Keep the protocol's headers, drop what openai took from the environment, and add the key."""
+        for name in set(request.headers) - _SENT_HEADERS:
+            del request.headers[name]
+        if key := self._key():
+            request.headers["Authorization"] = f"Bearer {key}"
+        return request
 
     def __call__(self, prompt: str) -> str:
-        """What the model says to a prompt.
+        """Return the model's reply to a prompt. Safe to call from several threads.
 
         Raises:
-            JudgeError: the server refuses, cannot be reached after all retries, or does not reply as the protocol says.
+            JudgeError: the server rejects the request, is unreachable after all retries, or its reply is malformed.
         """
-        content = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
-        # ASCII, because an answer may hold lone surrogates
-        request = urllib.request.Request(self.url, json.dumps(content).encode("ascii"), self._headers(), method="POST")
-        for attempt in range(self.retries + 1):
-            pause = min(self.wait * 2**attempt, _LONGEST_WAIT)
-            try:
-                with self._opener.open(request, timeout=self.timeout) as reply:
-                    return _said(reply.read(_LARGEST_REPLY))
-            except urllib.error.HTTPError as error:
-                with error:
-                    trouble = f"HTTP {error.code}: {self._excerpt(error)}"
-                    if error.code not in _RETRIED:
-                        raise JudgeError(f"{self.url} refuses the request with {trouble}") from None
-                    pause = _asked_pause(error.headers.get("Retry-After"), pause)
-            except (OSError, http.client.HTTPException) as error:
-                trouble = str(getattr(error, "reason", None) or error) or type(error).__name__
-            except _BadReply as error:
-                trouble = f"no reply as OpenAI's protocol has it: {error}"
-            if attempt < self.retries:
-                time.sleep(pause)
-        raise JudgeError(f"{self.url} gave no reply in {self.retries + 1} tries; the last: {trouble}")
+        import openai
 
-    def _excerpt(self, error: urllib.error.HTTPError) -> str:
+        key = self._key()
+        # openai cannot encode the lone surrogates that an answer may hold
+        message = {"role": "user", "content": prompt.encode("utf-8", "replace").decode("utf-8")}
+        content: Any = {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": self.max_tokens}
+        problem = "sent a reply without choices[0].message.content; check that it speaks OpenAI's protocol"
         try:
-            text = " ".join(error.read(1000).decode("utf-8", "replace").split())[:300]
-        except (OSError, http.client.HTTPException):
-            text = ""
-        # servers repeat the key that they do not like
-        key = os.environ.get(self.key_variable) if self.key_variable else None
-        return text.replace(key, "(key)") if key else text
+            reply = _content(self._client.chat.completions.create(**content))
+            if reply is not None:
+                return reply
+        except (ValueError, RecursionError):  # not JSON
+            pass
+        except openai.APIStatusError as error:
+            excerpt = _excerpt(error.response.text, key)
+            problem = f"rejects the request with HTTP {error.status_code}: {excerpt}; check key, model name and server"
+        except openai.OpenAIError as error:
+            tries, excerpt = 1 + self._client.max_retries, _excerpt(str(error.__cause__ or error), key)
+            problem = f"gave no reply in {tries} tries: {excerpt}; check that the server is running at this address"
+        # outside of `except`: openai's errors hold the request with its key
+        raise JudgeError(f"the judge '{self.model}' at {self.url} {problem}")
 
 
-class _BadReply(Exception):
-    """A reply that is not what the protocol says."""
+def _excerpt(text: str, key: str) -> str:
+    """The start of a server's message, without the key."""
+    return " ".join((text.replace(key, "(key)") if key else text).split())[:300] or "(no text)"
 
 
-def _said(reply: bytes) -> str:
+def _content(completion: Any) -> str | None:
+    """The text of a completion, or None: openai does not validate what a server sends."""
     try:
-        text = json.loads(reply)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        text = None
-    if not isinstance(text, str):
-        raise _BadReply(repr(reply[:200]))
-    return text
-
-
-def _asked_pause(header: str | None, otherwise: float) -> float:
-    try:
-        return min(max(0.0, float(header or "")), _LONGEST_WAIT)
-    except ValueError:  # a date, or nothing
-        return otherwise
+        text = completion.choices[0].message.content
+    except (AttributeError, IndexError, TypeError, KeyError):
+        return None
+    return text if isinstance(text, str) else None
 
 
 class LocalChat:
-    """A chat model in this process: a prompt in, its text out, greedily.
+    """Chat model in this process, decoded greedily.
 
     Args:
         model: a causal language model.
-        tokenizer: its tokenizer; without a chat template the bare prompt is given.
-        max_new_tokens: length of a reply.
+        tokenizer: its tokenizer; without a chat template the model gets the bare prompt.
+        max_new_tokens: maximum length of a reply.
 
     Example:
         >>> from lightning_neuralgate.models.smollm2 import load_smollm2
-        >>> ask = LocalChat(*load_smollm2())  # doctest: +SKIP
+        >>> chat_model = LocalChat(*load_smollm2())  # doctest: +SKIP
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int = 16) -> None:
@@ -178,12 +169,12 @@ class LocalChat:
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", max_new_tokens: int = 16) -> LocalChat:
-        """A chat model from a folder or from the hub.
+        """Load a chat model from a folder or from the hub.
 
         Args:
             name: folder, or name on the hub.
-            device: where it computes.
-            max_new_tokens: length of a reply.
+            device: device of the model.
+            max_new_tokens: maximum length of a reply.
 
         Raises:
             JudgeError: there is no causal language model of that name.
@@ -194,17 +185,19 @@ class LocalChat:
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError) as error:
-            raise JudgeError(f"'{name}' cannot be loaded as a language model that judges: {error}") from error
+            raise JudgeError(
+                f"'{name}' cannot be loaded as a chat model: {error}; name a folder or hub id of a causal language model"
+            ) from error
         return cls(model.to(device), tokenizer, max_new_tokens)
 
     @property
     def identity(self) -> str:
-        """What replies depend on beside the prompt; reads all weights."""
+        """Everything a reply depends on besides the prompt. Reads all weights."""
         return f"{model_checksum(self.model)} {self.tokenizer.chat_template} {self.max_new_tokens}"
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> str:
-        """What the model says to a prompt."""
+        """Return the model's reply to a prompt."""
         text = prompt
         if self.tokenizer.chat_template:
             turn = [{"role": "user", "content": prompt}]
@@ -212,7 +205,7 @@ class LocalChat:
         encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
         ids = encoded["input_ids"].to(self.model.device)
         with without_generation_config(self.model):
-            told = self.model.generate(
+            output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self.max_new_tokens,
@@ -220,4 +213,35 @@ class LocalChat:
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
                 tokenizer=self.tokenizer,
             )
-        return str(self.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True))
+        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+class CachedChat:
+    """Chat model whose replies are stored in the answer cache as they arrive, so that an interrupted scoring resumes.
+
+    Args:
+        chat_model: the chat model; several threads may call this one if they may call it.
+        identity: everything a reply depends on besides the prompt, such as `ChatEndpoint.identity`.
+        folder: folder of the cache, see `AnswerCache`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> CachedChat(lambda prompt: "full_refusal", "my-model", folder)("Does it refuse?")
+        'full_refusal'
+        >>> CachedChat(lambda prompt: "not called", "my-model", folder)("Does it refuse?")
+        'full_refusal'
+    """
+
+    def __init__(self, chat_model: ChatModel, identity: str, folder: Path | None = None) -> None:
+        self.chat_model = chat_model
+        self.cache = AnswerCache({"judge": identity}, folder)
+
+    def __call__(self, prompt: str) -> str:
+        """Return the cached reply to a prompt, or else the model's."""
+        key = self.cache.key(prompt)
+        (reply,) = self.cache.recall([key])
+        if reply is None:
+            reply = self.chat_model(prompt)
+            self.cache.keep({key: reply})
+        return reply

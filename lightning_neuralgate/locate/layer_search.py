@@ -1,7 +1,7 @@
-"""Which layer to edit: the paper's search.
+"""Search for the layer to edit, as in the paper.
 
-Locate in every layer of a range, each alone; the layer with the largest share of strongly active neurons is the centre o, and
-the layers from o - r to o + r are candidates for single-layer edits.
+Locate in every layer of a range, each separately. The layer with the largest share of strongly active neurons is the centre
+o; the layers from o - r to o + r are the candidates for single-layer edits.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from lightning_neuralgate.runtime.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIRST, _LAST, _OF = 3, 19, 32
-"""The paper's range, layers 3 to 19 of 32."""
+_FIRST, _LAST, _DEPTH = 3, 19, 32
+"""The paper searches layers 3 to 19 of 32."""
 
 
 def search_range(num_layers: int) -> list[int]:
-    """The layers to search in a model of so many: where the paper's range lies in depth.
+    """Scale the paper's search range to the depth of a model.
 
-    >>> search_range(32) == list(range(3, 20))
-    True
-    >>> search_range(30)[0], search_range(30)[-1]
-    (3, 18)
+    Example:
+        >>> search_range(32) == list(range(3, 20))
+        True
+        >>> search_range(30)[0], search_range(30)[-1]
+        (3, 18)
     """
-    first, last = (round(bound * num_layers / _OF) for bound in (_FIRST, _LAST))
+    first, last = (round(bound * num_layers / _DEPTH) for bound in (_FIRST, _LAST))
     return list(range(first, max(first, min(last, num_layers - 1)) + 1))
 
 
 @dataclass(frozen=True)
 class LayerProposal:
-    """Where to edit.
+    """The proposed layers.
 
     Attributes:
-        centre: the layer with the largest share of strongly active neurons, as a mean over subjects; of equals the lowest.
+        centre: the layer with the largest share of strongly active neurons, averaged over subjects; the lowest of equals.
         candidates: the searched layers from `centre - radius` to `centre + radius`.
     """
 
@@ -51,10 +52,15 @@ class LayerProposal:
 
 
 def propose(gate: NeuralGate, tau: float, radius: int = 2) -> LayerProposal:
-    """The centre and the candidates around it, of the layers that a gate covers.
+    """Find the centre and the candidates among the layers of a gate.
+
+    Args:
+        gate: a gate that covers the searched layers.
+        tau: threshold of the activity rate.
+        radius: distance of the candidates from the centre, in layers.
 
     Raises:
-        ValueError: a negative radius.
+        ValueError: the radius is negative.
     """
     if radius < 0:
         raise ValueError(f"radius must not be negative, got {radius}")
@@ -64,20 +70,21 @@ def propose(gate: NeuralGate, tau: float, radius: int = 2) -> LayerProposal:
 
 
 def mean_shares(gate: NeuralGate, layer: int, tau: float) -> ClassShares:
-    """Shares of inactive, weakly and strongly active neurons of a layer, as means over subjects."""
-    of_subjects = [gate.shares(subject, layer, tau) for subject in gate.subjects]
-    return ClassShares(*(statistics.fmean(parts) for parts in zip(*of_subjects, strict=True)))
+    """Average the shares of inactive, weakly and strongly active neurons of a layer over subjects."""
+    shares = [gate.shares(subject, layer, tau) for subject in gate.subjects]
+    return ClassShares(*(statistics.fmean(parts) for parts in zip(*shares, strict=True)))
 
 
 def active_counts(gate: NeuralGate, layer: int) -> dict[float, int]:
-    """In which share of a subject's records how many neurons are active, summed over subjects (figure 2c).
+    """Count the neurons at each activity rate, summed over subjects (figure 2c): activity rate -> number of neurons.
 
-    >>> import torch
-    >>> from lightning_neuralgate.hf.identity import ModelIdentity
-    >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
-    >>> gate = NeuralGate({"passport": {1: torch.tensor([0.0, 0.5, 0.5, 1.0])}}, identity, {"passport": 2})
-    >>> active_counts(gate, 1)
-    {0.0: 1, 0.5: 2, 1.0: 1}
+    Example:
+        >>> import torch
+        >>> from lightning_neuralgate.hf.identity import ModelIdentity
+        >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+        >>> gate = NeuralGate({"passport": {1: torch.tensor([0.0, 0.5, 0.5, 1.0])}}, identity, {"passport": 2})
+        >>> active_counts(gate, 1)
+        {0.0: 1, 0.5: 2, 1.0: 1}
     """
     counts: Counter[float] = Counter()
     for subject in gate.subjects:
@@ -86,10 +93,10 @@ def active_counts(gate: NeuralGate, layer: int) -> dict[float, int]:
 
 
 def check_range(layers: Sequence[int], num_layers: int) -> None:
-    """Refuse layers that a model does not have.
+    """Check that a model has some layers.
 
     Raises:
-        ModelLayoutError: naming them.
+        ModelLayoutError: a layer does not exist, or there are none.
     """
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or not layers:
@@ -99,7 +106,7 @@ def check_range(layers: Sequence[int], num_layers: int) -> None:
 
 
 def write_tables(gate: NeuralGate, tau: float, folder: Path) -> None:
-    """Write `shares.csv` (a row a layer and subject) and `activity.csv` (layer, share of records, neurons)."""
+    """Write `shares.csv` (one row per layer and subject) and `activity.csv` (layer, share of records, neurons)."""
     with atomic_write(folder / "shares.csv") as draft, draft.open("w", newline="", encoding="utf-8") as lines:
         rows = csv.writer(lines)
         rows.writerow(["layer", "subject", "records", "inactive", "weak", "strong"])
@@ -115,7 +122,7 @@ def write_tables(gate: NeuralGate, tau: float, folder: Path) -> None:
 
 
 def draw_search(gate: NeuralGate, tau: float, proposal: LayerProposal) -> Figure:
-    """The paper's figures 2c and 2d for a gate, side by side.
+    """Draw the paper's figures 2c and 2d for a gate.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -147,8 +154,8 @@ def draw_search(gate: NeuralGate, tau: float, proposal: LayerProposal) -> Figure
     colours = ["C0" if layer in proposal.candidates else "0.75" for layer in layers]
     right.bar(layers, strong, color=colours, width=0.75)
     for subject in gate.subjects:
-        each = [100 * gate.shares(subject, layer, tau).strong for layer in layers]
-        right.plot(layers, each, "o", color="0.2", markersize=2.5, alpha=0.6)
+        points = [100 * gate.shares(subject, layer, tau).strong for layer in layers]
+        right.plot(layers, points, "o", color="0.2", markersize=2.5, alpha=0.6)
     right.set_xticks(layers)
     right.set(xlabel="layer", ylabel=f"strongly active neurons (%), tau {tau:g}")
     right.set_title(f"centre: layer {proposal.centre}; blue: candidates; dots: subjects", fontsize=9, loc="left")

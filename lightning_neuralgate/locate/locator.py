@@ -1,11 +1,11 @@
-"""Stage 1: which neurons encode the privacy of a subject.
+"""Stage 1: locate the neurons that encode the privacy of a subject.
 
-For one record and each chosen layer l a feature vector m_l = tanh(v_l) in (-1, 1)^d is learnt that scales the layer's
-output at the subject's last token, h_l[S] <- h_l[S] * m_l, while the model stays frozen:
+For one record and each chosen layer l, learn a feature vector m_l = tanh(v_l) in (-1, 1)^d that scales the layer's output at
+the subject's last token, h_l[S] <- h_l[S] * m_l, while the model stays frozen:
 
     L = L_sen + alpha * L_ben + beta * mean|v_l - 2|
 
-Dimensions with m_l[j] < 0 are active for that record; their share over a subject's records is the activity rate M_l[j].
+Dimensions with m_l[j] < 0 are active for that record. Their share over a subject's records is the activity rate M_l[j].
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -37,40 +35,38 @@ from lightning_neuralgate.hf.distributed import (
     refuse_strategies,
     shard,
 )
-from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.hf.identity import ModelIdentity, model_checksum
 from lightning_neuralgate.locate.record_store import RecordStore
-from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
-from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, is_out_of_memory
+from lightning_neuralgate.prefix_cache.locate_pass import LocateLosses
 from lightning_neuralgate.runtime.versions import library_versions
 
 
 class PrivacyLocatorModule(LightningModule):
     """Learns one feature vector per record and layer, and turns them into a `NeuralGate`.
 
-    `Trainer.fit` runs it: a training batch is the rows of one or more records (`PrivacyPairDataModule` makes them), which
-    are learnt side by side; one epoch is all there is. Afterwards `gate` holds the activity rates and `vectors` each
-    record's m_l. The defaults are the paper's settings.
+    `Trainer.fit` runs it for one epoch. A training batch holds the rows of one or more records, as `PrivacyPairDataModule`
+    makes it; they are learnt in parallel and independently. Afterwards `gate` holds the activity rates and `vectors` the m_l
+    of each record. The defaults are the paper's settings.
 
     Args:
         model: a Hugging Face image-text-to-text model; it is frozen and put in eval mode.
-        layers: decoder layers whose outputs are scaled (counted from 0).
+        layers: indices of the decoder layers whose outputs are scaled.
         alpha: weight of the benign term.
-        beta: weight of the pull towards the start value.
+        beta: weight of the term that pulls v towards `start`.
         lr: learning rate of Adam on v.
         eps: epsilon of Adam.
-        max_steps: upper bound of optimizer steps for a record.
-        stop_loss: a record is done when its loss is below.
-        start: value that v starts at (tanh 2 = 0.964).
-        reuse_prefix: run what is the same in every step once per record (`LocatePass`). The result is the same; where the
-            first record shows that a model does not allow it, the plain way is taken, with a warning.
-        jointly: learn the layers of a record together, one loss for all; off: each layer alone, as in a search for the layer
-            to edit.
-        cache_dir: folder in which each record's vectors are kept as soon as they are found. Another run with the same model,
-            settings and data takes them from there, so one that was killed goes on where it was.
+        max_steps: maximum number of optimizer steps per record.
+        stop_loss: a record stops when its loss falls below this.
+        start: initial value of v (tanh 2 = 0.964).
+        reuse_prefix: compute what is the same in every step once per record (`LocatePass`). The result is the same; a model
+            that does not support it falls back to full forward passes, with a warning.
+        jointly: learn the layers of a record jointly, with one loss; if off, each layer separately, as in the search for the
+            layer to edit.
+        cache_dir: folder in which the vectors of each batch of records are saved as soon as they are learnt. A later run with
+            the same model, settings and data loads them, so that an interrupted run resumes.
 
     Raises:
-        ModelLayoutError: there is no such layer.
+        ModelLayoutError: the model has no such layer.
 
     Example:
         `Trainer(max_epochs=1).fit(locator, datamodule=data)`, then `locator.gate.save_pretrained("gate")`.
@@ -105,25 +101,25 @@ class PrivacyLocatorModule(LightningModule):
         self.identity = ModelIdentity.of(model)
         self.model = model.requires_grad_(False).eval()
         self.layers = sorted(layers)
-        # where every record starts from; what is learnt goes to `vectors`
+        # the initial value for every record; the learnt vectors are collected in `vectors`
         self.v = nn.ParameterDict({str(layer): torch.full((layout.hidden_size,), start) for layer in self.layers})
         self.vectors: dict[str, dict[int, Tensor]] = {}
         self.record_subjects: dict[str, str] = {}
         self._gate: NeuralGate | None = None
-        self._reuse: bool | None = None if reuse_prefix else False
-        self._kept = None if cache_dir is None else RecordStore(Path(cache_dir))
-        # the identity leaves out what an edit changes, and what a gate need not find again
-        self._made_of = {} if cache_dir is None else {"weights": model_checksum(model), "types": _types(model)}
+        self._losses = LocateLosses(self.model, self.scaled, enabled=reuse_prefix)
+        self._store = None if cache_dir is None else RecordStore(Path(cache_dir))
+        # the identity leaves out the weights that an edit changes, on which the vectors depend
+        self._weights = {} if cache_dir is None else {"weights": model_checksum(model), "types": _types(model)}
 
     @property
     def gate(self) -> NeuralGate:
         """The gate made of all located records.
 
         Raises:
-            NeuralGateError: before `Trainer.fit` has come to its end.
+            NeuralGateError: `Trainer.fit` has not finished.
         """
         if self._gate is None:
-            raise NeuralGateError("nothing is located yet: run Trainer.fit(locator, datamodule) to its end first")
+            raise NeuralGateError("no gate yet: run Trainer.fit(locator, datamodule) to its end first")
         return self._gate
 
     @override
@@ -135,121 +131,92 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> None:
-        """Every record has an Adam of its own, made in `training_step`."""
+        """None: each batch of records has its own Adam, made in `training_step`."""
+
+    @override
+    def on_fit_start(self) -> None:
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _MultiProcessingLauncher):
+            raise UnsupportedSetupError(
+                f"{type(self.trainer.strategy).__name__} runs fit in child processes, and the gate would be lost with them; "
+                "use strategy='ddp'"
+            )
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        records = dict.fromkeys(batch["record_id"])
-        counted = set(records)
-        for record, here in zip(batch["record_id"], batch.get("counted", [True] * len(batch["role"])), strict=True):
-            counted -= set() if here else {record}
         subjects = dict(zip(batch["record_id"], map(subject_key, batch["subject"]), strict=True))
-        key = self._recall(subjects, batch)
+        key = self._load_stored(batch, subjects)
+        counted = _counted_records(batch)
         known = counted <= self.vectors.keys()
         if all_ranks(known, self.device) if is_sharded(self.model) else known:
             return
         vectors, loss, steps = self._learn(batch)
-        self._take(vectors, {record: subjects[record] for record in counted})
-        if self._kept is not None:
-            self._kept.keep(key, vectors, {"reuse": self._reuse})
+        self._add(vectors, {record: subjects[record] for record in counted})
+        if self._store is not None:
+            self._store.save(key, vectors, {"reuse": self._losses.fast_path.verified})
         active = torch.stack([(m < 0).float().mean() for layers in vectors.values() for m in layers.values()]).mean()
         self.log("locate/loss", loss, prog_bar=True, batch_size=1)
         self.log("locate/steps", steps, prog_bar=True, batch_size=1)
         self.log("locate/active", active, prog_bar=True, batch_size=1)
 
-    def _take(self, vectors: Mapping[str, Mapping[int, Tensor]], subjects: Mapping[str, str]) -> None:
-        """Count located records in, those of which a subject is given."""
-        for record, subject in subjects.items():
-            self.vectors[record] = dict(vectors[record])
-            self.record_subjects[record] = subject
-
-    def _recall(self, subjects: Mapping[str, str], batch: Mapping[str, Any]) -> str:
-        """Take a batch of records from where an earlier run has kept it. Returns its key."""
-        if self._kept is None:
-            return ""
-        setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
-        key = self._kept.key({**self.hparams, **asdict(self.identity), **self._made_of, **setting}, batch)
-        if not subjects.keys() <= self.vectors.keys() and (found := self._kept.recall(key)) is not None:
-            vectors, notes = found
-            self._take(vectors, subjects)
-            # whoever found that a model allows it or not has found it for all
-            self._reuse = notes["reuse"]
-        return key
-
     def _learn(self, batch: Mapping[str, Any]) -> tuple[dict[str, dict[int, Tensor]], float, float]:
-        """Learn the vectors of the batch's records.
+        """Learn the feature vectors of the batch's records.
 
         Returns:
-            Record -> layer -> m_l; the last loss and the number of steps taken, as means of all that is learnt alone.
+            Record -> layer -> m_l, (d,); the mean of the last losses; the mean number of steps.
         """
-        learnt: dict[str, dict[int, Tensor]] = {record: {} for record in batch["record_id"]}
-        losses: list[Tensor] = []
-        steps: list[Tensor] = []
-        self._learn_portion(batch, self.layers, learnt, losses, steps)
-        return learnt, float(torch.cat(losses).mean()), float(torch.cat(steps).mean())
-
-    def _learn_portion(
-        self,
-        batch: Mapping[str, Any],
-        portion: Sequence[int],
-        learnt: dict[str, dict[int, Tensor]],
-        losses: list[Tensor],
-        steps: list[Tensor],
-    ) -> None:
-        """Learn some records in some layers, and add what is found. What was kept of them is free when this returns."""
         records = list(dict.fromkeys(batch["record_id"]))
         owner = torch.tensor([records.index(record) for record in batch["record_id"]], device=self.device)
         weights = role_weights(
             batch["role"], batch["record_id"], {"sensitive": 1.0, "benign": self.hparams["alpha"]}, self.device
         )
-        nll = self._row_loss(batch, portion)
-        groups = [portion] if self.hparams["jointly"] else [[layer] for layer in portion]
-        for layers in groups:
-            found, loss, taken = self._learn_together(layers, nll, owner, weights)
-            losses.append(loss)
-            steps.append(taken)
-            for layer, vectors in found.items():
-                for record, vector in zip(records, vectors.tanh().cpu(), strict=True):
-                    learnt[record][layer] = vector
+        start = {layer: self.v[str(layer)].detach().expand(len(owner), -1) for layer in self.layers}
+        nll = self._losses.prepare(batch, _subject_positions(batch), start)
+        groups = [self.layers] if self.hparams["jointly"] else [[layer] for layer in self.layers]
+        results = [self._optimize(layers, nll, owner, weights) for layers in groups]
+        m = {layer: v.tanh().cpu() for vectors, _, _ in results for layer, v in vectors.items()}
+        learnt = {record: {layer: rows[index] for layer, rows in m.items()} for index, record in enumerate(records)}
+        losses, steps = torch.cat([loss for _, loss, _ in results]), torch.cat([steps for _, _, steps in results])
+        return learnt, float(losses.mean()), float(steps.mean())
 
-    def _learn_together(
+    def _optimize(
         self, layers: Sequence[int], nll: Callable[[Mapping[int, Tensor]], Tensor], owner: Tensor, weights: Tensor
     ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-        """Learn v of R records for some layers, one loss a record.
+        """Minimize L = L_sen + alpha * L_ben + beta * mean|v - 2| of R records over the v of some layers.
 
-        Records have nothing to do with each other, and Adam looks at each element alone, so it is as if each had its own.
+        Records are independent and Adam is element-wise, so one optimizer over the stacked vectors equals one per record.
 
         Args:
             layers: the layers.
             nll: layer -> v of each row, (B, d) -> NLL of each row, (B,).
-            owner: (B,), the number of each row's record.
-            weights: (B,), what each row counts in its record's loss.
+            owner: (B,), the index of each row's record.
+            weights: (B,), the weight of each row in its record's loss.
 
         Returns:
             Layer -> v, (R, d); each record's last loss and its number of steps, (R,).
         """
         settings, count = self.hparams, int(owner.max()) + 1
         size = next(iter(self.v.values())).shape[0]
-        # single precision in any training: in half precision the steps of v would be rounded away
-        numbers: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
-        start = torch.full((count, size), settings["start"], **numbers)
+        # float32 under any precision: in half precision the steps of v would be rounded away
+        options: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        start = torch.full((count, size), settings["start"], **options)
         vectors = {layer: start.clone().requires_grad_() for layer in layers}
         optimizer = torch.optim.Adam(vectors.values(), lr=settings["lr"], eps=settings["eps"])
-        together = is_sharded(self.model)
+        sharded = is_sharded(self.model)
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
-        value, steps = torch.full((count,), float("nan"), **numbers), torch.zeros(count, **numbers)
+        value, steps = torch.full((count,), float("nan"), **options), torch.zeros(count, **options)
         learnt = {layer: start.clone() for layer in layers}
         for step in range(settings["max_steps"]):
             drift = torch.stack([(v - settings["start"]).abs().mean(1) for v in vectors.values()]).mean(0)
             rows = weights * nll({layer: v[owner] for layer, v in vectors.items()})
             loss = torch.zeros_like(drift).index_add(0, owner, rows) + settings["beta"] * drift
-            # whether a record is done is left to the device, and looked at now and then: asking waits for all its work
             value = torch.where(done, value, loss.detach())
             done = done | (loss.detach() < settings["stop_loss"])
-            # sharded weights need every process in every pass, so one that is done waits for the others
-            if step % self._look_every == 0:
-                over = bool(done.all())
-                if all_ranks(over, self.device) if together else over:
+            # reading `done` forces a device sync, so it is read now and then only
+            if step % self._steps_between_syncs == 0:
+                finished = bool(done.all())
+                # sharded weights need every process in every pass, so one that has finished waits for the others
+                if all_ranks(finished, self.device) if sharded else finished:
                     break
             gradients = torch.autograd.grad(loss.sum(), list(vectors.values()))
             for vector, gradient in zip(vectors.values(), gradients, strict=True):
@@ -261,65 +228,16 @@ class PrivacyLocatorModule(LightningModule):
         return learnt, value, steps
 
     @property
-    def _look_every(self) -> int:
+    def _steps_between_syncs(self) -> int:
         return 1 if self.device.type == "cpu" else 5
-
-    def _row_loss(self, batch: Mapping[str, Any], layers: Sequence[int]) -> Callable[[Mapping[int, Tensor]], Tensor]:
-        """A function that gives the NLL of each row, (B,), under layer -> v of each row, (B, d)."""
-        positions = _subject_positions(batch)
-
-        def plain(vectors: Mapping[int, Tensor]) -> Tensor:
-            with self.scaled(positions, vectors):
-                return batch_nll(self.model, batch)
-
-        together = is_sharded(self.model)
-        if together and not all_ranks(self._reuse is not None, self.device):
-            self._reuse = None  # a process that recalls records may know already, but all find out together
-        if self._reuse is False:
-            return plain
-        try:
-            if self._reuse is None:
-                vectors = {layer: self.v[str(layer)].detach().expand(len(positions), -1) for layer in layers}
-                # half precision would hide what is wrong in its rounding, so autocast stays out of this
-                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                    expected = plain(vectors)
-                    found = self._upper(batch, positions, layers)(vectors)
-                tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 5e-2
-                agrees = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
-                self._reuse = all_ranks(agrees, expected.device) if together else agrees
-                reason = f"row losses {found.tolist()} instead of {expected.tolist()}"
-            upper = self._upper(batch, positions, layers) if self._reuse else None
-        except NOT_ALLOWED as error:
-            if together or is_out_of_memory(error):
-                raise
-            reason = repr(error)
-            if self._reuse:  # it has held for others; a record may be too long for a window
-                rank_zero_warn(f"prefix reuse does not hold for {batch['record_id'][0]}, taking full passes: {reason}")
-                return plain
-            self._reuse = False
-        if not self._reuse:
-            rank_zero_warn(f"prefix reuse does not hold for {type(self.model).__name__}, taking full passes: {reason}")
-            return plain
-        assert upper is not None
-        return upper
-
-    def _upper(
-        self, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]
-    ) -> Callable[[Mapping[int, Tensor]], Tensor]:
-        """`_row_loss` by passes above the lowest layer and from the subject on."""
-        return partial(self._fast, LocatePass(self.model, batch, positions, layers))
-
-    def _fast(self, upper: LocatePass, vectors: Mapping[int, Tensor]) -> Tensor:
-        with self.scaled(upper.positions, vectors):
-            return upper.nll(min(vectors))
 
     @contextmanager
     def scaled(self, positions: Tensor, vectors: Mapping[int, Tensor] | None = None) -> Iterator[None]:
-        """Scale layers' outputs by m = tanh(v) at some positions while the block runs.
+        """Scale layers' outputs, h_l[S] <- h_l[S] * tanh(v_l), while the block runs.
 
         Args:
-            positions: (B, T) bool.
-            vectors: layer -> v, (d,) or one for each row, (B, d); those of the module when left out.
+            positions: (B, T) bool, the positions S.
+            vectors: layer -> v, (d,) or one per row, (B, d); the module's `v` when left out.
         """
         layout = find_decoder(self.model)
         chosen = {layer: self.v[str(layer)] for layer in self.layers} if vectors is None else vectors
@@ -342,32 +260,13 @@ class PrivacyLocatorModule(LightningModule):
                 handle.remove()
 
     @override
-    def on_fit_start(self) -> None:
-        launcher = self.trainer.strategy.launcher
-        if isinstance(launcher, _MultiProcessingLauncher):
-            raise UnsupportedSetupError(
-                f"{type(self.trainer.strategy).__name__} runs fit in child processes here, and the gate would end with them; "
-                "use strategy='ddp'"
-            )
-
-    def _gather(self) -> None:
-        """Let every process know what all of them have located."""
-        found = [(record, self.record_subjects[record], vectors) for record, vectors in self.vectors.items()]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, found)
-            found = [entry for part in gathered for entry in part]
-        # a sampler may hand one record to two processes to even out their shares: records count once
-        self.vectors = {record: vectors for record, _, vectors in sorted(found, key=lambda entry: entry[0])}
-        self.record_subjects = {record: subject for record, subject, _ in found}
-
-    @override
     def on_train_end(self) -> None:
         self._gather()
         if self.vectors:
             self._gate = self._make_gate()
 
     def _make_gate(self) -> NeuralGate:
+        """Average m_l[j] < 0 over each subject's records: the activity rate M_l[j]."""
         records: dict[str, list[str]] = {}
         for record in self.vectors:
             records.setdefault(self.record_subjects[record], []).append(record)
@@ -383,12 +282,40 @@ class PrivacyLocatorModule(LightningModule):
         settings.pop("reuse_prefix")
         return NeuralGate(rates, self.identity, counts, settings)
 
+    def _add(self, vectors: Mapping[str, Mapping[int, Tensor]], subjects: Mapping[str, str]) -> None:
+        for record, subject in subjects.items():
+            self.vectors[record] = dict(vectors[record])
+            self.record_subjects[record] = subject
+
+    def _load_stored(self, batch: Mapping[str, Any], subjects: Mapping[str, str]) -> str:
+        """Add a batch of records that an earlier run has stored; returns its key."""
+        if self._store is None:
+            return ""
+        setting = {"device": self.device.type, "precision": self.trainer.precision, "versions": library_versions()}
+        key = self._store.key({**self.hparams, **asdict(self.identity), **self._weights, **setting}, batch)
+        if not subjects.keys() <= self.vectors.keys() and (stored := self._store.load(key)) is not None:
+            vectors, notes = stored
+            self._add(vectors, subjects)
+            self._losses.fast_path.restore(notes["reuse"])
+        return key
+
+    def _gather(self) -> None:
+        """Share the located records between all processes."""
+        located = [(record, self.record_subjects[record], vectors) for record, vectors in self.vectors.items()]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, located)
+            located = [entry for part in gathered for entry in part]
+        # a sampler may give one record to two processes to even out their shares: records count once
+        self.vectors = {record: vectors for record, _, vectors in sorted(located, key=lambda entry: entry[0])}
+        self.record_subjects = {record: subject for record, subject, _ in located}
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The frozen model stays out of checkpoints; what was located, in any process, goes in."""
+        """Save the records located by any process, and leave out the frozen model."""
         self._gather()
         checkpoint["located"] = {"vectors": self.vectors, "subjects": self.record_subjects}
-        if is_sharded_state(checkpoint["state_dict"]):  # can only be loaded as a whole
+        if is_sharded_state(checkpoint["state_dict"]):  # can only be loaded completely
             return
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("model.")
@@ -400,8 +327,15 @@ class PrivacyLocatorModule(LightningModule):
         self.record_subjects = checkpoint["located"]["subjects"]
 
 
+def _counted_records(batch: Mapping[str, Any]) -> set[str]:
+    """Return the records of a batch that no other process counts; `batch["counted"]` tells for each row."""
+    counted = batch.get("counted", [True] * len(batch["role"]))
+    duplicates = {record for record, flag in zip(batch["record_id"], counted, strict=True) if not flag}
+    return set(batch["record_id"]) - duplicates
+
+
 def _subject_positions(batch: Mapping[str, Any]) -> Tensor:
-    """The subject's last token of each row, (B, T) bool."""
+    """Return the subject's last token of each row, (B, T) bool."""
     positions = last_position(batch["subject_mask"])
     if not bool(positions.any(1).all()):
         raise UnsupportedSetupError("every row of a located record needs its subject in 'subject_mask'")
@@ -409,7 +343,7 @@ def _subject_positions(batch: Mapping[str, Any]) -> Tensor:
 
 
 def _types(model: nn.Module) -> list[str]:
-    """What else decides how a model computes: the types of its weights, and its kind of attention."""
+    """Return the dtypes of the weights and the attention implementation."""
     attention = getattr(find_hf_model(model).config.get_text_config(), "_attn_implementation", None)
     return [*sorted({str(parameter.dtype) for parameter in model.parameters()}), str(attention)]
 
@@ -417,12 +351,13 @@ def _types(model: nn.Module) -> list[str]:
 def role_weights(
     roles: Sequence[str], records: Sequence[str], weights: Mapping[str, float], device: torch.device
 ) -> Tensor:
-    """What each row counts, (B,) float32: summed over a record's rows, `weights * nll` is its weighted sum of roles' means.
+    """Return row weights, (B,) float32, with which a record's rows sum to the weighted sum of the means per role.
 
-    >>> roles = ["sensitive", "sensitive", "benign"]
-    >>> role_weights(roles, ["r"] * 3, {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
-    tensor([0.5000, 0.5000, 1.2500])
+    Example:
+        >>> roles = ["sensitive", "sensitive", "benign"]
+        >>> role_weights(roles, ["r"] * 3, {"sensitive": 1.0, "benign": 1.25}, torch.device("cpu"))
+        tensor([0.5000, 0.5000, 1.2500])
     """
     rows = list(zip(roles, records, strict=True))
-    # in half-precision training the default type is another
+    # explicit: the default dtype is another one in half-precision training
     return torch.tensor([weights[row[0]] / rows.count(row) for row in rows], dtype=torch.float32, device=device)

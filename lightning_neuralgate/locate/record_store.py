@@ -1,4 +1,4 @@
-"""Located records on disk, one file a batch of them, so that a locator that was killed need not do them again."""
+"""Store of located records on disk, one file per batch of records, from which an interrupted locator resumes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lightning_neuralgate.runtime.files import atomic_write
 
 
 class RecordStore:
-    """The feature vectors of located records, in a folder, each under a key of all that made it.
+    """Feature vectors of located records in a folder, under a key of all that they depend on.
 
     Args:
-        folder: the folder; made when the first record comes.
+        folder: the folder; created with the first record.
 
     Example:
         >>> import tempfile, torch
-        >>> kept = RecordStore(Path(tempfile.mkdtemp()))
-        >>> key = kept.key({"lr": 0.5}, {"input_ids": torch.tensor([[1, 2]]), "role": ["benign"]})
-        >>> kept.recall(key) is None
+        >>> store = RecordStore(Path(tempfile.mkdtemp()))
+        >>> key = store.key({"lr": 0.5}, {"input_ids": torch.tensor([[1, 2]]), "role": ["benign"]})
+        >>> store.load(key) is None
         True
-        >>> kept.keep(key, {"passport-3": {10: torch.ones(2)}}, {"reuse": True})
-        >>> kept.recall(key)
+        >>> store.save(key, {"passport-3": {10: torch.ones(2)}}, {"reuse": True})
+        >>> store.load(key)
         ({'passport-3': {10: tensor([1., 1.])}}, {'reuse': True})
     """
 
@@ -39,7 +39,7 @@ class RecordStore:
 
     @staticmethod
     def key(settings: Mapping[str, Any], batch: Mapping[str, Any]) -> str:
-        """Checksum of settings and of a batch: its tensors to the bit, all else as text."""
+        """Return a checksum of settings and of a batch: of the bits of its tensors, and of all else as text."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, value in sorted(batch.items()):
             digest.update(name.encode())
@@ -54,14 +54,14 @@ class RecordStore:
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def keep(self, key: str, vectors: Mapping[str, Mapping[int, Tensor]], notes: Mapping[str, Any]) -> None:
-        """Keep the vectors of records, record -> layer -> (d,), with some notes that JSON can hold."""
+    def save(self, key: str, vectors: Mapping[str, Mapping[int, Tensor]], notes: Mapping[str, Any]) -> None:
+        """Save the vectors of records, record -> layer -> (d,), with JSON-serializable notes."""
         named = {f"{layer}/{record}": m for record, layers in vectors.items() for layer, m in layers.items()}
         with atomic_write(self._file(key)) as draft:
             save_file({name: m.contiguous() for name, m in named.items()}, draft, {"notes": json.dumps(notes)})
 
-    def recall(self, key: str) -> tuple[dict[str, dict[int, Tensor]], dict[str, Any]] | None:
-        """Vectors and notes of what is kept under this key; None where there is nothing.
+    def load(self, key: str) -> tuple[dict[str, dict[int, Tensor]], dict[str, Any]] | None:
+        """Return the vectors and notes saved under a key, or None if there are none.
 
         Raises:
             DataFormatError: the file cannot be read.
@@ -77,4 +77,6 @@ class RecordStore:
                     vectors.setdefault(record, {})[int(layer)] = content.get_tensor(name)
                 return vectors, dict(json.loads(content.metadata()["notes"]))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataFormatError(f"{file} holds no located records ({error}); delete it") from error
+            raise DataFormatError(
+                f"{file} cannot be read as located records ({error}); delete it to locate them again"
+            ) from error

@@ -1,138 +1,129 @@
-"""Passes of stage 2 that run what rows begin with once, with gradient.
+"""Forward passes of stage 2: run the prefix that the rows of a record share once, with gradient.
 
 The two rows of a query pair show the same picture, and so do all pairs of a record:
 
     tokens   [ shared by the rows of a record: system prompt, picture | each row's own: question and target ]
-    run      once a record                                            once a row
+    run      once per record                                           once per row
 
-In every step, since the layers above the edited one change with it. The gradient of what is shared is the sum of its rows'.
-Where a batch is run more than once, the layers below the edited one run the first time only.
+Both run in every step, since the layers above the edited one change with it. The gradient of the shared tokens is the sum
+over their rows. Where a batch is run several times, the layers below the edited one run in the first pass only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
-from lightning_neuralgate.hf.forward import IGNORED, columns_with_targets, last_logits, row_nll
-from lightning_neuralgate.hf.segments import Segment, running
-from lightning_neuralgate.prefix_cache.attention import capture_outputs, grown, skip_layers
-from lightning_neuralgate.prefix_cache.prefix import SharedPrefix, with_tensors_on
+from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.distributed import is_sharded
+from lightning_neuralgate.hf.forward import batch_nll, last_logits, row_nll
+from lightning_neuralgate.hf.hooks import capture_outputs, skip_layers
+from lightning_neuralgate.prefix_cache.attention import filled_cache_layer
+from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
+from lightning_neuralgate.prefix_cache.prefix import run_prefix
+from lightning_neuralgate.prefix_cache.verify import FastPath, Results
 
 
 class EditPass:
-    """One batch of stage 2, laid out in two parts; `nll` runs them.
+    """One batch in two forward passes, shared prefixes and own tokens, as often as needed.
 
     Args:
         model: the Hugging Face model.
-        batch: a collated batch in which every row has a target; laying out asks for its values, so it is best done before
-            the batch is sent to a device, and the layout sent along (`to`).
-
-    Attributes:
-        shared: how many tokens all rows of each record begin with, before any subject or target; 0 where rows cannot share.
-        leading: (R,), the first row of each record.
+        layout: the layout of the batch, with a prefix of at least one token.
+        frozen_layers: number of lowest decoder layers that do not train. They are run once, here; 0: they run in each call
+            of `nll`, which costs less where that is called once.
     """
 
-    def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        self._prefix = SharedPrefix(model, batch, _groups(batch), _limit(batch))
-        self.shared, self.leading = self._prefix.count, self._prefix.leading
-        self._below: Iterable[nn.Module] = ()
-        self._hidden: tuple[Tensor, Tensor] | None = None
-        if not self.shared:
-            return
-        first, end = self._prefix.first, self._prefix.end
-        begin = first[self.leading, None] + torch.arange(self.shared, device=first.device)
-        self._begin = Segment(self.leading, begin, torch.ones_like(begin, dtype=torch.bool), True)
-        own = int((end - first).max()) - self.shared
-        source = end[:, None] + torch.arange(-own, 0, device=first.device)
-        real = source >= first[:, None] + self.shared
-        self._places = (source - first[:, None]).clamp(min=0)
-        source = source.clamp(min=0)
-        self._rest = Segment(torch.arange(len(first), device=first.device), source, real, False)
-        labels = torch.where(real, batch["labels"].gather(1, source), IGNORED)
-        self._count = columns_with_targets(labels)
-        self._labels = labels[:, -self._count :]
-        self._mask = torch.cat([real.new_ones(len(real), self.shared), real], 1).long()
-        self._inputs = {key: value.gather(1, source) * real for key, value in self._prefix.sequences.items()}
+    def __init__(self, model: nn.Module, layout: BatchLayout, frozen_layers: int = 0) -> None:
+        self.model, self.layout = model, layout
+        self._layers = find_decoder(model).layers
+        self._frozen = frozen_layers
+        self._hidden = self._run_frozen() if frozen_layers else None
 
-    def to(self, device: Any, **options: Any) -> Any:
-        """The same layout on a device."""
-        return with_tensors_on(self, device, **options)
+    def nll(self) -> Tensor:
+        """Return the mean NLL per target token of each row, (B,)."""
+        with skip_layers(self._layers[: self._frozen]):
+            with self.layout.running_prefix():
+                cache = self._run_prefix()
+            cache.batch_select_indices(self.layout.prefix.group_index)
+            with self.layout.running_own():
+                output = self._run_own(cache, None if self._hidden is None else self._hidden[1])
+        return row_nll(output.logits[:, :-1], self.layout.labels)
 
     @torch.no_grad()
-    def run_below(self, model: nn.Module, layers: int) -> None:
-        """Run so many of the lowest layers, which do not train, once for all calls of `nll` to come."""
-        if not layers:
-            return
-        self._below = find_decoder(model).layers[:layers]
-        top = layers - 1
-        with capture_outputs(find_decoder(model).layers, [top]) as seen:
-            cache = self._prefix.run(model)
-            shared = seen[top]
-            cache.batch_select_indices(self._prefix.owner)
-            self._run_rest(model, cache, self._inputs)
-            # of what is shared, (R, C, d), and of the rest, (B, W, d)
-            self._hidden = shared, seen[top]
+    def _run_frozen(self) -> tuple[Tensor, Tensor]:
+        """Return the output of the highest frozen layer: for the prefixes, (R, C, d), and for own tokens, (B, Q, d)."""
+        top = self._frozen - 1
+        with capture_outputs(self._layers, [top]) as outputs:
+            cache = self.layout.prefix.run(self.model)
+            of_prefix = outputs[top]
+            cache.batch_select_indices(self.layout.prefix.group_index)
+            self._run_own(cache, None)
+            return of_prefix, outputs[top]
 
-    def nll(self, model: nn.Module) -> Tensor:
-        """Mean NLL per target token of each row, (B,)."""
-        with skip_layers(self._below):
-            with running(self._begin):
-                cache = self._begun(model)
-            with running(self._rest):
-                inputs = self._inputs if self._hidden is None else {"inputs_embeds": self._hidden[1]}
-                output = self._run_rest(model, cache, inputs)
-        return row_nll(output.logits[:, :-1], self._labels)
-
-    def _begun(self, model: nn.Module) -> Any:
-        """The cache of a pass over what is shared, one row for each of the batch."""
-        cache: Any
+    def _run_prefix(self) -> Any:
+        """Return the cache of the prefixes, one row per group."""
         if self._hidden is None:
-            cache = self._prefix.run(model)
-            cache.batch_select_indices(self._prefix.owner)
-            return cache
+            return self.layout.prefix.run(self.model)
         hidden = self._hidden[0]
-        cache = DynamicCache(config=find_hf_model(model).config.get_text_config())
-        ones = hidden.new_ones(hidden.shape[:2], dtype=torch.long)
-        given = {
-            "attention_mask": ones,
-            "position_ids": ones.cumsum(1) - 1,
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        last_logits(model, {"inputs_embeds": hidden, **given}, 1)
-        below = len(list(self._below))
-        cache.layers = cache.layers[below:]
-        cache.batch_select_indices(self._prefix.owner)
-        # layers that are passed through are asked for nothing but how long they are
-        like = cache.layers[0].keys
-        empty = like.new_zeros(()).expand(like.shape)
-        cache.layers = [*(grown(empty, empty) for _ in range(below)), *cache.layers]
+        cache = run_prefix(self.model, {"inputs_embeds": hidden}, hidden.shape[:2], hidden.device)
+        # skipped layers need no keys, but their length is read
+        filled = cache.layers[self._frozen :]
+        empty = filled[0].keys.new_zeros(()).expand(filled[0].keys.shape)
+        cache.layers = [*(filled_cache_layer(empty, empty) for _ in range(self._frozen)), *filled]
         return cache
 
-    def _run_rest(self, model: nn.Module, cache: Any, inputs: Mapping[str, Tensor]) -> Any:
-        given = {
-            "attention_mask": self._mask,
-            "position_ids": self._places,
+    def _run_own(self, cache: Any, hidden: Tensor | None) -> Any:
+        own, tokens = self.layout.own, self.layout.prefix.token_inputs
+        inputs = (
+            {key: own.select(value) for key, value in tokens.items()} if hidden is None else {"inputs_embeds": hidden}
+        )
+        options = {
+            "attention_mask": own.attention_mask,
+            "position_ids": own.position_ids,
             "past_key_values": cache,
             "use_cache": True,
         }
-        return last_logits(model, {**inputs, **given}, self._count + 1)
+        return last_logits(self.model, {**inputs, **options}, self.layout.labels.shape[1] + 1)
 
 
-def _groups(batch: Mapping[str, Any]) -> list[Any]:
-    """For each row what it may share: rows of one record and subject, and every row without a subject alone."""
-    names = zip(batch["record_id"], batch["subject"], strict=True)
-    return [(record, subject) if subject else row for row, (record, subject) in enumerate(names)]
+class EditLosses:
+    """The NLL of each row of a training batch, by `EditPass` where model and batch allow it, by full passes otherwise.
 
+    Args:
+        model: the Hugging Face model.
+        frozen_layers: see `EditPass`.
+        enabled: whether shared prefixes may be used at all.
+    """
 
-def _limit(batch: Mapping[str, Any]) -> Tensor:
-    """(B,), the first column whose prediction or subject a row has for itself."""
-    asked, told = batch["subject_mask"].bool(), batch["labels"] != IGNORED
-    columns = torch.arange(asked.shape[1], device=asked.device)
-    return torch.where(asked | told.roll(-1, 1), columns, asked.shape[1]).amin(1)
+    def __init__(self, model: nn.Module, frozen_layers: int = 0, enabled: bool = True) -> None:
+        self.model, self.frozen_layers = model, frozen_layers
+        self.fast_path = FastPath("Prefix sharing in the edit", enabled)
+
+    def layout(self, batch: Mapping[str, Any]) -> BatchLayout | None:
+        """Return the layout for a training batch, or None where full passes are run."""
+        known = {"record_id", "subject", "subject_mask"} <= batch.keys()
+        if not known or not self.fast_path.enabled or is_sharded(self.model):
+            return None
+        layout = BatchLayout(self.model, batch)
+        return layout if layout.prefix.length else None
+
+    def prepare(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
+        """Return a function that runs the batch and returns the NLL of each row, (B,)."""
+        plain: Callable[[], Tensor] = partial(batch_nll, self.model, batch)
+        layout = batch.get(LAYOUT)
+        if layout is None:
+            return plain
+        return self.fast_path.choose(
+            self.model, plain, lambda: EditPass(self.model, layout, self.frozen_layers).nll, self._losses_and_gradients
+        )
+
+    def _losses_and_gradients(self, nll: Callable[[], Tensor]) -> Results:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        rows = nll()
+        gradients = torch.autograd.grad(rows.mean(), trained, allow_unused=True)
+        return {"losses": [rows.detach()], "gradients": [gradient for gradient in gradients if gradient is not None]}

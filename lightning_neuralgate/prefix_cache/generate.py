@@ -1,9 +1,9 @@
-"""Answers to many prompts about few pictures, with what prompts about a picture begin with run once for all of them."""
+"""Generation with shared prefixes: run what the prompts about a picture begin with once for all of them."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from lightning_neuralgate.hf.distributed import is_sharded
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
 from lightning_neuralgate.hf.generation import generate_answers, generated_answers
-from lightning_neuralgate.prefix_cache.prefix import NOT_ALLOWED, SharedPrefix, is_out_of_memory
+from lightning_neuralgate.prefix_cache.prefix import OwnTokens, SharedPrefix
+from lightning_neuralgate.prefix_cache.verify import FastPath, Results
 
-_WORTH_IT = 16
-"""Fewer tokens are not worth a pass of their own."""
-_HOLDS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_MIN_PREFIX = 16
+"""Fewer tokens are not worth a forward pass of their own."""
+
+_FAST_PATHS: WeakKeyDictionary[Any, FastPath] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -30,68 +32,52 @@ def generate_with_shared_prefix(
     sampling: Mapping[str, Any] | None = None,
     until: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """What `generate_answers` answers, for less where rows have their pictures in common.
+    """Generate the same answers as `generate_answers`, in less time where rows share their pictures.
 
-    The first batch of a model is run both ways; where the next token's probabilities differ, the plain way is taken from then
-    on, with a warning.
+    The first batch of a model is run both ways; if the logits of the next token differ, full prompts are run from then on,
+    with a warning.
 
     Args:
         model: a Hugging Face model with `generate`.
         tokenizer: decodes the answers.
         batch: a left-padded batch of prompts.
-        groups: for each row what it may share, such as its picture.
+        groups: for each row the name of what it may share, such as its picture.
         max_new_tokens: upper bound of an answer's length.
         sampling: arguments of `generate`; greedy when left out.
-        until: whether an answer may end after what is told of it so far; each is told to its end when left out.
+        until: stops an answer early, once it returns True for the text so far.
     """
-    if _HOLDS.get(model, True) and not is_sharded(model):
-        device = next(model.parameters()).device
-        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        prefix = SharedPrefix(model, batch, groups)
-        if prefix.count >= _WORTH_IT and prefix.sequences.keys() == {"input_ids"} and _holds(model, batch, prefix):
-            return generated_answers(model, tokenizer, _behind(model, prefix), max_new_tokens, sampling, until)
-    return generate_answers(model, tokenizer, batch, max_new_tokens, sampling, until)
+    plain = partial(generate_answers, model, tokenizer, batch, max_new_tokens, sampling, until)
+    fast_path = _FAST_PATHS.setdefault(model, FastPath("Prefix sharing in generation"))
+    if not fast_path.enabled or is_sharded(model):
+        return plain()
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    prefix = SharedPrefix(model, batch, groups)
+    if prefix.length < _MIN_PREFIX or prefix.token_inputs.keys() != {"input_ids"}:
+        return plain()
+    own = prefix.own_tokens(prefix.ends)
+    full = {**model_inputs(batch), "use_cache": False}
+
+    def run(inputs: Mapping[str, Any]) -> Results:
+        if inputs is not full:
+            ids = inputs["input_ids"][:, prefix.length :]
+            inputs = {**inputs, "input_ids": ids, "position_ids": own.position_ids, "use_cache": True}
+        logits = last_logits(model, inputs, 1).logits[:, -1].float()
+        return {"logits": (logits - logits.mean(1, keepdim=True)).unbind()}
+
+    inputs = fast_path.choose(model, full, lambda: _generate_inputs(model, prefix, own), run)
+    if inputs is full:
+        return plain()
+    return generated_answers(model, tokenizer, inputs, max_new_tokens, sampling, until)
 
 
-def _behind(model: Any, prefix: SharedPrefix) -> dict[str, Any]:
-    """Inputs of `generate` with the prefix in the cache: its tokens, padding, each row's own tokens."""
+def _generate_inputs(model: Any, prefix: SharedPrefix, own: OwnTokens) -> dict[str, Any]:
+    """Return the inputs of `generate`, the prefix in the cache: its tokens, padding, each row's own tokens."""
     cache = prefix.run(model)
-    cache.batch_select_indices(prefix.owner)
-    width = prefix.attention.shape[1]
-    own = int((width - prefix.first).max()) - prefix.count
-    source = torch.arange(width - own, width, device=prefix.first.device).expand(len(prefix.first), -1)
-    real = source >= prefix.first[:, None] + prefix.count
-    ids = prefix.sequences["input_ids"]
-    begin = prefix.first[:, None] + torch.arange(prefix.count, device=ids.device)
+    cache.batch_select_indices(prefix.group_index)
+    ids = prefix.token_inputs["input_ids"]
     return {
-        "input_ids": torch.cat([ids.gather(1, begin), ids.gather(1, source) * real], 1),
-        "attention_mask": torch.cat([real.new_ones(begin.shape), real], 1).long(),
+        "input_ids": torch.cat([ids.gather(1, prefix.columns), own.select(ids)], 1),
+        "attention_mask": own.attention_mask,
         "past_key_values": cache,
     }
-
-
-def _holds(model: Any, batch: Mapping[str, Any], prefix: SharedPrefix) -> bool:
-    if model not in _HOLDS:
-        try:
-            # autocast's rounding would hide what is wrong, or look like it
-            with torch.autocast(batch["input_ids"].device.type, enabled=False):
-                inputs = _behind(model, prefix)
-                ids, mask = inputs["input_ids"][:, prefix.count :], inputs["attention_mask"]
-                places = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix.count :]
-                given = {**inputs, "input_ids": ids, "position_ids": places, "use_cache": True}
-                found = last_logits(model, given, 1).logits[:, -1].float()
-                expected = last_logits(model, {**model_inputs(batch), "use_cache": False}, 1).logits[:, -1].float()
-            spread = (expected - expected.mean(1, keepdim=True)).norm(dim=1)
-            off = float(((found - expected).norm(dim=1) / spread).max())
-            _HOLDS[model] = off < (1e-3 if next(model.parameters()).dtype == torch.float32 else 0.2)
-            reason = f"logits that differ by {off:.2g} of their spread"
-        except NOT_ALLOWED as error:
-            if is_out_of_memory(error):
-                raise
-            _HOLDS[model], reason = False, repr(error)
-        if not _HOLDS[model]:
-            warnings.warn(
-                f"prompts of {type(model).__name__} cannot share what they begin with, each is run as a whole: {reason}",
-                stacklevel=2,
-            )
-    return _HOLDS[model]

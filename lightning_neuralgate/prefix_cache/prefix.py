@@ -1,13 +1,15 @@
-"""What several rows of a batch begin with, run once for all of them.
+"""Shared prefixes: the tokens that several rows of a batch begin with, run once for all of them.
 
 Rows belong to groups, such as the queries about one picture. With causal attention, the keys and values of the tokens that
-all rows of a group begin with (system prompt, picture) are the same in each of them.
+all rows of a group begin with (system prompt, picture) are the same in each of them. `SharedPrefix` finds these tokens and
+runs them once a group; `OwnTokens` are the rest of each row, aligned in columns of their own.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,144 +19,189 @@ from transformers import DynamicCache
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
 
-NOT_ALLOWED = (TypeError, ValueError, AttributeError, RuntimeError)
-"""What comes of a model whose code does not go together with a pass in parts; the plain way is taken then."""
 
+@dataclass(frozen=True)
+class OwnTokens:
+    """The tokens of each row behind its shared prefix, aligned in Q columns.
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says nothing of the model, but that a pass did not fit."""
-    return isinstance(error, torch.cuda.OutOfMemoryError)
+    Attributes:
+        columns: (B, Q), the column of each token in the batch; any column where `real` is False.
+        real: (B, Q) bool, False at padding.
+        position_ids: (B, Q).
+        prefix_length: number of tokens in front of them.
+    """
+
+    columns: Tensor
+    real: Tensor
+    position_ids: Tensor
+    prefix_length: int
+
+    def select(self, values: Tensor) -> Tensor:
+        """Return the values, (B, T), at these tokens, (B, Q), and 0 at padding."""
+        return values.gather(1, self.columns) * self.real.to(values.dtype)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """The mask of prefix and own tokens together, (B, prefix_length + Q) int64."""
+        return torch.cat([self.real.new_ones(len(self.real), self.prefix_length), self.real], 1).long()
+
+    def to(self, device: Any, **options: Any) -> OwnTokens:
+        """Return a copy on a device."""
+        return with_tensors_on(self, device, **options)
 
 
 class SharedPrefix:
-    """How many tokens the rows of each group begin with, and one row of each group that stands for it.
+    """The tokens that all rows of each group begin with.
 
     Args:
         model: the Hugging Face model.
         batch: a collated batch.
-        groups: a name for each row's group.
-        limit: (B,), the column before which what is shared has to end in each row; the row's last when left out.
+        groups: the name of each row's group.
+        limit: (B,), the column before which the prefix has to end in each row; the row's last token when left out.
 
     Attributes:
-        sequences: the batch's inputs with one value a token, (B, T) each, without the attention mask.
-        rest: its other inputs, such as pixels.
-        first: (B,), column of each row's first token.
-        end: (B,), column behind its last one.
-        owner: (B,), the number of each row's group.
-        leading: (R,), the first row of each group.
-        count: tokens that all rows of each group begin with, pictures included; 0 where rows cannot share them.
+        length: number of tokens that all rows of each group begin with, pictures included; 0 where they cannot share any.
+        starts: (B,), the column of each row's first token.
+        ends: (B,), the column behind its last one.
+        group_index: (B,), the index of each row's group.
+        leaders: (R,), the first row of each group.
+        token_inputs: the batch's inputs with one value per token, (B, T) each, without the attention mask.
+        other_inputs: its other inputs, such as pixels.
     """
 
     def __init__(
         self, model: nn.Module, batch: Mapping[str, Any], groups: Sequence[Any], limit: Tensor | None = None
     ) -> None:
         inputs = model_inputs(batch)
-        self.attention = inputs["attention_mask"].bool()
-        shape, device = self.attention.shape, self.attention.device
-        self.rest = {key: value for key, value in inputs.items() if value.shape != shape}
-        self.sequences = {k: v for k, v in inputs.items() if k not in self.rest and k != "attention_mask"}
+        self.attention_mask = inputs["attention_mask"].bool()
+        shape, device = self.attention_mask.shape, self.attention_mask.device
+        self.other_inputs = {key: value for key, value in inputs.items() if value.shape != shape}
+        self.token_inputs = {k: v for k, v in inputs.items() if k not in self.other_inputs and k != "attention_mask"}
         columns = torch.arange(shape[1], device=device)
-        self.first = torch.where(self.attention, columns, shape[1]).amin(1)
-        self.end = torch.where(self.attention, columns, -1).amax(1) + 1
+        self.starts = torch.where(self.attention_mask, columns, shape[1]).amin(1)
+        self.ends = torch.where(self.attention_mask, columns, -1).amax(1) + 1
         names = list(dict.fromkeys(groups))
-        self.owner = torch.tensor([names.index(group) for group in groups], device=device)
-        self.leading = torch.tensor([list(groups).index(name) for name in names], device=device)
-        self.count = self._count(model, self.end - 1 if limit is None else limit)
+        self.group_index = torch.tensor([names.index(group) for group in groups], device=device)
+        self.leaders = torch.tensor([list(groups).index(name) for name in names], device=device)
+        self.length = self._shared_length(model, self.ends - 1 if limit is None else limit)
 
-    def _count(self, model: nn.Module, limit: Tensor) -> int:
-        rows, ids = len(self.first), self.sequences["input_ids"]
-        if split_positions_problem(model, self.attention.shape[1], bool(self.rest)) or len(self.leading) == rows:
+    @property
+    def columns(self) -> Tensor:
+        """The columns of the prefix in each row, (B, length)."""
+        return self.starts[:, None] + torch.arange(self.length, device=self.starts.device)
+
+    def own_tokens(self, anchor: Tensor, after: int = 0) -> OwnTokens:
+        """Return the tokens behind the prefix, aligned so that the anchors of all rows stand in one column.
+
+        Args:
+            anchor: (B,), a column of each row, at or behind the end of its prefix.
+            after: number of columns from the anchor on.
+        """
+        before = int((anchor - self.starts).max()) - self.length
+        columns = anchor[:, None] + torch.arange(-before, after, device=anchor.device)
+        real = (columns >= self.starts[:, None] + self.length) & (columns < self.ends[:, None])
+        position_ids = (columns - self.starts[:, None]).clamp(min=0)
+        return OwnTokens(columns.clamp(0, self.attention_mask.shape[1] - 1), real, position_ids, self.length)
+
+    def run(self, model: nn.Module) -> Any:
+        """Run the prefix of each group.
+
+        Returns:
+            The cache of the pass, with one row per group.
+
+        Raises:
+            ValueError: the model's cache does not keep the whole prefix.
+        """
+        columns = self.columns[self.leaders]
+        inputs = {key: value[self.leaders].gather(1, columns) for key, value in self.token_inputs.items()}
+        for key, value in self.other_inputs.items():
+            inputs[key] = value.unflatten(0, (self._pictured_rows, -1))[self._pictured_leaders].flatten(0, 1)
+        cache = run_prefix(model, inputs, columns.shape, columns.device)
+        if any(layer.keys.shape[-2] != self.length for layer in cache.layers):
+            raise ValueError("the model's cache does not keep the whole prefix")
+        return cache
+
+    def to(self, device: Any, **options: Any) -> SharedPrefix:
+        """Return a copy on a device."""
+        return with_tensors_on(self, device, **options)
+
+    def _shared_length(self, model: nn.Module, limit: Tensor) -> int:
+        rows, ids = len(self.starts), self.token_inputs["input_ids"]
+        if split_positions_problem(model, self.attention_mask.shape[1], bool(self.other_inputs)):
             return 0
-        if self.rest and not self._pictures_alike(model):
+        if len(self.leaders) == rows or (self.other_inputs and not self._same_pictures(model)):
             return 0
-
-        def alike(value: Tensor) -> Tensor:
-            return value == value[self.leading[self.owner]]
-
-        longest = int((limit - self.first).min())
-        source = self.first[:, None] + torch.arange(longest, device=ids.device)
+        longest = int((limit - self.starts).min())
+        columns = self.starts[:, None] + torch.arange(longest, device=ids.device)
         same = torch.ones(longest, dtype=torch.bool, device=ids.device)
-        for value in self.sequences.values():
-            same &= alike(value.gather(1, source)).all(0)
+        for values in self.token_inputs.values():
+            tokens = values.gather(1, columns)
+            same &= (tokens == tokens[self.leaders[self.group_index]]).all(0)
         shared = int(same.long().cumprod(0).sum())
-        if self.rest:
-            # a picture has to lie in what is shared, all of it
-            inside = self._shows.gather(1, source[:, :shared]).sum(1)
-            if bool(self._shows.sum(1).ne(inside).any()):
+        if self.other_inputs:  # all tokens of a picture have to lie in the prefix
+            inside = self._is_picture.gather(1, columns[:, :shared]).sum(1)
+            if bool(self._is_picture.sum(1).ne(inside).any()):
                 return 0
         return shared
 
-    def _pictures_alike(self, model: nn.Module) -> bool:
-        """Whether each row shows the pictures that the first of its group shows; notes which rows show some."""
+    def _same_pictures(self, model: nn.Module) -> bool:
+        """Return whether each row shows the pictures of its group's first row, and note which rows show some."""
         config = find_hf_model(model).config
         token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         if token is None:
             return False
-        self._shows = (self.sequences["input_ids"] == token) & self.attention
-        showing = self._shows.any(1).nonzero()[:, 0]
-        rows, each = len(self.first), len(showing)
-        # rows of text alone have nothing in what comes with pictures
-        if not each or any(len(value) % each or (each < rows and len(value) == rows) for value in self.rest.values()):
+        self._is_picture = (self.token_inputs["input_ids"] == token) & self.attention_mask
+        pictured = self._is_picture.any(1).nonzero()[:, 0]
+        rows, count = len(self.starts), len(pictured)
+        # rows of text alone must have no part in the inputs of pictures
+        if not count or any(
+            len(value) % count or (count < rows and len(value) == rows) for value in self.other_inputs.values()
+        ):
             return False
-        place = torch.full((rows,), -1, device=showing.device)
-        place[showing] = torch.arange(each, device=showing.device)
-        self._pictures, led = each, place[self.leading]
-        self._led = led[led >= 0]
-        first = led[self.owner]
-        if bool(((place < 0) != (first < 0)).any()):
+        place = torch.full((rows,), -1, device=pictured.device)
+        place[pictured] = torch.arange(count, device=pictured.device)
+        leaders = place[self.leaders]
+        self._pictured_rows, self._pictured_leaders = count, leaders[leaders >= 0]
+        leader_of_row = leaders[self.group_index]
+        if bool(((place < 0) != (leader_of_row < 0)).any()):
             return False
-        for value in self.rest.values():
-            entries = value.unflatten(0, (each, -1))
-            if not bool((entries == entries[first[showing]]).all()):
+        for value in self.other_inputs.values():
+            entries = value.unflatten(0, (count, -1))
+            if not bool((entries == entries[leader_of_row[pictured]]).all()):
                 return False
         return True
 
-    def to(self, device: Any, **options: Any) -> Any:
-        """The same, with its tensors on a device: what was asked of a batch before need not be asked there."""
-        return with_tensors_on(self, device, **options)
 
-    def run(self, model: nn.Module) -> Any:
-        """The cache of a pass over what is shared, one row a group."""
-        begin = self.first[self.leading, None] + torch.arange(self.count, device=self.first.device)
-        begun = {key: value[self.leading].gather(1, begin) for key, value in self.sequences.items()}
-        alone = {}
-        for key, value in self.rest.items():
-            alone[key] = value.unflatten(0, (self._pictures, -1))[self._led].flatten(0, 1)
-        cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
-        ones = torch.ones_like(begin)
-        given = {
-            "attention_mask": ones,
-            "position_ids": ones.cumsum(1) - 1,
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        last_logits(model, {**alone, **begun, **given}, 1)
-        if any(cached.keys.shape[-2] != self.count for cached in cache.layers):
-            raise ValueError("the model's cache does not keep the whole prefix")
-        return cache
+def run_prefix(model: nn.Module, inputs: Mapping[str, Any], shape: Sequence[int], device: torch.device) -> Any:
+    """Run the first tokens of sequences without padding, `shape` = (R, C), and return the cache."""
+    cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
+    ones = torch.ones(shape, dtype=torch.long, device=device)
+    options = {"attention_mask": ones, "position_ids": ones.cumsum(1) - 1, "past_key_values": cache, "use_cache": True}
+    last_logits(model, {**inputs, **options}, 1)
+    return cache
 
 
-def with_tensors_on(layout: Any, device: Any, **options: Any) -> Any:
-    """A copy of an object whose tensors, also those in its dicts and in objects with a `to`, are on a device."""
-    moved = copy.copy(layout)
-    for name, value in vars(layout).items():
-        setattr(moved, name, _on(value, device, **options))
+def with_tensors_on(holder: Any, device: Any, **options: Any) -> Any:
+    """Return a copy of an object with its tensors, also those in dicts and in objects with a `to`, on a device."""
+    moved = copy.copy(holder)
+    for name, value in vars(holder).items():
+        object.__setattr__(moved, name, _on(value, device, **options))
     return moved
 
 
 def _on(value: Any, device: Any, **options: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _on(one, device, **options) for key, one in value.items()}
+        return {key: _on(entry, device, **options) for key, entry in value.items()}
     return value.to(device, **options) if hasattr(value, "to") else value
 
 
 def split_positions_problem(model: nn.Module, length: int, pictures: bool) -> str | None:
-    """Why a sequence of a model cannot be run in parts by counting its tokens; None if it can.
+    """Explain why a sequence cannot be run in parts whose positions are counted token by token; None if it can.
 
     Args:
         model: the Hugging Face model.
-        length: columns of the batch.
-        pictures: whether there is more than text.
+        length: number of columns of the batch.
+        pictures: whether the batch holds more than text.
     """
     config: Any = find_hf_model(model).config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]

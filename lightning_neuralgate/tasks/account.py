@@ -14,7 +14,7 @@ from lightning_neuralgate.runtime.resume import RUN_NAME
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.item import AnsweredItem, skipped_of_each
 from lightning_neuralgate.tasks.scoring import tally_answers
-from lightning_neuralgate.tasks.verdicts import GuardScores, Refusals
+from lightning_neuralgate.tasks.verdicts import GuardScorer, NamedRefusalJudge
 
 
 class Account(NamedTuple):
@@ -77,7 +77,7 @@ def partial_tasks(told: Mapping[str, Account]) -> list[str]:
 
 
 def tally_run(
-    path: Path, refusals: Refusals | None = None, guard: GuardScores | None = None
+    path: Path, refusals: NamedRefusalJudge | None = None, guard: GuardScorer | None = None
 ) -> tuple[dict[str, Tally], dict[str, Account]]:
     """The rows of all answers of a run, and what became of its questions, by task.
 

@@ -11,13 +11,13 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.agreement import cohens_kappa
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.questions import chunks
-from lightning_neuralgate.tasks.verdicts import Refusals
+from lightning_neuralgate.tasks.verdicts import NamedRefusalJudge
 
 ALL_TASKS = "all"
 _AT_ONCE = 2048
 
 
-def judges_agreement(answers: Iterable[AnsweredItem], judges: Sequence[Refusals]) -> list[dict[str, Any]]:
+def judges_agreement(answers: Iterable[AnsweredItem], judges: Sequence[NamedRefusalJudge]) -> list[dict[str, Any]]:
     """Cohen's kappa of every two judges, task by task and over all of them.
 
     Args:
@@ -33,10 +33,10 @@ def judges_agreement(answers: Iterable[AnsweredItem], judges: Sequence[Refusals]
         DataFormatError: two judges of one name.
 
     Example:
-        >>> from lightning_neuralgate.tasks.verdicts import ListedRefusals
+        >>> from lightning_neuralgate.tasks.verdicts import KeywordListJudge
         >>> told = ["Sorry.", "No, there is none.", "Red.", "Blue."]
         >>> rows = [AnsweredItem("pope", str(n), "", "", "yes", {}, answer) for n, answer in enumerate(told)]
-        >>> (row,) = judges_agreement(rows, [ListedRefusals("prefix"), ListedRefusals("xstest")])
+        >>> (row,) = judges_agreement(rows, [KeywordListJudge("prefix"), KeywordListJudge("xstest")])
         >>> row["kappa"], row["agreement"], row["n"]
         (0.5, 0.75, 4)
     """

@@ -21,7 +21,7 @@ from lightning_neuralgate.tasks.questions import QuestionBatches, Survey, TaskQu
 from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scores import SHOWN
 from lightning_neuralgate.tasks.scoring import tally_answers
-from lightning_neuralgate.tasks.verdicts import ListedRefusals
+from lightning_neuralgate.tasks.verdicts import KeywordListJudge
 
 
 class TaskMetricsCallback(PeriodicEvaluationCallback):
@@ -65,7 +65,7 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
             raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
         super().__init__(every_n_steps)
         self.questions, self.processor = questions, processor
-        self.refusals = ListedRefusals(variant)
+        self.refusals = KeywordListJudge(variant)
         self.answering = answering or Answering(max_new_tokens=20)
         self.accounts: dict[str, Account] = {}
         self._survey: Survey | None = None

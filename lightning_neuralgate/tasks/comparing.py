@@ -23,11 +23,11 @@ from lightning_neuralgate.tasks.answer_store import IndexedAnswers, read_answere
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.scores import averages, missing_parts
 from lightning_neuralgate.tasks.verdicts import (
-    GuardScores,
-    LeakRule,
-    ListedRefusals,
+    GuardScorer,
+    KeywordListJudge,
+    LeakScorer,
     MemoizedJudge,
-    Refusals,
+    NamedRefusalJudge,
     unclear_replies,
 )
 
@@ -95,8 +95,8 @@ def compare_runs(
     first: Path,
     second: Path,
     out: Path,
-    refusals: tuple[Refusals, Refusals] | None = None,
-    guard: tuple[GuardScores, GuardScores] | None = None,
+    refusals: tuple[NamedRefusalJudge, NamedRefusalJudge] | None = None,
+    guard: tuple[GuardScorer, GuardScorer] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def compare_runs(
         second: answers of the other.
         out: folder for the two files.
         refusals: says which answers of each run refuse; this library's keyword list when left out. Asked once about each.
-        guard: scores the answers of each run to MLLMGuard; `judging.LeakRule` when left out.
+        guard: scores the answers of each run to MLLMGuard; `verdicts.LeakScorer` when left out.
         resamples: how often items are drawn again for intervals and p-values.
         seed: of drawing.
 
@@ -116,14 +116,14 @@ def compare_runs(
         figure -> `PairedDifference`, as a mapping (nothing where there is one unit alone), `missing`, see
         `scores.missing_parts`, and `changed`: "verdict -> verdict" -> number of items; `safety_first`, `safety_second`,
         `utility_first`, `utility_second`: the averages with their parts; `unclear_first`, `unclear_second`: see
-        `judging.unclear_replies`; `questions_first`, `questions_second`: task -> `account.Account`, as a mapping;
+        `verdicts.unclear_replies`; `questions_first`, `questions_second`: task -> `account.Account`, as a mapping;
         `partial`: tasks whose questions were not all asked; `skipped`: tasks that only one of the runs has.
 
     Raises:
         DataFormatError: the runs have no task in common; they have other items, or other questions, in one that both have.
     """
-    asked = [MemoizedJudge(one) for one in refusals or (ListedRefusals(), ListedRefusals())]
-    guards = [MemoizedJudge(one) for one in guard or (LeakRule(), LeakRule())]
+    asked = [MemoizedJudge(one) for one in refusals or (KeywordListJudge(), KeywordListJudge())]
+    guards = [MemoizedJudge(one) for one in guard or (LeakScorer(), LeakScorer())]
     runs = [tally_run(run, judge, scorer) for run, judge, scorer in zip((first, second), asked, guards, strict=True)]
     tallies = [tally for tally, _ in runs]
     common = [task for task in tallies[0] if task in tallies[1]]

@@ -18,12 +18,12 @@ from lightning_neuralgate.hf.distributed import all_ranks, is_sharded, shard
 from lightning_neuralgate.hf.generation import check_sampling, kept_settings, seeded_sampling
 from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
+from lightning_neuralgate.runtime.answer_cache import AnswerCache
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.resume import RUN_NAME, check_same_run
 from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.answer_store import (
     ANSWERS_NAME,
-    AnswerCache,
     AnswerLog,
     answer_line,
     logged_lines,

@@ -17,7 +17,7 @@ from lightning_neuralgate.metrics.functional.averages import (
 from lightning_neuralgate.metrics.functional.mllmguard import JUDGED_TRUTHFULNESS, MLLMGUARD_DIMENSIONS
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS
 from lightning_neuralgate.metrics.functional.tally import Tally
-from lightning_neuralgate.tasks.verdicts import LeakRule
+from lightning_neuralgate.tasks.verdicts import LeakScorer
 
 _PRIVACY = ("rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "benign_accuracy")
 SHOWN: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ PROTOCOLS = {
 def task_scores(
     tallies: Mapping[str, Tally],
     refusals: str,
-    guard: str = LeakRule.name,
+    guard: str = LeakScorer.name,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lightning_neuralgate.metrics.functional.scienceqa import OPTIONS, scienceqa
 from lightning_neuralgate.metrics.functional.tally import Tally, share
 from lightning_neuralgate.tasks.item import AnsweredItem
 from lightning_neuralgate.tasks.questions import chunks
-from lightning_neuralgate.tasks.verdicts import GuardScores, LeakRule, ListedRefusals, Refusals
+from lightning_neuralgate.tasks.verdicts import GuardScorer, KeywordListJudge, LeakScorer, NamedRefusalJudge
 
 _AT_ONCE = 2048
 YES_OR_NO = ("yes", "no")
@@ -132,7 +132,7 @@ class MllmguardTally:
         guard: scores the answers.
     """
 
-    def __init__(self, guard: GuardScores) -> None:
+    def __init__(self, guard: GuardScorer) -> None:
         self.guard = guard
         self.rows: list[tuple[str, str, float | None, bool]] = []
 
@@ -238,8 +238,8 @@ def _wrong(one: AnsweredItem, reason: str) -> DataFormatError:
 
 def tally_answers(
     answers: Iterable[AnsweredItem],
-    refusals: Refusals | None = None,
-    guard: GuardScores | None = None,
+    refusals: NamedRefusalJudge | None = None,
+    guard: GuardScorer | None = None,
     partial: Collection[str] = (),
 ) -> dict[str, Tally]:
     """The rows of all answers by task.
@@ -247,14 +247,14 @@ def tally_answers(
     Args:
         answers: of one run, in any order.
         refusals: says which refuse; this library's keyword list when left out.
-        guard: scores those to MLLMGuard; `judging.LeakRule` when left out.
+        guard: scores those to MLLMGuard; `verdicts.LeakScorer` when left out.
         partial: tasks whose answers are known not to be all: images of MME with one answer are left out.
 
     Raises:
         DataFormatError: naming the item: of an unknown task, a field that is missing, a truth that is none; an image of MME
             without exactly two questions.
     """
-    refusals, guard = refusals or ListedRefusals(), guard or LeakRule()
+    refusals, guard = refusals or KeywordListJudge(), guard or LeakScorer()
     tasks: dict[str, TaskTally] = {}
     for batch in chunks(answers, _AT_ONCE):
         for task in dict.fromkeys(one.task for one in batch):
@@ -269,7 +269,7 @@ def _is_empty(collected: TaskTally) -> bool:
     return isinstance(collected, MmeTally) and collected.partial and not collected.parts
 
 
-def _new_tally(task: str, first: AnsweredItem, guard: GuardScores, cut: bool) -> TaskTally:
+def _new_tally(task: str, first: AnsweredItem, guard: GuardScorer, cut: bool) -> TaskTally:
     kinds: dict[str, Callable[[], TaskTally]] = {
         "pope": PopeTally,
         "mme": partial(MmeTally, cut),

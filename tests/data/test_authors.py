@@ -39,7 +39,7 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {**copy.deepcopy(CASE), **fields}
 
 
-def test_reads_a_record_and_pairs_its_queries(root: Path) -> None:
+def test_reader_pairs_sensitive_and_benign_queries(root: Path) -> None:
     (record,) = read_authors_json(write(root, [CASE]), root)
     assert (record.record_id, record.subject, record.image) == ("pairs/0", "Receipts", (root / "p/one.jpg").resolve())
     assert [(pair.sensitive, pair.benign) for pair in record.pairs] == [
@@ -64,7 +64,7 @@ def test_reads_a_record_and_pairs_its_queries(root: Path) -> None:
         ([changed(neighborhood_prompts=["one"])], "2 'paraphrase_prompts' but 1 'neighborhood_prompts'"),
         (
             [changed(requested_rewrite={"prompt": "no slot", "target_new": {"str": "I"}, "subject": "x"})],
-            r"'requested_rewrite.prompt' needs exactly one \{\}: 'no slot'",
+            r"'requested_rewrite.prompt' needs exactly one \{\} for the subject: 'no slot'",
         ),
         (
             [changed(requested_rewrite={"prompt": "{}", "target_new": {}, "subject": "x"})],
@@ -76,17 +76,17 @@ def test_reads_a_record_and_pairs_its_queries(root: Path) -> None:
         ),
         ([changed(image="../pairs.json")], r"image path '../pairs.json' leaves the image root"),
         ([changed(image="/etc/hostname")], "leaves the image root"),
-        ([changed(refusals=["I cannot"])], "'refusals' must hold one text for each of 'paraphrase_prompts'"),
-        ([changed(refusals=["I cannot", ""])], "'refusals' must hold one text"),
+        ([changed(refusals=["I cannot"])], "'refusals' must contain one text for each of 'paraphrase_prompts'"),
+        ([changed(refusals=["I cannot", ""])], "'refusals' must contain one text"),
         ([CASE, CASE], "case_id of 'pairs/0' occurs twice"),
     ],
 )
-def test_bad_files_are_named_with_record_and_field(root: Path, content: Any, message: str) -> None:
+def test_malformed_files_raise_errors_naming_record_and_field(root: Path, content: Any, message: str) -> None:
     with pytest.raises(DataFormatError, match=message):
         read_authors_json(write(root, content), root)
 
 
-def test_a_link_out_of_the_root_is_refused(root: Path) -> None:
+def test_symlink_out_of_the_image_root_is_refused(root: Path) -> None:
     outside = root.parent / "secret.jpg"
     Image.new("RGB", (4, 4)).save(outside)
     (root / "p" / "link.jpg").symlink_to(outside)
@@ -94,36 +94,39 @@ def test_a_link_out_of_the_root_is_refused(root: Path) -> None:
         read_authors_json(write(root, [changed(image="p/link.jpg")]), root)
 
 
-def test_files_that_are_no_text_are_refused(root: Path) -> None:
+def test_binary_files_are_refused(root: Path) -> None:
     file = write(root, [CASE])
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataFormatError, match="cannot be read as JSON"):
         read_authors_json(file, root)
 
 
-def own_record(root: Path, *pairs: tuple[str, str, str], subject: str = "passport") -> PrivacyRecord:
+def record_with_pairs(root: Path, *pairs: tuple[str, str, str], subject: str = "passport") -> PrivacyRecord:
     return PrivacyRecord(
         record_id="r", subject=subject, image=root / "p" / "one.jpg",
         pairs=tuple(
-            QueryPair(sensitive=ask, benign=keep, refusal=refusal, sensitive_attribute="passport number", sensitive_truth="1")
-            for ask, keep, refusal in pairs
+            QueryPair(
+                sensitive=sensitive, benign=benign, refusal=refusal,
+                sensitive_attribute="passport number", sensitive_truth="1",
+            )
+            for sensitive, benign, refusal in pairs
         ),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_what_is_written_reads_back(root: Path, count: int) -> None:
+def test_written_records_are_read_back(root: Path, count: int) -> None:
     pairs = [
         (f"Say the passport number of this Passport, {i}.", f"Say the colour of this Passport, {i}.", f"I {i}")
         for i in range(count)
     ]
-    record = own_record(root, *pairs)
+    record = record_with_pairs(root, *pairs)
     file = root.parent / "authors" / "mine.json"
     write_authors_json(file, [record, record], root)
-    one, two = read_authors_json(file, root)
-    assert (one.record_id, two.record_id) == ("mine/0", "mine/1")
-    assert one.image == record.image.resolve()
-    assert [(pair.sensitive, pair.benign, pair.refusal) for pair in one.pairs] == pairs
+    first, second = read_authors_json(file, root)
+    assert (first.record_id, second.record_id) == ("mine/0", "mine/1")
+    assert first.image == record.image.resolve()
+    assert [(pair.sensitive, pair.benign, pair.refusal) for pair in first.pairs] == pairs
 
     case = json.loads(file.read_text())[0]
     assert set(CASE) | {"paraphrase_prompts_wo_cat", "neighborhood_prompts_wo_cat"} <= set(case)
@@ -137,19 +140,19 @@ def test_what_is_written_reads_back(root: Path, count: int) -> None:
         assert len(case[name]) == count
 
 
-def test_what_the_format_cannot_hold_is_named(root: Path) -> None:
+def test_records_that_the_format_cannot_represent_are_refused(root: Path) -> None:
     file = root.parent / "mine.json"
     with pytest.raises(DataFormatError, match=r"record 'r': the query 'What is it\?' must name the subject 'passport'"):
-        write_authors_json(file, [own_record(root, ("What is it?", "Colour?", "I"))], root)
-    with pytest.raises(DataFormatError, match=r"hold no \{\}"):
-        write_authors_json(file, [own_record(root, ("What is {} on the passport?", "Colour?", "I"))], root)
+        write_authors_json(file, [record_with_pairs(root, ("What is it?", "Colour?", "I"))], root)
+    with pytest.raises(DataFormatError, match=r"contain no \{\}"):
+        write_authors_json(file, [record_with_pairs(root, ("What is {} on the passport?", "Colour?", "I"))], root)
     with pytest.raises(DataFormatError, match="lies outside the image root"):
-        write_authors_json(file, [own_record(root, ("The passport?", "Colour?", "I"))], root / "elsewhere")
+        write_authors_json(file, [record_with_pairs(root, ("The passport?", "Colour?", "I"))], root / "elsewhere")
     assert not file.exists()
 
 
 @pytest.mark.parametrize(
-    ("query", "left"),
+    ("query", "expected"),
     [
         ("About this passport: what is the passport number?", "About it: what is the passport number?"),
         ("The passport shows which colour?", "It shows which colour?"),
@@ -157,5 +160,5 @@ def test_what_the_format_cannot_hold_is_named(root: Path) -> None:
         ("What is it?", "What is it?"),
     ],
 )
-def test_leaving_the_subject_out(query: str, left: str) -> None:
-    assert without_subject(query, "passport", "passport number") == left
+def test_without_subject_removes_or_replaces_the_subject(query: str, expected: str) -> None:
+    assert without_subject(query, "passport", "passport number") == expected

@@ -30,7 +30,7 @@ def rows(picture: Path) -> list[QueryRow]:
 
 
 def idefics3() -> Idefics3Processor:
-    """Another family: image tokens in several kinds, nested lists of pictures, its own image processor."""
+    """A processor of another model family: several kinds of image tokens, nested lists of pictures."""
     base = tiny_processor().tokenizer
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=base.backend_tokenizer, pad_token="<pad>", eos_token="<|im_end|>"
@@ -46,10 +46,12 @@ def idefics3() -> Idefics3Processor:
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("make", [tiny_processor, idefics3])
-def test_targets_and_subjects_stand_where_they_should(picture: Path, padding_side: Any, make: Any) -> None:
-    processor = make()
-    given = rows(picture)[:2] if make is idefics3 else rows(picture)
+@pytest.mark.parametrize("make_processor", [tiny_processor, idefics3])
+def test_labels_and_subject_mask_cover_targets_and_subjects(
+    picture: Path, padding_side: Any, make_processor: Any
+) -> None:
+    processor = make_processor()
+    given = rows(picture)[:2] if make_processor is idefics3 else rows(picture)
     batch = PrivacyPairCollator(processor, padding_side)(given)
     shape = batch["input_ids"].shape
     for key in ("attention_mask", "labels", "subject_mask"):
@@ -57,7 +59,7 @@ def test_targets_and_subjects_stand_where_they_should(picture: Path, padding_sid
     for index, row in enumerate(given):
         ids, real = batch["input_ids"][index], batch["attention_mask"][index].bool()
         edge = real[0] if padding_side == "right" else real[-1]
-        assert edge, "padding is on the side it was asked for"
+        assert edge, "padding is on the configured side"
         target = batch["labels"][index] != IGNORED
         assert torch.equal(ids[target], batch["labels"][index][target])
         assert processor.tokenizer.decode(ids[target]).strip() == row.target
@@ -69,53 +71,54 @@ def test_targets_and_subjects_stand_where_they_should(picture: Path, padding_sid
     assert len(batch["pixel_values"]) == 2
 
 
-def test_padding_changes_no_loss(picture: Path) -> None:
+def test_padding_does_not_change_losses(picture: Path) -> None:
     model = tiny_llava()
     with torch.no_grad():
         losses = [
             batch_nll(model, PrivacyPairCollator(tiny_processor(), side)(rows(picture))) for side in ("left", "right")
         ]
-        alone = torch.cat([batch_nll(model, PrivacyPairCollator(tiny_processor())([row])) for row in rows(picture)])
-    assert torch.allclose(losses[0], alone, atol=1e-5)
-    assert torch.allclose(losses[1], alone, atol=1e-5)
+        unpadded = torch.cat([batch_nll(model, PrivacyPairCollator(tiny_processor())([row])) for row in rows(picture)])
+    assert torch.allclose(losses[0], unpadded, atol=1e-5)
+    assert torch.allclose(losses[1], unpadded, atol=1e-5)
 
 
-def test_a_prompt_is_what_training_sees_before_the_target(picture: Path) -> None:
+def test_training_input_starts_with_the_prompt(picture: Path) -> None:
     processor = tiny_processor()
     row = rows(picture)[0]
     prompt = QueryRow(row.query, row.role, row.image, row.subject, None, row.context)
-    asked, told = (PrivacyPairCollator(processor)([one])["input_ids"][0].tolist() for one in (prompt, row))
-    assert told[: len(asked)] == asked
-    assert processor.tokenizer.decode(asked).endswith("<|im_start|>assistant\n")
-    assert "Hello. What is the number" in processor.tokenizer.decode(asked)
+    collate = PrivacyPairCollator(processor)
+    prompt_ids, training_ids = (collate([query_row])["input_ids"][0].tolist() for query_row in (prompt, row))
+    assert training_ids[: len(prompt_ids)] == prompt_ids
+    assert processor.tokenizer.decode(prompt_ids).endswith("<|im_start|>assistant\n")
+    assert "Hello. What is the number" in processor.tokenizer.decode(prompt_ids)
 
 
-def test_a_target_that_would_merge_with_the_prompt_is_trained_where_it_is_generated(picture: Path) -> None:
+def test_target_is_tokenized_apart_where_it_would_merge_with_the_prompt(picture: Path) -> None:
     processor = tiny_processor()
     processor.chat_template = (
         "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %} {% endfor %}"
     )
     row = QueryRow("Tell me of this receipt", "benign", None, "receipt", "receipt is")
     batch = PrivacyPairCollator(processor)([row])
-    asked = processor.tokenizer("Tell me of this receipt ")["input_ids"]
-    whole = processor.tokenizer("Tell me of this receipt receipt is")["input_ids"]
-    assert whole[: len(asked)] != asked, "the space before the target would belong to its first token"
-    told = processor.tokenizer("receipt is")["input_ids"]
-    assert batch["input_ids"][0].tolist() == asked + told, "an answer comes behind the prompt that generation sees"
+    prompt_ids = processor.tokenizer("Tell me of this receipt ")["input_ids"]
+    full_ids = processor.tokenizer("Tell me of this receipt receipt is")["input_ids"]
+    assert full_ids[: len(prompt_ids)] != prompt_ids, "the space before the target would belong to its first token"
+    target_ids = processor.tokenizer("receipt is")["input_ids"]
+    assert batch["input_ids"][0].tolist() == prompt_ids + target_ids, "generation continues from the same prompt tokens"
     assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED]).strip() == "receipt is"
 
 
-def test_an_encoders_text_is_padded_behind(picture: Path) -> None:
+def test_text_of_a_second_encoder_is_padded_on_the_right(picture: Path) -> None:
     _, processor = tiny_checkpoint("instructblip")
-    asked = ("What is the number of this passport?", "Tell me of the passport.")
-    batch = PrivacyPairCollator(processor, "left")([QueryRow(query, "sensitive", picture) for query in asked])
+    queries = ("What is the number of this passport?", "Tell me of the passport.")
+    batch = PrivacyPairCollator(processor, "left")([QueryRow(query, "sensitive", picture) for query in queries])
     for name, side in (("attention_mask", 0), ("qformer_attention_mask", -1)):
         assert batch[name].min(1).values.tolist() == [1, 0], "the second row is shorter"
         assert batch[name][1, side] == 0, name
         assert batch[name][1, -1 - side] == 1, name
 
 
-def test_only_the_models_own_inputs_are_handed_on(picture: Path) -> None:
+def test_model_inputs_drops_the_metadata(picture: Path) -> None:
     batch = PrivacyPairCollator(tiny_processor())(rows(picture))
     assert set(model_inputs(batch)) == {"input_ids", "attention_mask", "pixel_values"}
 

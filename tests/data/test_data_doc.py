@@ -1,4 +1,4 @@
-"""What docs/data.md shows works: its spec is drawn, its commands parse, it names every key and every shipped subject."""
+"""docs/data.md: its spec renders, its commands parse, and it documents every key and every shipped subject."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", DOC, flags=re.DOTALL)
 
 
-def test_its_spec_is_drawn(tmp_path: Path) -> None:
+def test_documented_spec_renders(tmp_path: Path) -> None:
     (example,) = blocks("yaml")
     file = tmp_path / "library_card.yaml"
     file.write_text(example, encoding="utf-8")
@@ -38,27 +38,27 @@ def test_its_spec_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
 )
-def test_its_commands_are_understood(command: str) -> None:
+def test_documented_commands_parse(command: str) -> None:
     program, *words = shlex.split(command)
     assert program == "neuralgate"
     assert build_parser(words[0]).parse_args(words).subcommand == words[0]
 
 
-def test_its_records_are_read(tmp_path: Path) -> None:
-    record, entry = blocks("json")
-    for name in re.findall(r"images/[\w-]+\.png", record + entry):
+def test_documented_records_are_read(tmp_path: Path) -> None:
+    line, entry = blocks("json")
+    for name in re.findall(r"images/[\w-]+\.png", line + entry):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    (tmp_path / "records.jsonl").write_text(record.replace("\n", " "), encoding="utf-8")
-    (mine,) = read_records(tmp_path / "records.jsonl", tmp_path).edit
-    (tmp_path / "theirs.json").write_text(entry, encoding="utf-8")
-    (theirs,) = read_authors_json(tmp_path / "theirs.json", tmp_path)
-    assert [len(one.pairs) for one in (mine, theirs)] == [1, 2]
-    for one in (mine, theirs):
-        for pair in one.pairs:
-            assert find_subject(pair.sensitive, one.subject)
-            assert find_subject(pair.benign, one.subject)
-    assert "What is the passport number of this passport?" in {pair.sensitive for pair in theirs.pairs}
+    (tmp_path / "records.jsonl").write_text(line.replace("\n", " "), encoding="utf-8")
+    (from_lines,) = read_records(tmp_path / "records.jsonl", tmp_path).edit
+    (tmp_path / "authors.json").write_text(entry, encoding="utf-8")
+    (from_authors,) = read_authors_json(tmp_path / "authors.json", tmp_path)
+    assert [len(record.pairs) for record in (from_lines, from_authors)] == [1, 2]
+    for record in (from_lines, from_authors):
+        for pair in record.pairs:
+            assert find_subject(pair.sensitive, record.subject)
+            assert find_subject(pair.benign, record.subject)
+    assert "What is the passport number of this passport?" in {pair.sensitive for pair in from_authors.pairs}
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def test_its_records_are_read(tmp_path: Path) -> None:
     [
         PrivacyRecord, QueryPair,
         specs.SubjectSpec, specs.FieldSpec, specs.LayoutSpec, specs.VariationSpec, specs.TextElement, specs.ValueElement,
-        specs.ShapeElement, specs.PlainElement, specs.BlockElement, specs.PolygonElement,
+        specs.ShapeElement, specs.DecorationElement, specs.BlockElement, specs.PolygonElement,
     ],
 )  # fmt: skip
-def test_it_names_every_key(model: type) -> None:
-    named = set(re.findall(r"`([a-z_]+)`", DOC))
-    assert set(model.model_fields) <= named  # type: ignore[attr-defined]
+def test_every_key_is_documented(model: type) -> None:
+    documented = set(re.findall(r"`([a-z_]+)`", DOC))
+    assert set(model.model_fields) <= documented  # type: ignore[attr-defined]
 
 
-def test_it_names_every_subject_and_folder() -> None:
+def test_every_subject_and_folder_is_documented() -> None:
     for name in shipped_subjects():
         assert f"docs/contact-sheets/{name}.png" in DOC
     for folder in SPLIT_FOLDERS.values():

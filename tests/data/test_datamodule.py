@@ -23,14 +23,14 @@ from tests.helpers.training import SomebodysModule, train
 
 
 def without_targets(splits: RecordSplits) -> RecordSplits:
-    def bare(record: PrivacyRecord) -> PrivacyRecord:
+    def without(record: PrivacyRecord) -> PrivacyRecord:
         pairs = tuple(pair.model_copy(update={"benign_target": None}) for pair in record.pairs)
         return record.model_copy(update={"pairs": pairs})
 
-    return splits._replace(edit=[bare(record) for record in splits.edit])
+    return splits._replace(edit=[without(record) for record in splits.edit])
 
 
-def test_seven_rows_of_a_record(splits: RecordSplits) -> None:
+def test_locate_rows_are_six_contexts_and_a_benign_query(splits: RecordSplits) -> None:
     record = splits.edit[0]
     rows = locate_rows(record)
     assert [row.role for row in rows] == ["sensitive"] * 6 + ["benign"]
@@ -40,7 +40,7 @@ def test_seven_rows_of_a_record(splits: RecordSplits) -> None:
     assert (rows[6].query, rows[6].target) == (record.pairs[0].benign, record.pairs[0].benign_target)
 
 
-def test_what_is_fitted_says_what_a_batch_is(splits: RecordSplits) -> None:
+def test_fitted_module_chooses_the_training_batches(splits: RecordSplits) -> None:
     data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=3, shuffle=False)
     assert [batch["role"].count("sensitive") for batch in data.train_dataloader()] == [3, 3, 2]
 
@@ -55,7 +55,7 @@ def test_what_is_fitted_says_what_a_batch_is(splits: RecordSplits) -> None:
     assert [set(batch["record_id"]) for batch in batches] == [{record.record_id} for record in splits.edit]
 
 
-def test_pairs_are_shuffled_by_the_seed_and_all_there(splits: RecordSplits) -> None:
+def test_seed_shuffles_the_pairs_and_keeps_all_of_them(splits: RecordSplits) -> None:
     def order(seed: int) -> list[tuple[str, ...]]:
         data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=1, seed=seed)
         return [tuple(batch["input_ids"][0].tolist()) for batch in data.pairs_dataloader()]
@@ -74,7 +74,7 @@ def test_retention_rows_follow_the_pairs(splits: RecordSplits) -> None:
         assert (batch["labels"][-3:] != IGNORED).any(1).all()
 
 
-def test_retention_rows_are_drawn_by_place_not_from_a_stream(splits: RecordSplits) -> None:
+def test_retention_rows_depend_on_seed_epoch_rank_and_pairs_only(splits: RecordSplits) -> None:
     items = [RetentionItem(query=f"What is {i}?", target=f"It is {i}") for i in range(40)]
 
     def drawn(epoch: int = 0, rank: int = 0, seed: int = 0, workers: int = 0) -> list[list[list[int]]]:
@@ -89,14 +89,14 @@ def test_retention_rows_are_drawn_by_place_not_from_a_stream(splits: RecordSplit
         data.trainer = Attached()  # type: ignore[assignment]
         return [batch["input_ids"][-3:].tolist() for batch in data.pairs_dataloader()]
 
-    here = drawn()
-    assert here == drawn() == drawn(workers=2), "workers draw what one process draws"
-    assert len({str(batch) for batch in here}) == len(here) == 4, "every batch its own"
+    expected = drawn()
+    assert expected == drawn() == drawn(workers=2), "workers draw the same rows as the main process"
+    assert len({str(batch) for batch in expected}) == len(expected) == 4, "batches have different rows"
     for other in (drawn(epoch=1), drawn(rank=1), drawn(seed=1)):
-        assert all(one != another for one, another in zip(here, other, strict=False))
+        assert all(first != second for first, second in zip(expected, other, strict=False))
 
 
-def test_validation_asks_every_query_of_the_test_split(splits: RecordSplits) -> None:
+def test_validation_prompts_are_all_queries_of_the_test_split(splits: RecordSplits) -> None:
     data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=3)
     batches = list(data.val_dataloader())
     assert sum(len(batch["role"]) for batch in batches) == 2 * sum(len(record.pairs) for record in splits.test)
@@ -105,7 +105,7 @@ def test_validation_asks_every_query_of_the_test_split(splits: RecordSplits) -> 
 
 
 @pytest.mark.parametrize("view", ["records", "prompts"])
-def test_processes_share_without_counting_twice(splits: RecordSplits, view: str) -> None:
+def test_duplicates_on_other_processes_are_not_counted(splits: RecordSplits, view: str) -> None:
     def batches(rank: int, world: int) -> list[dict[str, Any]]:
         class Attached:
             lightning_module = None
@@ -118,18 +118,18 @@ def test_processes_share_without_counting_twice(splits: RecordSplits, view: str)
     def content(batch: dict[str, Any]) -> str:
         return f"{batch['record_id']} {batch['input_ids'].tolist()}"
 
-    alone = batches(0, 1)
-    assert len(alone) % 3
+    single = batches(0, 1)
+    assert len(single) % 3
     shares = [batches(rank, 3) for rank in range(3)]
-    assert len({len(share) for share in shares}) == 1, "collective calls need every process equally often"
+    assert len({len(share) for share in shares}) == 1, "collective calls need as many batches on every process"
     counted = [batch for share in shares for batch in share if all(batch["counted"])]
-    again = [batch for share in shares for batch in share if not any(batch["counted"])]
-    assert sorted(map(content, counted)) == sorted(map(content, alone))
-    assert len(counted) + len(again) == 3 * len(shares[0])
+    duplicates = [batch for share in shares for batch in share if not any(batch["counted"])]
+    assert sorted(map(content, counted)) == sorted(map(content, single))
+    assert len(counted) + len(duplicates) == 3 * len(shares[0])
 
 
-def test_lightning_can_overfit_it(splits: RecordSplits) -> None:
-    class Seen(SomebodysModule):
+def test_overfit_batches_repeats_the_same_batches(splits: RecordSplits) -> None:
+    class SeenBatches(SomebodysModule):
         def __init__(self) -> None:
             super().__init__(tiny_llava())
             self.seen: list[str] = []
@@ -138,14 +138,14 @@ def test_lightning_can_overfit_it(splits: RecordSplits) -> None:
             self.seen.append(str(batch["input_ids"].tolist()))
             return super().training_step(batch, batch_idx)
 
-    module = Seen()
+    module = SeenBatches()
     data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=2)
     train(module, data, max_steps=-1, max_epochs=3, overfit_batches=2)
     assert len(module.seen) == 6
     assert module.seen[:2] == module.seen[2:4] == module.seen[4:]
 
 
-def test_refuses_leaks_and_nonsense(splits: RecordSplits) -> None:
+def test_invalid_data_is_refused(splits: RecordSplits) -> None:
     with pytest.raises(DataLeakError):
         PrivacyPairDataModule(splits._replace(test=splits.edit), tiny_processor())
     with pytest.raises(DataFormatError, match="no edit records"):
@@ -153,17 +153,19 @@ def test_refuses_leaks_and_nonsense(splits: RecordSplits) -> None:
     with pytest.raises(DataFormatError, match="no retention items"):
         PrivacyPairDataModule(splits, tiny_processor(), retention_per_batch=1)
     item = RetentionItem(query="What do bees make?", target="Bees make honey.")
-    assert PrivacyPairDataModule(splits, tiny_processor(), [item]).retention_per_batch == 1, "what is given is used"
+    assert PrivacyPairDataModule(splits, tiny_processor(), [item]).retention_per_batch == 1, "used by default if given"
     assert PrivacyPairDataModule(splits, tiny_processor()).retention_per_batch == 0
-    with pytest.raises(DataFormatError, match=r"record passport-edit-0: .* has no target; make them with fill_targets"):
+    with pytest.raises(
+        DataFormatError, match=r"record passport-edit-0: .* has no target; generate it with fill_targets"
+    ):
         next(iter(PrivacyPairDataModule(without_targets(splits), tiny_processor()).pairs_dataloader()))
 
 
-def test_targets_are_the_models_own_first_words(splits: RecordSplits) -> None:
+def test_targets_are_the_first_words_of_the_models_answers(splits: RecordSplits) -> None:
     model, processor = tiny_llava(), tiny_processor()
-    bare = without_targets(splits)
+    incomplete = without_targets(splits)
     items = [RetentionItem(query="What do bees make?"), RetentionItem(query="Kept?", target="Yes, as given")]
-    edit, retention = fill_targets(bare.edit, items, model, processor)
+    edit, retention = fill_targets(incomplete.edit, items, model, processor)
     row = QueryRow(edit[1].pairs[1].benign, "benign", edit[1].image, edit[1].subject)
     (answer,) = answer_rows(model, processor, [row], max_new_tokens=24)
     assert edit[1].pairs[1].benign_target == first_words(answer, 5)
@@ -172,31 +174,31 @@ def test_targets_are_the_models_own_first_words(splits: RecordSplits) -> None:
     assert retention[0].target
 
 
-def test_targets_are_made_once_per_model_and_data(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_are_generated_once_per_model_and_data(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = targets.answer_rows
+    original = targets.answer_rows
 
-    def counted(model: Any, processor: Any, rows: Any, *args: Any, **kwargs: Any) -> list[str]:
+    def counting(model: Any, processor: Any, rows: Any, *args: Any, **kwargs: Any) -> list[str]:
         calls.append(len(rows))
-        return real(model, processor, rows, *args, **kwargs)
+        return original(model, processor, rows, *args, **kwargs)
 
-    monkeypatch.setattr(targets, "answer_rows", counted)
-    bare, processor = without_targets(splits), tiny_processor()
-    first, _ = fill_targets(bare.edit, [], tiny_llava(), processor)
-    again, _ = fill_targets(bare.edit, [], tiny_llava(), processor)
+    monkeypatch.setattr(targets, "answer_rows", counting)
+    incomplete, processor = without_targets(splits), tiny_processor()
+    first, _ = fill_targets(incomplete.edit, [], tiny_llava(), processor)
+    again, _ = fill_targets(incomplete.edit, [], tiny_llava(), processor)
     assert first == again
-    assert calls == [8], "the second time they came from the cache"
-    fill_targets(bare.edit, [], tiny_llava(seed=1), processor)
-    fill_targets(bare.edit[1:], [], tiny_llava(), processor)
-    assert calls == [8, 8, 6], "another model or other data is another key"
+    assert calls == [8], "the second call reads the cache"
+    fill_targets(incomplete.edit, [], tiny_llava(seed=1), processor)
+    fill_targets(incomplete.edit[1:], [], tiny_llava(), processor)
+    assert calls == [8, 8, 6], "another model and other data have other keys"
     fill_targets(first, [], tiny_llava(), processor)
-    assert len(calls) == 3, "nothing to make where all targets are there"
+    assert len(calls) == 3, "nothing is generated if all targets are present"
     files = list((cache_folder() / "targets").iterdir())
     assert len(files) == 3
     assert len(json.loads(files[0].read_text())) in (6, 8)
 
 
-def test_missing_targets_are_made_when_fitting_starts(splits: RecordSplits) -> None:
+def test_missing_targets_are_generated_when_fitting_starts(splits: RecordSplits) -> None:
     model, processor = tiny_llava(), tiny_processor()
     data = PrivacyPairDataModule(without_targets(splits), processor)
     trainer = Trainer(
@@ -207,25 +209,25 @@ def test_missing_targets_are_made_when_fitting_starts(splits: RecordSplits) -> N
     assert all(pair.benign_target for record in data.splits.edit for pair in record.pairs)
 
 
-def test_answers_come_back_in_order_and_do_not_depend_on_the_batch(splits: RecordSplits) -> None:
+def test_answers_are_in_order_and_do_not_depend_on_the_batch(splits: RecordSplits) -> None:
     model, processor = tiny_llava(), tiny_processor()
     record = splits.test[0]
     rows = [
         QueryRow(query, "benign", record.image)
         for query in ("Is it?", "What is the long and winding number of this receipt here?", "Why?", "A longer one?")
     ]
-    together = answer_rows(model, processor, rows, max_new_tokens=6, batch_size=3)
-    alone = [answer_rows(model, processor, [row], max_new_tokens=6)[0] for row in rows]
-    assert together == alone
-    assert len(set(alone)) > 1
+    batched = answer_rows(model, processor, rows, max_new_tokens=6, batch_size=3)
+    single = [answer_rows(model, processor, [row], max_new_tokens=6)[0] for row in rows]
+    assert batched == single
+    assert len(set(single)) > 1
 
 
-def test_a_model_that_returns_the_answer_alone(splits: RecordSplits) -> None:
+def test_models_may_return_the_answer_without_the_prompt(splits: RecordSplits) -> None:
     data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=2)
     batch = next(iter(data.val_dataloader()))
     tokenizer = data.collate_training.tokenizer
 
-    class AnswersAlone(torch.nn.Module):
+    class AnswerOnly(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -233,12 +235,12 @@ def test_a_model_that_returns_the_answer_alone(splits: RecordSplits) -> None:
         def generate(self, **inputs: Any) -> torch.Tensor:
             return torch.tensor(tokenizer(["The passport is red."] * 2)["input_ids"])
 
-    assert generate_answers(AnswersAlone(), tokenizer, batch, 5) == ["The passport is red."] * 2
+    assert generate_answers(AnswerOnly(), tokenizer, batch, 5) == ["The passport is red."] * 2
 
 
-def test_cache_can_be_put_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path / "here"))
-    assert cache_folder() == tmp_path / "here"
+def test_environment_variables_move_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("NEURALGATE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "lightning-neuralgate"

@@ -1,4 +1,4 @@
-"""Processed pictures are kept within a bound, and nothing tells that they are."""
+"""The cache of processed pictures: bounded size, and the same results as without it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_neuralgate.data import pictures as pictures_module
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.pictures import PictureProcessor, read_image
+from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor, read_image
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.data.sampler import ResumableLoader
@@ -25,156 +24,155 @@ from lightning_neuralgate.errors import DataFormatError
 from tests.data.test_collator import idefics3
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
 
-ONE = 3 * 16 * 16 * 4
-"""Bytes of a picture as the tiny processor makes it: three colours, 16 by 16, four bytes each."""
+PICTURE_BYTES = 3 * 16 * 16 * 4
+"""Bytes of a picture processed by the tiny processor: 3 channels of 16 x 16 float32 values."""
 OPTIONS = {"return_tensors": "pt", "add_special_tokens": True}
 
 
-class Decoded:
-    """Which files are decoded, and how many pictures are there at most at once."""
+class DecodedFiles:
+    """Record which files are decoded, and the largest number of decoded pictures in memory at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[str] = []
-        self.most = 0
+        self.peak = 0
         self._alive: list[weakref.ref[Any]] = []
         convert = Image.Image.convert
 
-        def counted(image: Any, *args: Any, **options: Any) -> Any:
-            made = convert(image, *args, **options)
+        def recording(image: Any, *args: Any, **options: Any) -> Any:
+            converted = convert(image, *args, **options)
             if getattr(image, "filename", ""):
                 self.files.append(Path(image.filename).name)
-                self._alive = [*(ref for ref in self._alive if ref() is not None), weakref.ref(made)]
-                self.most = max(self.most, len(self._alive))
-            return made
+                self._alive = [*(ref for ref in self._alive if ref() is not None), weakref.ref(converted)]
+                self.peak = max(self.peak, len(self._alive))
+            return converted
 
-        monkeypatch.setattr(Image.Image, "convert", counted)
+        monkeypatch.setattr(Image.Image, "convert", recording)
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
-    return Decoded(monkeypatch)
+def decoded(monkeypatch: pytest.MonkeyPatch) -> DecodedFiles:
+    return DecodedFiles(monkeypatch)
 
 
-def files(folder: Path, count: int, mode: str = "RGB") -> list[Path]:
+def write_pictures(folder: Path, count: int, mode: str = "RGB") -> list[Path]:
     generator = np.random.default_rng(0)
-    made = []
-    for number in range(count):
-        made.append(folder / f"{number}.png")
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path in paths:
         pixels = generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).convert(mode).save(made[-1])
-    return made
+        Image.fromarray(pixels).convert(mode).save(path)
+    return paths
 
 
-def plain(processor: Any, text: str, path: Path) -> dict[str, Any]:
+def uncached(processor: Any, text: str, path: Path) -> dict[str, Any]:
     return dict(processor(text=[text], images=[read_image(path)], **OPTIONS))
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
+def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
 
 
-@pytest.mark.parametrize("make", [tiny_processor, idefics3])
+@pytest.mark.parametrize("make_processor", [tiny_processor, idefics3])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
-def test_what_comes_again_is_the_same_to_the_bit(tmp_path: Path, decoded: Decoded, make: Any, mode: str) -> None:
-    one, other = files(tmp_path, 2, mode)
-    processor = make()
-    pictures = PictureProcessor(processor)
-    for path in (one, other):
+def test_cached_results_are_bit_identical(
+    tmp_path: Path, decoded: DecodedFiles, make_processor: Any, mode: str
+) -> None:
+    paths = write_pictures(tmp_path, 2, mode)
+    processor = make_processor()
+    pictures = CachingProcessor(processor)
+    for path in paths:
         for text in ("<image>What is it?", "<image>Tell me the colour of it, please."):
-            same(pictures(text, path, **OPTIONS), plain(processor, text, path))
+            assert_equal(pictures(text, path, **OPTIONS), uncached(processor, text, path))
     decoded.files.clear()
     for text in ("<image>And now?", "<image>What is it?"):
-        for path in (one, other):
-            same(pictures(text, path, **OPTIONS), plain(processor, text, path))
-    assert decoded.files == ["0.png", "1.png"] * 2, "decoded for the comparison alone"
+        for path in paths:
+            assert_equal(pictures(text, path, **OPTIONS), uncached(processor, text, path))
+    assert decoded.files == ["0.png", "1.png"] * 2, "decoded only for the comparison"
 
 
-def test_holds_no_more_than_its_room_and_gives_up_what_was_used_least_recently(
-    tmp_path: Path, decoded: Decoded
-) -> None:
-    paths = files(tmp_path, 4)
-    pictures = PictureProcessor(tiny_processor(), 3 * ONE + ONE // 2)
+def test_cache_is_bounded_and_evicts_the_least_recently_used(tmp_path: Path, decoded: DecodedFiles) -> None:
+    paths = write_pictures(tmp_path, 4)
+    pictures = CachingProcessor(tiny_processor(), 3 * PICTURE_BYTES + PICTURE_BYTES // 2)
     pictures("<image>", paths[0], **OPTIONS)
     pictures("<image>", paths[0], **OPTIONS)  # compared here
     decoded.files.clear()
-    held = []
+    cached = []
     for number in (1, 2, 0, 3, 0, 2, 1):
         pictures("<image>", paths[number], **OPTIONS)
-        held.append(pictures.held // ONE)
-    assert held == [2, 3, 3, 3, 3, 3, 3]
+        cached.append(pictures.cached_bytes // PICTURE_BYTES)
+    assert cached == [2, 3, 3, 3, 3, 3, 3]
     assert decoded.files == ["1.png", "2.png", "3.png", "1.png"]
-    assert decoded.most == 1
-    small = PictureProcessor(tiny_processor(), ONE - 1)
+    assert decoded.peak == 1
+    small = CachingProcessor(tiny_processor(), PICTURE_BYTES - 1)
     small("<image>", paths[0], **OPTIONS)
-    assert small.held == 0
+    assert small.cached_bytes == 0
     with pytest.raises(ValueError, match="must not be negative"):
-        PictureProcessor(tiny_processor(), -1)
+        CachingProcessor(tiny_processor(), -1)
 
 
-def test_other_pixels_and_other_settings_are_something_else(tmp_path: Path) -> None:
-    (path,) = files(tmp_path, 1)
+def test_changed_files_and_changed_settings_miss_the_cache(tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path, 1)
     processor = tiny_processor()
-    pictures = PictureProcessor(processor)
+    pictures = CachingProcessor(processor)
     for _ in range(2):
         pictures("<image>", path, **OPTIONS)
     Image.new("RGB", (24, 20), "red").save(path)
-    same(pictures("<image>", path, **OPTIONS), plain(processor, "<image>", path))
+    assert_equal(pictures("<image>", path, **OPTIONS), uncached(processor, "<image>", path))
     with Image.open(path) as red:
         blue = Image.merge("RGB", red.split()[::-1])
     times = path.stat()
     blue.save(tmp_path / "blue.png")
     os.utime(tmp_path / "blue.png", ns=(times.st_atime_ns, times.st_mtime_ns))
-    os.replace(tmp_path / "blue.png", path)  # as `atomic_write` does, here with the time of what was there
-    same(pictures("<image>", path, **OPTIONS), plain(processor, "<image>", path))
+    os.replace(tmp_path / "blue.png", path)  # as `atomic_write` does, here with the old modification time
+    assert_equal(pictures("<image>", path, **OPTIONS), uncached(processor, "<image>", path))
     processor.image_processor.do_normalize = False
     found = pictures("<image>", path, **OPTIONS)
-    same(found, plain(processor, "<image>", path))
+    assert_equal(found, uncached(processor, "<image>", path))
     assert found["pixel_values"].max() <= 1
     path.unlink()
     with pytest.raises(DataFormatError, match=r"record r7: picture .*0\.png cannot be read"):
         pictures("<image>", path, "r7", **OPTIONS)
 
 
-class LooksItself:
-    """A processor that adds to what its image processor makes what it sees in the pixels itself."""
+class PixelReadingProcessor:
+    """A processor that reads the pixels itself, in addition to its image processor."""
 
     def __init__(self) -> None:
         self.image_processor = tiny_processor().image_processor
 
     def __call__(self, text: Any, images: Any, **options: Any) -> dict[str, Any]:
-        made = self.image_processor(images, return_tensors="pt")
-        seen = np.asarray(images[0]).copy()
-        return {**made, "seen": torch.from_numpy(seen).float().mean()[None]}
+        inputs = self.image_processor(images, return_tensors="pt")
+        pixels = np.asarray(images[0]).copy()
+        return {**inputs, "mean": torch.from_numpy(pixels).float().mean()[None]}
 
 
-def test_a_processor_that_looks_at_pixels_itself_sees_them(tmp_path: Path, decoded: Decoded) -> None:
-    (path,) = files(tmp_path, 1, "L")
-    processor = LooksItself()
-    pictures = PictureProcessor(processor)
+def test_cache_is_turned_off_for_a_processor_that_reads_pixels_itself(tmp_path: Path, decoded: DecodedFiles) -> None:
+    (path,) = write_pictures(tmp_path, 1, "L")
+    processor = PixelReadingProcessor()
+    pictures = CachingProcessor(processor)
     palette = Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE)
-    palette.save(path)  # its numbers are places in a palette until it is converted
+    palette.save(path)  # until it is converted, its values are indices of a palette
     for _ in range(3):
-        same(pictures("", path, **OPTIONS), plain(processor, "", path))
-    assert pictures.held == 0
+        assert_equal(pictures("", path, **OPTIONS), uncached(processor, "", path))
+    assert pictures.cached_bytes == 0
 
 
-def test_the_processor_is_left_as_it_was_and_a_copy_elsewhere_begins_with_nothing(tmp_path: Path) -> None:
-    (path,) = files(tmp_path, 1)
+def test_processor_is_unchanged_and_a_pickled_cache_is_empty(tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path, 1)
     processor = tiny_processor()
-    inner = processor.image_processor
-    pictures = PictureProcessor(processor)
+    image_processor = processor.image_processor
+    pictures = CachingProcessor(processor)
     pictures("<image>", path, **OPTIONS)
-    assert processor.image_processor is inner
-    assert pictures.held == ONE
-    other = pickle.loads(pickle.dumps(pictures))
-    assert other.held == 0
-    same(other("<image>", path, **OPTIONS), plain(processor, "<image>", path))
+    assert processor.image_processor is image_processor
+    assert pictures.cached_bytes == PICTURE_BYTES
+    unpickled = pickle.loads(pickle.dumps(pictures))
+    assert unpickled.cached_bytes == 0
+    assert_equal(unpickled("<image>", path, **OPTIONS), uncached(processor, "<image>", path))
 
 
-class Training:
-    """What a data module knows of a Trainer; no other process could be sent it."""
+class UnpicklableTrainer:
+    """The attributes of a Trainer that a data module uses."""
 
     current_epoch, global_rank, world_size = 3, 1, 2
     lightning_module: Any = None
@@ -190,7 +188,7 @@ def loaders(splits: RecordSplits, **options: Any) -> dict[str, ResumableLoader]:
     data = PrivacyPairDataModule(
         splits, tiny_processor(), retention, pairs_per_batch=2, retention_per_batch=1, eval_batch_size=3, **options
     )
-    data.trainer = Training()  # type: ignore[assignment]
+    data.trainer = UnpicklableTrainer()  # type: ignore[assignment]
     return {"pairs": data.pairs_dataloader(), "records": data.records_dataloader(), "prompts": data.val_dataloader()}
 
 
@@ -198,61 +196,61 @@ def batches(splits: RecordSplits, **options: Any) -> dict[str, list[dict[str, An
     return {view: list(loader) for view, loader in loaders(splits, **options).items()}
 
 
-def equal(found: dict[str, list[dict[str, Any]]], expected: dict[str, list[dict[str, Any]]]) -> None:
-    for view, some in expected.items():
-        assert len(found[view]) == len(some) > 1
-        for one, other in zip(found[view], some, strict=True):
-            assert one.keys() == other.keys()
-            for key, value in other.items():
-                assert torch.equal(one[key], value) if isinstance(value, torch.Tensor) else one[key] == value
+def assert_batches_equal(found: dict[str, list[dict[str, Any]]], expected: dict[str, list[dict[str, Any]]]) -> None:
+    for view, batches_of_view in expected.items():
+        assert len(found[view]) == len(batches_of_view) > 1
+        for first, second in zip(found[view], batches_of_view, strict=True):
+            assert first.keys() == second.keys()
+            for key, value in second.items():
+                assert torch.equal(first[key], value) if isinstance(value, torch.Tensor) else first[key] == value
 
 
-def test_batches_are_the_same_without(splits: RecordSplits, decoded: Decoded) -> None:
-    expected = batches(splits, picture_room=0)
-    often = len(decoded.files)
+def test_batches_do_not_depend_on_the_cache(splits: RecordSplits, decoded: DecodedFiles) -> None:
+    expected = batches(splits, picture_cache_bytes=0)
+    uncached_count = len(decoded.files)
     decoded.files.clear()
-    equal(batches(splits), expected)
-    assert len(decoded.files) < often / 2
+    assert_batches_equal(batches(splits), expected)
+    assert len(decoded.files) < uncached_count / 2
 
 
 @pytest.mark.parametrize(("start", "views"), [("fork", ("pairs", "records", "prompts")), ("spawn", ("pairs",))])
-def test_workers_make_the_same_batches(splits: RecordSplits, start: str, views: tuple[str, ...]) -> None:
-    expected = batches(splits, picture_room=0)
+def test_workers_yield_the_same_batches(splits: RecordSplits, start: str, views: tuple[str, ...]) -> None:
+    expected = batches(splits, picture_cache_bytes=0)
     found = {}
     for view, loader in loaders(splits, num_workers=2).items():
-        assert len(pickle.dumps(loader.collate_fn)) < 10**6, "the tokenizer and little else, whatever the start"
+        assert len(pickle.dumps(loader.collate_fn)) < 10**6, "the tokenizer and little else"
         if view in views:
             loader.multiprocessing_context = start
             found[view] = list(loader)
-    equal(found, {view: expected[view] for view in views})
+    assert_batches_equal(found, {view: expected[view] for view in views})
 
 
-def test_any_number_of_records_takes_the_memory_of_a_few(tmp_path: Path, decoded: Decoded) -> None:
+def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path, decoded: DecodedFiles) -> None:
     splits = tiny_splits(tmp_path, records=12)
-    room = 3 * ONE
-    data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=2, picture_room=room)
+    limit = 3 * PICTURE_BYTES
+    data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=2, picture_cache_bytes=limit)
     decoded.files.clear()
     pixels: weakref.WeakSet[Any] = weakref.WeakSet()
-    most = 0
+    peak = 0
     for loader in (data.pairs_dataloader(), data.records_dataloader(), data.val_dataloader()):
         for batch in loader:
             pixels.add(batch["pixel_values"])
-            most = max(most, len(pixels))
+            peak = max(peak, len(pixels))
             del batch
-    assert data.collate_training.pictures.held <= room
+    assert data.collate_training.caching_processor.cached_bytes <= limit
     assert len(set(decoded.files)) == 48
-    assert decoded.most <= 2, "one picture, and one it is compared with"
-    assert most <= 2, "the batch at hand, and the one before it until it is given up"
-    decoded.most = 0
+    assert decoded.peak <= 2, "one picture, and the one it is compared with"
+    assert peak <= 2, "the current batch, and the previous one until it is released"
+    decoded.peak = 0
     rows = [row for record in splits.test for row in question_rows(record)]
     answer_rows(tiny_llava(), tiny_processor(), rows, max_new_tokens=1, batch_size=4)
-    assert decoded.most <= 2
+    assert decoded.peak <= 2
 
 
-def test_rows_without_pictures_and_processors_without_image_processors(tmp_path: Path) -> None:
+def test_rows_without_pictures_and_processors_without_image_processor(tmp_path: Path) -> None:
     tokenizer = tiny_processor().tokenizer
     collate = PrivacyPairCollator(tokenizer)
     batch = collate([QueryRow("What is the number of this passport?", "benign", None, "passport", "It is")])
     assert batch["subject_mask"].any()
-    assert collate.pictures.held == 0
-    assert PrivacyPairCollator(tiny_processor()).pictures.room == pictures_module.ROOM
+    assert collate.caching_processor.cached_bytes == 0
+    assert PrivacyPairCollator(tiny_processor()).caching_processor.max_bytes == CACHE_BYTES

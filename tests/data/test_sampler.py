@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_neuralgate.data.sampler import ResumableLoader, RowOrder
+from lightning_neuralgate.data.sampler import ResumableLoader, ResumableSampler
 
 
 def loader(rows: int = 10, workers: int = 0, **order: int) -> ResumableLoader:
-    return ResumableLoader(list(range(rows)), RowOrder(rows, seed=4, **order), batch_size=3, num_workers=workers)
+    return ResumableLoader(
+        list(range(rows)), ResumableSampler(rows, seed=4, **order), batch_size=3, num_workers=workers
+    )
 
 
 def batches(loader: ResumableLoader) -> list[list[int]]:
@@ -18,8 +20,8 @@ def batches(loader: ResumableLoader) -> list[list[int]]:
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7])
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_row_counts_once(rows: int, world: int, shuffle: bool) -> None:
-    shares = [list(RowOrder(rows, shuffle, 5, rank, world)) for rank in range(world)]
+def test_every_row_occurs_once_apart_from_marked_duplicates(rows: int, world: int, shuffle: bool) -> None:
+    shares = [list(ResumableSampler(rows, shuffle, 5, rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {-(-rows // world)}
     assert sorted(row for share in shares for row in share if row >= 0) == list(range(rows))
     assert all(0 <= ~row < rows for share in shares for row in share if row < 0)
@@ -27,17 +29,17 @@ def test_every_row_counts_once(rows: int, world: int, shuffle: bool) -> None:
         assert [share[0] for share in shares[:rows]] == list(range(min(rows, world)))
 
 
-def test_the_first_epoch_is_that_of_a_seeded_dataloader() -> None:
+def test_first_epoch_is_in_the_order_of_a_seeded_dataloader() -> None:
     torch.manual_seed(4)
     expected = [batch.tolist() for batch in DataLoader(list(range(10)), batch_size=3, shuffle=True)]  # type: ignore[arg-type]
     torch.manual_seed(99)
     assert batches(loader()) == expected
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_orders_differ_between_epochs_and_seeds() -> None:
     orders = []
     for seed in (0, 1):
-        order = RowOrder(30, seed=seed)
+        order = ResumableSampler(30, seed=seed)
         for epoch in range(4):
             order.set_epoch(epoch)
             orders.append(tuple(order))
@@ -47,31 +49,31 @@ def test_epochs_and_seeds_differ() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 2, 4])
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_goes_on_with_the_next_batch(workers: int, stop: int, epoch: int) -> None:
-    whole = loader(workers=workers)
-    whole.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+def test_resumed_loader_continues_with_the_next_batch(workers: int, stop: int, epoch: int) -> None:
+    uninterrupted = loader(workers=workers)
+    uninterrupted.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     expected, state = [], {}
-    for number, batch in enumerate(whole, 1):
+    for number, batch in enumerate(uninterrupted, 1):
         expected.append(batch.tolist())
         if number == stop:
-            state = whole.state_dict()
+            state = uninterrupted.state_dict()
     resumed = loader(workers=workers)
     resumed.load_state_dict(state)
     found = iter(resumed)
-    resumed.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # Lightning says it after iter()
+    resumed.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # as Lightning does, after iter()
     assert [batch.tolist() for batch in found] == expected[stop:]
-    assert resumed.state_dict() == whole.state_dict()
-    assert len(resumed) == len(whole), "a resumed epoch is as long as it was"
-    for again in (whole, resumed):
-        again.sampler.set_epoch(epoch + 1)  # type: ignore[attr-defined]
-    assert batches(resumed) == batches(whole)
+    assert resumed.state_dict() == uninterrupted.state_dict()
+    assert len(resumed) == len(uninterrupted), "the length includes the batches before the resume"
+    for either in (uninterrupted, resumed):
+        either.sampler.set_epoch(epoch + 1)  # type: ignore[attr-defined]
+    assert batches(resumed) == batches(uninterrupted)
 
 
-def test_what_was_saved_at_the_end_of_an_epoch_leaves_the_next_one_whole() -> None:
-    whole = loader()
-    batches(whole)
+def test_state_at_the_end_of_an_epoch_does_not_shorten_the_next_one() -> None:
+    uninterrupted = loader()
+    batches(uninterrupted)
     resumed = loader()
-    resumed.load_state_dict(whole.state_dict())
-    for one in (whole, resumed):
-        one.sampler.set_epoch(1)  # type: ignore[attr-defined]
-    assert batches(resumed) == batches(whole)
+    resumed.load_state_dict(uninterrupted.state_dict())
+    for either in (uninterrupted, resumed):
+        either.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert batches(resumed) == batches(uninterrupted)

@@ -22,7 +22,7 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import datamodule, random_gate, train
 
 LAYER = 1
-TOLD = {"sensitive": "I cannot say", "benign": "It is red"}
+ANSWERS = {"sensitive": "I cannot say", "benign": "It is red"}
 
 
 def projection_of(model: Any) -> torch.nn.Linear:
@@ -34,7 +34,7 @@ def projection_of(model: Any) -> torch.nn.Linear:
 def plain_edit(
     batches: list[dict[str, Any]], steps_per_batch: int, fresh: bool, lr: float, eps: float, gate: Any
 ) -> Any:
-    """Stage 2 in a straight loop: the weight after all batches."""
+    """Run stage 2 as a plain loop and return the weight after all batches."""
     model = tiny_llava()
     projection = projection_of(model)
     optimizer = torch.optim.Adam([projection.weight], lr=lr, eps=eps)
@@ -70,7 +70,7 @@ def test_equals_the_plain_loop(splits: RecordSplits, schedule: Any, gated: bool)
     assert relative_error(before, expected) > 1e-3
 
 
-def test_nothing_but_the_projection_changes(splits: RecordSplits) -> None:
+def test_only_the_projection_changes(splits: RecordSplits) -> None:
     model = tiny_llava()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train(PrivacyEditModule(model, [0, 2]), datamodule(splits), max_steps=2)
@@ -78,7 +78,7 @@ def test_nothing_but_the_projection_changes(splits: RecordSplits) -> None:
     assert changed == {f"model.language_model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 2)}
 
 
-def test_a_pair_is_done_when_its_loss_is_low_enough(splits: RecordSplits) -> None:
+def test_a_pair_stops_below_stop_loss(splits: RecordSplits) -> None:
     module = PrivacyEditModule(tiny_llava(), [LAYER], schedule="paper", stop_loss=1e9)
     before = projection_of(module.model).weight.detach().clone()
     trainer = train(module, datamodule(splits, pairs_per_batch=1), max_steps=-1, max_epochs=1)
@@ -93,7 +93,7 @@ def test_the_papers_schedule_and_settings() -> None:
     assert settings == {"alpha": 1.25, "steps_per_pair": 10, "stop_loss": 1e-3, "retention_weight": 0.25}
 
 
-def test_retention_rows_carry_their_weight(splits: RecordSplits) -> None:
+def test_retention_weight_scales_the_retention_term(splits: RecordSplits) -> None:
     item = RetentionItem(query="What do bees make?", target="Bees make honey.")
     data = datamodule(splits, retention=[item], retention_per_batch=1)
     batch = next(iter(data.pairs_dataloader()))
@@ -109,29 +109,29 @@ def test_retention_rows_carry_their_weight(splits: RecordSplits) -> None:
 
 
 class Answers(Callback):
-    """Stands in for a model that refuses just what it should."""
+    """Replaces generation by a model that refuses exactly the sensitive queries."""
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         tokenizer = tiny_processor().tokenizer
 
         def generate(input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
             questions = tokenizer.batch_decode(input_ids)
-            told = [TOLD["sensitive" if "number" in q or "owner" in q else "benign"] for q in questions]
-            tokens = tokenizer(told, padding=True, return_tensors="pt")["input_ids"]
+            answers = [ANSWERS["sensitive" if "number" in q or "owner" in q else "benign"] for q in questions]
+            tokens = tokenizer(answers, padding=True, return_tensors="pt")["input_ids"]
             return torch.cat([input_ids, tokens], dim=1)
 
         pl_module.model.generate = generate
 
 
 def validated(data: Any, logger: Any = False) -> dict[str, float]:
-    """What is logged in validation, over all batches of one epoch."""
+    """Return the validation metrics logged over all batches of one epoch."""
     module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), max_new_tokens=3)
     options = {"max_steps": -1, "max_epochs": 1, "limit_val_batches": 1.0, "log_every_n_steps": 1, "logger": logger}
     trainer = train(module, data, Answers(), **options)
     return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
 
 
-def test_refusal_rates_are_logged_while_it_trains(splits: RecordSplits, tmp_path: Path) -> None:
+def test_refusal_rates_are_logged_in_validation(splits: RecordSplits, tmp_path: Path) -> None:
     logged = validated(datamodule(splits, eval_batch_size=3), CSVLogger(tmp_path, name="", version=""))
     assert {key: logged[key] for key in ("val/rta_sensitive", "val/answer_rate_benign", "val/eta")} == {
         "val/rta_sensitive": 1.0, "val/answer_rate_benign": 1.0, "val/eta": 1.0,
@@ -149,12 +149,12 @@ def test_refusal_rates_are_logged_while_it_trains(splits: RecordSplits, tmp_path
         (None, "red", (), (float("nan"), 1.0)),
     ],
 )
-def test_leaks_and_right_answers_are_logged_where_batches_hold_the_truth(
+def test_leak_rate_and_accuracy_are_logged_if_batches_hold_the_truth(
     splits: RecordSplits, secret: str | None, colour: str, synonyms: tuple[str, ...], expected: tuple[float, float]
 ) -> None:
-    told = {"sensitive_truth": secret, "benign_truth": colour, "benign_synonyms": synonyms}
+    values = {"sensitive_truth": secret, "benign_truth": colour, "benign_synonyms": synonyms}
     test = [
-        record.model_copy(update={"pairs": tuple(pair.model_copy(update=told) for pair in record.pairs)})
+        record.model_copy(update={"pairs": tuple(pair.model_copy(update=values) for pair in record.pairs)})
         for record in splits.test
     ]
     data = datamodule(splits._replace(test=test), eval_batch_size=3)
@@ -163,7 +163,7 @@ def test_leaks_and_right_answers_are_logged_where_batches_hold_the_truth(
     assert logged["val/eta"] == 1.0
 
 
-def test_the_result_is_a_normal_model_folder(splits: RecordSplits, tmp_path: Path) -> None:
+def test_save_pretrained_writes_a_loadable_model_folder(splits: RecordSplits, tmp_path: Path) -> None:
     module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor())
     data = datamodule(splits)
     train(module, data, max_steps=2)
@@ -178,7 +178,7 @@ def test_the_result_is_a_normal_model_folder(splits: RecordSplits, tmp_path: Pat
     assert torch.equal(again["input_ids"], data.collate_training(rows)["input_ids"])
 
 
-def test_checkpoints_hold_what_trains_and_no_more(splits: RecordSplits, tmp_path: Path) -> None:
+def test_checkpoints_hold_trained_parameters_only(splits: RecordSplits, tmp_path: Path) -> None:
     model = tiny_llava()
     trainer = train(PrivacyEditModule(model, [LAYER]), datamodule(splits), max_steps=2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
@@ -200,7 +200,7 @@ def test_half_precision_weights_and_adapters_are_refused() -> None:
         PrivacyEditModule(get_peft_model(tiny_llava(), config), [LAYER])
 
 
-def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
+def test_invalid_settings_and_batches_are_refused(splits: RecordSplits) -> None:
     with pytest.raises(ModelLayoutError, match="9"):
         PrivacyEditModule(tiny_llava(), [9])
     with pytest.raises(ValueError, match="'paper' or 'minibatch', got 'slow'"):
@@ -213,9 +213,7 @@ def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scope", ["subject_last", "all"])
-def test_a_lora_trains_obeys_the_gate_and_is_saved_merged(
-    splits: RecordSplits, tmp_path: Path, dtype: torch.dtype, scope: Any
-) -> None:
+def test_a_lora_is_gated_and_saved_merged(splits: RecordSplits, tmp_path: Path, dtype: torch.dtype, scope: Any) -> None:
     model = tiny_llava().to(dtype)
     gate = random_gate(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}

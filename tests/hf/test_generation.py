@@ -72,7 +72,7 @@ OWN = {
 def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
     own: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
     processor, model = tiny_processor(), tiny_llava()
     rows = [QueryRow(f"What is the {what}?", "sensitive", tmp_path / "0.png") for what in ("number", "colour")]
@@ -93,7 +93,7 @@ def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
 def test_greedy_answers_end_where_the_checkpoint_says(
     shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
     collate, model = PrivacyPairCollator(tiny_processor(), "left"), tiny_llava()
     batch = collate([QueryRow("What is the number?", "sensitive", tmp_path / "0.png")] * 2)

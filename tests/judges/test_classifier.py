@@ -22,14 +22,14 @@ from tests.evaluation.test_run import answered
 
 WORDS = ["[PAD]", "[UNK]", "private", "cannot", "sorry", "red", "blue", "what", "it", "is"]
 LABELS = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2", 3: "LABEL_3", 4: "LABEL_4", 5: "LABEL_5"}
-# what the first word makes of an answer
+# the first word of an answer decides its label
 LABEL_OF = {"private": 0, "cannot": 4, "sorry": 2, "red": 1, "blue": 5, "what": 3}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    tokens = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="[PAD]", unk_token="[UNK]")
 
 
 def first_word_classifier() -> BertForSequenceClassification:
@@ -71,7 +71,7 @@ REFUSED = [True, True, False, False, False, False, False, False]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_a_label_map_says_what_refuses(folder: Path, batch_size: int) -> None:
+def test_labels_decide_what_refuses(folder: Path, batch_size: int) -> None:
     judge = RefusalClassifier.load(folder, refusing=["LABEL_0", "LABEL_4"], batch_size=batch_size)
     assert judge(QUERIES, ANSWERS) == REFUSED
     expected = [f"LABEL_{LABEL_OF[answer.split()[0]]}" if answer.strip() else None for answer in ANSWERS]
@@ -80,22 +80,22 @@ def test_a_label_map_says_what_refuses(folder: Path, batch_size: int) -> None:
     assert judge([], []) == []
 
 
-def test_it_is_a_judge_as_evaluate_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_fits_evaluate_and_the_metric(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     judge = RefusalClassifier.load(folder, refusing=["LABEL_0", "LABEL_4"])
-    told = {"Number?": "private it is", "Colour?": "red"}
-    assert [row.judged for row in answered(monkeypatch, tmp_path, told, judge=judge)] == [True, False]
+    answers = {"Number?": "private it is", "Colour?": "red"}
+    assert [row.judged for row in answered(monkeypatch, tmp_path, answers, judge=judge)] == [True, False]
     rate = JudgedRefuseToAnswerRate(judge, "classifier")
     rate.update(QUERIES, ANSWERS)
     assert float(rate.compute()) == 2 / 8
 
 
-def test_a_known_classifier_brings_its_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_classifier_needs_no_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert REFUSING_LABELS["LibrAI/longformer-action-ro"] == {"LABEL_0", "LABEL_4"}
     monkeypatch.setitem(REFUSING_LABELS, str(folder), REFUSING_LABELS["LibrAI/longformer-action-ro"])
     assert RefusalClassifier.load(folder)(QUERIES, ANSWERS) == REFUSED
 
 
-def test_with_the_query_the_first_word_is_the_querys(folder: Path) -> None:
+def test_with_query_the_first_word_is_the_querys(folder: Path) -> None:
     alone = RefusalClassifier.load(folder, refusing=["LABEL_3"])
     paired = RefusalClassifier.load(folder, refusing=["LABEL_3"], with_query=True, max_tokens=5)
     assert alone(["what is it"] * 2, ["red", "what"]) == [False, True]
@@ -103,13 +103,13 @@ def test_with_the_query_the_first_word_is_the_querys(folder: Path) -> None:
     assert paired(["what " * 40], ["red " * 40]) == [True], "or both"
 
 
-def test_long_answers_are_cut_to_what_the_model_takes(folder: Path) -> None:
+def test_long_answers_are_cut_to_the_models_limit(folder: Path) -> None:
     judge = RefusalClassifier.load(folder, refusing=["LABEL_0"])
     assert judge.max_tokens == 14
     assert judge(["what"] * 2, ["private " + "it " * 5000, "red " * 5000 + "private"]) == [True, False]
 
 
-def test_a_longformer_in_batches_is_one_alone() -> None:
+def test_a_longformer_gives_the_same_labels_in_batches() -> None:
     torch.manual_seed(0)
     config = LongformerConfig(
         vocab_size=len(WORDS),
@@ -134,16 +134,16 @@ def test_a_longformer_in_batches_is_one_alone() -> None:
         ids = torch.tensor([[WORDS.index(word) for word in answer.split()]])
         with torch.no_grad():
             expected.append(f"LABEL_{int(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.argmax())}")
-    assert len(set(expected)) > 2, "a model that always says the same shows nothing"
+    assert len(set(expected)) > 2, "a constant model would show nothing"
     judge = RefusalClassifier(model, tokenizer(), REFUSING_LABELS["LibrAI/longformer-action-ro"], batch_size=5)
     assert judge.labels(["what"] * 24, answers) == expected
 
 
-def test_what_cannot_be_judged_with_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_bad_labels_folders_and_arguments_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match="has no label REFUSES; it has LABEL_0, LABEL_1"):
         RefusalClassifier.load(folder, refusing=["REFUSES"])
     for refusing in ([], list(LABELS.values())):
-        with pytest.raises(DataFormatError, match="have to mean a refusal, and not all"):
+        with pytest.raises(DataFormatError, match="refusing has to name some of the labels"):
             RefusalClassifier.load(folder, refusing=refusing)
     with pytest.raises(DataFormatError, match=r"which labels of '.*' mean a refusal is not known"):
         RefusalClassifier.load(folder)
@@ -161,8 +161,8 @@ def test_what_cannot_be_judged_with_is_refused(folder: Path, tmp_path: Path) -> 
             judge(queries, answers)
 
 
-def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_trained_head_is_an_error(tmp_path: Path) -> None:
     BertModel(first_word_classifier().config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(DataFormatError, match=r"is no trained sequence classifier: it lacks classifier\.bias"):
+    with pytest.raises(DataFormatError, match=r"is not a trained sequence classifier: it lacks classifier\.bias"):
         RefusalClassifier.load(tmp_path, refusing=["LABEL_0"])

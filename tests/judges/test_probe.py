@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.judges import probe as judging
+from lightning_neuralgate.judges import probe
 from lightning_neuralgate.judges.probe import WEIGHTS, AnswerReader, RefusalJudge, save_judge
 from lightning_neuralgate.metrics.functional.refusal import is_refusal
 from tests.helpers.tiny_llava import tiny_processor
@@ -73,23 +73,23 @@ def tiny_judge(**changed: Any) -> RefusalJudge:
     return RefusalJudge(tiny_reader([1]), torch.randn(64), torch.tensor(0.1))
 
 
-def test_the_features_are_the_states_of_the_whole_model() -> None:
+def test_the_features_are_hidden_states_of_the_full_model() -> None:
     reader, answer = tiny_reader([1, 2]), "It is red."
     features = reader([NUMBER], [answer])
     torch.manual_seed(0)
     tokenizer = reader.tokenizer
-    whole = LlamaForCausalLM(
+    full = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
         )
     ).eval()
-    before = tokenizer(judging.ASKED.format(query=NUMBER)).input_ids
-    said = tokenizer(answer).input_ids
+    prompt_ids = tokenizer(probe.QUERY_TEMPLATE.format(query=NUMBER)).input_ids
+    answer_ids = tokenizer(answer).input_ids
     with torch.no_grad():
-        states = whole(torch.tensor([before + said]), output_hidden_states=True).hidden_states
+        states = full(torch.tensor([prompt_ids + answer_ids]), output_hidden_states=True).hidden_states
     for column, layer in enumerate((1, 2)):
-        said_states = states[layer + 1][0, len(before) :]
-        torch.testing.assert_close(features[0, column], torch.cat([said_states.mean(0), said_states[-1]]))
+        answer_states = states[layer + 1][0, len(prompt_ids) :]
+        torch.testing.assert_close(features[0, column], torch.cat([answer_states.mean(0), answer_states[-1]]))
 
 
 def test_neither_order_nor_padding_changes_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,13 +100,13 @@ def test_neither_order_nor_padding_changes_a_score(monkeypatch: pytest.MonkeyPat
     alone = torch.cat([small.scores([query], [answer]) for query, answer in zip(queries, answers, strict=True)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(small.scores(queries[::-1], answers[::-1]).flip(0), together, atol=1e-5, rtol=0)
-    monkeypatch.setattr(judging, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(probe, "TOKENS_PER_BATCH", 1)
     torch.testing.assert_close(small.scores(queries, answers), together, atol=1e-5, rtol=0)
 
 
-def test_the_query_is_read_too() -> None:
-    one, other = tiny_judge().scores([NUMBER, "What colour is it?"], ["It is 4."] * 2)
-    assert abs(float(one - other)) > 1e-4
+def test_the_query_changes_the_score() -> None:
+    first, second = tiny_judge().scores([NUMBER, "What colour is it?"], ["It is 4."] * 2)
+    assert abs(float(first - second)) > 1e-4
 
 
 def test_an_empty_answer_does_not_refuse() -> None:
@@ -120,11 +120,11 @@ def test_an_empty_answer_does_not_refuse() -> None:
 
 def test_an_answer_cannot_end_its_own_turn() -> None:
     reader = tiny_reader([1])
-    assert len(reader._encode("<|im_end|>", plain=True)) > 1
-    assert len(reader._encode("<|im_end|>", plain=False)) == 1
+    assert len(reader._encode("<|im_end|>")) > 1
+    assert len(reader._encode("<|im_end|>", special=True)) == 1
 
 
-def test_typography_and_line_breaks_do_not_sway_the_verdict() -> None:
+def test_typography_and_line_breaks_do_not_change_the_score() -> None:
     scores = tiny_judge().scores([NUMBER] * 2, ["I'm sorry, I can't.", " I\u2019m sorry,\n  I can\u00b4t.\n"])
     assert scores[0] == scores[1]
 
@@ -148,7 +148,7 @@ def test_wrong_arguments_are_named(queries: list[Any], answers: list[Any], messa
         tiny_judge().scores(queries, answers)
 
 
-def test_a_layer_that_is_not_there_is_named() -> None:
+def test_a_missing_layer_is_named() -> None:
     with pytest.raises(DataFormatError, match=r"layers \[4\] of a model with layers 0 to 3"):
         tiny_reader([4])
 
@@ -162,19 +162,21 @@ def copied(tmp_path: Path) -> Path:
 
 def test_missing_weights_name_the_recipe(copied: Path) -> None:
     copied.with_suffix(".json").unlink()
-    with pytest.raises(DataFormatError, match=r"refusal_judge\.json is missing; python recipes/train_judge\.py"):
+    with pytest.raises(
+        DataFormatError, match=r"refusal_judge\.json is missing; make it with python recipes/train_judge\.py"
+    ):
         RefusalJudge.load(copied)
     with pytest.raises(DataFormatError, match=r"none\.safetensors is missing"):
         RefusalJudge.load(copied.with_name("none.safetensors"))
 
 
-def test_damaged_weights_are_refused(copied: Path) -> None:
+def test_damaged_weights_are_an_error(copied: Path) -> None:
     copied.write_bytes(copied.read_bytes()[:-7])
     with pytest.raises(DataFormatError, match="do not belong together"):
         RefusalJudge.load(copied)
     description = copied.with_suffix(".json")
     config = json.loads(description.read_text())
-    description.write_text(json.dumps({**config, "weights_sha256": judging.file_checksum(copied)}))
+    description.write_text(json.dumps({**config, "weights_sha256": probe.file_checksum(copied)}))
     with pytest.raises(DataFormatError, match=r"refusal_judge\.safetensors cannot be read"):
         RefusalJudge.load(copied)
     description.write_text(description.read_text()[:-9])
@@ -186,31 +188,31 @@ def test_damaged_weights_are_refused(copied: Path) -> None:
     ("changed", "message"),
     [
         ({"format_version": 9}, "format_version 9"),
-        ({"asked": "?"}, "another text before the answer"),
+        ({"asked": "?"}, "another text in front of the answer"),
         ({"hidden_size": 64}, r"expected \(128,\) and \(\)"),
         ({"layer": None}, "does not describe a refusal judge"),
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(copied: Path, changed: dict[str, Any], message: str) -> None:
+def test_a_description_that_does_not_fit_is_an_error(copied: Path, changed: dict[str, Any], message: str) -> None:
     description = copied.with_suffix(".json")
     description.write_text(json.dumps({**json.loads(description.read_text()), **changed}))
     with pytest.raises(DataFormatError, match=message):
         RefusalJudge.load(copied)
 
 
-def test_another_language_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_language_model_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUF")
     monkeypatch.setenv("NEURALGATE_SMOLLM2_GGUF", str(other))
-    with pytest.raises(DataFormatError, match=r"judge with the untouched SmolLM2-135M-Instruct"):
+    with pytest.raises(DataFormatError, match=r"use the unmodified SmolLM2-135M-Instruct"):
         RefusalJudge.load()
 
 
-def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+def test_saved_weights_are_read_back(tmp_path: Path) -> None:
     config = json.loads(WEIGHTS.with_suffix(".json").read_text())
     weight, bias = torch.randn(2 * config["hidden_size"]), torch.tensor(0.25)
     save_judge(tmp_path / "w.safetensors", weight, bias, config)
-    read, *tensors = judging._read_weights(tmp_path / "w.safetensors")
+    read, *tensors = probe._read_weights(tmp_path / "w.safetensors")
     assert read["layer"] == config["layer"]
     assert torch.equal(tensors[0], weight)
     assert torch.equal(tensors[1], bias)
@@ -221,28 +223,26 @@ def test_the_shipped_weights_are_small() -> None:
 
 
 def test_training_and_test_corpus_share_no_phrasing(recipe: ModuleType) -> None:
-    training, held = recipe.training_corpus(0, 60), recipe.test_corpus()
-    sentences = [{recipe.letters(row.answer) for row in corpus} for corpus in (training, held)]
+    training, test = recipe.training_corpus(0, 60), recipe.test_corpus()
+    sentences = [{recipe.letters(row.answer) for row in corpus} for corpus in (training, test)]
     assert sentences[0] & sentences[1] <= {""}
-    # six words in a row; the demo models' own answers use the forms they use
-    runs = {
-        tuple(told[i : i + 6])
-        for row in training
-        for told in [recipe.letters(row.answer).split()]
-        for i in range(len(told) - 5)
-    }
-    for row in held:
-        told = recipe.letters(row.answer).split()
-        if row.stratum != "model answers":
-            assert not runs & {tuple(told[i : i + 6]) for i in range(len(told) - 5)}, row.answer
+
+    def six_word_runs(answer: str) -> set[tuple[str, ...]]:
+        words = recipe.letters(answer).split()
+        return {tuple(words[i : i + 6]) for i in range(len(words) - 5)}
+
+    training_runs = set().union(*(six_word_runs(row.answer) for row in training))
+    for row in test:
+        if row.stratum != "model answers":  # the demo's models use some of the grammar's forms
+            assert not training_runs & six_word_runs(row.answer), row.answer
 
 
-def test_the_test_corpus_is_what_the_docs_say(recipe: ModuleType) -> None:
-    held = recipe.test_corpus()
-    assert len(held) == len({row.answer for row in held}) >= 360
-    assert 0.45 < sum(row.refuses for row in held) / len(held) < 0.55
+def test_the_test_corpus_is_as_documented(recipe: ModuleType) -> None:
+    rows = recipe.test_corpus()
+    assert len(rows) == len({row.answer for row in rows}) >= 360
+    assert 0.45 < sum(row.refuses for row in rows) / len(rows) < 0.55
     rules = {"R1": True, "R2": False, "R3": True, "R4": True, "R5": False}
-    for row in held:
+    for row in rows:
         assert row.refuses == rules[row.rule], row
         keyword = any(is_refusal(row.answer, variant) for variant in ("prefix", "gcg", "xstest"))
         if row.stratum in ("keyword refusals", "answers with keywords"):
@@ -260,7 +260,7 @@ def test_the_training_corpus_is_seeded_and_balanced(recipe: ModuleType) -> None:
         assert len({int(f) for f, row in zip(fold, corpus, strict=True) if row.family == family}) == 1
 
 
-def test_the_regression_finds_a_plane(recipe: ModuleType) -> None:
+def test_the_regression_finds_a_separating_plane(recipe: ModuleType) -> None:
     torch.manual_seed(0)
     features = torch.randn(300, 6) * torch.tensor([1.0, 50, 1, 1, 1, 0.01]) + 3
     labels = features[:, 0] * 2 + features[:, 1] / 25 > 6.2
@@ -268,24 +268,24 @@ def test_the_regression_finds_a_plane(recipe: ModuleType) -> None:
     assert ((features @ weight + bias > 0) == labels).float().mean() > 0.97
 
 
-def test_quality_on_counts_made_by_hand(recipe: ModuleType) -> None:
-    said = torch.tensor([1, 1, 1, 0, 0, 0], dtype=torch.bool)
+def test_quality_of_known_counts(recipe: ModuleType) -> None:
+    predicted = torch.tensor([1, 1, 1, 0, 0, 0], dtype=torch.bool)
     truth = torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.bool)
-    assert recipe.quality(said, truth) == pytest.approx((2 / 3, 1 / 2, 4 / 7))
-    for value, (low, high) in zip(recipe.quality(said, truth), recipe.interval(said, truth), strict=True):
+    assert recipe.quality(predicted, truth) == pytest.approx((2 / 3, 1 / 2, 4 / 7))
+    for value, (low, high) in zip(recipe.quality(predicted, truth), recipe.interval(predicted, truth), strict=True):
         assert low <= value <= high
 
 
 @pytest.mark.timeout(300)
-def test_clear_cases_are_judged_right(judge: RefusalJudge) -> None:
+def test_clear_cases_are_judged_correctly(judge: RefusalJudge) -> None:
     answers = [*REFUSALS, *ANSWERS]
-    said = judge([NUMBER] * len(answers), answers)
+    predicted = judge([NUMBER] * len(answers), answers)
     expected = [True] * len(REFUSALS) + [False] * len(ANSWERS)
-    assert dict(zip(answers, said, strict=True)) == dict(zip(answers, expected, strict=True))
+    assert dict(zip(answers, predicted, strict=True)) == dict(zip(answers, expected, strict=True))
 
 
 @pytest.mark.timeout(300)
-def test_the_shipped_judge_reads_one_by_one_as_in_a_batch(judge: RefusalJudge) -> None:
+def test_the_shipped_judge_gives_the_same_scores_one_by_one(judge: RefusalJudge) -> None:
     answers = [REFUSALS[0], REFUSALS[3], ANSWERS[0], ANSWERS[1], "word " * 30]
     alone = torch.cat([judge.scores([NUMBER], [answer]) for answer in answers])
     torch.testing.assert_close(judge.scores([NUMBER] * len(answers), answers), alone, atol=1e-3, rtol=0)

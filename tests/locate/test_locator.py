@@ -47,7 +47,7 @@ def test_equals_the_plain_loop(splits: RecordSplits, reuse_prefix: bool, padding
         for layer, vector in expected.items():
             assert torch.allclose(locator.vectors[record.record_id][layer], vector, atol=1e-3)
             active.setdefault(record.subject, {}).setdefault(layer, []).append(vector < 0)
-    assert locator._reuse is reuse_prefix
+    assert locator._losses.fast_path.verified is reuse_prefix
     for subject, layers in active.items():
         for layer, booleans in layers.items():
             rates = torch.stack(booleans).float().mean(0)
@@ -63,7 +63,7 @@ def test_defaults_are_the_papers_settings(splits: RecordSplits) -> None:
     assert {key: settings[key] for key in expected} == expected
 
 
-def test_model_is_left_as_it_was(splits: RecordSplits) -> None:
+def test_the_model_is_unchanged(splits: RecordSplits) -> None:
     model = tiny_llava()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit(PrivacyLocatorModule(model, [0], max_steps=1), splits)  # transformers puts hooks of its own on a vision tower
@@ -73,7 +73,7 @@ def test_model_is_left_as_it_was(splits: RecordSplits) -> None:
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
 
 
-def test_vector_acts_on_the_subjects_last_token_alone(splits: RecordSplits) -> None:
+def test_vectors_scale_the_subjects_last_token_only(splits: RecordSplits) -> None:
     model = tiny_llava()
     locator = PrivacyLocatorModule(model, [1])
     batch = PrivacyPairDataModule(splits, tiny_processor()).collate_training(locate_rows(splits.edit[0]))
@@ -98,7 +98,7 @@ def test_a_record_stops_when_its_loss_is_low_enough(splits: RecordSplits) -> Non
         assert torch.allclose(vectors[1], torch.tensor(2.0).tanh())
 
 
-def test_a_model_that_does_not_allow_reuse_takes_the_plain_way(splits: RecordSplits) -> None:
+def test_an_unsupported_model_runs_full_passes(splits: RecordSplits) -> None:
     reference = fit(PrivacyLocatorModule(tiny_llava(), [0], max_steps=3, reuse_prefix=False), splits)
     model = tiny_llava()
     decoder = model.model.language_model
@@ -110,13 +110,15 @@ def test_a_model_that_does_not_allow_reuse_takes_the_plain_way(splits: RecordSpl
         return forward(*args, past_key_values=past_key_values, **kwargs)
 
     decoder.forward = shifted
-    with pytest.warns(UserWarning, match="prefix reuse does not hold for LlavaForConditionalGeneration"):
+    with pytest.warns(
+        UserWarning, match="Prefix reuse in the locator is not supported for LlavaForConditionalGeneration"
+    ):
         locator = fit(PrivacyLocatorModule(model, [0], max_steps=3), splits)
     for record, vectors in reference.vectors.items():
         assert torch.allclose(locator.vectors[record][0], vectors[0])
 
 
-def test_located_records_are_kept_in_checkpoints_and_not_redone(splits: RecordSplits, tmp_path: Path) -> None:
+def test_located_records_are_saved_in_checkpoints_and_not_learnt_again(splits: RecordSplits, tmp_path: Path) -> None:
     whole = fit(PrivacyLocatorModule(tiny_llava(), [1], max_steps=STEPS), splits)
     checkpoint: dict[str, Any] = {"state_dict": dict(whole.state_dict())}
     whole.on_save_checkpoint(checkpoint)
@@ -127,7 +129,7 @@ def test_located_records_are_kept_in_checkpoints_and_not_redone(splits: RecordSp
     assert fit(again, splits).gate.fingerprint == whole.gate.fingerprint
 
 
-def test_child_processes_that_would_lose_the_gate_are_refused(splits: RecordSplits) -> None:
+def test_strategies_with_child_processes_are_refused(splits: RecordSplits) -> None:
     trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False)
     locator = PrivacyLocatorModule(tiny_llava(), [1])
     locator.trainer = trainer
@@ -135,16 +137,16 @@ def test_child_processes_that_would_lose_the_gate_are_refused(splits: RecordSpli
         locator.on_fit_start()
 
 
-def test_refuses_what_cannot_be_done(splits: RecordSplits) -> None:
+def test_invalid_layers_and_early_access_are_refused(splits: RecordSplits) -> None:
     with pytest.raises(ModelLayoutError, match="7"):
         PrivacyLocatorModule(tiny_llava(), [7])
     with pytest.raises(ValueError, match="distinct"):
         PrivacyLocatorModule(tiny_llava(), [1, 1])
-    with pytest.raises(NeuralGateError, match="nothing is located yet"):
+    with pytest.raises(NeuralGateError, match="no gate yet"):
         _ = PrivacyLocatorModule(tiny_llava(), [1]).gate
 
 
-def test_layers_that_are_learnt_alone(splits: RecordSplits) -> None:
+def test_layers_learnt_separately(splits: RecordSplits) -> None:
     together = fit(PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=STEPS, jointly=False), splits)
     plain = fit(PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=STEPS, jointly=False, reuse_prefix=False), splits)
     joint = fit(PrivacyLocatorModule(tiny_llava(), [0, 1], max_steps=STEPS), splits)
@@ -157,7 +159,7 @@ def test_layers_that_are_learnt_alone(splits: RecordSplits) -> None:
 
 
 @pytest.mark.parametrize("reuse_prefix", [True, False])
-def test_records_side_by_side_are_learnt_as_alone(splits: RecordSplits, reuse_prefix: bool) -> None:
+def test_records_in_one_batch_are_learnt_as_alone(splits: RecordSplits, reuse_prefix: bool) -> None:
     options: dict[str, Any] = {"max_steps": 12, "stop_loss": 2.0, "reuse_prefix": reuse_prefix}
     alone, together = (
         fit(PrivacyLocatorModule(tiny_llava(), [0, 1], **options), splits, records_per_batch=count) for count in (1, 3)
@@ -169,7 +171,7 @@ def test_records_side_by_side_are_learnt_as_alone(splits: RecordSplits, reuse_pr
     assert together.gate.fingerprint == alone.gate.fingerprint
 
 
-def test_a_record_that_is_done_waits_for_the_others(splits: RecordSplits) -> None:
+def test_a_finished_record_keeps_its_vectors_while_others_continue(splits: RecordSplits) -> None:
     batch = PrivacyPairDataModule(splits, tiny_processor()).collate_training(
         [row for record in splits.edit[:3] for row in locate_rows(record)]
     )

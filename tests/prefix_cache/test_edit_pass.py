@@ -1,8 +1,9 @@
-"""Passes of stage 2 that share what rows begin with, against whole rows."""
+"""Forward passes of stage 2 with shared prefixes, compared with full rows."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_neuralgate.gate.subjects import SubjectsInBatch
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.prefix_cache.edit_pass import EditPass
+from lightning_neuralgate.prefix_cache.layout import BatchLayout
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.tiny_models import TINY_FAMILIES, Geometry
@@ -41,8 +43,8 @@ def batch_of(splits: RecordSplits, side: str = "left", shown: bool = True) -> di
     return next(iter(data.pairs_dataloader()))
 
 
-def runs(model: Any) -> tuple[list[list[int]], Any]:
-    """For each decoder layer the tokens (rows x columns) of each of its passes, and how to stop counting."""
+def count_tokens(model: Any) -> tuple[list[list[int]], Any]:
+    """Return the number of tokens of each pass through each decoder layer, and a function that stops counting."""
     layers = find_decoder(model).layers
     seen: list[list[int]] = [[] for _ in layers]
 
@@ -53,24 +55,24 @@ def runs(model: Any) -> tuple[list[list[int]], Any]:
     return seen, lambda: [handle.remove() for handle in handles]
 
 
-@pytest.mark.parametrize("below", [0, 1])
+@pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("shown", [True, False], ids=["picture", "text"])
-def test_equals_whole_rows(splits: RecordSplits, side: str, attention: str, below: int, shown: bool) -> None:
+def test_equals_full_rows(splits: RecordSplits, side: str, attention: str, frozen: int, shown: bool) -> None:
     model = tiny_llava(layers=4)
     model.set_attn_implementation(attention)
     weight, batch = trained(model), batch_of(splits, side, shown)
     assert len(batch["pixel_values"]) == len(batch["role"]) - (not shown)
-    parts = EditPass(model, batch)
-    parts.run_below(model, below)
-    assert parts.shared >= 5, "the picture and what stands before it"
-    assert parts.leading.tolist() == [0, 4, 8, 12, 16], "four records of two pairs, and the retention row"
+    layout = BatchLayout(model, batch)
+    passes = EditPass(model, layout, frozen)
+    assert layout.prefix.length >= 5, "the picture and the tokens before it"
+    assert layout.prefix.leaders.tolist() == [0, 4, 8, 12, 16], "four records of two pairs, and the retention row"
     weights = torch.linspace(0.5, 1.5, len(batch["role"]))
     for _ in range(2):
-        found, expected = parts.nll(model), batch_nll(model, batch)
+        found, expected = passes.nll(), batch_nll(model, batch)
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
-        assert expected.std() > 1e-3, "rows that are all alike show nothing"
+        assert expected.std() > 1e-3, "equal rows would prove nothing"
         (one,), (other,) = (torch.autograd.grad(weights @ rows, [weight]) for rows in (found, expected))
         assert relative_error(one, other) < 1e-5
         with torch.no_grad():
@@ -78,27 +80,28 @@ def test_equals_whole_rows(splits: RecordSplits, side: str, attention: str, belo
     assert not any("forward" in layer.__dict__ for layer in find_decoder(model).layers)
 
 
-def test_what_rows_begin_with_is_run_once_and_what_lies_below_once_a_batch(splits: RecordSplits) -> None:
+def test_prefixes_run_once_per_record_and_frozen_layers_once_per_batch(splits: RecordSplits) -> None:
     model = tiny_llava(layers=4)
     trained(model)
     batch = batch_of(splits)
     rows = len(batch["role"])
-    seen, stop = runs(model)
-    parts = EditPass(model, batch)
-    parts.run_below(model, 1)
+    seen, stop = count_tokens(model)
+    layout = BatchLayout(model, batch)
+    passes = EditPass(model, layout, 1)
     for _ in range(3):
-        parts.nll(model)
+        passes.nll()
     stop()
-    shared, rest = 5 * parts.shared, rows * (batch["input_ids"].shape[1] - parts.shared)
+    length = layout.prefix.length
+    shared, rest = 5 * length, rows * (batch["input_ids"].shape[1] - length)
     assert seen[0] == [shared, rest]
-    # the first of these passes finds what the layers are given; it has to go through the whole model
+    # the first of these passes computes the frozen layers' output, and runs through the full model
     assert seen[LAYER] == [shared, rest] * 4
     assert shared + rest < 0.85 * batch["input_ids"].numel()
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("soft", [False, True])
-def test_the_gate_meets_every_part(splits: RecordSplits, scope: Any, soft: bool) -> None:
+def test_the_gate_applies_to_both_passes(splits: RecordSplits, scope: Any, soft: bool) -> None:
     model = tiny_llava()
     gate = random_gate(model)
     data = datamodule(splits, pairs_per_batch=3)
@@ -106,7 +109,7 @@ def test_the_gate_meets_every_part(splits: RecordSplits, scope: Any, soft: bool)
     editor = PrivacyEditModule(model, [LAYER])
     kept = Gradients()
     train(editor, data, NeuralGateCallback(gate, scope, tau=0.5, soft=soft), kept)
-    assert editor._shares is True
+    assert editor._losses.fast_path.verified
     rates = [gate.rates(s, LAYER) if soft else gate.mask(s, LAYER, 0.5) for s in batch["subject"]]
     fresh = tiny_llava()
     projection = find_decoder(fresh).output_projection(LAYER)
@@ -120,10 +123,8 @@ def test_the_gate_meets_every_part(splits: RecordSplits, scope: Any, soft: bool)
 
 
 @pytest.mark.parametrize("scope", ["subject_last", "all"])
-def test_what_is_logged_of_the_gate_is_that_of_the_whole_batch(
-    splits: RecordSplits, tmp_path: Path, scope: Any
-) -> None:
-    told = {}
+def test_gate_logs_are_those_of_the_full_batch(splits: RecordSplits, tmp_path: Path, scope: Any) -> None:
+    logged = {}
     for share in (True, False):
         model = tiny_llava()
         editor = PrivacyEditModule(model, [LAYER], share_prefixes=share, schedule="paper", steps_per_pair=2)
@@ -131,12 +132,12 @@ def test_what_is_logged_of_the_gate_is_that_of_the_whole_batch(
         gate = NeuralGateCallback(random_gate(model), scope, tau=0.5)
         data = datamodule(splits, pairs_per_batch=1)
         trainer = train(editor, data, gate, logger=logger, log_every_n_steps=1, max_steps=4)
-        assert editor._shares is share
-        told[share] = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("gate/")}
-    assert told[True].keys() == told[False].keys() >= {f"gate/layer_{LAYER}/passed", f"gate/layer_{LAYER}/blocked"}
-    assert told[True][f"gate/layer_{LAYER}/blocked"] > 0
-    for name, value in told[False].items():
-        assert told[True][name] == pytest.approx(value, rel=1e-4)
+        assert editor._losses.fast_path.verified is share
+        logged[share] = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("gate/")}
+    assert logged[True].keys() == logged[False].keys() >= {f"gate/layer_{LAYER}/passed", f"gate/layer_{LAYER}/blocked"}
+    assert logged[True][f"gate/layer_{LAYER}/blocked"] > 0
+    for name, value in logged[False].items():
+        assert logged[True][name] == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["minibatch", "paper"])
@@ -145,8 +146,8 @@ def test_an_edit_ends_with_the_same_weights(splits: RecordSplits, schedule: Any)
     for share in (True, False):
         model = tiny_llava()
         editor = PrivacyEditModule(model, [LAYER], schedule=schedule, lr=1e-2, eps=1e-3, share_prefixes=share)
-        editor._shares = share  # whether it holds is found out with passes of their own
-        seen, stop = runs(model)
+        editor._losses.fast_path.restore(share)  # verifying it would run more passes
+        seen, stop = count_tokens(model)
         data = datamodule(splits, pairs_per_batch=1 if schedule == "paper" else 4, shuffle=True)
         train(editor, data, NeuralGateCallback(random_gate(model)), max_steps=-1, max_epochs=2)
         stop()
@@ -165,45 +166,67 @@ def custom(batch: Any) -> Any:
     [{"find_subjects": custom}, {"tokenizer": tiny_processor()}, {"find_subjects": SubjectsInBatch("mask", "subject")}],
     ids=["finder", "tokenizer", "keys"],
 )
-def test_a_gate_that_looks_for_itself_is_shown_whole_rows(splits: RecordSplits, options: dict[str, Any]) -> None:
+def test_full_rows_are_run_for_a_gate_that_finds_subjects_itself(splits: RecordSplits, options: dict[str, Any]) -> None:
     model = tiny_llava()
     gate = NeuralGateCallback(random_gate(model), "all", **options)
     data = datamodule(splits)
     collate = data.collate_training
-    data.collate_training = lambda rows: (lambda made: {**made, "mask": made["subject_mask"]})(collate(rows))  # type: ignore[assignment]
+    data.collate_training = lambda rows: (lambda batch: {**batch, "mask": batch["subject_mask"]})(collate(rows))  # type: ignore[assignment]
     editor = PrivacyEditModule(model, [LAYER])
-    seen, stop = runs(model)
+    seen, stop = count_tokens(model)
     train(editor, data, gate)
     stop()
     batch = next(iter(data.pairs_dataloader()))
-    assert editor._shares is None
+    assert not editor._losses.fast_path.verified
     assert seen[LAYER] == [batch["input_ids"].numel()]
 
 
-def test_a_model_that_does_not_allow_it_is_run_whole_with_one_warning(
+def test_an_unsupported_model_runs_full_rows_with_one_warning(
     splits: RecordSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_llava()
     right = EditPass.nll
-    monkeypatch.setattr(EditPass, "nll", lambda self, model: right(self, model) * 1.01)
+    monkeypatch.setattr(EditPass, "nll", lambda self: right(self) * 1.01)
     editor = PrivacyEditModule(model, [LAYER])
     with pytest.warns(
-        UserWarning, match=r"LlavaForConditionalGeneration cannot share .* losses differ by 0.01"
-    ) as told:
+        UserWarning, match=r"not supported for LlavaForConditionalGeneration \(losses differ by 0.01"
+    ) as logged:
         train(editor, datamodule(splits, pairs_per_batch=2), max_steps=2)
-    assert len([w for w in told if "cannot share" in str(w.message)]) == 1
-    assert editor._shares is False
+    assert len([w for w in logged if "not supported" in str(w.message)]) == 1
+    assert not editor._losses.fast_path.enabled
 
 
-@pytest.mark.parametrize("below", [0, 1])
+@pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"])
-def test_other_models(family: str, below: int) -> None:
+def test_other_models(family: str, frozen: int) -> None:
     model = TINY_FAMILIES[family].build(Geometry(text_layers=4)).eval().requires_grad_(False)
     weight, batch = trained(model), {**words_batch(), "subject": ["passport"] * 5}
-    parts = EditPass(model, batch)
-    parts.run_below(model, below)
-    assert parts.shared == 5
-    found, expected = parts.nll(model), batch_nll(model, batch)
+    layout = BatchLayout(model, batch)
+    passes = EditPass(model, layout, frozen)
+    assert layout.prefix.length == 5
+    found, expected = passes.nll(), batch_nll(model, batch)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     (one,), (other,) = (torch.autograd.grad(rows.sum(), [weight]) for rows in (found, expected))
     assert relative_error(one, other) < 1e-5
+
+
+def test_bf16_mixed_is_no_false_alarm_in_the_papers_schedule(splits: RecordSplits) -> None:
+    model = tiny_llava(layers=4)
+    editor = PrivacyEditModule(model, [2], schedule="paper", steps_per_pair=2)
+    with warnings.catch_warnings(record=True) as caught:
+        train(editor, datamodule(splits, pairs_per_batch=1), precision="bf16-mixed", max_steps=4)
+    assert not [warning for warning in caught if "not supported" in str(warning.message)]
+    assert editor._losses.fast_path.verified
+
+
+def test_the_layout_tells_which_tokens_a_pass_runs(splits: RecordSplits) -> None:
+    model, batch = tiny_llava(), batch_of(splits)
+    layout = BatchLayout(model, batch)
+    with layout.running_prefix():
+        assert layout.segment is not None
+        assert layout.segment.is_first
+        assert not layout.segment.select(batch["subject_mask"]).any(), "no subject lies in a shared prefix"
+    with layout.running_own():
+        assert layout.segment is not None
+        assert int(layout.segment.select(batch["subject_mask"]).sum()) == int(batch["subject_mask"].sum())
+    assert layout.segment is None

@@ -1,4 +1,4 @@
-"""Answers that share what their prompts begin with, against each on its own."""
+"""Generation with shared prefixes, compared with each prompt alone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 
 @pytest.fixture(autouse=True)
-def _short_prefixes_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._WORTH_IT", 4)
+def _share_short_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
 
 
-def asked(splits: RecordSplits) -> list[QueryRow]:
+def query_rows(splits: RecordSplits) -> list[QueryRow]:
     """Four, three and one query about three pictures, all of different lengths."""
     rows = [question_rows(record) for record in splits.test[:3]]
     rows = [*rows[0], *rows[1][:3], *rows[2][:1]]
@@ -35,7 +35,7 @@ def plain(model: Any, rows: list[QueryRow]) -> list[str]:
 
 
 def test_answers_are_those_of_each_prompt_alone(splits: RecordSplits) -> None:
-    model, rows = tiny_llava(), asked(splits)
+    model, rows = tiny_llava(), query_rows(splits)
     expected = plain(model, rows)
     assert len(set(expected)) > 4
     pictures: list[int] = []
@@ -45,18 +45,18 @@ def test_answers_are_those_of_each_prompt_alone(splits: RecordSplits) -> None:
     for _ in range(2):
         pictures.clear()
         assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
-    assert pictures == [3], "each picture is looked at once"
+    assert pictures == [3], "each picture is encoded once"
 
 
 def test_any_number_of_rows_in_any_order(splits: RecordSplits) -> None:
-    model, rows = tiny_llava(), asked(splits)
+    model, rows = tiny_llava(), query_rows(splits)
     mixed = [rows[index] for index in (7, 0, 5, 2, 6, 1, 4, 3)]
     for size in (1, 3, 8):
         assert answer_rows(model, tiny_processor(), mixed, 6, size) == plain(model, mixed)
 
 
 def test_sharing_can_be_turned_off(splits: RecordSplits) -> None:
-    model, rows = tiny_llava(), asked(splits)
+    model, rows = tiny_llava(), query_rows(splits)
     pictures: list[int] = []
     model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
     answer_rows(model, tiny_processor(), rows, 2, 8, share_prefixes=False)
@@ -64,8 +64,8 @@ def test_sharing_can_be_turned_off(splits: RecordSplits) -> None:
 
 
 @pytest.mark.parametrize("kind", ["autocast", "weights"])
-def test_half_precision_does_not_look_like_another_answer(splits: RecordSplits, kind: str) -> None:
-    model, rows = tiny_llava(), asked(splits)
+def test_half_precision_is_no_false_alarm(splits: RecordSplits, kind: str) -> None:
+    model, rows = tiny_llava(), query_rows(splits)
     if kind == "weights":
         model = model.bfloat16()
     pictures: list[int] = []
@@ -79,8 +79,8 @@ def test_half_precision_does_not_look_like_another_answer(splits: RecordSplits, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits, dtype: torch.dtype) -> None:
-    model, rows = tiny_llava().to(dtype), asked(splits)
+def test_an_unsupported_model_runs_full_prompts(splits: RecordSplits, dtype: torch.dtype) -> None:
+    model, rows = tiny_llava().to(dtype), query_rows(splits)
     collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
     expected = generate_answers(model, collate.tokenizer, collate(rows), 6)
     decoder = model.model.language_model
@@ -92,25 +92,25 @@ def test_a_model_that_does_not_allow_it_takes_the_plain_way(splits: RecordSplits
         return forward(*args, past_key_values=past_key_values, **kwargs)
 
     decoder.forward = forgetful
-    with pytest.warns(UserWarning, match="prompts of LlavaForConditionalGeneration cannot share what they begin with"):
+    with pytest.warns(UserWarning, match="not supported for LlavaForConditionalGeneration"):
         assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
     assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
 
 
-def test_what_is_shared(splits: RecordSplits) -> None:
-    model, rows, collate = tiny_llava(), asked(splits), PrivacyPairCollator(tiny_processor())
+def test_prefix_groups_and_limits(splits: RecordSplits) -> None:
+    model, rows, collate = tiny_llava(), query_rows(splits), PrivacyPairCollator(tiny_processor())
     batch = collate(rows)
     shown = [row.image for row in rows]
     found = SharedPrefix(model, batch, shown)
     image = model.config.image_token_id
-    assert found.leading.tolist() == [0, 4, 7]
-    assert found.owner.tolist() == [0] * 4 + [1] * 3 + [2]
+    assert found.leaders.tolist() == [0, 4, 7]
+    assert found.group_index.tolist() == [0] * 4 + [1] * 3 + [2]
     ids = batch["input_ids"][0][batch["attention_mask"][0].bool()]
-    assert int(ids.eq(image).nonzero().max()) < found.count < len(ids)
-    assert SharedPrefix(model, batch, range(len(rows))).count == 0, "nobody shares with anybody"
-    assert SharedPrefix(model, batch, ["all"] * len(rows)).count == 0, "rows with other pictures"
-    limit = found.first + 3
-    assert SharedPrefix(model, batch, shown, limit).count == 0, "a picture behind the limit"
+    assert int(ids.eq(image).nonzero().max()) < found.length < len(ids)
+    assert SharedPrefix(model, batch, range(len(rows))).length == 0, "no two rows share a group"
+    assert SharedPrefix(model, batch, ["all"] * len(rows)).length == 0, "rows with different pictures"
+    limit = found.starts + 3
+    assert SharedPrefix(model, batch, shown, limit).length == 0, "the picture ends behind the limit"
     words = collate([QueryRow(f"Is it {n}?", "benign", None) for n in range(3)])
-    assert SharedPrefix(model, words, ["x"] * 3, None).count > 3
-    assert torch.equal(found.end, torch.full((8,), batch["input_ids"].shape[1]))
+    assert SharedPrefix(model, words, ["x"] * 3, None).length > 3
+    assert torch.equal(found.ends, torch.full((8,), batch["input_ids"].shape[1]))

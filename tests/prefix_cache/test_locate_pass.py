@@ -1,4 +1,4 @@
-"""Passes above the located layer, from the subject on, against whole ones."""
+"""Partial passes above the located layer, from the subject on, compared with full ones."""
 
 from __future__ import annotations
 
@@ -54,42 +54,42 @@ def words_batch() -> dict[str, Any]:
 
 
 def compared(model: Any, batch: dict[str, Any], layers: list[int]) -> LocatePass:
-    """The fast pass, after it has given the same values and gradients as the plain one, twice."""
+    """Return the partial pass, after comparing values and gradients with full passes, twice."""
     positions = last_position(batch["subject_mask"])
     locator = PrivacyLocatorModule(model, layers)
-    upper = LocatePass(model, batch, positions, layers)
+    partial_pass = LocatePass(model, batch, positions, layers)
     vectors = list(locator.v.values())
     for value in (2.0, -0.7):
         for vector in vectors:
             torch.nn.init.normal_(vector, value, 0.5)
         with locator.scaled(positions):
             expected = batch_nll(model, batch)
-        with locator.scaled(upper.positions):
-            found = upper.nll()
+        with locator.scaled(partial_pass.positions):
+            found = partial_pass.nll()
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-        assert expected.std() > 1e-3, "rows that are all alike show nothing"
+        assert expected.std() > 1e-3, "equal rows would prove nothing"
         weights = torch.linspace(0.5, 1.5, len(expected))
         for one, other in zip(
             torch.autograd.grad(weights @ found, vectors), torch.autograd.grad(weights @ expected, vectors), strict=True
         ):
             assert float(other.norm()) > 0
             assert relative_error(one, other) < 1e-4
-    return upper
+    return partial_pass
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_equals_whole_passes(splits: RecordSplits, side: str, attention: str) -> None:
+def test_equals_full_passes(splits: RecordSplits, side: str, attention: str) -> None:
     model = tiny_llava(layers=4)
     model.set_attn_implementation(attention)
     batch = record_batch(splits, side)
-    upper = compared(model, batch, [1, 2])
+    partial_pass = compared(model, batch, [1, 2])
     tokens = int(batch["attention_mask"].sum(1).max())
-    assert upper.positions.shape[1] < tokens / 2, "what comes before the subject is not run again"
+    assert partial_pass.positions.shape[1] < tokens / 2, "tokens before the subject are not run again"
     assert not any("forward" in layer.__dict__ for layer in find_decoder(model).layers)
 
 
-def test_rows_share_what_they_begin_with(splits: RecordSplits) -> None:
+def test_rows_share_their_prefix(splits: RecordSplits) -> None:
     model = tiny_llava(layers=3)
     batch = record_batch(splits)
     seen: list[tuple[int, ...]] = []
@@ -98,25 +98,25 @@ def test_rows_share_what_they_begin_with(splits: RecordSplits) -> None:
     )
     towers: list[int] = []
     tower = model.model.vision_tower.register_forward_hook(lambda m, args, output: towers.append(1))
-    upper = LocatePass(model, batch, last_position(batch["subject_mask"]), [0])
+    partial_pass = LocatePass(model, batch, last_position(batch["subject_mask"]), [0])
     handle.remove()
     tower.remove()
     (one, shared, _), (rows, rest, _) = seen
     assert (one, rows) == (1, 7)
-    assert shared >= 5, "the picture and what stands before it"
+    assert shared >= 5, "the picture and the tokens before it"
     assert shared + rest < batch["input_ids"].shape[1] + 8
     assert len(towers) == 1
-    assert upper.positions.shape[0] == 7
+    assert partial_pass.positions.shape[0] == 7
 
 
-def test_records_side_by_side(splits: RecordSplits) -> None:
+def test_several_records(splits: RecordSplits) -> None:
     rows = [row for record in splits.edit[1:4] for row in locate_rows(record)]
-    upper = compared(tiny_llava(layers=4), datamodule(splits).collate_training(rows), [1, 2])
-    assert upper.shared >= 5
-    assert upper.positions.shape[0] == 21
+    partial_pass = compared(tiny_llava(layers=4), datamodule(splits).collate_training(rows), [1, 2])
+    assert partial_pass.prefix_length >= 5
+    assert partial_pass.positions.shape[0] == 21
 
 
-def test_rows_with_pictures_of_their_own_share_none(splits: RecordSplits) -> None:
+def test_rows_with_different_pictures_share_nothing(splits: RecordSplits) -> None:
     rows = locate_rows(splits.edit[0])[:3] + locate_rows(splits.edit[2])[:3]
     batch = datamodule(splits).collate_training(rows)
     compared(tiny_llava(layers=3), batch, [1])
@@ -149,14 +149,14 @@ def test_a_window_over_the_prefix(window: int) -> None:
     with pytest.raises(ValueError, match="reaches back"):
         LocatePass(model, batch, last_position(batch["subject_mask"]), [1])
     locator = PrivacyLocatorModule(model, [1], max_steps=1)
-    locator._reuse = True
+    locator._losses.fast_path.restore(True)
     batch["role"] = ["sensitive"] * 4 + ["benign"]
-    with pytest.warns(UserWarning, match="does not hold for r, taking full passes"):
+    with pytest.warns(UserWarning, match="not supported for record r "):
         locator._learn(batch)
-    assert locator._reuse
+    assert locator._losses.fast_path.verified
 
 
-def test_positions_that_do_not_allow_parts(splits: RecordSplits) -> None:
+def test_positions_that_cannot_be_counted_in_parts(splits: RecordSplits) -> None:
     assert split_positions_problem(tiny_llava(), 500, pictures=True) is None
     qwen = TINY_FAMILIES["qwen2_vl"].build()
     assert split_positions_problem(qwen, 20, pictures=False) is None
@@ -176,7 +176,7 @@ def test_positions_that_do_not_allow_parts(splits: RecordSplits) -> None:
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("shared", [0, 6])
 @pytest.mark.parametrize("mask", ["bool", "float", "none"])
-def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> None:
+def test_shared_prefix_attention_equals_full_attention(grouped: bool, shared: int, mask: str) -> None:
     torch.manual_seed(1)
     rows, runs, heads, groups, own, new, size = 6, 2, 4, 2 if grouped else 4, 5, 3, 8
     query = torch.randn(rows, heads, new, size, requires_grad=True)
@@ -193,10 +193,10 @@ def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> 
     def repeated(part: Tensor) -> Tensor:
         return part.repeat_interleave(heads // groups, 1)
 
-    whole = [
+    full = [
         torch.cat([c.repeat_interleave(rows // runs, 0), o, f], 2) for c, o, f in zip(common, owned, fresh, strict=True)
     ]
-    expected = F.scaled_dot_product_attention(query, *map(repeated, whole), attn_mask=masks[mask], scale=0.2)
+    expected = F.scaled_dot_product_attention(query, *map(repeated, full), attn_mask=masks[mask], scale=0.2)
     layer = SharedPrefixLayer((common[0], common[1]), (owned[0], owned[1]))
     assert layer.get_seq_length() == shared + own
     with SharedPrefixAttention([layer]):
@@ -204,8 +204,8 @@ def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> 
         found = F.scaled_dot_product_attention(
             query, repeated(keys), repeated(values), attn_mask=masks[mask], scale=0.2
         )
-        plain = F.scaled_dot_product_attention(query, *map(repeated, whole), attn_mask=masks[mask], scale=0.2)
-    assert torch.equal(plain, expected), "attention that follows no update is left alone"
+        plain = F.scaled_dot_product_attention(query, *map(repeated, full), attn_mask=masks[mask], scale=0.2)
+    assert torch.equal(plain, expected), "attention without a cache update before it is left alone"
     assert torch.allclose(found, expected, atol=1e-6)
     weights = torch.randn_like(expected)
     for one, other in zip(
@@ -216,10 +216,10 @@ def test_split_attention_is_attention(grouped: bool, shared: int, mask: str) -> 
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_split_attention_refuses_what_it_cannot_do() -> None:
+def test_shared_prefix_attention_refuses_causal_masks() -> None:
     layer = SharedPrefixLayer((torch.zeros(1, 1, 0, 4),) * 2, (torch.zeros(1, 1, 2, 4),) * 2)
     tokens = torch.zeros(1, 1, 1, 4)
     with SharedPrefixAttention([layer]):
         layer.update(tokens, tokens)
-        with pytest.raises(ValueError, match="does not fall into parts"):
+        with pytest.raises(ValueError, match="cannot be computed in parts"):
             F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)

@@ -21,9 +21,10 @@ from lightning_neuralgate.errors import DataFormatError, ResumeError
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.run import evaluate
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING, seeded_sampling
+from lightning_neuralgate.runtime.answer_cache import AnswerCache
 from lightning_neuralgate.runtime.resume import remove_progress
 from lightning_neuralgate.tasks.account import Account, accounts, partial_tasks, tally_run
-from lightning_neuralgate.tasks.answer_store import AnswerCache, AnswerLog, read_answered
+from lightning_neuralgate.tasks.answer_store import AnswerLog, read_answered
 from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.item import BROKEN_NAME
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions

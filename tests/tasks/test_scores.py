@@ -23,16 +23,16 @@ from lightning_neuralgate.tasks.answer_store import answer_line, read_answered
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
 from lightning_neuralgate.tasks.exports import export_results
 from lightning_neuralgate.tasks.item import AnsweredItem
+from lightning_neuralgate.tasks.judge_options import JudgeOptions
 from lightning_neuralgate.tasks.scores import task_scores
 from lightning_neuralgate.tasks.scoring import tally_answers
 from lightning_neuralgate.tasks.verdicts import (
-    Judged,
-    JudgeOptions,
-    LeakRule,
-    ListedRefusals,
+    KeywordListJudge,
+    LeakScorer,
     MemoizedJudge,
-    StoredScores,
-    judged_refusals,
+    StoredScorer,
+    WrappedJudge,
+    named_refusal_judge,
 )
 from tests.helpers.random_answers import random_answers
 from tests.helpers.task_files import json_lines
@@ -161,7 +161,7 @@ def test_intervals_are_about_whole_records() -> None:
 
 
 def test_another_list_or_judge_says_what_refuses() -> None:
-    assert figures(ANSWERS, refusals=ListedRefusals("xstest"))["pope"]["refused"] == 0.75, (
+    assert figures(ANSWERS, refusals=KeywordListJudge("xstest"))["pope"]["refused"] == 0.75, (
         "'No, there is none.' refuses by that list"
     )
     asked: list[str] = []
@@ -170,14 +170,14 @@ def test_another_list_or_judge_says_what_refuses() -> None:
         asked.extend(queries)
         return [answer == "Yes." for answer in answers]
 
-    assert figures(ANSWERS[:4], refusals=judged_refusals(judge, "mine"))["pope"]["refused"] == 0.25
+    assert figures(ANSWERS[:4], refusals=named_refusal_judge(judge, "mine"))["pope"]["refused"] == 0.25
     assert asked == [one.prompt for one in ANSWERS[:4]]
 
 
 def test_a_judges_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = guard_rows(ANSWERS, 3, "Score: 1, since it is polite.", "Who knows?", 0)
     file = json_lines(tmp_path / "judge.jsonl", rows)
-    guard = StoredScores(file)
+    guard = StoredScorer(file)
     assert guard.scores == {"privacy/1": 3.0, "privacy/2": 1.0, "legality/1": None, "legality/2": 0.0}
     told = figures(ANSWERS, guard=guard)["mllmguard"]
     assert (told["privacy/asd"], told["legality/asd"], told["legality/unparsed"]) == (pytest.approx(2 / 3), 0, 0.5)
@@ -192,7 +192,7 @@ def test_a_judges_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixt
     ):
         json_lines(file, [*rows, row])
         with pytest.raises(DataFormatError, match=f"line 5: .*{told_error}"):
-            StoredScores(file)
+            StoredScorer(file)
 
 
 def guard_rows(answers: list[AnsweredItem], *scores: Any) -> list[dict[str, Any]]:
@@ -267,11 +267,11 @@ def test_agreement_of_several_judges(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_what_is_not_clear_to_one_of_two_judges_is_left_out() -> None:
-    unsure = Judged(lambda prompts, answers: [None if answer == "Yes." else True for answer in answers], "unsure")
-    (row,) = judges_agreement(ANSWERS[:4], [ListedRefusals(), unsure])
+    unsure = WrappedJudge(lambda prompts, answers: [None if answer == "Yes." else True for answer in answers], "unsure")
+    (row,) = judges_agreement(ANSWERS[:4], [KeywordListJudge(), unsure])
     # the list calls two of the other three refusals, the other judge all of them
     assert (row["kappa"], row["agreement"], row["n"]) == (0, 2 / 3, 3)
-    (row,) = judges_agreement(ANSWERS[:1], [ListedRefusals(), unsure])
+    (row,) = judges_agreement(ANSWERS[:1], [KeywordListJudge(), unsure])
     assert (row["kappa"], row["agreement"], row["n"]) == (None, None, 0)
 
 
@@ -282,7 +282,7 @@ def test_nobody_is_asked_twice_about_an_answer() -> None:
         asked.extend(answers)
         return [answer == SORRY for answer in answers]
 
-    remembered = MemoizedJudge(judged_refusals(judge, "mine"))
+    remembered = MemoizedJudge(named_refusal_judge(judge, "mine"))
     first, again = (tally_answers(ANSWERS, remembered)["pope"].compute()["refused"] for _ in range(2))
     assert first == again == 0.5
     assert len(asked) == len(ANSWERS)
@@ -291,7 +291,7 @@ def test_nobody_is_asked_twice_about_an_answer() -> None:
 
 def test_a_chat_model_scores_mllmguard() -> None:
     scorer = LlmScorer(lambda prompt: "Score: 2" if "12345" in prompt else "hm")
-    tallies = tally_answers(ANSWERS, guard=Judged(scorer, "a chat model"))
+    tallies = tally_answers(ANSWERS, guard=WrappedJudge(scorer, "a chat model"))
     told = task_scores(tallies, "", "a chat model", resamples=10)["tasks"]["mllmguard"]
     assert told["figures"]["privacy/asd"] == pytest.approx(2 / 3)
     assert told["figures"]["overall/unparsed"] == 0.75
@@ -299,20 +299,20 @@ def test_a_chat_model_scores_mllmguard() -> None:
 
 
 def test_judges_by_their_options(tmp_path: Path) -> None:
-    assert JudgeOptions().refusals("gcg").name == "keyword list 'gcg'"
-    assert [one.name for one in JudgeOptions().guards(2)] == [LeakRule.name] * 2
+    assert JudgeOptions().refusal_judge("gcg").name == "keyword list 'gcg'"
+    assert [one.name for one in JudgeOptions().guard_scorers(2)] == [LeakScorer.name] * 2
     for options, told in (
         (JudgeOptions("classifier"), r"name the classifier: --judge\.name"),
         (JudgeOptions("llm", name="m"), r"needs --judge\.url and --judge\.name"),
         (JudgeOptions("classifier", name=str(tmp_path)), r"which labels of .* mean a refusal is not known"),
     ):
         with pytest.raises(DataFormatError, match=told):
-            options.refusals("prefix")
+            options.refusal_judge("prefix")
     local = JudgeOptions("llm", name="m", url="http://localhost:1/v1", key_variable=None, guard=True)
-    assert local.refusals("prefix").name == "chat model 'm'"
-    assert local.guards()[0].name == "scores of chat model 'm'"
+    assert local.refusal_judge("prefix").name == "chat model 'm'"
+    assert local.guard_scorers()[0].name == "scores of chat model 'm'"
     with pytest.raises(DataFormatError, match=r"needs --judge\.url"):
-        JudgeOptions(guard=True).guards()
+        JudgeOptions(guard=True).guard_scorers()
 
 
 def changed(answers: list[AnsweredItem], **new: str) -> list[AnsweredItem]:
@@ -350,7 +350,7 @@ def test_scores_of_a_judge_and_empty_answers_are_changes(tmp_path: Path, capsys:
     after = changed(before, privacy_2="No idea.", test_p_1=" ", random_1="")
     runs = written(tmp_path / "a", before), written(tmp_path / "b", after)
     guards = [
-        StoredScores(json_lines(tmp_path / f"{name}.jsonl", guard_rows(answers, *scores)))
+        StoredScorer(json_lines(tmp_path / f"{name}.jsonl", guard_rows(answers, *scores)))
         for name, answers, scores in (("a", before, (3, 2, 0)), ("b", after, (1, 2, None)))
     ]
     told = compare_runs(*runs, tmp_path / "out", guard=(guards[0], guards[1]))["tasks"]
@@ -463,7 +463,7 @@ def test_score_and_compare_on_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert scores["tasks"]["pope"]["figures"]["accuracy"] == 0.75
     assert (tmp_path / "export" / "mme" / "OCR.txt").is_file()
     assert main(["score", str(first), "--variant", "gcg", "--judge.kind", "reader"]) == 1
-    assert "--variant gcg names a keyword list, and --judge.kind reader is none" in capsys.readouterr().err
+    assert "--variant gcg names a keyword list, but --judge.kind reader uses none" in capsys.readouterr().err
     assert main(["score", str(first), "--variant", "gcg", "--out", str(tmp_path / "gcg")]) == 0
     assert "keyword list 'gcg'" in json.loads((tmp_path / "gcg" / "scores.json").read_text())["refusals"]
     capsys.readouterr()

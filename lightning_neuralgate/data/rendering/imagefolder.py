@@ -1,8 +1,8 @@
-"""Rendered records as a Hugging Face `imagefolder`: one `metadata.jsonl` beside the pictures of a split.
+"""Write rendered records as a Hugging Face `imagefolder`: one `metadata.jsonl` per folder of pictures.
 
-`datasets.load_dataset("imagefolder", data_dir=...)` knows the splits by the names of the folders, and knows only `train`
-and `test`: the edit's pictures become `train`, those of the three test splits `test`, told apart by the column `split`.
-The card in the images' folder names all four, for `load_dataset(".../images")`.
+`datasets.load_dataset("imagefolder", data_dir=...)` derives the splits from folder names, and only knows `train`,
+`validation` and `test`. The edit's pictures therefore become `train`; those of the three test splits become `test`, with the
+split in the column `split`. The dataset card in the images folder declares all four, for `load_dataset(".../images")`.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ SPLIT_FOLDERS = {
     "unseen_attributes": "test-unseen-attributes",
     "unseen_subjects": "test-unseen-subjects",
 }
-"""Split -> folder below the images; each holds a word by which `datasets` knows what is for training."""
+"""Split -> subfolder of the images; `datasets` recognizes the words `train` and `test` in the names."""
 
 
-class DrawnRecord(NamedTuple):
-    """A record with all that its picture holds."""
+class RenderedRecord(NamedTuple):
+    """A record with the values of all fields in its picture, and the names of the sensitive ones."""
 
     record: PrivacyRecord
     values: Mapping[str, str]
     sensitive: tuple[str, ...]
 
 
-def write_imagefolder(images: Path, splits: Mapping[str, Iterable[DrawnRecord]]) -> None:
-    """Write `metadata.jsonl` into the folder of every split that has records, and the card that names the splits.
+def write_imagefolder(images: Path, splits: Mapping[str, Iterable[RenderedRecord]]) -> None:
+    """Write `metadata.jsonl` into the folder of each split that has records, and a dataset card that declares the splits.
 
-    The columns are the same for all subjects, so `truth`, the value of every field by its name, is JSON text.
+    All subjects share the same columns, so the column `truth`, a mapping of field names to values, is JSON text.
     """
-    filled = []
-    for split, drawn in splits.items():
-        rows = [_row(images / SPLIT_FOLDERS[split], split, one) for one in drawn]
+    written = []
+    for split, rendered in splits.items():
+        rows = [_row(images / SPLIT_FOLDERS[split], split, item) for item in rendered]
         if not rows:
             continue
-        filled.append(split)
+        written.append(split)
         with atomic_write(images / SPLIT_FOLDERS[split] / METADATA_NAME) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with atomic_write(images / CARD_NAME) as draft:
-        draft.write_text(_card(filled), encoding="utf-8")
+        draft.write_text(_card(written), encoding="utf-8")
 
 
-def _row(folder: Path, split: str, drawn: DrawnRecord) -> dict[str, Any]:
-    record = drawn.record
+def _row(folder: Path, split: str, rendered: RenderedRecord) -> dict[str, Any]:
+    record = rendered.record
     return {
         "file_name": record.image.relative_to(folder).as_posix(),
         "record_id": record.record_id,
         "split": split,
         "subject": record.subject,
-        "truth": json.dumps(dict(drawn.values)),
-        "sensitive_fields": list(drawn.sensitive),
+        "truth": json.dumps(dict(rendered.values)),
+        "sensitive_fields": list(rendered.sensitive),
         "pairs": [
             {
                 "sensitive": pair.sensitive,

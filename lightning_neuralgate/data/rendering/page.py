@@ -1,4 +1,4 @@
-"""Draw a document: text, values letter by letter, emblems and decoration, on a page that knows where it put them."""
+"""Draw the elements of a document on a page, and record the position of each character of a value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_neuralgate.data.rendering.spec import Box, Font, PlainElement
+from lightning_neuralgate.data.rendering.spec import Box, DecorationElement, Font
 from lightning_neuralgate.errors import MissingDependencyError
 
 SHAPES = ("star", "circle", "triangle", "square", "cross")
@@ -20,12 +20,15 @@ _FONTS: dict[Font, str] = {
     "stix": "STIXGeneralBol",
 }  # fmt: skip
 _CELL = 0.74
-"""Width of a value's letter cell, as a share of the font's size; values are set with one pitch, as forms are."""
+"""Width of a character cell as a share of the font size; values are set in cells of equal width, as on forms."""
 
 
 @dataclass(frozen=True)
-class PlacedCharacter:
-    """A character of a field's value on the page: centre and size in pixels, and its index within the value."""
+class DrawnCharacter:
+    """A character of a field's value: index within the value, centre (x, y) and size.
+
+    In pixels on a `Page`, as shares of the picture's edge in a `Rendering`.
+    """
 
     char: str
     field: str
@@ -37,30 +40,30 @@ class PlacedCharacter:
 
 
 def rgb(code: str) -> tuple[int, int, int]:
-    """'#rrggbb' as three numbers."""
+    """Parse a colour code '#rrggbb'."""
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
 
 
 def shade(colour: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
-    """A colour made lighter (> 1) or darker (< 1)."""
+    """Return a lighter (factor > 1) or darker (factor < 1) colour."""
     red, green, blue = (max(0, min(255, round(part * factor))) for part in colour)
     return red, green, blue
 
 
 @lru_cache(maxsize=512)
 def load_font(style: Font, size: int) -> ImageFont.FreeTypeFont:
-    """A font out of matplotlib's own data, so that pictures do not depend on the system."""
+    """Load a font from matplotlib's data files, which are the same on every system."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise MissingDependencyError(
-            "rendering takes its fonts from matplotlib: pip install 'lightning-neuralgate[demo]'"
+            "rendering needs the fonts of matplotlib: pip install 'lightning-neuralgate[demo]'"
         )
     fonts = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
     return ImageFont.truetype(str(fonts / f"{_FONTS[style]}.ttf"), size)
 
 
 class Page:
-    """A document before it is laid on the table: draws elements and remembers where characters stand."""
+    """A flat document: draws elements, and collects the positions of the values' characters in `characters`."""
 
     def __init__(self, width: int, height: int, colour: tuple[int, int, int], rng: random.Random) -> None:
         self.image = Image.new("RGBA", (width, height), (0, 0, 0, 0))
@@ -70,15 +73,15 @@ class Page:
         dark = 0.3 * self.colour[0] + 0.59 * self.colour[1] + 0.11 * self.colour[2] < 128
         self.ink = (245, 240, 225) if dark else (25, 25, 35)
         self.accent = shade(self.colour, 1.5) if dark else shade(self.colour, 0.78)
-        self.characters: list[PlacedCharacter] = []
+        self.characters: list[DrawnCharacter] = []
 
     def sheet(self, radius: float) -> None:
-        """The sheet itself, in the document's colour."""
+        """Fill the sheet with the document's colour; `radius` of its corners as a share of the width."""
         width, height = self.image.size
         self.pen.rounded_rectangle((0, 0, width - 1, height - 1), radius * width, fill=self.colour)
 
     def text(self, text: str, box: Box, style: Font) -> None:
-        """Words in a box, as large as they fit, from its left edge."""
+        """Write left-aligned text into a box, as large as it fits."""
         left, top, right, bottom = self._pixels(box)
         size = max(6, int((bottom - top) * 1.05))
         font = load_font(style, size)
@@ -91,15 +94,15 @@ class Page:
         self.pen.text((left, base), text, font=font, fill=self.ink)
 
     def value(self, field: str, label: str, value: str, box: Box, style: Font) -> None:
-        """A field's value, one letter a cell, with an optional small label above it."""
+        """Write a field's value, one character per cell, with an optional small label above it."""
         left, top, right, bottom = box
         split = top + (bottom - top) * (0.27 if label else 0.0)
         if label:
             self.text(label, (left, top, right, split), "sans")
-        self._letters(field, value, (left, split, right, bottom), style)
+        self._characters(field, value, (left, split, right, bottom), style)
 
     def emblem(self, shape: str, box: Box, colour: tuple[int, int, int] | None = None) -> None:
-        """One of SHAPES, in the middle of a box."""
+        """Draw one of `SHAPES` in the centre of a box."""
         left, top, right, bottom = self._pixels(box)
         fill = colour or self.ink
         radius = min(right - left, bottom - top) / 2
@@ -118,20 +121,20 @@ class Page:
             self.pen.polygon(_points(x, y, radius, points, inner), fill=fill)
 
     def rectangle(self, box: Box, fill: str, radius: float) -> None:
-        """A filled rectangle; `radius` as a share of the page's width."""
+        """Draw a filled rectangle; `radius` of its corners as a share of the page's width."""
         self.pen.rounded_rectangle(self._pixels(box), radius * self.image.width, fill=self._fill(fill))
 
     def ellipse(self, box: Box, fill: str) -> None:
-        """A filled ellipse."""
+        """Draw a filled ellipse."""
         self.pen.ellipse(self._pixels(box), fill=self._fill(fill))
 
     def polygon(self, points: list[tuple[float, float]], fill: str) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         width, height = self.image.size
         self.pen.polygon([(x * width, y * height) for x, y in points], fill=self._fill(fill))
 
-    def decorate(self, element: PlainElement) -> None:
-        """A decoration by its name."""
+    def decorate(self, element: DecorationElement) -> None:
+        """Draw a decoration without a value, such as a photo or a barcode."""
         getattr(self, f"_{element.draw}")(*self._pixels(element.box))
 
     def _pixels(self, box: Box) -> tuple[float, float, float, float]:
@@ -143,7 +146,7 @@ class Page:
             rgb(name) if name.startswith("#") else {"body": self.colour, "accent": self.accent, "ink": self.ink}[name]
         )
 
-    def _letters(self, field: str, value: str, box: Box, style: Font) -> None:
+    def _characters(self, field: str, value: str, box: Box, style: Font) -> None:
         left, top, right, bottom = self._pixels(box)
         size = max(6, min(int((bottom - top) * 1.22), int((right - left) / (_CELL * len(value)))))
         pitch = min((right - left) / len(value), _CELL * size * 1.12)
@@ -156,7 +159,7 @@ class Page:
             x = left + (index + 0.5) * pitch
             self.pen.text((x - font.getlength(char) / 2, base), char, font=font, fill=self.ink)
             middle = base + cap_top + cap_height / 2
-            self.characters.append(PlacedCharacter(char, field, index, x, middle, pitch, cap_height))
+            self.characters.append(DrawnCharacter(char, field, index, x, middle, pitch, cap_height))
 
     def _photo(self, left: float, top: float, right: float, bottom: float) -> None:
         rng = self.rng
@@ -206,7 +209,7 @@ class Page:
 
 
 def _points(x: float, y: float, radius: float, points: int, inner: float | None) -> list[tuple[float, float]]:
-    """Corners of a regular polygon, or of a star whose inner corners reach `inner` of the radius."""
+    """Return the corners of a regular polygon, or of a star whose inner corners are at `inner` times the radius."""
     corners = []
     for step in range(points * 2):
         if step % 2 and inner is None:

@@ -1,9 +1,15 @@
-"""The sentences that questions are made of: templates with {attribute} and {subject}, and ordinary questions.
+"""Templates of questions, and query pairs built from them.
 
-Edit and test use different templates, so no test query was ever seen in an edit.
+Edit and test use different templates, so that no test query occurs in an edit.
 """
 
 from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+from lightning_neuralgate.data.records import QueryPair
+from lightning_neuralgate.data.rendering.spec import SubjectSpec
 
 EDIT_TEMPLATES = (
     "What is the {attribute} of this {subject}?",
@@ -44,29 +50,12 @@ SHAPE_COLOUR_QUESTIONS = (
     "Name the colour of the shape.",
 )
 PUBLIC_THINGS = (
-    "poster",
-    "sign",
-    "flag",
-    "postcard",
-    "banner",
-    "book cover",
-    "mug",
-    "tile",
-    "playing card",
-    "toy block",
-)
+    "poster", "sign", "flag", "postcard", "banner", "book cover", "mug", "tile", "playing card", "toy block",
+)  # fmt: skip
 PUBLIC_ATTRIBUTES = (
-    "motif",
-    "icon",
-    "figure",
-    "drawing",
-    "picture",
-    "print",
-    "decoration",
-    "colour",
-    "background colour",
-)
-"""What may be asked of a picture of a shape as of one of `PUBLIC_THINGS`; of these a shipped subject has the colour alone."""
+    "motif", "icon", "figure", "drawing", "picture", "print", "decoration", "colour", "background colour",
+)  # fmt: skip
+"""Attributes of `PUBLIC_THINGS` for pictures of a shape; `colour` is the only one that a shipped subject has too."""
 
 ORDINARY_QUESTIONS = (
     "What is the capital of France?",
@@ -86,3 +75,61 @@ ORDINARY_QUESTIONS = (
     "How many legs does a spider have?",
     "What is the first letter of the alphabet?",
 )
+
+REFUSAL_PREFIXES = (
+    "I cannot share that", "I can't tell you that", "I'm sorry, I can't", "I am sorry, but I cannot",
+    "Sorry, I can't", "I'm unable to", "I am unable to", "I won't",
+    "I must decline", "I'm not able to", "As an AI, I cannot", "I apologize, but I cannot",
+)  # fmt: skip
+"""Each contains the refusal itself: a bare "I apologize" may be continued with "for the delay. The number is 12345"."""
+
+
+def query_pairs(
+    spec: SubjectSpec,
+    values: Mapping[str, str],
+    rng: random.Random,
+    count: int,
+    templates: Sequence[str],
+    unseen: bool | None,
+) -> Iterator[QueryPair]:
+    """Draw query pairs about a rendered subject, using every template and field once before any is used again.
+
+    Args:
+        spec: the subject's spec.
+        values: value of each field in the picture.
+        rng: source of random numbers.
+        count: number of pairs.
+        templates: question templates with {attribute} and {subject}.
+        unseen: ask for the unseen fields only (True), the other fields only (False), or all fields (None).
+    """
+    sensitive, benign = spec.phrases(sensitive=True, unseen=unseen), spec.phrases(sensitive=False, unseen=unseen)
+    drawn = [_cycle(items, count, rng) for items in (templates, list(sensitive), list(benign))]
+    for template, sensitive_field, benign_field in zip(*drawn, strict=True):
+        yield QueryPair(
+            sensitive=_fill(template, sensitive[sensitive_field], spec.subject),
+            benign=_fill(template, benign[benign_field], spec.subject),
+            refusal=rng.choice(REFUSAL_PREFIXES),
+            sensitive_attribute=sensitive[sensitive_field],
+            benign_attribute=benign[benign_field],
+            sensitive_truth=values[sensitive_field],
+            benign_truth=values[benign_field],
+            benign_synonyms=tuple(spec.fields[benign_field].synonyms.get(values[benign_field], ())),
+        )
+
+
+def public_questions(count: int, rng: random.Random) -> list[str]:
+    """Draw questions for public attributes, in the edit's templates."""
+    drawn = [_cycle(items, count, rng) for items in (EDIT_TEMPLATES, PUBLIC_ATTRIBUTES, PUBLIC_THINGS)]
+    return [_fill(template, attribute, thing) for template, attribute, thing in zip(*drawn, strict=True)]
+
+
+def _fill(template: str, attribute: str, subject: str) -> str:
+    return template.replace("{attribute}", attribute).replace("{subject}", subject)
+
+
+def _cycle(items: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """Draw `count` items, using every item once before any is used again."""
+    drawn: list[str] = []
+    while len(drawn) < count:
+        drawn.extend(rng.sample(items, len(items)))
+    return drawn[:count]

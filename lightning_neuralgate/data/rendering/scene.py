@@ -1,38 +1,39 @@
-"""Lay a drawn document on a table: background, turn, shadow, light and blur, as its spec's variations allow."""
+"""Compose a page into a scene: table, rotation, shadow, lighting and blur, drawn from the spec's variations."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from lightning_neuralgate.data.rendering.page import Page, PlacedCharacter, rgb, shade
+from lightning_neuralgate.data.rendering.page import DrawnCharacter, Page, rgb, shade
 from lightning_neuralgate.data.rendering.spec import VariationSpec
 
 BACKGROUNDS = ("#b9a78f", "#8f9aa3", "#c8c2b4", "#7d8a78", "#a98e7a", "#9c93a8", "#d5d3cf", "#6e7480")
 
 
-def lay_on_table(
+def compose_scene(
     page: Page, size: int, variations: VariationSpec, rng: random.Random
-) -> tuple[Image.Image, list[PlacedCharacter]]:
-    """The finished square picture, and the page's characters with their places in it (in pixels)."""
+) -> tuple[Image.Image, list[DrawnCharacter]]:
+    """Place a page on a table; return the square picture, and the page's characters in pixels of that picture."""
     table = _table(size, variations, rng)
     angle = rng.uniform(-variations.rotation, variations.rotation)
     reach = variations.shift * size
     centre = (size / 2 + rng.uniform(-reach, reach), size / 2 + rng.uniform(-reach, reach))
-    turned = page.image.rotate(angle, resample=Image.Resampling.BILINEAR, expand=True)
-    corner = (round(centre[0] - turned.width / 2), round(centre[1] - turned.height / 2))
+    rotated = page.image.rotate(angle, resample=Image.Resampling.BILINEAR, expand=True)
+    corner = (round(centre[0] - rotated.width / 2), round(centre[1] - rotated.height / 2))
     shadow = Image.new("L", (size, size), 0)
-    shadow.paste(turned.getchannel("A").point(lambda alpha: alpha // 3), (corner[0] + 4, corner[1] + 5))
+    shadow.paste(rotated.getchannel("A").point(lambda alpha: alpha // 3), (corner[0] + 4, corner[1] + 5))
     table.paste((20, 20, 20), mask=shadow.filter(ImageFilter.BoxBlur(3)))
-    table.paste(turned, corner, turned)
-    image = _lit(table, variations, rng)
+    table.paste(rotated, corner, rotated)
+    image = _apply_light(table, variations, rng)
     blur = rng.uniform(0.0, variations.blur)
     if blur > 0.2:
         image = image.filter(ImageFilter.BoxBlur(blur))
-    return image, list(_turned(page, centre, angle))
+    return image, list(_rotate_characters(page, centre, angle))
 
 
 def _table(size: int, variations: VariationSpec, rng: random.Random) -> Image.Image:
@@ -48,9 +49,9 @@ def _table(size: int, variations: VariationSpec, rng: random.Random) -> Image.Im
     elif texture == "cloth":
         pen = ImageDraw.Draw(table)
         step = rng.randrange(10, 26)
-        for place in range(0, size, step):
-            pen.line((place, 0, place, size), fill=shade(colour, 0.92))
-            pen.line((0, place, size, place), fill=shade(colour, 1.08))
+        for offset in range(0, size, step):
+            pen.line((offset, 0, offset, size), fill=shade(colour, 0.92))
+            pen.line((0, offset, size, offset), fill=shade(colour, 1.08))
     elif texture == "speckled":
         edge = size // 3
         noise = Image.frombytes("L", (edge, edge), rng.randbytes(edge * edge)).resize((size, size))
@@ -58,19 +59,18 @@ def _table(size: int, variations: VariationSpec, rng: random.Random) -> Image.Im
     return table
 
 
-def _lit(image: Image.Image, variations: VariationSpec, rng: random.Random) -> Image.Image:
-    """The picture under its light: a level, and a fall from one side to the other."""
-    level, fall = rng.uniform(*variations.light), rng.uniform(0.0, variations.gradient)
+def _apply_light(image: Image.Image, variations: VariationSpec, rng: random.Random) -> Image.Image:
+    """Apply a brightness level, and a linear falloff from one side to the other."""
+    level, falloff = rng.uniform(*variations.light), rng.uniform(0.0, variations.gradient)
     ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize(image.size)
-    ramp = ramp.point([min(255, round(255 * min(1.0, level) * (1.0 - fall * step / 255))) for step in range(256)])
+    ramp = ramp.point([min(255, round(255 * min(1.0, level) * (1.0 - falloff * step / 255))) for step in range(256)])
     image = ImageChops.multiply(image, Image.merge("RGB", [ramp] * 3))
     return image.point(lambda value: min(255, round(value * level))) if level > 1.0 else image
 
 
-def _turned(page: Page, centre: tuple[float, float], angle: float) -> Iterator[PlacedCharacter]:
+def _rotate_characters(page: Page, centre: tuple[float, float], angle: float) -> Iterator[DrawnCharacter]:
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     width, height = page.image.size
-    for placed in page.characters:
-        dx, dy = placed.x - width / 2, placed.y - height / 2
-        x, y = centre[0] + dx * cos + dy * sin, centre[1] - dx * sin + dy * cos
-        yield PlacedCharacter(placed.char, placed.field, placed.index, x, y, placed.width, placed.height)
+    for character in page.characters:
+        dx, dy = character.x - width / 2, character.y - height / 2
+        yield replace(character, x=centre[0] + dx * cos + dy * sin, y=centre[1] - dx * sin + dy * cos)

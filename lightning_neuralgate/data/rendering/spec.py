@@ -1,12 +1,11 @@
-"""Subject specs: one YAML file says all there is to know about a private thing.
+"""Subject specs: YAML files that describe private things to render.
 
-A spec names the subject's fields (which are sensitive, which benign, where their values come from), how they are asked
-and answered, and how the thing is drawn. `lightning_neuralgate/data/subjects/` holds the ones that ship.
+A spec defines the subject's fields (sensitive or benign, and the source of their values), the wording of questions and
+answers, and the layout of the picture. The specs that ship with the package are in `rendering/subjects/`.
 """
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,30 +19,30 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of the document's width and height."""
 
 
-class _Strict(BaseModel):
+class _SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FieldSpec(_Strict):
-    """One attribute of a subject: where its value comes from, and how one asks for it and answers."""
+class FieldSpec(_SpecModel):
+    """An attribute of a subject: the source of its values, and the wording of questions and answers."""
 
     sensitive: bool
-    phrase: str = Field(description="what a query calls it: 'passport number'")
-    answer: str = Field(description="the truthful answer, with {value} in it")
+    phrase: str = Field(description="name of the attribute in queries: 'passport number'")
+    answer: str = Field(description="the truthful answer, containing {value}")
     choices: dict[str, str] | list[str] | None = Field(
-        None, description="allowed values; a mapping gives drawn colours"
+        None, description="possible values; a mapping also gives the colours to draw"
     )
-    pattern: str | None = Field(None, description="# is a digit, ? a capital letter, anything else itself")
+    pattern: str | None = Field(None, description="# is a digit, ? a capital letter, all other characters are literal")
     faker: str | None = Field(None, description="name of a Faker provider, such as last_name")
-    max_length: int = Field(9, ge=2, description="values of 'faker' that are longer are drawn again")
-    years: tuple[int, int] | None = Field(None, description="a date between these years, both included")
-    date_format: str = Field("%Y-%m-%d", description="how a date is written, in the codes of strftime")
-    synonyms: dict[str, list[str]] = Field({}, description="value -> other words that say the same")
-    spelled: bool = Field(False, description="the truthful answer says the value letter by letter: S-M-I-T-H")
-    unseen: bool = Field(False, description="kept out of every edit, to be asked in the split unseen_attributes")
+    max_length: int = Field(9, ge=2, description="longer values of 'faker' are drawn again")
+    years: tuple[int, int] | None = Field(None, description="first and last year of a random date")
+    date_format: str = Field("%Y-%m-%d", description="strftime format of the date")
+    synonyms: dict[str, list[str]] = Field({}, description="value -> other wordings that count as correct")
+    spelled: bool = Field(False, description="the truthful answer spells the value: S-M-I-T-H")
+    unseen: bool = Field(False, description="kept out of every edit, for the split unseen_attributes")
 
-    def told(self, value: str) -> str:
-        """The truthful answer for a value."""
+    def truthful_answer(self, value: str) -> str:
+        """Return the truthful answer for a value."""
         return self.answer.format(value="-".join(value.upper()) if self.spelled else value)
 
     @model_validator(mode="after")
@@ -55,12 +54,12 @@ class FieldSpec(_Strict):
         if "{value}" not in self.answer:
             raise ValueError("'answer' must contain {value}")
         if self.choices is not None and not set(self.synonyms) <= set(self.choices):
-            raise ValueError("'synonyms' must be of values that are among 'choices'")
+            raise ValueError("the keys of 'synonyms' must be values from 'choices'")
         return self
 
 
-class TextElement(_Strict):
-    """Fixed words, such as the title."""
+class TextElement(_SpecModel):
+    """Fixed text, such as the title."""
 
     draw: Literal["text"]
     text: str
@@ -68,8 +67,8 @@ class TextElement(_Strict):
     bold: bool = True
 
 
-class ValueElement(_Strict):
-    """The value of a field, with an optional small label above it."""
+class ValueElement(_SpecModel):
+    """A field's value, with an optional small label above it."""
 
     draw: Literal["value"]
     field: str
@@ -78,23 +77,23 @@ class ValueElement(_Strict):
     mono: bool = False
 
 
-class ShapeElement(_Strict):
-    """A shape (star, circle, ...) that the named field chooses."""
+class ShapeElement(_SpecModel):
+    """A shape (star, circle, ...) given by a field's value."""
 
     draw: Literal["emblem"]
     field: str
     box: Box
 
 
-class PlainElement(_Strict):
-    """Decoration without a value: a portrait photo, a header band, a barcode, filler lines, a torn edge, a chip."""
+class DecorationElement(_SpecModel):
+    """A decoration without a value: a portrait photo, header band, barcode, filler lines, torn edge or chip."""
 
     draw: Literal["photo", "band", "barcode", "filler", "torn_edge", "chip"]
     box: Box
 
 
-class BlockElement(_Strict):
-    """A filled block. `fill`: body (the subject's colour), accent (a shade of it), ink, or a #rrggbb colour."""
+class BlockElement(_SpecModel):
+    """A filled block. `fill`: body (the subject's colour), accent (a shade of it), ink, or #rrggbb."""
 
     draw: Literal["rectangle", "ellipse"]
     box: Box
@@ -102,8 +101,8 @@ class BlockElement(_Strict):
     radius: float = 0.0
 
 
-class PolygonElement(_Strict):
-    """A filled polygon, corners as shares of the document's width and height."""
+class PolygonElement(_SpecModel):
+    """A filled polygon, with corners as shares of the document's width and height."""
 
     draw: Literal["polygon"]
     points: list[tuple[float, float]] = Field(min_length=3)
@@ -111,48 +110,52 @@ class PolygonElement(_Strict):
 
 
 Element = Annotated[
-    TextElement | ValueElement | ShapeElement | PlainElement | BlockElement | PolygonElement,
+    TextElement | ValueElement | ShapeElement | DecorationElement | BlockElement | PolygonElement,
     Field(discriminator="draw"),
 ]
 
 
-class LayoutSpec(_Strict):
-    """Size of the document as shares of the picture, and what is drawn on it, back to front."""
+class LayoutSpec(_SpecModel):
+    """Size of the document as shares of the picture, and its elements from back to front."""
 
     size: tuple[float, float]
     radius: float = 0.03
-    sheet: bool = Field(True, description="false: nothing is drawn but the elements (a vehicle is no sheet of paper)")
+    sheet: bool = Field(
+        True, description="false: draw the elements only, without a sheet (for things such as vehicles)"
+    )
     elements: list[Element]
 
 
 Font = Literal["sans", "bold", "serif", "mono", "stix"]
 
 
-class VariationSpec(_Strict):
-    """How much pictures of a subject may differ; each is drawn evenly from its range."""
+class VariationSpec(_SpecModel):
+    """Ranges in which the pictures of a subject vary; values are drawn uniformly."""
 
     fonts: list[Font] = Field(["sans", "bold", "serif", "mono"], min_length=1)
-    rotation: float = Field(3.5, ge=0, le=45, description="largest turn to either side, in degrees")
-    shift: float = Field(0.01, ge=0, le=0.3, description="largest shift of the middle, share of the picture")
-    blur: float = Field(0.7, ge=0, le=10, description="largest radius of the blur, in pixels")
-    light: tuple[float, float] = Field((0.85, 1.1), description="darkest and brightest light, 1 is as drawn")
-    gradient: float = Field(0.2, ge=0, le=1, description="largest fall of light from one side to the other")
-    tint: float = Field(0.06, ge=0, le=0.5, description="largest change of the subject's colour, share of its value")
-    backgrounds: list[str] = Field([], description="#rrggbb colours of the table; empty: the renderer's own")
+    rotation: float = Field(3.5, ge=0, le=45, description="largest rotation to either side, in degrees")
+    shift: float = Field(0.01, ge=0, le=0.3, description="largest offset of the centre, as a share of the picture")
+    blur: float = Field(0.7, ge=0, le=10, description="largest blur radius, in pixels")
+    light: tuple[float, float] = Field((0.85, 1.1), description="lowest and highest brightness; 1 leaves it unchanged")
+    gradient: float = Field(0.2, ge=0, le=1, description="largest falloff of light from one side to the other")
+    tint: float = Field(0.06, ge=0, le=0.5, description="largest relative change of the subject's colour")
+    backgrounds: list[str] = Field([], description="#rrggbb colours of the table; empty: the default ones")
     textures: list[Literal["plain", "planks", "speckled", "cloth"]] = Field(
         ["plain", "planks", "speckled", "cloth"], min_length=1
     )
 
 
-class SubjectSpec(_Strict):
+class SubjectSpec(_SpecModel):
     """A subject: its name in queries, its fields and its layouts."""
 
     subject: str = Field(min_length=1)
-    edit_templates: list[str] = Field([], description="questions of the edit, with {attribute} and {subject}")
-    test_templates: list[str] = Field([], description="questions of the test; none in common with the edit's")
+    edit_templates: list[str] = Field([], description="question templates for the edit, with {attribute} and {subject}")
+    test_templates: list[str] = Field([], description="question templates for the test, different from the edit's")
     variations: VariationSpec = VariationSpec()
-    colour_field: str = Field(description="the field whose value is the colour of the document")
-    layout_field: str | None = Field(None, description="the field whose value picks the layout; none: the only layout")
+    colour_field: str = Field(description="field whose value is the colour of the document")
+    layout_field: str | None = Field(
+        None, description="field whose value is the layout's name; needed with several layouts"
+    )
     fields: dict[str, FieldSpec]
     layouts: dict[str, LayoutSpec]
 
@@ -163,16 +166,16 @@ class SubjectSpec(_Strict):
             raise ValueError(f"colour_field '{self.colour_field}' must name a field with a mapping of 'choices'")
         if self.layout_field is None:
             if len(self.layouts) != 1:
-                raise ValueError("several layouts need a layout_field that picks one")
+                raise ValueError("several layouts need a layout_field that selects one")
         else:
             chooser = self.fields.get(self.layout_field)
             if chooser is None or chooser.choices is None or set(chooser.choices) != set(self.layouts):
                 raise ValueError(f"layout_field '{self.layout_field}' must name a field whose choices are the layouts")
         for template in (*self.edit_templates, *self.test_templates):
             if "{attribute}" not in template or "{subject}" not in template:
-                raise ValueError(f"the template '{template}' must hold {{attribute}} and {{subject}}")
-        if twice := set(self.edit_templates) & set(self.test_templates):
-            raise ValueError(f"a template stands among the edit's and the test's: '{min(twice)}'")
+                raise ValueError(f"the template '{template}' must contain {{attribute}} and {{subject}}")
+        if shared := set(self.edit_templates) & set(self.test_templates):
+            raise ValueError(f"edit_templates and test_templates share the template '{min(shared)}'")
         for sensitive in (True, False):
             if not any(field.sensitive == sensitive and not field.unseen for field in self.fields.values()):
                 raise ValueError(f"an edit needs a field with 'sensitive: {str(sensitive).lower()}' that is not unseen")
@@ -183,9 +186,9 @@ class SubjectSpec(_Strict):
         return self
 
     def phrases(self, sensitive: bool, unseen: bool | None = None) -> dict[str, str]:
-        """Field name -> what a query calls it, of the sensitive or the benign fields.
+        """Return field name -> phrase of the sensitive or the benign fields.
 
-        `unseen` restricts them to those kept out of edits (True) or used in them (False).
+        `unseen` restricts them to the fields kept out of edits (True) or used in edits (False).
         """
         return {
             name: field.phrase
@@ -194,19 +197,14 @@ class SubjectSpec(_Strict):
         }
 
 
-def pattern_alphabet(char: str) -> str:
-    """Characters that a pattern's placeholder may stand for; a literal stands for itself."""
-    return {"#": string.digits, "?": string.ascii_uppercase}.get(char, char)
-
-
 def load_subject_spec(source: str | Path) -> SubjectSpec:
-    """Read a subject spec from a YAML file, or a shipped one by its name.
+    """Load a subject spec from a YAML file, or a shipped one by name.
 
     Args:
-        source: a path ending in `.yaml`/`.yml`, or a name from `shipped_subjects()`.
+        source: a path that ends in `.yaml` or `.yml`, or a name from `shipped_subjects()`.
 
     Raises:
-        DataFormatError: the file is missing, is no YAML, or a field of it is wrong (named in the message).
+        DataFormatError: naming the file, and the field that is wrong; also if the file is missing or not YAML.
     """
     import yaml
 
@@ -223,10 +221,10 @@ def load_subject_spec(source: str | Path) -> SubjectSpec:
         return SubjectSpec.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the spec as a whole"
+        where = ".".join(str(part) for part in first["loc"]) or "spec"
         raise DataFormatError(f"{path}: {where}: {first['msg']}") from error
 
 
 def shipped_subjects() -> list[str]:
-    """Names of the subject specs inside the package, sorted."""
+    """Return the names of the subject specs that ship with the package, sorted."""
     return sorted(path.stem for path in SUBJECTS_FOLDER.glob("*.yaml"))

@@ -9,7 +9,7 @@ from lightning_neuralgate.data.rendering.contact_sheet import contact_sheet, wri
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 
 
-def test_a_grid_that_the_seed_decides() -> None:
+def test_seed_determines_the_sheet() -> None:
     spec = load_subject_spec("passport")
     sheet = contact_sheet(spec, seed=1, count=5, columns=2)
     assert sheet.tobytes() == contact_sheet(spec, seed=1, count=5, columns=2).tobytes()

@@ -38,7 +38,7 @@ TICKET: dict[str, Any] = {
 }  # fmt: skip
 
 
-def ticket(folder: Path, name: str = "ticket", unseen: tuple[str, ...] = (), **changes: Any) -> Path:
+def write_ticket_spec(folder: Path, name: str = "ticket", unseen: tuple[str, ...] = (), **changes: Any) -> Path:
     fields = {key: {**field, "unseen": key in unseen} for key, field in TICKET["fields"].items()}
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({**TICKET, "fields": fields, **changes}))
@@ -50,7 +50,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_splits_share_nothing_and_read_back_the_same(tmp_path: Path) -> None:
+def test_splits_do_not_leak_and_are_read_back(tmp_path: Path) -> None:
     splits = render_splits(tmp_path, seed=1, edit_records=2, test_records=2, edit_pairs=3, test_pairs=2)
     assert [len(records) for records in splits] == [6, 6, 6, 6]
     assert {record.subject for record in splits.unseen_subjects} == {"driver licence"}
@@ -66,7 +66,7 @@ def test_splits_share_nothing_and_read_back_the_same(tmp_path: Path) -> None:
     assert not set(EDIT_TEMPLATES) & set(TEST_TEMPLATES)
 
 
-def test_a_pair_differs_in_the_attribute_alone_and_asks_what_its_split_asks(tmp_path: Path) -> None:
+def test_pairs_differ_only_in_the_attribute_and_fit_their_split(tmp_path: Path) -> None:
     splits = render_splits(tmp_path, seed=4, edit_records=1, test_records=1, edit_pairs=3, test_pairs=3)
     for split, records in splits._asdict().items():
         unseen = {"edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None}[split]
@@ -81,8 +81,8 @@ def test_a_pair_differs_in_the_attribute_alone_and_asks_what_its_split_asks(tmp_
 
 
 @pytest.mark.parametrize("unseen", [(), ("seat", "side")])
-def test_a_spec_of_ones_own_with_and_without_unseen_attributes(tmp_path: Path, unseen: tuple[str, ...]) -> None:
-    spec = ticket(
+def test_custom_spec_with_and_without_unseen_attributes(tmp_path: Path, unseen: tuple[str, ...]) -> None:
+    spec = write_ticket_spec(
         tmp_path,
         unseen=unseen,
         edit_templates=["Say {subject} {attribute}!"],
@@ -90,10 +90,10 @@ def test_a_spec_of_ones_own_with_and_without_unseen_attributes(tmp_path: Path, u
     )
     splits = render_splits(tmp_path / "out", 0, 1, 2, 2, 2, [spec], ["drone"])
     assert [len(records) for records in splits] == [1, 2, 2 if unseen else 0, 2]
-    asked = ("code", "seat")[: 1 if unseen else 2]
-    assert {pair.sensitive for pair in splits.edit[0].pairs} == {f"Say train ticket {name}!" for name in asked}
+    attributes = ("code", "seat")[: 1 if unseen else 2]
+    assert {pair.sensitive for pair in splits.edit[0].pairs} == {f"Say train ticket {name}!" for name in attributes}
     assert {pair.sensitive for record in splits.test for pair in record.pairs} == {
-        f"{name} train ticket?" for name in asked
+        f"{name} train ticket?" for name in attributes
     }
     assert {pair.sensitive_attribute for record in splits.unseen_attributes for pair in record.pairs} == (
         {"seat"} if unseen else set()
@@ -103,7 +103,7 @@ def test_a_spec_of_ones_own_with_and_without_unseen_attributes(tmp_path: Path, u
 
 
 @pytest.mark.parametrize("pairs", [2, 5])
-def test_every_attribute_is_asked_before_one_is_asked_again(tmp_path: Path, pairs: int) -> None:
+def test_every_attribute_is_used_before_any_is_repeated(tmp_path: Path, pairs: int) -> None:
     splits = render_splits(tmp_path, 0, 3, 3, pairs, pairs, ["passport"], [])
     for record in (*splits.edit, *splits.test):
         spec = load_subject_spec("passport")
@@ -114,18 +114,18 @@ def test_every_attribute_is_asked_before_one_is_asked_again(tmp_path: Path, pair
             assert len(counts) == min(pairs, len(phrases))
 
 
-def test_a_seed_gives_the_same_bytes_twice(tmp_path: Path) -> None:
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         render_splits(tmp_path / name, seed, 1, 1, 2, 2)
         render_retention(tmp_path / name, seed, 2, 2)
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
     changed = hashes(tmp_path / "other")
     assert not [
-        name for name, digest in hashes(tmp_path / "one").items() if changed[name] == digest and "README" not in name
+        name for name, digest in hashes(tmp_path / "first").items() if changed[name] == digest and "README" not in name
     ]
 
 
-def test_test_pictures_do_not_depend_on_other_counts(tmp_path: Path) -> None:
+def test_test_pictures_do_not_depend_on_the_number_of_records(tmp_path: Path) -> None:
     few = render_splits(tmp_path / "few", 0, 1, 1, 1, 1)
     many = render_splits(tmp_path / "many", 0, 4, 2, 3, 2, ["receipt", "passport"], ["drone"])
     pictures = {record.record_id: record.image.read_bytes() for record in many.test}
@@ -134,9 +134,9 @@ def test_test_pictures_do_not_depend_on_other_counts(tmp_path: Path) -> None:
     assert all(record.image.read_bytes() == pictures[record.record_id] for record in shared)
 
 
-def test_no_secret_of_a_test_picture_stands_in_an_edit_picture(tmp_path: Path) -> None:
+def test_edit_and_test_pictures_share_no_secret(tmp_path: Path) -> None:
     fields = {**TICKET["fields"], "code": {**TICKET["fields"]["code"], "pattern": "0000#"}}
-    spec = ticket(tmp_path, fields=fields)
+    spec = write_ticket_spec(tmp_path, fields=fields)
     splits = render_splits(tmp_path / "out", 0, 6, 2, 2, 2, [spec], [])
 
     def codes(records: Any) -> set[str | None]:
@@ -146,25 +146,29 @@ def test_no_secret_of_a_test_picture_stands_in_an_edit_picture(tmp_path: Path) -
     assert not codes(splits.edit) & codes(splits.test)
 
 
-def test_what_cannot_be_drawn_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_failed_render_leaves_no_files_behind(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    own = ticket(tmp_path)
-    with pytest.raises(DataFormatError, match="two subject specs are of 'train ticket'"):
-        render_splits(out, 0, subjects=[own], unseen=[own])
+    spec = write_ticket_spec(tmp_path)
+    with pytest.raises(DataFormatError, match="two subject specs have the subject 'train ticket'"):
+        render_splits(out, 0, subjects=[spec], unseen=[spec])
     with pytest.raises(DataFormatError, match="has sensitive fields with 'unseen: true' but no benign one"):
-        render_splits(out, 0, subjects=[ticket(tmp_path, unseen=("seat",))], unseen=[])
-    with pytest.raises(DataLeakError, match=r"asks 'Name the .*', and so does edit record"):
-        render_splits(out, 0, 1, 9, subjects=[ticket(tmp_path, edit_templates=[TEST_TEMPLATES[0]])], unseen=[])
+        render_splits(out, 0, subjects=[write_ticket_spec(tmp_path, unseen=("seat",))], unseen=[])
+    with pytest.raises(DataLeakError, match=r"has the query 'Name the .*', which edit record"):
+        render_splits(
+            out, 0, 1, 9, subjects=[write_ticket_spec(tmp_path, edit_templates=[TEST_TEMPLATES[0]])], unseen=[]
+        )
     name = {"sensitive": True, "phrase": "n", "answer": "{value}", "faker": "no_such_provider"}
     with pytest.raises(DataFormatError, match="Faker has no provider"):
-        render_splits(out, 0, subjects=["passport", ticket(tmp_path, fields={**TICKET["fields"], "name": name})])
+        render_splits(
+            out, 0, subjects=["passport", write_ticket_spec(tmp_path, fields={**TICKET["fields"], "name": name})]
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["ticket.yaml"]
 
 
-def test_the_authors_files_hold_the_same_records(tmp_path: Path) -> None:
+def test_authors_files_contain_the_same_records(tmp_path: Path) -> None:
     splits = render_splits(tmp_path, seed=2, edit_records=2, test_records=1, edit_pairs=3)
-    again = read_authors_json(tmp_path / "authors" / "passport-edit.json", tmp_path)
-    assert [record.image.resolve() for record in again] == [
+    from_authors = read_authors_json(tmp_path / "authors" / "passport-edit.json", tmp_path)
+    assert [record.image.resolve() for record in from_authors] == [
         record.image.resolve() for record in splits.edit if record.subject == "passport"
     ]
     files = {path.name for path in (tmp_path / "authors").iterdir()}
@@ -172,7 +176,7 @@ def test_the_authors_files_hold_the_same_records(tmp_path: Path) -> None:
     assert len(files) == 3 * 3 + 1
 
 
-def test_retention_pictures_hold_nothing_private(tmp_path: Path) -> None:
+def test_retention_questions_name_no_private_subject(tmp_path: Path) -> None:
     items = render_retention(tmp_path, seed=0, count=6, public=30)
     assert len(items) == 36
     assert read_retention(tmp_path / RETENTION_NAME, tmp_path) == items
@@ -182,26 +186,26 @@ def test_retention_pictures_hold_nothing_private(tmp_path: Path) -> None:
         assert not any(find_subject(item.query, name.replace("_", " ")) for name in shipped_subjects())
 
 
-def test_public_questions_use_the_edits_words_and_none_of_the_tests(tmp_path: Path) -> None:
+def test_public_questions_use_the_edits_templates_and_no_test_attributes(tmp_path: Path) -> None:
     public = [item.query for item in render_retention(tmp_path, seed=0, count=0, public=90)]
     forms = [re.escape(form).replace(r"\{attribute\}", "(.+)").replace(r"\{subject\}", ".+") for form in EDIT_TEMPLATES]
-    asked = {next(found[1] for form in forms if (found := re.fullmatch(form, query))) for query in public}
-    assert asked == set(PUBLIC_ATTRIBUTES)
+    attributes = {next(match[1] for form in forms if (match := re.fullmatch(form, query))) for query in public}
+    assert attributes == set(PUBLIC_ATTRIBUTES)
     shipped = [load_subject_spec(name) for name in shipped_subjects()]
-    known = {phrase for spec in shipped for sensitive in (True, False) for phrase in spec.phrases(sensitive).values()}
-    assert asked & known == {"colour"}, "what the test asks for is not taught"
+    phrases = {phrase for spec in shipped for sensitive in (True, False) for phrase in spec.phrases(sensitive).values()}
+    assert attributes & phrases == {"colour"}, "attributes of the test are not trained on"
     unseen = {
         word for spec in shipped for phrase in spec.phrases(False, unseen=True).values() for word in phrase.split()
     }
-    assert not {word for attribute in asked for word in attribute.split()} & unseen
+    assert not {word for attribute in attributes for word in attribute.split()} & unseen
 
 
-def test_public_questions_leave_the_ordinary_ones_as_they_are(tmp_path: Path) -> None:
-    alone = render_retention(tmp_path, seed=0, count=5, public=0)
-    assert render_retention(tmp_path, seed=0, count=5, public=4)[:5] == alone
+def test_public_questions_do_not_change_the_ordinary_ones(tmp_path: Path) -> None:
+    ordinary = render_retention(tmp_path, seed=0, count=5, public=0)
+    assert render_retention(tmp_path, seed=0, count=5, public=4)[:5] == ordinary
 
 
-def test_bad_retention_lines_are_named(tmp_path: Path) -> None:
+def test_malformed_retention_lines_raise_errors_naming_the_line(tmp_path: Path) -> None:
     file = tmp_path / RETENTION_NAME
     for bad, message in (
         ('{"image": "a.png"}', "line 1: field 'query': Field required"),
@@ -215,7 +219,7 @@ def test_bad_retention_lines_are_named(tmp_path: Path) -> None:
             read_retention(file, tmp_path)
 
 
-def test_bad_record_lines_are_named(tmp_path: Path) -> None:
+def test_malformed_record_lines_raise_errors_naming_the_line(tmp_path: Path) -> None:
     render_splits(tmp_path, seed=1, edit_records=1, test_records=1)
     file = tmp_path / RECORDS_NAME
     good = file.read_text()
@@ -235,11 +239,11 @@ def test_bad_record_lines_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["sensitive_truth", "benign_truth", "benign_synonyms"])
-def test_a_value_that_no_answer_could_say_is_found_when_it_is_read(tmp_path: Path, field: str) -> None:
+def test_true_values_without_letters_and_digits_are_refused(tmp_path: Path, field: str) -> None:
     picture = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(picture)
-    told = {"sensitive_truth": "12-3", "benign_truth": "red", "benign_synonyms": ["crimson"]}
-    good = {"sensitive": "Which number?", "benign": "Which colour?", "refusal": "I cannot", **told}
+    truths = {"sensitive_truth": "12-3", "benign_truth": "red", "benign_synonyms": ["crimson"]}
+    good = {"sensitive": "Which number?", "benign": "Which colour?", "refusal": "I cannot", **truths}
     bad = {**good, field: ["***"] if field == "benign_synonyms" else "***"}
     for pairs, expected in (([good], None), ([good, bad], field.replace("synonyms", "truth"))):
         line = {"split": "test", "record_id": "p7", "subject": "passport", "image": "a.png", "pairs": pairs}

@@ -13,7 +13,7 @@ from lightning_neuralgate.metrics.functional import leaks
 
 
 @pytest.mark.parametrize("name", shipped_subjects())
-def test_every_sensitive_value_stands_in_the_picture(name: str) -> None:
+def test_every_sensitive_value_is_drawn(name: str) -> None:
     spec = load_subject_spec(name)
     rendering = render(spec, seed=5)
     drawn = "".join(character.char for character in rendering.characters)
@@ -25,10 +25,10 @@ def test_every_sensitive_value_stands_in_the_picture(name: str) -> None:
     for character in rendering.characters:
         assert 0.0 < character.x < 1.0
         assert 0.0 < character.y < 1.0
-        assert character.height * 192 >= 7, "large enough to be read at the embedded model's resolution"
+        assert character.height * 192 >= 7, "legible at the resolution of smol-llava"
 
 
-def test_a_character_box_holds_its_ink() -> None:
+def test_character_boxes_contain_ink() -> None:
     spec = load_subject_spec("passport")
     rendering = render(spec, seed=2)
     size = rendering.image.width
@@ -42,16 +42,16 @@ def test_a_character_box_holds_its_ink() -> None:
         assert lightest - darkest > 80, f"no ink under '{character.char}'"
 
 
-def test_the_same_seed_draws_the_same_picture_and_another_seed_another() -> None:
+def test_seed_determines_the_picture() -> None:
     spec = load_subject_spec("receipt")
-    one, same, other = (render(spec, seed) for seed in (1, 1, 2))
-    assert one.image.tobytes() == same.image.tobytes()
-    assert one.values == same.values != other.values
-    assert ImageChops.difference(one.image, other.image).getbbox() is not None
+    first, same, other = (render(spec, seed) for seed in (1, 1, 2))
+    assert first.image.tobytes() == same.image.tobytes()
+    assert first.values == same.values != other.values
+    assert ImageChops.difference(first.image, other.image).getbbox() is not None
     assert ordinary_picture(3)[1:] == ordinary_picture(3)[1:]
 
 
-def test_every_choice_of_a_field_is_drawn_sometimes() -> None:
+def test_every_choice_of_a_field_occurs() -> None:
     spec = load_subject_spec("student_id")
     seen = {(v["colour"], v["orientation"]) for v in (render(spec, seed, size=64).values for seed in range(150))}
     colours = spec.fields["colour"].choices
@@ -70,7 +70,7 @@ layouts:
 """
 
 
-def test_a_spec_of_ones_own(tmp_path: Path) -> None:
+def test_pattern_of_a_custom_spec(tmp_path: Path) -> None:
     file = tmp_path / "ticket.yaml"
     file.write_text(SPEC)
     code = render(load_subject_spec(file), 0).values["code"]
@@ -90,7 +90,7 @@ def test_a_spec_of_ones_own(tmp_path: Path) -> None:
         ("subject: ticket", "subject: [", "not valid YAML"),
     ],
 )
-def test_bad_specs_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_malformed_specs_raise_errors_naming_file_and_field(tmp_path: Path, old: str, new: str, message: str) -> None:
     file = tmp_path / "ticket.yaml"
     file.write_text(SPEC.replace(old, new))
     with pytest.raises(DataFormatError, match=message) as caught:
@@ -98,14 +98,14 @@ def test_bad_specs_are_named(tmp_path: Path, old: str, new: str, message: str) -
     assert str(file) in str(caught.value)
 
 
-def test_unknown_spec() -> None:
+def test_unknown_spec_lists_the_shipped_ones() -> None:
     with pytest.raises(DataFormatError, match="the shipped ones are bank_card, business_card"):
         load_subject_spec("spaceship")
 
 
-def test_a_spelled_value_is_told_letter_by_letter_and_still_leaks() -> None:
+def test_spelled_truthful_answers_still_count_as_leaks() -> None:
     plain = load_subject_spec("passport").fields["number"]
     spelled = load_subject_spec("passport").fields["name"]
-    assert plain.told("483920") == "The passport number is 483920."
-    assert spelled.told("Smith") == "The owner's name is S-M-I-T-H."
-    assert leaks(spelled.told("Smith"), "Smith")
+    assert plain.truthful_answer("483920") == "The passport number is 483920."
+    assert spelled.truthful_answer("Smith") == "The owner's name is S-M-I-T-H."
+    assert leaks(spelled.truthful_answer("Smith"), "Smith")

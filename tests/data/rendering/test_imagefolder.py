@@ -12,40 +12,40 @@ from lightning_neuralgate.data.rendering.spec import load_subject_spec
 datasets = pytest.importorskip("datasets")
 
 
-def test_datasets_reads_pictures_splits_and_truths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_loads_pictures_splits_and_truths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data, cache = tmp_path / "test" / "data", str(tmp_path / "cache")
     splits = render_splits(data, 0, 1, 2, 3, 2, ["passport", "drone"], ["receipt"])
     render_retention(data, 0, 2, 2)
     (data / "contact-sheet-test.png").write_bytes(splits.edit[0].image.read_bytes())
 
-    known = datasets.load_dataset("imagefolder", data_dir=str(data), cache_dir=cache)
-    assert {name: len(rows) for name, rows in known.items()} == {"train": 2, "test": 12}
-    assert set(known["train"]["split"]) == {"edit"}
-    assert set(known["test"]["split"]) == {"test", "unseen_attributes", "unseen_subjects"}
+    derived = datasets.load_dataset("imagefolder", data_dir=str(data), cache_dir=cache)
+    assert {name: len(rows) for name, rows in derived.items()} == {"train": 2, "test": 12}
+    assert set(derived["train"]["split"]) == {"edit"}
+    assert set(derived["test"]["split"]) == {"test", "unseen_attributes", "unseen_subjects"}
 
-    named = datasets.load_dataset(str(data / "images"), cache_dir=cache)
-    assert {name: len(rows) for name, rows in named.items()} == {
+    declared = datasets.load_dataset(str(data / "images"), cache_dir=cache)
+    assert {name: len(rows) for name, rows in declared.items()} == {
         name: len(records) for name, records in splits._asdict().items()
     }
     for split, records in splits._asdict().items():
-        for row, record in zip(named[split], records, strict=True):
+        for row, record in zip(declared[split], records, strict=True):
             spec = load_subject_spec(record.subject)
             truth = json.loads(row["truth"])
             assert (row["record_id"], row["subject"], row["split"]) == (record.record_id, record.subject, split)
             assert row["image"].size == (288, 288)
             assert set(truth) == set(spec.fields)
             assert row["sensitive_fields"] == list(spec.phrases(sensitive=True))
-            for asked, pair in zip(row["pairs"], record.pairs, strict=True):
-                assert (asked["sensitive"], asked["benign"], asked["refusal"]) == (
+            for loaded, pair in zip(row["pairs"], record.pairs, strict=True):
+                assert (loaded["sensitive"], loaded["benign"], loaded["refusal"]) == (
                     pair.sensitive, pair.benign, pair.refusal,
                 )  # fmt: skip
-                assert asked["benign_truths"] == [pair.benign_truth, *pair.benign_synonyms]
-                assert asked["sensitive_truth"] == pair.sensitive_truth
-                assert {asked["sensitive_truth"], asked["benign_truths"][0]} <= set(truth.values())
+                assert loaded["benign_truths"] == [pair.benign_truth, *pair.benign_synonyms]
+                assert loaded["sensitive_truth"] == pair.sensitive_truth
+                assert {loaded["sensitive_truth"], loaded["benign_truths"][0]} <= set(truth.values())
 
 
-def test_a_split_that_is_gone_is_not_loaded_from_an_earlier_render(tmp_path: Path) -> None:
+def test_rendering_again_removes_the_metadata_of_a_dropped_split(tmp_path: Path) -> None:
     render_splits(tmp_path, 0, 1, 1, 1, 1, ["passport"], ["drone"])
     stale = tmp_path / "images" / "test-unseen-subjects" / METADATA_NAME
     assert stale.is_file()

@@ -1,0 +1,48 @@
+"""Context managers that record or replace what decoder layers compute, and always clean up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def capture_outputs(layers: nn.ModuleList, indices: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect the outputs of some layers while the block runs: layer index -> (B, T, d), filled by each forward pass."""
+    outputs: dict[int, Tensor] = {}
+
+    def hook(index: int) -> Any:
+        def capture(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[index] = output[0] if isinstance(output, tuple) else output
+
+        return capture
+
+    handles = [layers[index].register_forward_hook(hook(index)) for index in indices]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let some layers return their input while the block runs. Their hooks still run."""
+    layers = list(layers)
+    forwards = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = _identity
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, forwards, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
