@@ -1,4 +1,4 @@
-"""A LoRA on MLP output projections, in place, and its merged weights for saving.
+"""LoRA on MLP output projections: add it in place, and merge it into a state dict for saving.
 
 Source: Hu et al., LoRA (arXiv 2106.09685); the layers are peft's.
 """
@@ -16,12 +16,12 @@ from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 
 
 def add_lora(module: nn.Module, layers: Sequence[int], rank: int) -> None:
-    """Put float32 LoRA factors on the MLP output projections of some layers; they train, all else is frozen.
+    """Add trainable float32 LoRA factors to the MLP output projections of some layers and freeze everything else.
 
     Args:
-        module: a Hugging Face model, or what holds one.
-        layers: decoder layers, counted from 0.
-        rank: rank of the change; its scale is 1 (alpha = rank).
+        module: a Hugging Face model, or a module that contains one.
+        layers: decoder layers, 0-based.
+        rank: rank of the update; its scale is 1 (alpha = rank).
 
     Raises:
         MissingDependencyError: peft is not installed.
@@ -33,7 +33,7 @@ def add_lora(module: nn.Module, layers: Sequence[int], rank: int) -> None:
 
     layout = find_decoder(module)
     paths = "|".join(re.escape(layout.projection_path(layer)) for layer in layers)
-    # peft takes a pattern for the name of the whole path
+    # peft matches the pattern with the full module path
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({paths})"), find_hf_model(module))
     for layer in layers:
         projection: Any = layout.output_projection(layer)
@@ -42,20 +42,20 @@ def add_lora(module: nn.Module, layers: Sequence[int], rank: int) -> None:
 
 
 def merged_lora(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the names that the model had before `add_lora`, with the change added to the weights.
+    """Return a state dict with the LoRA update merged into the weights, under the names from before `add_lora`.
 
     Args:
         model: the Hugging Face model.
-        state: its weights, whole; empty on processes that do not save.
+        state: its full (unsharded) state dict; empty on processes that do not save.
     """
     merged = dict(state)
     for path, projection in model.named_modules():
         if not hasattr(projection, "lora_A") or not any(name.startswith(f"{path}.") for name in merged):
             continue
         for name, scale in projection.scaling.items():
-            first, last = (merged.pop(f"{path}.lora_{factor}.{name}.weight").float() for factor in "AB")
+            lora_a, lora_b = (merged.pop(f"{path}.lora_{factor}.{name}.weight").float() for factor in "AB")
             weight = merged[f"{path}.base_layer.weight"]
-            merged[f"{path}.base_layer.weight"] = (weight.float() + scale * (last @ first)).to(weight.dtype)
+            merged[f"{path}.base_layer.weight"] = (weight.float() + scale * (lora_b @ lora_a)).to(weight.dtype)
         for name in [name for name in merged if name.startswith(f"{path}.base_layer.")]:
             merged[name.replace(".base_layer.", ".")] = merged.pop(name)
     return merged

@@ -1,7 +1,7 @@
-"""The weights of a Hugging Face folder as they lie on disk: which tensor is which bytes of which file.
+"""Byte-level access to the safetensors weights of a Hugging Face model folder.
 
-An edit is taken back bit for bit, so it is applied to the files and not to a loaded model, whose way into memory and back
-may rename, convert or reorder tensors. Nothing here needs more memory than one tensor.
+Edits must revert bit for bit, so they are applied to the files. Loading and saving a model could rename, convert or reorder
+tensors. Memory use is at most one tensor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,71 +22,62 @@ from lightning_neuralgate.errors import WeightFilesError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("*.safetensors", _INDEX)
-"""The files in which weights are looked for."""
-_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
+"""Glob patterns of the weight files."""
+_ITEM_SIZES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL"), 1),
 }
-_BYTES |= {"BOOL": 1}
+"""Bytes per element. Tensors of any other dtype are only checked to divide into rows."""
 
 
 @dataclass(frozen=True)
-class TensorPlace:
-    """Where a tensor lies.
+class TensorLocation:
+    """Location of a tensor on disk.
 
     Attributes:
         file: the safetensors file.
-        dtype: name of its type, as safetensors writes it (`F32`, `BF16`, ...).
-        shape: its shape.
-        begin: first byte in the file.
-        end: byte after the last.
+        dtype: dtype in safetensors notation (`F32`, `BF16`, ...).
+        shape: the tensor's shape.
+        start: offset of the first byte in the file.
+        stop: offset after the last byte.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    start: int
+    stop: int
 
     @property
     def rows(self) -> int:
         """Size of the first dimension; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
-    def bytes_by_row(self, mode: str = "r") -> np.ndarray:
-        """The tensor's bytes, (rows, bytes a row), mapped from the file; with mode `r+`, what is written there stays."""
-        width = (self.end - self.begin) // self.rows if self.rows else 0
+    def row_bytes(self, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+        """Return the tensor's bytes as a memory map, (rows, bytes per row); mode `r+` writes changes to the file."""
+        width = (self.stop - self.start) // self.rows if self.rows else 0
         if not width:
             return np.empty((self.rows, 0), np.uint8)
-        shape = (self.rows, width)
-        return np.memmap(self.file, np.uint8, "r+" if mode == "r+" else "r", self.begin, shape)
+        return np.memmap(self.file, np.uint8, mode, self.start, (self.rows, width))
 
 
 class WeightFiles:
     """The safetensors weights of a Hugging Face folder, sharded or not.
 
     Args:
-        folder: with `model.safetensors`, or `model.safetensors.index.json` and its shards.
+        folder: folder with `model.safetensors`, or with `model.safetensors.index.json` and its shards.
 
     Raises:
-        WeightFilesError: there are no safetensors weights, a shard is missing or leads out of the folder, or a file is
-            broken.
+        WeightFilesError: the folder has no safetensors weights, a shard is missing or outside the folder, or a file is
+            corrupt.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.tensors: Mapping[str, TensorPlace] = {
-            name: place for file in self._files() for name, place in sorted(_header(file).items())
+        self.tensors: Mapping[str, TensorLocation] = {
+            name: location for file in self._files() for name, location in sorted(_read_header(file).items())
         }
 
     def _files(self) -> list[Path]:
@@ -100,26 +92,26 @@ class WeightFiles:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             if not all(isinstance(name, str) for name in names):
-                raise TypeError("a shard's name is no text")
+                raise TypeError("a shard's name is not a string")
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise WeightFilesError(f"{index} is not an index of shards: {error!r}") from error
+            raise WeightFilesError(f"{index} is not an index of shards: {error!r}; save the model again") from error
         for name in names:
             if Path(name).name != name or not (self.folder / name).is_file():
-                raise WeightFilesError(f"{index} names the shard '{name}', which is no file of that folder")
+                raise WeightFilesError(f"{index} names the shard '{name}', which is not a file in that folder; add it")
         return [self.folder / name for name in names]
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 over all tensors: names, types, shapes and bytes, in the order of names, however they are sharded."""
+        """SHA-256 over names, dtypes, shapes and bytes of all tensors, sorted by name; sharding does not matter."""
         digest = hashlib.sha256()
-        for name, place in sorted(self.tensors.items()):
-            digest.update(f"{name}\0{place.dtype}\0{list(place.shape)}\0".encode())
-            digest.update(np.ascontiguousarray(place.bytes_by_row()).data)
+        for name, location in sorted(self.tensors.items()):
+            digest.update(f"{name}\0{location.dtype}\0{list(location.shape)}\0".encode())
+            digest.update(np.ascontiguousarray(location.row_bytes()).data)
         return digest.hexdigest()
 
 
-def _header(file: Path) -> dict[str, TensorPlace]:
-    """What a safetensors file says of its tensors: eight bytes with the length of a JSON text, and that text.
+def _read_header(file: Path) -> dict[str, TensorLocation]:
+    """Read a safetensors header: eight bytes with the length of a JSON text, and that text.
 
     Source: https://huggingface.co/docs/safetensors/index#format
     """
@@ -130,21 +122,24 @@ def _header(file: Path) -> dict[str, TensorPlace]:
             if 8 + length > size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
-        places = {}
+        locations = {}
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
             shape, offsets = tuple(entry["shape"]), tuple(entry["data_offsets"])
             if not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
-                raise ValueError(f"the shape or place of '{name}' is no list of counts")
-            begin, end = (8 + length + offset for offset in offsets)
-            count, size_of = math.prod(shape), _BYTES.get(entry["dtype"])
-            fills = (
-                (end - begin) == count * size_of if size_of else not shape or not count or (end - begin) % shape[0] == 0
-            )
-            if not 8 + length <= begin <= end <= size or not fills or (not count and end > begin):
-                raise ValueError(f"'{name}' lies outside the file or does not fill its shape")
-            places[name] = TensorPlace(file, entry["dtype"], shape, begin, end)
+                raise ValueError(f"shape or offsets of '{name}' are not lists of non-negative integers")
+            start, stop = (8 + length + offset for offset in offsets)
+            count, item_size = math.prod(shape), _ITEM_SIZES.get(entry["dtype"])
+            if item_size:
+                fits = stop - start == count * item_size
+            else:
+                fits = not shape or not count or (stop - start) % shape[0] == 0
+            if not 8 + length <= start <= stop <= size or not fits or (not count and stop > start):
+                raise ValueError(f"'{name}' lies outside the file or does not match its shape")
+            locations[name] = TensorLocation(file, entry["dtype"], shape, start, stop)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightFilesError(f"{file} is no whole safetensors file: {error}") from error
-    return places
+        raise WeightFilesError(
+            f"{file} is not a complete safetensors file: {error}; save or download it again"
+        ) from error
+    return locations

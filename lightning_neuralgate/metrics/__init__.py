@@ -1,4 +1,4 @@
-"""Metrics of privacy editing as torchmetrics classes; `metrics.functional` has them as pure functions."""
+"""Metrics of privacy editing as torchmetrics classes; `metrics.functional` has the pure functions."""
 
 from lightning_neuralgate.metrics.functional import ExpectToAnswerParts, RefusalVariant
 from lightning_neuralgate.metrics.leak import BenignAccuracy, LeakRate, PartialLeak

@@ -1,4 +1,4 @@
-"""All rates of a batch of answers at once, as a training measures them."""
+"""All rates of a batch of held-out answers, as measured during training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_neuralgate.metrics.refusal import ExpectToAnswer
 
 
 class HeldOutRates(nn.Module):
-    """RtA on sensitive and answer rate on benign queries, EtA, and where truths are known leak rate and benign accuracy.
+    """RtA on sensitive queries, answer rate on benign ones, EtA and, where true values are known, leak rate and accuracy.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
 
     Example:
         >>> rates = HeldOutRates()
@@ -31,27 +31,27 @@ class HeldOutRates(nn.Module):
         self.answers = ExpectToAnswer(variant)
         self.leak_rate = LeakRate()
         self.benign_accuracy = BenignAccuracy()
-        self._truth_told = False
+        self._has_truth = False
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The metrics by name; those of truth only if a batch had a field for it, NaN as long as it knew none."""
-        told: dict[str, Metric] = {
+        """The metrics by name. Leak rate and accuracy appear once a batch had `truth`; NaN while all its values are None."""
+        metrics: dict[str, Metric] = {
             "rta_sensitive": self.answers.rta_sensitive,
             "answer_rate_benign": self.answers.answer_rate_benign,
             "eta": self.answers,
         }
-        return told | (
-            {"leak_rate": self.leak_rate, "benign_accuracy": self.benign_accuracy} if self._truth_told else {}
-        )
+        if self._has_truth:
+            metrics |= {"leak_rate": self.leak_rate, "benign_accuracy": self.benign_accuracy}
+        return metrics
 
     def update(self, answers: Sequence[str], batch: Mapping[str, Any]) -> None:
         """Add answers.
 
         Args:
             answers: N answers.
-            batch: lists of N: `role` ("sensitive" or "benign"); if it is there, `truth`, the true value or None, and
-                `synonyms`, other words for it; `counted`, False for rows that another process counts.
+            batch: lists of length N: `role` ("sensitive" or "benign"); optionally `truth` (the true value or None),
+                `synonyms` (other words for it) and `counted` (False for rows that another process counts).
 
         Raises:
             DataFormatError: see the metrics.
@@ -68,11 +68,11 @@ class HeldOutRates(nn.Module):
         known = [row for row in rows if row[2] is not None]
         secrets = [row for row in known if row[1] == "sensitive"]
         facts = [row for row in known if row[1] == "benign"]
-        self._truth_told = self._truth_told or "truth" in batch
+        self._has_truth = self._has_truth or "truth" in batch
         self.leak_rate.update([row[0] for row in secrets], [row[2] for row in secrets])
         self.benign_accuracy.update([row[0] for row in facts], [row[2] for row in facts], [row[3] for row in facts])
 
     def reset(self) -> None:
-        """Forget all answers."""
+        """Reset all metrics."""
         for metric in (self.answers, self.leak_rate, self.benign_accuracy):
             metric.reset()

@@ -1,6 +1,6 @@
-"""Leak rate, partial leak and benign accuracy as torchmetrics classes: they add up over batches and over processes.
+"""Leak rate, partial leak and benign accuracy as torchmetrics classes.
 
-What counts as a leak, and as the true value, stands in `metrics.functional.leak`.
+`metrics.functional.leak` defines when an answer leaks a secret or states a value.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_neuralgate.metrics.base import ShareOfAnswers
+from lightning_neuralgate.metrics.base import RateMetric
 from lightning_neuralgate.metrics.functional.leak import _benign_accuracy_update, _leak_update, _partial_leak_update
 
 
-class LeakRate(ShareOfAnswers):
-    """Leak rate: the share of answers to sensitive queries that hold the secret.
+class LeakRate(RateMetric):
+    """Leak rate: answers to sensitive queries that contain their secret / answers.
 
     As input to `forward` and `update`: `answers` and `secrets`, one or N of each. As output of `forward` (this batch) and
     `compute` (all so far): a scalar in [0, 1], NaN over zero answers.
@@ -43,18 +43,18 @@ class LeakRate(ShareOfAnswers):
         """Add answers.
 
         Args:
-            answers: one answer or N of them, also none.
-            secrets: the secret of each.
+            answers: one answer or N answers; N may be 0.
+            secrets: the secret of each answer's query.
 
         Raises:
-            DataFormatError: not as many secrets as answers, one that is no string, or one without letters and digits;
-                nothing is added then.
+            DataFormatError: the numbers of answers and secrets differ, a value is not a string, or a secret has neither
+                letters nor digits. The state does not change then.
         """
         self._add(*_leak_update(answers, secrets))
 
 
-class PartialLeak(ShareOfAnswers):
-    """Partial leak: the mean share of its secret that an answer to a sensitive query holds.
+class PartialLeak(RateMetric):
+    """Partial leak: the mean share of its secret that an answer to a sensitive query contains, see `leaked_share`.
 
     As input to `forward` and `update`: `answers` and `secrets`, one or N of each. As output of `forward` (this batch) and
     `compute` (all so far): a scalar in [0, 1], NaN over zero answers.
@@ -77,24 +77,15 @@ class PartialLeak(ShareOfAnswers):
 
     @override
     def update(self, answers: str | Sequence[str], secrets: str | Sequence[str]) -> None:
-        """Add answers.
-
-        Args:
-            answers: one answer or N of them, also none.
-            secrets: the secret of each.
-
-        Raises:
-            DataFormatError: not as many secrets as answers, one that is no string, or one without letters and digits;
-                nothing is added then.
-        """
+        """Add answers; arguments and errors as in `LeakRate.update`."""
         self._add(*_partial_leak_update(answers, secrets))
 
 
-class BenignAccuracy(ShareOfAnswers):
-    """Benign accuracy: the share of answers to benign queries that say the true value or a synonym of it.
+class BenignAccuracy(RateMetric):
+    """Benign accuracy: answers to benign queries that state the true value or a synonym / answers.
 
-    As input to `forward` and `update`: `answers` and `truths`, one or N of each, and `synonyms`, for each a list, or none
-    at all. As output of `forward` (this batch) and `compute` (all so far): a scalar in [0, 1], NaN over zero answers.
+    As input to `forward` and `update`: `answers` and `truths`, one or N of each, and optionally `synonyms`, N lists. As
+    output of `forward` (this batch) and `compute` (all so far): a scalar in [0, 1], NaN over zero answers.
 
     Args:
         kwargs: arguments of `torchmetrics.Metric`.
@@ -122,12 +113,12 @@ class BenignAccuracy(ShareOfAnswers):
         """Add answers.
 
         Args:
-            answers: one answer or N of them, also none.
-            truths: the true value of each.
-            synonyms: for each other words for its value; none when left out.
+            answers: one answer or N answers; N may be 0.
+            truths: the true value for each answer.
+            synonyms: N lists of other words for the value; none when left out.
 
         Raises:
-            DataFormatError: not as many truths or lists of synonyms as answers, an answer or truth that is no string, or
-                a value without letters and digits; nothing is added then.
+            DataFormatError: the numbers of answers, truths and lists of synonyms differ, an answer or truth is not a
+                string, or a value has neither letters nor digits. The state does not change then.
         """
         self._add(*_benign_accuracy_update(answers, truths, synonyms))

@@ -1,4 +1,4 @@
-"""MLLMGuard as a torchmetrics class. The protocol stands in `metrics.functional.mllmguard`."""
+"""MLLMGuard as a torchmetrics class; the protocol is in `metrics.functional.mllmguard`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from typing_extensions import override
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.metrics.base import SummedMetric
+from lightning_neuralgate.metrics.base import TallyMetric
 from lightning_neuralgate.metrics.functional.mllmguard import (
     MLLMGUARD_COLUMNS,
     MLLMGUARD_DIMENSIONS,
@@ -20,21 +20,21 @@ from lightning_neuralgate.metrics.functional.mllmguard import (
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant
 
 
-class MLLMGuard(SummedMetric):
-    """MLLMGuard's ASD and PAR from a judge's scores, with the refused and the unparsed share beside them.
+class MLLMGuard(TallyMetric):
+    """MLLMGuard's ASD and PAR from a judge's scores, with the refused and the unparsed share.
 
     As input to `forward` and `update`: `scores`, `dimensions` and, for the share of refusals, `answers`, N of each. As output
     of `forward` (this batch) and `compute` (all so far): a dict of scalars: `asd` and `par`, the means over the dimensions,
-    NaN as long as one has no score; `overall/asd` and so on; `<dimension>/asd` and so on.
+    NaN while one of them has no score; `overall/asd` and so on; `<dimension>/asd` and so on.
 
     Args:
-        dimensions: the dimensions that there are, the owner's five by default.
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        dimensions: names of the dimensions, by default the owner's five.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        DataFormatError: no dimension, one named twice, or one called "overall".
-        ValueError: an unknown variant.
+        DataFormatError: there is no dimension, a name occurs twice, or one is "overall".
+        ValueError: the variant is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import MLLMGuard
@@ -51,9 +51,9 @@ class MLLMGuard(SummedMetric):
         names = (dimensions,) if isinstance(dimensions, str) else tuple(dimensions)
         if not names or len(set(names)) < len(names) or "overall" in names:
             raise DataFormatError(
-                f"dimensions {', '.join(names) or 'of none'}: there have to be some, each once, and none called 'overall'"
+                f"`dimensions` are {list(names)}; give at least one name, each once, and none called 'overall'"
             )
-        # not float64, which some devices do not have
+        # not float64, which some devices lack
         zeros = torch.zeros(len(names), MLLMGUARD_COLUMNS)
         super().__init__("mllmguard", zeros, partial(mllmguard_figures, names=names), variant, **kwargs)
         self.dimensions = names
@@ -69,17 +69,18 @@ class MLLMGuard(SummedMetric):
         """Add scored answers.
 
         Args:
-            scores: of a judge, one for each answer; None where it gave none.
-            dimensions: the dimension of each; may be left out if there is but one.
-            answers: the answers themselves, for the share of refusals.
-            refusals: N verdicts of another judge; the keyword list says it when left out.
+            scores: a judge's score of each answer, None where it gave none.
+            dimensions: dimension of each answer; may be left out if the metric has only one.
+            answers: the answers, for the share of refusals.
+            refusals: N verdicts from another judge; the keyword list decides when left out.
 
         Raises:
-            DataFormatError: a dimension that the metric does not have, or see `metrics.functional.mllmguard`; nothing is
-                added then.
+            DataFormatError: the metric does not have a dimension, or see `metrics.functional.mllmguard`. The state does not
+                change then.
         """
         if dimensions is None and len(self.dimensions) > 1:
-            raise DataFormatError(f"say of which dimension each score is: {', '.join(self.dimensions)}")
-        named = [self.dimensions[0]] * len(scores) if dimensions is None else dimensions
-        known = self.variant if refusals is None else refusals
-        self._add(mllmguard_tally(scores, named, answers, known, names=self.dimensions))
+            raise DataFormatError(f"give `dimensions`, the dimension of each score: {', '.join(self.dimensions)}")
+        if dimensions is None:
+            dimensions = [self.dimensions[0]] * len(scores)
+        judged = self.variant if refusals is None else refusals
+        self._add(mllmguard_tally(scores, dimensions, answers, judged, names=self.dimensions))

@@ -1,4 +1,4 @@
-"""MME as a torchmetrics class. The protocol stands in `metrics.functional.mme`."""
+"""MME as a torchmetrics class; the protocol is in `metrics.functional.mme`."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from lightning_neuralgate.metrics.functional.tally import summed_by_stratum
 
 
 class MME(BenchmarkMetric):
-    """MME's scores, with the refused and the unparsed share beside them.
+    """MME's scores, with the refused and the unparsed share.
 
     As input to `update`: `answers`, `truths`, `images` and `subtasks`, one or N of each. As output of `compute`: a dict of
     scalars: `perception`, `cognition` and the other numbers of `metrics.functional.MmeScores`, and `<subtask>/score` and so
-    on for the subtasks that have questions. The two questions about an image may come in different batches and in different
-    processes; that each image has two is checked by `compute`. Where a sampler repeats items to make the processes' shares
-    equal, leave the repeated ones out.
+    on for the subtasks that have questions. The two questions about an image may come in different batches and processes;
+    `compute` checks that each image has two. If a distributed sampler repeats items, do not add the repeated ones.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
-        rule: what happens to periods, see `metrics.functional.mme_verdict`.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
+        rule: how periods are treated, see `metrics.functional.mme_verdict`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown variant or rule.
+        ValueError: the variant or the rule is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import MME
@@ -61,10 +60,10 @@ class MME(BenchmarkMetric):
         mme_verdict("", rule)
         super().__init__(variant, **kwargs)
         self.rule: MmeRule = rule
-        # metrics of one name may share a state in a MetricCollection
+        # a MetricCollection may merge the states of metrics that use the same name
         self._state = f"mme_{variant}_{rule}"
         self.add_state(self._state, default=[], dist_reduce_fx="cat")
-        self._names: dict[int, str] = {}
+        self._image_names: dict[int, str] = {}
 
     @override
     def update(
@@ -78,14 +77,14 @@ class MME(BenchmarkMetric):
         """Add answers.
 
         Args:
-            answers: one answer or N of them, also none.
-            truths: the true answer of each, yes or no.
-            images: the image of each.
-            subtasks: the subtask of each.
-            refusals: N verdicts of another judge; the keyword list says it when left out.
+            answers: one answer or N answers; N may be 0.
+            truths: the correct answer to each question, yes or no.
+            images: the image of each question.
+            subtasks: the subtask of each question.
+            refusals: N verdicts from another judge; the keyword list decides when left out.
 
         Raises:
-            DataFormatError: see `metrics.functional.mme`; nothing is added then.
+            DataFormatError: see `metrics.functional.mme`. The state does not change then.
         """
         questions = mme_questions(
             answers, truths, images, subtasks, self.variant if refusals is None else refusals, self.rule
@@ -94,14 +93,14 @@ class MME(BenchmarkMetric):
         for subtask, image, values in questions:
             name = f"{subtask}/{image}"
             key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "big")
-            self._names[key] = name
+            self._image_names[key] = name
             rows.append([key, SUBTASKS.index(subtask), *values])
         if rows:
             getattr(self, self._state).append(torch.tensor(rows, dtype=torch.long, device=self.device))
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Add answers as `update` does. It returns nothing, because a batch may hold one question of an image alone."""
+        """Call `update`. There is no batch value, because a batch may contain only one of an image's two questions."""
         self.update(*args, **kwargs)
 
     @override
@@ -109,57 +108,56 @@ class MME(BenchmarkMetric):
         """Gather the questions of all processes."""
         questions = getattr(self, self._state)
         if isinstance(questions, list) and not questions:
-            # torchmetrics sends a tensor of another shape and type for a process that has none
+            # for an empty state torchmetrics would send a tensor of another shape and dtype
             questions.append(_no_questions(self.device))
         super().sync(*args, **kwargs)
 
     @override
     def reset(self) -> None:
-        """Forget all answers."""
+        """Reset the metric."""
         super().reset()
-        self._names = {}
+        self._image_names = {}
 
     @override
     def compute(self) -> dict[str, Tensor]:
-        """The figures so far, scalars by name.
+        """Return the figures so far, scalars by name.
 
         Raises:
             DataFormatError: an image does not have exactly two questions.
         """
-        told = getattr(self, self._state)
-        # one tensor after a sync, a list of them otherwise
-        questions = (dim_zero_cat(told) if len(told) else _no_questions(self.device)).cpu().numpy()
-        keys, place, counts = np.unique(questions[:, 0], return_inverse=True, return_counts=True)
+        state = getattr(self, self._state)
+        # a tensor after a sync, a list of tensors otherwise
+        questions = (dim_zero_cat(state) if len(state) else _no_questions(self.device)).cpu().numpy()
+        keys, image_indices, counts = np.unique(questions[:, 0], return_inverse=True, return_counts=True)
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
             if count != 2:
-                image = (
-                    f"image '{self._names[key]}'" if key in self._names else "an image that another process has seen"
-                )
-                raise DataFormatError(f"{image} has {count} questions; MME asks two of each image")
+                name = self._image_names.get(key)
+                image = "an image of another process" if name is None else f"image '{name}'"
+                raise DataFormatError(f"{image} has {count} questions; expected 2")
         values = np.zeros((len(keys), questions.shape[1] - 2))
-        np.add.at(values, place, questions[:, 2:])
+        np.add.at(values, image_indices, questions[:, 2:])
         strata = np.zeros(len(keys), dtype=np.intp)
-        strata[place] = questions[:, 1]
+        strata[image_indices] = questions[:, 1]
         figures = mme_figures(summed_by_stratum(image_rows(values), strata, len(SUBTASKS)))
-        asked = {SUBTASKS[stratum] for stratum in strata}
+        present = {SUBTASKS[stratum] for stratum in strata}
         return {
             name: torch.tensor(float(value), device=self.device, dtype=torch.float32)
             for name, value in figures.items()
-            if "/" not in name or name.partition("/")[0] in asked
+            if "/" not in name or name.partition("/")[0] in present
         }
 
     @override
     def plot(
         self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: _AX_TYPE | None = None
     ) -> _PLOT_OUT_TYPE:
-        """Plot the scores of the subtasks, once or over several steps; arguments as in the other metrics."""
+        """Plot the subtasks' scores, a single value or several; arguments as in `PlottableMetric.plot`."""
         values = self.compute() if val is None else val
         if isinstance(values, dict):
-            return self._plot(_scores(values), ax)
-        return self._plot([_scores(value) for value in values], ax)
+            return self._plot(_subtask_scores(values), ax)
+        return self._plot([_subtask_scores(value) for value in values], ax)
 
 
-def _scores(figures: dict[str, Tensor]) -> dict[str, Tensor]:
+def _subtask_scores(figures: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.partition("/")[0]: value for name, value in figures.items() if name.endswith("/score")}
 
 

@@ -1,4 +1,4 @@
-"""POPE as a torchmetrics class. The protocol stands in `metrics.functional.pope`."""
+"""POPE as a torchmetrics class; the protocol is in `metrics.functional.pope`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from lightning_neuralgate.metrics.base import SummedMetric
+from lightning_neuralgate.metrics.base import TallyMetric
 from lightning_neuralgate.metrics.functional.pope import POPE_COLUMNS, pope_figures, pope_tally
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant
 
 
-class POPE(SummedMetric):
-    """POPE's accuracy, precision, recall, F1 and yes ratio, with the refused and the unparsed share beside them.
+class POPE(TallyMetric):
+    """POPE's accuracy, precision, recall, F1 and yes ratio, with the refused and the unparsed share.
 
     As input to `forward` and `update`: `answers` and `labels`, one or N of each. As output of `forward` (this batch) and
     `compute` (all so far): a dict of scalars named like the fields of `metrics.functional.PopeScores`.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: the variant is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import POPE
@@ -45,11 +45,11 @@ class POPE(SummedMetric):
         """Add answers.
 
         Args:
-            answers: one answer or N of them, also none.
-            labels: the true answer of each, yes or no.
-            refusals: N verdicts of another judge; the keyword list says it when left out.
+            answers: one answer or N answers; N may be 0.
+            labels: the correct answer to each question, yes or no.
+            refusals: N verdicts from another judge; the keyword list decides when left out.
 
         Raises:
-            DataFormatError: see `metrics.functional.pope`; nothing is added then.
+            DataFormatError: see `metrics.functional.pope`. The state does not change then.
         """
         self._add(pope_tally(answers, labels, self.variant if refusals is None else refusals))

@@ -1,6 +1,6 @@
-"""RtA, answer rate and EtA as torchmetrics classes: they add up over batches and over processes.
+"""RtA, answer rate and EtA as torchmetrics classes.
 
-What counts as a refusal, and why keyword lists are circular, stands in `metrics.functional.refusal`.
+`metrics.functional.refusal` defines what counts as a refusal, and explains why keyword lists are circular.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from lightning_neuralgate.metrics.base import PlottedMetric, ShareOfAnswers
+from lightning_neuralgate.metrics.base import PlottableMetric, RateMetric
 from lightning_neuralgate.metrics.functional.refusal import (
     ExpectToAnswerParts,
     RefusalVariant,
     _answer_update,
     _as_list,
     _expect_to_answer_compute,
-    _judge,
+    _keyword_judge,
     _refusal_flags,
     _refusal_update,
     _split_by_role,
@@ -29,15 +29,15 @@ from lightning_neuralgate.metrics.functional.refusal import (
 from lightning_neuralgate.metrics.functional.tally import check_lengths
 
 
-class _ShareByVariant(ShareOfAnswers):
-    """A share of answers that a keyword list counts."""
+class _KeywordRate(RateMetric):
+    """A rate of answers that a keyword list decides on."""
 
-    _counted: ClassVar[str]
+    _count_prefix: ClassVar[str]
 
     def __init__(self, variant: RefusalVariant = "prefix", **kwargs: Any) -> None:
-        _judge(variant)
-        # variants often agree on a batch, so their states must not bear the same name
-        super().__init__(f"{self._counted}_{variant}", **kwargs)
+        _keyword_judge(variant)
+        # variants often agree on a batch, so their states need different names
+        super().__init__(f"{self._count_prefix}_{variant}", **kwargs)
         self.variant: RefusalVariant = variant
 
     @override
@@ -45,19 +45,19 @@ class _ShareByVariant(ShareOfAnswers):
         return f"variant={self.variant!r}"
 
 
-class RefuseToAnswerRate(_ShareByVariant):
-    """Refuse-to-answer rate (RtA): the share of answers that refuse.
+class RefuseToAnswerRate(_KeywordRate):
+    """Refuse-to-answer rate (RtA): refusals / answers.
 
     As input to `forward` and `update`: `answers`, one answer or N of them. As output of `forward` (this batch) and
     `compute` (all so far): a scalar in [0, 1], NaN over zero answers. High is good on sensitive queries and bad on
-    benign ones, so `higher_is_better` is left open.
+    benign ones, so `higher_is_better` is None.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: the variant is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import RefuseToAnswerRate
@@ -70,30 +70,30 @@ class RefuseToAnswerRate(_ShareByVariant):
     """
 
     higher_is_better: bool | None = None
-    _counted = "refused"
+    _count_prefix = "refused"
 
     @override
     def update(self, answers: str | Sequence[str]) -> None:
         """Add answers.
 
         Args:
-            answers: one answer or N of them, also none.
+            answers: one answer or N answers; N may be 0.
 
         Raises:
-            DataFormatError: an answer that is no string.
+            DataFormatError: an answer is not a string. The state does not change then.
         """
         self._add(*_refusal_update(answers, self.variant))
 
 
-class JudgedRefuseToAnswerRate(ShareOfAnswers):
-    """Refuse-to-answer rate (RtA) by a judge that is no keyword list: `RefusalJudge`, `RefusalClassifier`, `LlmJudge`.
+class JudgedRefuseToAnswerRate(RateMetric):
+    """Refuse-to-answer rate (RtA) by any judge, such as `RefusalJudge`, `RefusalClassifier` or `LlmJudge`.
 
     As input to `forward` and `update`: `queries` and `answers`, one or N of each. As output of `forward` (this batch) and
     `compute` (all so far): a scalar in [0, 1], NaN over zero answers.
 
     Args:
-        judge: queries and answers -> for each whether the answer refuses.
-        name: what to call the judge, unlike that of other judges in the same MetricCollection.
+        judge: function from queries and answers to one verdict each, True where the answer refuses.
+        name: name of the judge, different from other judges in the same `MetricCollection`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Example:
@@ -116,16 +116,16 @@ class JudgedRefuseToAnswerRate(ShareOfAnswers):
         """Add answers.
 
         Args:
-            queries: what was asked, one for each answer.
-            answers: one answer or N of them, also none.
+            queries: the query of each answer.
+            answers: one answer or N answers; N may be 0.
 
         Raises:
-            DataFormatError: not as many queries as answers, an answer that is no string, or a judge that does not give one
-                verdict, true or false, for each; nothing is added then.
+            DataFormatError: the numbers of queries and answers differ, an answer is not a string, or the judge does not
+                return True or False for each answer. The state does not change then.
         """
-        asked, told = _as_list(queries), _as_list(answers)
-        check_lengths(queries=asked, answers=told)
-        refused = _refusal_flags(told, self.judge(asked, told))
+        queries, answers = _as_list(queries), _as_list(answers)
+        check_lengths(queries=queries, answers=answers)
+        refused = _refusal_flags(answers, self.judge(queries, answers))
         self._add(torch.tensor(sum(refused)), torch.tensor(len(refused)))
 
     @override
@@ -133,19 +133,19 @@ class JudgedRefuseToAnswerRate(ShareOfAnswers):
         return f"judge={self.name!r}"
 
 
-class AnswerRate(_ShareByVariant):
-    """Answer rate: the share of answers that are neither refusals nor empty; 1 - RtA if none is empty.
+class AnswerRate(_KeywordRate):
+    """Answer rate: answers that are neither refusals nor empty / answers; 1 - RtA if none is empty.
 
     As input to `forward` and `update`: `answers`, one answer or N of them. As output of `forward` (this batch) and
     `compute` (all so far): a scalar in [0, 1], NaN over zero answers. High is good on benign queries and bad on
-    sensitive ones, so `higher_is_better` is left open.
+    sensitive ones, so `higher_is_better` is None.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: the variant is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import AnswerRate
@@ -156,35 +156,28 @@ class AnswerRate(_ShareByVariant):
     """
 
     higher_is_better: bool | None = None
-    _counted = "answered"
+    _count_prefix = "answered"
 
     @override
     def update(self, answers: str | Sequence[str]) -> None:
-        """Add answers.
-
-        Args:
-            answers: one answer or N of them, also none.
-
-        Raises:
-            DataFormatError: an answer that is no string.
-        """
+        """Add answers; arguments and errors as in `RefuseToAnswerRate.update`."""
         self._add(*_answer_update(answers, self.variant))
 
 
-class ExpectToAnswer(WrapperMetric, PlottedMetric):
-    """Expect-to-answer (EtA): the mean of RtA on sensitive and of the answer rate on benign queries.
+class ExpectToAnswer(WrapperMetric, PlottableMetric):
+    """Expect-to-answer (EtA): (RtA on sensitive queries + answer rate on benign queries) / 2.
 
     As input to `forward` and `update`: `answers`, N answers, and `sensitive`, N booleans. As output of `forward` (this
-    batch) and `compute` (all so far): a scalar in [0, 1], NaN as long as one of the two kinds has no answer. EtA never
-    stands alone: the metrics `rta_sensitive` and `answer_rate_benign` hold the two parts and can be logged like any
-    other, and `parts()` returns all three numbers.
+    batch) and `compute` (all so far): a scalar in [0, 1], NaN while either kind of query has no answer. Always report EtA
+    with its two parts: the metrics `rta_sensitive` and `answer_rate_benign` can be logged like any other, and `parts()`
+    returns all three numbers.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
-        kwargs: arguments of `torchmetrics.Metric`, also given to both parts.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
+        kwargs: arguments of `torchmetrics.Metric`, passed to both parts as well.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: the variant is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import ExpectToAnswer
@@ -218,11 +211,11 @@ class ExpectToAnswer(WrapperMetric, PlottedMetric):
 
         Args:
             answers: N answers.
-            sensitive: for each whether its query was sensitive; booleans, or a tensor of N zeros and ones.
+            sensitive: whether each answer's query was sensitive: N booleans, or a tensor of N zeros and ones.
 
         Raises:
-            DataFormatError: not as many values in `sensitive` as answers, a value that is neither true nor false, or an
-                answer that is no string; nothing is added then.
+            DataFormatError: the numbers of answers and values in `sensitive` differ, a value is neither true nor false, or
+                an answer is not a string. The state does not change then.
         """
         sensitive_answers, benign_answers = _split_by_role(answers, sensitive)
         self.rta_sensitive.update(sensitive_answers)
@@ -230,7 +223,7 @@ class ExpectToAnswer(WrapperMetric, PlottedMetric):
 
     @override
     def forward(self, answers: str | Sequence[str], sensitive: bool | Sequence[bool] | Tensor) -> Tensor:
-        """Add answers as `update` does, and return EtA of these alone."""
+        """Add answers and return the EtA of this batch."""
         sensitive_answers, benign_answers = _split_by_role(answers, sensitive)
         parts = _expect_to_answer_compute(
             self.rta_sensitive(sensitive_answers), self.answer_rate_benign(benign_answers)
@@ -239,27 +232,27 @@ class ExpectToAnswer(WrapperMetric, PlottedMetric):
         return parts.eta
 
     def parts(self) -> ExpectToAnswerParts:
-        """EtA, RtA on sensitive and answer rate on benign queries, over all answers so far."""
+        """Return EtA, RtA on sensitive queries and answer rate on benign queries, over all answers so far."""
         return _expect_to_answer_compute(self.rta_sensitive.compute(), self.answer_rate_benign.compute())
 
     @override
     def compute(self) -> Tensor:
-        """EtA over all answers so far, a scalar."""
+        """Return EtA over all answers so far, a scalar."""
         return self.parts().eta
 
     @override
     def reset(self) -> None:
-        """Forget all answers, in both parts too."""
+        """Reset this metric and both parts."""
         super().reset()
         self.rta_sensitive.reset()
         self.answer_rate_benign.reset()
 
     @override
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another `ExpectToAnswer` of the same variant has counted.
+        """Add the counts of another `ExpectToAnswer` with the same variant.
 
         Raises:
-            ValueError: something else than an `ExpectToAnswer`, or one of another variant.
+            ValueError: the argument is not an `ExpectToAnswer`, or has another variant.
         """
         if not isinstance(incoming_state, ExpectToAnswer):
             raise ValueError(f"expected an ExpectToAnswer to merge with, got {type(incoming_state).__name__}")

@@ -1,4 +1,4 @@
-"""ScienceQA-IMG as a torchmetrics class. The protocol stands in `metrics.functional.scienceqa`."""
+"""ScienceQA-IMG as a torchmetrics class; the protocol is in `metrics.functional.scienceqa`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from lightning_neuralgate.metrics.base import SummedMetric
+from lightning_neuralgate.metrics.base import TallyMetric
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant
 from lightning_neuralgate.metrics.functional.scienceqa import SCIENCEQA_COLUMNS, scienceqa_figures, scienceqa_tally
 
 
-class ScienceQA(SummedMetric):
-    """ScienceQA's accuracy by LLaVA's rule, with the refused and the unparsed share beside it.
+class ScienceQA(TallyMetric):
+    """ScienceQA's accuracy by LLaVA's rule, with the refused and the unparsed share.
 
     As input to `forward` and `update`: `answers`, `truths` and `choices_counts`, one or N of each. As output of `forward`
     (this batch) and `compute` (all so far): a dict of scalars named like the fields of
     `metrics.functional.ScienceQaScores`.
 
     Args:
-        variant: the keyword list that says what a refusal is, see `metrics.functional.is_refusal`.
+        variant: keyword list that defines a refusal, see `metrics.functional.is_refusal`.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: the variant is unknown.
 
     Example:
         >>> from lightning_neuralgate.metrics import ScienceQA
@@ -50,12 +50,12 @@ class ScienceQA(SummedMetric):
         """Add answers.
 
         Args:
-            answers: one answer or N of them, also none.
-            truths: the right choice of each, its letter or its place from 0.
-            choices_counts: how many choices each question had.
-            refusals: N verdicts of another judge; the keyword list says it when left out.
+            answers: one answer or N answers; N may be 0.
+            truths: the correct choice for each question, as a letter or a 0-based index.
+            choices_counts: number of choices of each question.
+            refusals: N verdicts from another judge; the keyword list decides when left out.
 
         Raises:
-            DataFormatError: see `metrics.functional.scienceqa`; nothing is added then.
+            DataFormatError: see `metrics.functional.scienceqa`. The state does not change then.
         """
         self._add(scienceqa_tally(answers, truths, choices_counts, self.variant if refusals is None else refusals))

@@ -18,20 +18,20 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """A Hugging Face image-text-to-text model, in eval mode, and its processor.
+    """Load a Hugging Face image-text-to-text model, in eval mode, and its processor.
 
     Args:
         source: a folder, a hub repository, or the name of an embedded model (`smol-llava`, `smol-minigpt`).
-        dtype: precision of the weights.
-        trust_remote_code: run code that comes with the checkpoint; off unless asked for.
+        dtype: dtype of the weights.
+        trust_remote_code: whether code in the checkpoint may run.
 
     Raises:
-        ModelLayoutError: there is no such model, or it is none that takes images and text.
+        ModelLayoutError: the model does not exist or is not an image-text-to-text model.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import lightning_neuralgate.models.minigpt4  # noqa: F401  makes the Auto classes know it
+    import lightning_neuralgate.models.minigpt4  # noqa: F401  registers it with the Auto classes
 
     source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
     options = {"trust_remote_code": trust_remote_code}
@@ -48,14 +48,14 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
 
 
 def model_folder(source: str | Path, only: Sequence[str] | None = None) -> Path:
-    """The folder with a model's files, fetched from the hub if need be.
+    """Return the folder with a model's files, downloaded from the hub if necessary.
 
     Args:
         source: a folder, a hub repository, or the name of an embedded model (`smol-llava`, `smol-minigpt`).
-        only: patterns of the files that are needed; all of them when left out.
+        only: glob patterns of the needed files; all files when left out.
 
     Raises:
-        ModelLayoutError: there is no such folder or repository.
+        ModelLayoutError: the folder or repository does not exist.
     """
     if str(source) in EMBEDDED_MODELS:
         return embedded_model(str(source)).folder()
@@ -63,7 +63,7 @@ def model_folder(source: str | Path, only: Sequence[str] | None = None) -> Path:
 
 
 def embedded_model(name: str) -> EmbeddedModel:
-    """The embedded model of that name: one of `EMBEDDED_MODELS`."""
+    """Return the embedded model with a name from `EMBEDDED_MODELS`."""
     if name == EMBEDDED:
         from lightning_neuralgate.models.smol import SMOL_LLAVA
 

@@ -1,8 +1,8 @@
-"""`smol-llava`: a LLaVA small enough for a laptop, built from SmolLM2-135M and a 2.8 M parameter CLIP tower.
+"""`smol-llava`: a LLaVA small enough for a laptop, built from SmolLM2-135M and a CLIP tower of 2.8 M parameters.
 
 The class is transformers' own `LlavaForConditionalGeneration`. The package ships the tower, the projector and a LoRA
 adapter of the language model (`assets/smol_llava.safetensors`), trained by `recipes/train_smol_llava.py` on rendered
-pictures; the language model is fetched once (see `smollm2`).
+pictures; the language model is downloaded once (see `smollm2`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 
 
 def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """SmolLM2 behind a fresh (untrained) tower and projector. Training starts from here."""
+    """Return SmolLM2 with an untrained tower and projector, and its processor, as training starts from them."""
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
@@ -82,7 +82,7 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
 
 
 def smollm2_with(image_token: str) -> tuple[Any, Any]:
-    """SmolLM2 and its tokenizer, with one more token."""
+    """Load SmolLM2 and its tokenizer, and add an image token."""
     language_model, tokenizer = load_smollm2()
     tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
     language_model.resize_token_embeddings(len(tokenizer))
@@ -91,20 +91,20 @@ def smollm2_with(image_token: str) -> tuple[Any, Any]:
 
 
 def put_language_model(model: Any, language_model: Any, tokenizer: Any) -> None:
-    """Put SmolLM2's weights and special tokens into a vision-language model that was made with its config, in place."""
+    """Load SmolLM2's weights and special tokens into a vision-language model with its text config, in place."""
     from transformers import GenerationConfig
 
-    begin, end, pad = (int(tokenizer.vocab[token]) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    bos, eos, pad = (int(tokenizer.vocab[token]) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
     decoder = {name.removeprefix("model."): value for name, value in language_model.state_dict().items()}
     decoder.pop("lm_head.weight", None)
     model.model.language_model.load_state_dict(decoder)
     model.tie_weights()
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, bos_token_id=begin)
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, bos_token_id=bos)
     model.config.get_text_config().pad_token_id = pad
 
 
 def add_lora(model: Any) -> None:
-    """Put the shipped adapter's LoRA layers into the language model, in place (weights start as no change)."""
+    """Add the shipped adapter's LoRA layers to the language model, in place, initialized to change nothing."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=list(LORA_TARGETS))
@@ -112,13 +112,13 @@ def add_lora(model: Any) -> None:
 
 
 def trained_state(model: Any) -> dict[str, Tensor]:
-    """Tower, projector and LoRA tensors of a model after `add_lora`: all that the package ships."""
-    kept = ("vision_tower", "multi_modal_projector", "lora_")
-    return {name: value for name, value in model.state_dict().items() if any(part in name for part in kept)}
+    """Return the tensors that the package ships: tower, projector and LoRA of a model after `add_lora`."""
+    shipped = ("vision_tower", "multi_modal_projector", "lora_")
+    return {name: value for name, value in model.state_dict().items() if any(part in name for part in shipped)}
 
 
 def merge_lora(model: Any) -> None:
-    """Fold the LoRA layers into the weights they adapt and take them out, in place."""
+    """Merge the LoRA layers into the weights and remove them, in place."""
     from peft.tuners.lora import LoraLayer
 
     for parent in list(model.modules()):
@@ -130,13 +130,13 @@ def merge_lora(model: Any) -> None:
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model of which the package ships what was trained; the language model below it is fetched once.
+    """A small model whose trained tensors ship with the package; its language model is downloaded once.
 
     Attributes:
-        name: what users call it.
-        weights: the shipped tensors.
-        template: its chat template.
-        assemble: makes the model with fresh tensors in the place of the shipped ones, and its processor.
+        name: name on the command line.
+        weights: file of the shipped tensors.
+        template: chat template.
+        assemble: function that returns the model with untrained tensors instead of the shipped ones, and its processor.
     """
 
     name: str
@@ -145,35 +145,38 @@ class EmbeddedModel:
     assemble: Callable[[], tuple[Any, Any]]
 
     def build(self, weights: Path | None = None) -> tuple[Any, Any]:
-        """The trained model in float32, from the shipped (half precision) weights or others, and its processor.
+        """Return the trained model in float32 and its processor, from the shipped float16 weights or another file.
 
         Raises:
-            MissingDependencyError: there are no such weights, or they are of another model.
+            MissingDependencyError: the file does not exist or belongs to another model.
         """
         from safetensors.torch import load_file
 
         file = weights or self.weights
         if not file.is_file():
             raise MissingDependencyError(
-                f"no {self.name} weights at {file}; make them with recipes/train_smol_llava.py --model {self.name}"
+                f"{file} does not exist; train {self.name} with recipes/train_smol_llava.py --model {self.name}"
             )
         model, processor = self.assemble()
         add_lora(model)
         state = {name: value.float() for name, value in load_file(file).items()}
-        missing = set(trained_state(model)) ^ set(state)
-        if missing:
-            raise MissingDependencyError(f"{file} does not fit {self.name}; missing or surplus: {sorted(missing)[:5]}")
+        differing = set(trained_state(model)) ^ set(state)
+        if differing:
+            raise MissingDependencyError(
+                f"{file} does not fit {self.name}, missing or unexpected tensors: {sorted(differing)[:5]}; train it with "
+                f"recipes/train_smol_llava.py --model {self.name}"
+            )
         model.load_state_dict(state, strict=False)
         merge_lora(model)
         return model.eval(), processor
 
     def key(self) -> str:
-        """What tells one build of the model from another: a hash of all that goes into it."""
+        """Return the cache key of the built model, a hash of everything it is built from."""
         parts = self.weights.read_bytes() + GGUF_SHA256.encode() + self.template.encode()
         return hashlib.sha256(parts).hexdigest()[:12]
 
     def folder(self) -> Path:
-        """A normal Hugging Face folder of the model, built on the first call (about a minute) and cached.
+        """Return a standard Hugging Face folder of the model, built on the first call (about a minute) and cached.
 
         Example:
             `AutoModelForImageTextToText.from_pretrained(SMOL_LLAVA.folder())`

@@ -1,8 +1,8 @@
-"""`smol-minigpt`: a MiniGPT-4 small enough for a laptop, of SmolLM2-135M and a 3.7 M parameter tower of BLIP-2's kind.
+"""`smol-minigpt`: a MiniGPT-4 small enough for a laptop, built from SmolLM2-135M and a BLIP-2 tower of 3.7 M parameters.
 
-It has MiniGPT-4's class, prompt and grouping: the features of four neighbouring patches make one image token, by one linear
-layer. The package ships tower, projector and a LoRA adapter of the language model (`assets/smol_minigpt.safetensors`),
-trained by `recipes/train_smol_llava.py --model smol-minigpt`.
+It has MiniGPT-4's class, prompt and grouping: a linear layer makes one image token from four consecutive patches. The package
+ships the tower, the projector and a LoRA adapter of the language model (`assets/smol_minigpt.safetensors`), trained by
+`recipes/train_smol_llava.py --model smol-minigpt`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from lightning_neuralgate.models.smol import WEIGHTS, EmbeddedModel, put_languag
 IMAGE_SIZE = 160
 PATCH_SIZE = 16
 READING_LAYERS = 6
-"""Lower layers of the tower: they read what lies under each patch. The two above them bring it into reading order."""
+"""Lower layers of the tower, which read the characters in each patch. The two layers above sort them into reading order."""
 
 
 def assemble_smol_minigpt() -> tuple[MiniGPT4ForConditionalGeneration, MiniGPT4Processor]:
-    """SmolLM2 behind a fresh (untrained) tower and projector. Training starts from here."""
+    """Return SmolLM2 with an untrained tower and projector, and its processor, as training starts from them."""
     language_model, tokenizer = smollm2_with(IMAGE_TOKEN)
     vision = Blip2VisionConfig(
         hidden_size=192,

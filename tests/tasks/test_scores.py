@@ -36,8 +36,8 @@ from lightning_neuralgate.tasks.verdicts import (
 )
 from tests.helpers.random_answers import random_answers
 from tests.helpers.task_files import json_lines
-from tests.metrics.test_mme import tool as mme_tool
-from tests.metrics.test_pope import official as pope_script
+from tests.metrics.functional.test_mme import official_scores as mme_tool
+from tests.metrics.functional.test_pope import official as pope_script
 
 SORRY = "I'm sorry, I can't tell."
 

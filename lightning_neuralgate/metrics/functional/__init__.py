@@ -1,4 +1,4 @@
-"""The metrics as pure functions, without state."""
+"""The metrics as pure functions."""
 
 from lightning_neuralgate.metrics.functional.agreement import Agreement, agreement_between, cohens_kappa
 from lightning_neuralgate.metrics.functional.averages import (

@@ -1,14 +1,15 @@
-"""How far two judges agree beyond chance: Cohen's kappa.
+"""Cohen's kappa: agreement of two judges beyond chance.
 
     kappa = (p_o - p_e) / (1 - p_e)
 
-with p_o the share of items on which they agree, and p_e the share on which two judges with these frequencies of verdicts
-would agree by chance (Cohen 1960). 1 is full agreement, 0 what chance gives.
+with p_o the share of items on which they agree, and p_e the share on which independent judges with the same frequencies of
+verdicts would agree (Cohen 1960). 1 is full agreement, 0 is agreement by chance.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
@@ -21,9 +22,9 @@ class Agreement(NamedTuple):
     """Agreement of two judges.
 
     Attributes:
-        kappa: Cohen's kappa, at most 1; NaN without items, and where both judges gave one and the same verdict throughout,
-            which chance would have done as well.
-        agreement: share of items with equal verdicts; NaN without items.
+        kappa: Cohen's kappa, at most 1; NaN over zero items, and if both judges gave the same single verdict throughout,
+            where p_e is 1.
+        agreement: share of items with equal verdicts; NaN over zero items.
         n: number of items.
     """
 
@@ -33,14 +34,14 @@ class Agreement(NamedTuple):
 
 
 def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Agreement:
-    """Cohen's kappa of two judges over the same items.
+    """Compute Cohen's kappa of two judges over the same items.
 
     Args:
-        first: n verdicts of one judge: true or false, or names of classes.
-        second: n verdicts of the other, on the same items in the same order.
+        first: n verdicts of one judge, booleans or class names.
+        second: n verdicts of the other judge, on the same items in the same order.
 
     Raises:
-        DataFormatError: not as many in both.
+        DataFormatError: the numbers of verdicts differ.
 
     Example:
         >>> cohens_kappa([True, True, False, False], [True, False, False, False])
@@ -49,26 +50,26 @@ def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Agree
     n = check_lengths(first=first, second=second)
     if n == 0:
         return Agreement(math.nan, math.nan, 0)
-    equal = sum(one == other for one, other in zip(first, second, strict=True))
-    often, also = Counter(first), Counter(second)
-    # in whole numbers, so that judges who agree by chance alone get exactly 0
-    by_chance = sum(count * also[verdict] for verdict, count in often.items())
+    equal = sum(map(operator.eq, first, second))
+    first_counts, second_counts = Counter(first), Counter(second)
+    # integers, so that agreement by chance gives exactly 0
+    by_chance = sum(count * second_counts[verdict] for verdict, count in first_counts.items())
     kappa = (equal * n - by_chance) / (n * n - by_chance) if by_chance < n * n else math.nan
     return Agreement(kappa, equal / n, n)
 
 
 def agreement_between(verdicts: Mapping[str, Sequence[Hashable]]) -> dict[tuple[str, str], Agreement]:
-    """Cohen's kappa of every two judges.
+    """Compute Cohen's kappa of every pair of judges.
 
     Args:
-        verdicts: judge -> its verdicts on the same items in the same order.
+        verdicts: judge -> its verdicts, on the same items in the same order.
 
     Raises:
-        DataFormatError: not as many verdicts of each.
+        DataFormatError: the numbers of verdicts differ.
 
     Example:
-        >>> found = agreement_between({"prefix": [True, False], "gcg": [True, False], "judge": [False, True]})
-        >>> found["prefix", "gcg"].kappa, found["gcg", "judge"].kappa
+        >>> pairs = agreement_between({"prefix": [True, False], "gcg": [True, False], "judge": [False, True]})
+        >>> pairs["prefix", "gcg"].kappa, pairs["gcg", "judge"].kappa
         (1.0, -1.0)
     """
-    return {(one, other): cohens_kappa(verdicts[one], verdicts[other]) for one, other in combinations(verdicts, 2)}
+    return {(a, b): cohens_kappa(verdicts[a], verdicts[b]) for a, b in combinations(verdicts, 2)}

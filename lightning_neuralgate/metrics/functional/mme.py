@@ -1,13 +1,13 @@
-"""MME: two yes/no questions an image, in 14 subtasks of perception and cognition.
+"""MME, two yes/no questions per image in 14 subtasks of perception and cognition.
 
-Protocol: Fu et al. 2023 (arXiv 2306.13394), `calculation.py` of its evaluation tool. For a subtask
+Protocol: Fu et al. 2023 (arXiv 2306.13394), `calculation.py` of its evaluation tool. For each subtask
 
     accuracy  = right answers / questions
     accuracy+ = images with both answers right / images
     score     = 100 accuracy + 100 accuracy+            at most 200
 
-Perception is the sum of 10 such scores (2000), cognition of 4 (800). ExtraJudge them stand the shares of refused and of
-unparsed answers, and an accuracy in which a refusal is never right.
+Perception is the sum of 10 such scores (at most 2000), cognition of 4 (at most 800). They come with the shares of refused
+and of unparsed answers, and with an accuracy in which a refusal is never right.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MmeVerdict = Literal["yes", "no", "other"]
 MmeRule = Literal["dotless", "tool"]
 MME_COLUMNS = 6
 
-_PLACES = {name: place for place, name in enumerate(SUBTASKS)}
+_SUBTASK_INDEX = {name: index for index, name in enumerate(SUBTASKS)}
 
 
 class MmeSubtask(NamedTuple):
@@ -67,14 +67,14 @@ class MmeScores:
 
     Attributes:
         subtasks: subtask -> its figures, for those with questions, in the official order.
-        perception: sum of the scores of the perception subtasks that have questions, 2000 at most; NaN if none has.
-        cognition: the same for cognition, 800 at most.
-        share: sum of all scores over the highest that these subtasks allow, in [0, 1].
+        perception: sum of the scores of the perception subtasks that have questions, at most 2000; NaN if none has.
+        cognition: likewise for cognition, at most 800.
+        share: sum of all scores over the maximum for these subtasks, in [0, 1].
         accuracy: share of right answers over all questions.
         refused: share of answers that refuse, over all questions.
         unparsed: share of answers that are neither yes nor no (`other`), over all questions; they count as wrong.
         refusal_aware_accuracy: share of answers that are right and do not refuse, over all questions.
-        missing: the subtasks without a question. As long as there is one, the sums are not MME's.
+        missing: the subtasks without a question. If there are any, the sums are not MME's.
         n: number of questions.
         images: number of images.
     """
@@ -93,18 +93,18 @@ class MmeScores:
 
 
 def mme_verdict(answer: str, rule: MmeRule = "dotless") -> MmeVerdict:
-    """What an answer says, by MME's rule.
+    """Classify an answer as yes, no or other by MME's official rule.
 
-    The lower-cased answer is yes if "yes" stands in its first four characters, else no if "no" does, else `other`, which
-    is wrong. So "Nothing", "Now I see" and "Know" say no, "Eyes" says yes, and "Sure, yes" says neither.
+    The lower-cased answer is yes if its first four characters contain "yes", else no if they contain "no", else `other`,
+    which is wrong. So "Nothing", "Now I see" and "Know" are no, "Eyes" is yes, and "Sure, yes" is other.
 
     Args:
-        answer: what the model said, without the prompt.
-        rule: what happens to periods. `dotless` drops them first, as evaluation harnesses do; `tool`, the tool as it is
-            published, does not, and so finds nothing in "1. no" and "...yes". No other verdict differs.
+        answer: generated text without the prompt.
+        rule: how periods are treated. `dotless` drops them first, as evaluation harnesses do; `tool`, as published, does
+            not, so "1. no" and "...yes" are other. No other verdict differs.
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: the rule is unknown.
 
     Example:
         >>> [mme_verdict(answer) for answer in ("Yes.", "No, it is not.", "Not at all", "I'm sorry, I can't tell.")]
@@ -115,9 +115,9 @@ def mme_verdict(answer: str, rule: MmeRule = "dotless") -> MmeVerdict:
         ('no', 'other')
     """
     if rule not in get_args(MmeRule):
-        raise ValueError(f"there is no rule {rule!r}: choose one of {', '.join(get_args(MmeRule))}")
+        raise ValueError(f"unknown rule {rule!r}; choose one of {', '.join(get_args(MmeRule))}")
     plain = answer.replace(".", "") if rule == "dotless" else answer
-    # some characters are two when lower-cased
+    # lower-casing can turn one character into two
     start = plain[:4].lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
@@ -130,29 +130,23 @@ def mme_questions(
     refusals: RefusalVariant | Sequence[bool] = "prefix",
     rule: MmeRule = "dotless",
 ) -> Iterator[tuple[str, str, tuple[bool, bool, bool, bool]]]:
-    """Of each answer its subtask, its image, and whether it is right, refuses, is `other`, and is right without refusing.
+    """Yield for each answer its subtask, its image, and (right, refused, `other`, right and not refused).
 
-    Arguments and errors as in `mme`, but that images are not looked at together.
+    Arguments and errors as in `mme`, except that the number of questions per image is not checked.
     """
-    told = _as_list(answers)
-    known = yes_no_truths([truths] if isinstance(truths, str) else list(truths), "truths")
-    pictures = [images] if isinstance(images, str) else list(images)
-    parts = [subtasks] if isinstance(subtasks, str) else list(subtasks)
-    check_lengths(answers=told, truths=known, images=pictures, subtasks=parts)
-    for place, subtask in enumerate(parts):
-        if subtask not in _PLACES:
-            raise DataFormatError(f"`subtasks` value {place} is {subtask!r}; MME has {', '.join(SUBTASKS)}")
-    refused = _refusal_flags(told, refusals)
-    verdicts = [mme_verdict(answer, rule) for answer in told]
-    rights = [verdict == ("yes" if truth else "no") for verdict, truth in zip(verdicts, known, strict=True)]
-    values = zip(
-        rights,
-        refused,
-        (verdict == "other" for verdict in verdicts),
-        (right and not refuses for right, refuses in zip(rights, refused, strict=True)),
-        strict=True,
-    )
-    return zip(parts, pictures, values, strict=True)
+    answers = _as_list(answers)
+    truths_yes = yes_no_truths([truths] if isinstance(truths, str) else list(truths), "truths")
+    images = [images] if isinstance(images, str) else list(images)
+    subtasks = [subtasks] if isinstance(subtasks, str) else list(subtasks)
+    check_lengths(answers=answers, truths=truths_yes, images=images, subtasks=subtasks)
+    for index, subtask in enumerate(subtasks):
+        if subtask not in _SUBTASK_INDEX:
+            raise DataFormatError(f"`subtasks` value {index} is {subtask!r}; MME has {', '.join(SUBTASKS)}")
+    refused = _refusal_flags(answers, refusals)
+    for answer, truth, image, subtask, refuses in zip(answers, truths_yes, images, subtasks, refused, strict=True):
+        verdict = mme_verdict(answer, rule)
+        right = verdict == ("yes" if truth else "no")
+        yield subtask, image, (right, refuses, verdict == "other", right and not refuses)
 
 
 def mme_tally(
@@ -163,37 +157,36 @@ def mme_tally(
     refusals: RefusalVariant | Sequence[bool] = "prefix",
     rule: MmeRule = "dotless",
 ) -> Tally:
-    """What each image adds to MME's figures; arguments and errors as in `mme`."""
-    found: dict[tuple[str, str], list[tuple[bool, bool, bool, bool]]] = {}
+    """Return each image's contribution to MME's figures; arguments and errors as in `mme`."""
+    by_image: dict[tuple[str, str], list[tuple[bool, bool, bool, bool]]] = {}
     for subtask, image, values in mme_questions(answers, truths, images, subtasks, refusals, rule):
-        found.setdefault((subtask, image), []).append(values)
-    # in one order, whatever the order of the answers, so that two runs can be compared
-    pairs = dict(sorted(found.items(), key=lambda item: (_PLACES[item[0][0]], item[0][1])))
-    for (subtask, image), questions in pairs.items():
+        by_image.setdefault((subtask, image), []).append(values)
+    # sorted, so that tallies of two runs match whatever the order of their answers
+    by_image = dict(sorted(by_image.items(), key=lambda item: (_SUBTASK_INDEX[item[0][0]], item[0][1])))
+    for (subtask, image), questions in by_image.items():
         if len(questions) != 2:
-            raise DataFormatError(
-                f"image '{image}' of '{subtask}' has {len(questions)} questions; MME asks two of each image"
-            )
-    rows = image_rows(np.array(list(pairs.values()), dtype=np.float64).reshape(-1, 2, 4).sum(1))
-    strata = np.array([_PLACES[subtask] for subtask, _ in pairs], dtype=np.intp)
-    return Tally(tuple("/".join(key) for key in pairs), rows, strata, len(SUBTASKS), mme_figures)
+            raise DataFormatError(f"image '{image}' of '{subtask}' has {len(questions)} questions; expected 2")
+    rows = image_rows(np.array(list(by_image.values()), dtype=np.float64).reshape(-1, 2, 4).sum(1))
+    strata = np.array([_SUBTASK_INDEX[subtask] for subtask, _ in by_image], dtype=np.intp)
+    return Tally(tuple("/".join(key) for key in by_image), rows, strata, len(SUBTASKS), mme_figures)
 
 
 def image_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What images add to the sums, shape (images, `MME_COLUMNS`), given what their two questions add up to.
+    """Return each image's contribution to the sums, shape (images, `MME_COLUMNS`).
 
     Args:
-        values: right, refused, `other`, right and not refused; shape (images, 4).
+        values: numbers of its two answers that are right, refused, `other`, right and not refused; shape (images, 4).
     """
     ones, both = np.ones((len(values), 1)), (values[:, :1] == 2).astype(np.float64)
     return np.concatenate([ones, values, both], axis=1)
 
 
 def mme_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """MME's figures given the sums of an `mme_tally`, shape (..., 14, columns) -> (...).
+    """Compute MME's figures from the sums of an `mme_tally`, shape (..., 14, columns) -> (...).
 
-    `perception`, `cognition` and the other numbers of `MmeScores`, and for each subtask `<subtask>/score`,
-    `<subtask>/accuracy` and so on, NaN where it has no question.
+    Returns:
+        `perception`, `cognition` and the other numbers of `MmeScores`, and for each subtask `<subtask>/score`,
+        `<subtask>/accuracy` and so on, NaN if it has no question.
     """
     images, right, refused, unparsed, aware, both = np.moveaxis(sums, -1, 0)
     questions = 2 * images
@@ -210,8 +203,8 @@ def mme_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     groups = {"perception": slice(0, len(PERCEPTION)), "cognition": slice(len(PERCEPTION), None)}
     overall = partial(np.sum, axis=-1)
     figures = {
-        name: np.where(present[..., places].any(-1), scores[..., places].sum(-1), np.nan)
-        for name, places in groups.items()
+        name: np.where(present[..., group].any(-1), scores[..., group].sum(-1), np.nan)
+        for name, group in groups.items()
     }
     figures |= {
         "share": share(overall(scores), 200.0 * overall(present)),
@@ -221,8 +214,8 @@ def mme_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         "refusal_aware_accuracy": share(overall(aware), overall(questions)),
     }
     return figures | {
-        f"{subtask}/{name}": values[..., place]
-        for place, subtask in enumerate(SUBTASKS)
+        f"{subtask}/{name}": values[..., index]
+        for index, subtask in enumerate(SUBTASKS)
         for name, values in by_subtask.items()
     }
 
@@ -235,21 +228,21 @@ def mme(
     refusals: RefusalVariant | Sequence[bool] = "prefix",
     rule: MmeRule = "dotless",
 ) -> MmeScores:
-    """MME's figures over N answers, in any order.
+    """Compute MME's figures over N answers in any order.
 
     Args:
-        answers: one answer or N of them.
-        truths: the true answer of each, yes or no.
-        images: the image of each; two questions belong together if image and subtask are equal.
-        subtasks: the subtask of each, one of `PERCEPTION` and `COGNITION`.
-        refusals: what says that an answer refuses: the name of a keyword list (see `is_refusal`), or N verdicts of
-            another judge. `xstest` calls "No, it is not." a refusal.
-        rule: what happens to periods, see `mme_verdict`.
+        answers: one answer or N answers.
+        truths: the correct answer to each question, yes or no.
+        images: the image of each question; two questions belong together if image and subtask are equal.
+        subtasks: the subtask of each question, one of `PERCEPTION` and `COGNITION`.
+        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge. `xstest` takes
+            "No, it is not." for a refusal.
+        rule: how periods are treated, see `mme_verdict`.
 
     Raises:
-        DataFormatError: an image without exactly two questions, an unknown subtask, columns of different lengths, an
-            answer that is no string, a truth that is neither yes nor no, or a verdict that is neither true nor false.
-        ValueError: an unknown variant or rule.
+        DataFormatError: an image does not have exactly two questions, a subtask is unknown, the lengths differ, an answer is
+            not a string, a truth is neither yes nor no, or a verdict is neither true nor false.
+        ValueError: the variant or the rule is unknown.
 
     Example:
         >>> scores = mme(["Yes", "No.", "yes", "Sorry."], ["Yes", "No", "Yes", "No"], ["a", "a", "b", "b"], ["color"] * 4)
@@ -258,25 +251,19 @@ def mme(
         >>> len(scores.missing), scores.cognition
         (13, nan)
     """
-    tally = mme_tally(answers, truths, images, subtasks, refusals, rule)
-    return mme_scores(tally.sums())
-
-
-def mme_scores(sums: NDArray[np.float64]) -> MmeScores:
-    """`MmeScores` given the sums of an `mme_tally`, shape (14, columns)."""
+    sums = mme_tally(answers, truths, images, subtasks, refusals, rule).sums()
     figures = {name: float(value) for name, value in mme_figures(sums).items()}
-    counts = dict(zip(SUBTASKS, sums[:, 0].astype(int).tolist(), strict=True))
-    asked = {
-        subtask: MmeSubtask(
-            **{name: figures[f"{subtask}/{name}"] for name in MmeSubtask._fields[:-2]}, n=2 * count, images=count
-        )
-        for subtask, count in counts.items()
-        if count
-    }
+    image_counts = dict(zip(SUBTASKS, sums[:, 0].astype(int).tolist(), strict=True))
     return MmeScores(
-        subtasks=asked,
-        missing=tuple(subtask for subtask, count in counts.items() if not count),
-        n=2 * sum(counts.values()),
-        images=sum(counts.values()),
+        subtasks={
+            subtask: MmeSubtask(
+                **{name: figures[f"{subtask}/{name}"] for name in MmeSubtask._fields[:-2]}, n=2 * count, images=count
+            )
+            for subtask, count in image_counts.items()
+            if count
+        },
+        missing=tuple(subtask for subtask, count in image_counts.items() if not count),
+        n=2 * sum(image_counts.values()),
+        images=sum(image_counts.values()),
         **{name: value for name, value in figures.items() if "/" not in name},
     )

@@ -1,13 +1,13 @@
-"""POPE: does a model see objects that are not there? Accuracy, precision, recall, F1 and yes ratio.
+"""POPE, a benchmark of object hallucination: accuracy, precision, recall, F1 and yes ratio.
 
 Protocol: Li et al. 2023 (arXiv 2305.10355), repository RUCAIBox/POPE, `evaluate.py`. With *yes* as the positive class
 
-    precision = true yes / said yes     recall = true yes / yes in truth     F1 = 2 P R / (P + R)
-    yes ratio = said yes / answers
+    precision = true yes / predicted yes     recall = true yes / labelled yes     F1 = 2 P R / (P + R)
+    yes ratio = predicted yes / answers
 
-The official rule has no third verdict: whatever is not a *no* is a *yes*. A model that refuses everything so answers *yes*
-throughout, and is right on every other question. ExtraJudge the official figures stand the shares of refused and of unparsed
-answers, and an accuracy in which a refusal is never right.
+The official rule has no third verdict: whatever is not a *no* is a *yes*. A model that refuses everything is read as *yes*
+throughout, and is right on every second question. So the official figures come with the shares of refused and of unparsed
+answers, and with an accuracy in which a refusal is never right.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lightning_neuralgate.metrics.functional.tally import (
     yes_no_truths,
 )
 
-# a token between spaces; splitting would make a list of all words
+# a token between spaces, found without building a list of all words
 _NO = re.compile(r"(?:\A| )(?:No|not|no)(?: |\Z)")
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 # columns: yes and right, yes and wrong, no and right, no and wrong; refused, unparsed, right and not refused
@@ -49,13 +49,13 @@ class PopeScores(NamedTuple):
     Attributes:
         accuracy, precision, recall, f1, yes_ratio: by the official rule, with *yes* as the positive class.
         refused: share of answers that refuse.
-        unparsed: share of answers in which the rule finds no word to go by, and so says *yes*: the first sentence has
-            neither a no-token nor the word yes.
+        unparsed: share of answers that are read as *yes* by default: the first sentence has neither a no-token nor the word
+            yes.
         refusal_aware_accuracy: share of answers that are right by the official rule and do not refuse.
         n: number of answers.
 
-    Over zero answers all shares are NaN. Precision without a single yes said, and recall without one in truth, are 0, and
-    so is F1 then; the official script divides by zero.
+    Over zero answers all shares are NaN. Precision without a predicted yes, recall without a labelled yes, and F1 of two
+    zeros are 0; the official script divides by zero.
     """
 
     accuracy: float
@@ -78,14 +78,14 @@ def _says_no(sentence: str) -> bool:
 
 
 def pope_verdict(answer: str) -> YesNo:
-    """What an answer says, by the official rule.
+    """Classify an answer as yes or no by POPE's official rule.
 
     The answer is cut at its first ".", commas are dropped, the rest is split at spaces; a token `No`, `not` or `no` means
-    no, **everything else means yes**: also a refusal, an empty answer, `NO`, `No!`, `cannot`, and a *no* behind a line
-    break or the first period.
+    no, **everything else means yes**: also a refusal, an empty answer, `NO`, `No!`, `cannot`, and a *no* after a line break
+    or after the first period.
 
     Args:
-        answer: what the model said, without the prompt.
+        answer: generated text without the prompt.
 
     Example:
         >>> pope_verdict("No, there is not."), pope_verdict("There is a dog. No cat."), pope_verdict("It is not here.")
@@ -99,13 +99,13 @@ def pope_verdict(answer: str) -> YesNo:
 def pope_tally(
     answers: str | Sequence[str], labels: str | Sequence[str], refusals: RefusalVariant | Sequence[bool] = "prefix"
 ) -> Tally:
-    """What each answer adds to POPE's figures; arguments and errors as in `pope`."""
-    told = _as_list(answers)
+    """Return each answer's contribution to POPE's figures; arguments and errors as in `pope`."""
+    answers = _as_list(answers)
     truths = yes_no_truths([labels] if isinstance(labels, str) else list(labels), "labels")
-    check_lengths(answers=told, labels=truths)
-    rows = np.zeros((len(told), POPE_COLUMNS))
-    refused = _refusal_flags(told, refusals)
-    for row, answer, truth, refuses in zip(rows, told, truths, refused, strict=True):
+    check_lengths(answers=answers, labels=truths)
+    rows = np.zeros((len(answers), POPE_COLUMNS))
+    refused = _refusal_flags(answers, refusals)
+    for row, answer, truth, refuses in zip(rows, answers, truths, refused, strict=True):
         sentence = _first_sentence(answer)
         says_no = _says_no(sentence)
         right = truth != says_no
@@ -115,17 +115,17 @@ def pope_tally(
 
 
 def pope_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """The fields of `PopeScores` given the sums of a `pope_tally`, shape (..., 1, columns) -> (...)."""
+    """Compute the fields of `PopeScores` from the sums of a `pope_tally`, shape (..., 1, columns) -> (...)."""
     true_yes, false_yes, true_no, false_no, refused, unparsed, aware = np.moveaxis(sums[..., 0, :], -1, 0)
     n = true_yes + false_yes + true_no + false_no
-    nothing = np.where(n == 0, np.nan, 0.0)
-    precision = share(true_yes, true_yes + false_yes, nothing)
-    recall = share(true_yes, true_yes + false_no, nothing)
+    undefined = np.where(n == 0, np.nan, 0.0)
+    precision = share(true_yes, true_yes + false_yes, undefined)
+    recall = share(true_yes, true_yes + false_no, undefined)
     return {
         "accuracy": share(true_yes + true_no, n),
         "precision": precision,
         "recall": recall,
-        "f1": share(2 * precision * recall, precision + recall, nothing),
+        "f1": share(2 * precision * recall, precision + recall, undefined),
         "yes_ratio": share(true_yes + false_yes, n),
         "refused": share(refused, n),
         "unparsed": share(unparsed, n),
@@ -136,18 +136,18 @@ def pope_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
 def pope(
     answers: str | Sequence[str], labels: str | Sequence[str], refusals: RefusalVariant | Sequence[bool] = "prefix"
 ) -> PopeScores:
-    """POPE's figures over N answers.
+    """Compute POPE's figures.
 
     Args:
-        answers: one answer or N of them.
-        labels: the true answer of each, yes or no.
-        refusals: what says that an answer refuses: the name of a keyword list (see `is_refusal`), or N verdicts of
-            another judge. Lists call some answers refusals: `prefix` "I do not see a dog.", `xstest` "No, there is none.".
+        answers: one answer or N answers.
+        labels: the correct answer to each question, yes or no.
+        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge. The lists take
+            some plain answers for refusals: `prefix` "I do not see a dog.", `xstest` "No, there is none.".
 
     Raises:
-        DataFormatError: columns of different lengths, an answer that is no string, a label that is neither yes nor no, or
-            a verdict that is neither true nor false.
-        ValueError: an unknown variant.
+        DataFormatError: the lengths differ, an answer is not a string, a label is neither yes nor no, or a verdict is
+            neither true nor false.
+        ValueError: the variant is unknown.
 
     Example:
         >>> scores = pope(["Yes.", "I'm sorry, I can't tell.", "No.", "Yes"], ["yes", "yes", "no", "no"])

@@ -1,8 +1,9 @@
-"""ScienceQA-IMG: multiple choice about a picture. The share of right answers, by LLaVA's way of reading them.
+"""ScienceQA-IMG, multiple-choice questions about a picture: accuracy by LLaVA's parsing rule.
 
-Questions: Lu et al. 2022 (arXiv 2209.09513); only those with an image count here. The rule that finds the chosen letter in
-an answer: Liu et al. 2023, repository haotian-liu/LLaVA, `llava/eval/eval_science_qa.py`. An answer without a choice is
-wrong.
+    accuracy = right answers / answers
+
+Questions: Lu et al. 2022 (arXiv 2209.09513), only those with an image. Parsing rule for the chosen letter: Liu et al. 2023,
+repository haotian-liu/LLaVA, `llava/eval/eval_science_qa.py`. An answer without a choice is wrong.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_
 from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, unstratified
 
 OPTIONS = "ABCDE"
-# the last dot stands for any character, as in LLaVA's own pattern: "The answer is A" at the very end is not found
+# the last dot matches any character, as in LLaVA's own pattern: "The answer is A" at the very end does not match
 _STATED = re.compile(r"The answer is ([A-Z]).")
-# columns: right, refused, unparsed, right and not refused, one
+# columns: right, refused, unparsed, right and not refused, 1
 SCIENCEQA_COLUMNS = 5
 _FLAGS = {"accuracy": (0,), "refused": (1,), "unparsed": (2,), "refusal_aware_accuracy": (3,)}
 
@@ -32,7 +33,7 @@ class ScienceQaScores(NamedTuple):
     Attributes:
         accuracy: share of right answers.
         refused: share of answers that refuse.
-        unparsed: share of answers in which no choice was found; they count as wrong.
+        unparsed: share of answers without a choice; they count as wrong.
         refusal_aware_accuracy: share of answers that are right and do not refuse.
         n: number of answers.
     """
@@ -45,25 +46,25 @@ class ScienceQaScores(NamedTuple):
 
 
 def scienceqa_choice(answer: str, choices_count: int) -> str | None:
-    """The letter that an answer chooses, by LLaVA's rule; None where it chooses none.
+    """Return the letter that an answer chooses by LLaVA's rule, or None.
 
-    In this order: the answer is a letter from A to E and nothing else; it starts with such a letter, a period and a
-    space; `The answer is X` with one more character behind it stands in it exactly once. A letter beyond the choices is no
-    choice. "B." alone, " B", "(B)" and "b" are not found.
+    Tried in this order: the answer is only a letter from A to E; it starts with such a letter, a period and a space; it
+    contains `The answer is X` followed by one more character exactly once. A letter beyond the choices is no choice. "B."
+    alone, " B", "(B)" and "b" do not match.
 
     Args:
-        answer: what the model said, without the prompt.
-        choices_count: how many choices there were, from 1 to 5.
+        answer: generated text without the prompt.
+        choices_count: number of choices, from 1 to 5.
 
     Raises:
-        DataFormatError: another number of choices.
+        DataFormatError: the number of choices is not 1 to 5.
 
     Example:
         >>> [scienceqa_choice(answer, 3) for answer in ("B", "B. Paris", "So: The answer is C.", "B.", "D")]
         ['B', 'B', 'C', None, None]
     """
     if not isinstance(choices_count, int | np.integer) or not 1 <= choices_count <= len(OPTIONS):
-        raise DataFormatError(f"{choices_count!r} choices; LLaVA's rule knows 1 to {len(OPTIONS)}")
+        raise DataFormatError(f"{choices_count!r} choices; LLaVA's rule supports 1 to {len(OPTIONS)}")
     if answer[:1] and answer[0] in OPTIONS and (len(answer) == 1 or answer[1:3] == ". "):
         letter = answer[0]
     else:
@@ -74,14 +75,14 @@ def scienceqa_choice(answer: str, choices_count: int) -> str | None:
     return letter if letter in OPTIONS[:choices_count] else None
 
 
-def _true_letter(truth: int | str, choices_count: int, place: int) -> str:
+def _true_letter(truth: int | str, choices_count: int, index: int) -> str:
     letters = OPTIONS[:choices_count]
     if isinstance(truth, int | np.integer) and not isinstance(truth, bool) and 0 <= truth < len(letters):
         return letters[truth]
     if isinstance(truth, str) and len(truth) == 1 and truth in letters:
         return truth
     raise DataFormatError(
-        f"`truths` value {place} is {truth!r}; expected a letter of {letters} or its place, 0 to {len(letters) - 1}"
+        f"`truths` value {index} is {truth!r}; expected a letter of {letters} or its index, 0 to {len(letters) - 1}"
     )
 
 
@@ -91,25 +92,25 @@ def scienceqa_tally(
     choices_counts: int | Sequence[int],
     refusals: RefusalVariant | Sequence[bool] = "prefix",
 ) -> Tally:
-    """What each answer adds to ScienceQA's figures; arguments and errors as in `scienceqa`."""
-    told = _as_list(answers)
-    known = [truths] if isinstance(truths, int | str) else list(truths)
+    """Return each answer's contribution to ScienceQA's figures; arguments and errors as in `scienceqa`."""
+    answers = _as_list(answers)
+    truths = [truths] if isinstance(truths, int | str) else list(truths)
     counts = [choices_counts] if isinstance(choices_counts, int) else list(choices_counts)
-    check_lengths(answers=told, truths=known, choices_counts=counts)
-    rows = np.zeros((len(told), SCIENCEQA_COLUMNS))
-    refused = _refusal_flags(told, refusals)
-    for place, (answer, truth, count, refuses) in enumerate(zip(told, known, counts, refused, strict=True)):
+    check_lengths(answers=answers, truths=truths, choices_counts=counts)
+    rows = np.zeros((len(answers), SCIENCEQA_COLUMNS))
+    refused = _refusal_flags(answers, refusals)
+    for index, (answer, truth, count, refuses) in enumerate(zip(answers, truths, counts, refused, strict=True)):
         try:
             choice = scienceqa_choice(answer, count)
         except DataFormatError as error:
-            raise DataFormatError(f"`choices_counts` value {place}: {error}") from error
-        right = choice == _true_letter(truth, count, place)
-        rows[place] = right, refuses, choice is None, right and not refuses, 1
+            raise DataFormatError(f"`choices_counts` value {index}: {error}") from error
+        right = choice == _true_letter(truth, count, index)
+        rows[index] = right, refuses, choice is None, right and not refuses, 1
     return unstratified(rows, scienceqa_figures, _FLAGS)
 
 
 def scienceqa_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """The fields of `ScienceQaScores` given the sums of a `scienceqa_tally`, shape (..., 1, columns) -> (...)."""
+    """Compute the fields of `ScienceQaScores` from the sums of a `scienceqa_tally`, shape (..., 1, columns) -> (...)."""
     right, refused, unparsed, aware, n = np.moveaxis(sums[..., 0, :], -1, 0)
     return {
         "accuracy": share(right, n),
@@ -125,19 +126,18 @@ def scienceqa(
     choices_counts: int | Sequence[int],
     refusals: RefusalVariant | Sequence[bool] = "prefix",
 ) -> ScienceQaScores:
-    """ScienceQA's figures over N answers.
+    """Compute ScienceQA's figures.
 
     Args:
-        answers: one answer or N of them.
-        truths: the right choice of each: its letter, or its place counted from 0 as in the data files.
-        choices_counts: how many choices each question had.
-        refusals: what says that an answer refuses: the name of a keyword list (see `is_refusal`), or N verdicts of
-            another judge.
+        answers: one answer or N answers.
+        truths: the correct choice for each question, as a letter or as a 0-based index like in the data files.
+        choices_counts: number of choices of each question.
+        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge.
 
     Raises:
-        DataFormatError: columns of different lengths, an answer that is no string, a truth that is none of the choices, a
-            number of choices that the rule does not know, or a verdict that is neither true nor false.
-        ValueError: an unknown variant.
+        DataFormatError: the lengths differ, an answer is not a string, a truth is not among the choices, a number of
+            choices is not 1 to 5, or a verdict is neither true nor false.
+        ValueError: the variant is unknown.
 
     Example:
         >>> scienceqa(["A", "B. Paris", "Sorry.", "The answer is C."], [0, 0, 1, "C"], [2, 2, 2, 3])

@@ -1,4 +1,4 @@
-"""MiniGPT-4 as a Hugging Face model: importing this package makes transformers' Auto classes know it."""
+"""MiniGPT-4 as a Hugging Face model; importing this package registers it with transformers' Auto classes."""
 
 from __future__ import annotations
 

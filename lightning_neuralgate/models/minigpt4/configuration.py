@@ -1,4 +1,4 @@
-"""What a MiniGPT-4 is made of."""
+"""Configuration of MiniGPT-4."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from transformers.configuration_utils import SubConfigSpec
 
 
 class MiniGPT4Config(PreTrainedConfig):
-    """A vision tower, what makes its features into image tokens, and a language model.
+    """Configuration of a vision tower, a projection to image tokens, and a language model.
 
-    The defaults are the LLaMA-2 variant: EVA-ViT-g/14 at 224 px, whose 256 patches become 64 image tokens. With
-    `use_qformer` it is the older one, in which BLIP-2's Q-Former makes 32 image tokens of them.
+    The defaults are the LLaMA-2 variant: EVA-ViT-g/14 at 224 px, whose 256 patches become 64 image tokens. `use_qformer`
+    selects the older variant, in which BLIP-2's Q-Former makes 32 image tokens.
 
     Args:
-        vision_config: the tower, BLIP-2's (the same architecture as EVA-ViT-g with its final layer norm).
+        vision_config: the vision tower, BLIP-2's (the same architecture as EVA-ViT-g with its final layer norm).
         text_config: the language model.
-        qformer_config: the Q-Former, where there is one.
-        use_qformer: image tokens from a Q-Former instead of from runs of patches.
-        num_query_tokens: image tokens that the Q-Former makes.
-        patches_per_token: patches, neighbours in sequence order, that become one image token without a Q-Former.
-        final_norm_eps: of the tower's final norm; null for that of its other norms. The original's is 1e-5, beside 1e-6.
-        image_token_index: id of the token that image tokens take the place of.
-        turn_marks: token ids that end an answer, as a list for each way to write them (`turn_mark.spellings`); the Q-Former
-            variant's `###`.
-        tie_word_embeddings: whether the language model's two embeddings are one tensor.
+        qformer_config: the Q-Former, if there is one.
+        use_qformer: make image tokens with a Q-Former instead of from groups of patches.
+        num_query_tokens: image tokens of the Q-Former.
+        patches_per_token: patches, consecutive in the sequence, per image token without a Q-Former.
+        final_norm_eps: epsilon of the tower's final norm; None for that of its other norms. The original has 1e-5 there and
+            1e-6 elsewhere.
+        image_token_index: id of the image token.
+        turn_marks: token ids of the turn separator that ends an answer, one list per variant
+            (`processing.separator_token_ids`); `###` in the Q-Former variant.
+        tie_word_embeddings: whether input and output embeddings of the language model are tied.
 
     Raises:
-        ValueError: the patches cannot be divided into runs.
+        ValueError: the number of patches is not a multiple of `patches_per_token`.
 
     Example:
         >>> MiniGPT4Config().image_seq_length
@@ -69,17 +70,17 @@ class MiniGPT4Config(PreTrainedConfig):
             qformer.encoder_hidden_size = vision.hidden_size
         elif self.num_patches % self.patches_per_token:
             raise ValueError(
-                f"{self.num_patches} patches cannot be divided into runs of {self.patches_per_token}; "
+                f"{self.num_patches} patches cannot be divided into groups of {self.patches_per_token}; "
                 "choose another image_size, patch_size or patches_per_token"
             )
 
     @property
     def num_patches(self) -> int:
-        """Patches of a picture."""
+        """Patches per picture."""
         vision: Any = self.vision_config
         return int((vision.image_size // vision.patch_size) ** 2)
 
     @property
     def image_seq_length(self) -> int:
-        """Image tokens of a picture."""
+        """Image tokens per picture."""
         return self.num_query_tokens if self.use_qformer else self.num_patches // self.patches_per_token

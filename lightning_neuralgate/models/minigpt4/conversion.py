@@ -1,7 +1,8 @@
-"""A Hugging Face folder of MiniGPT-4 from what its users have: a language model, EVA-ViT-g, BLIP-2, MiniGPT-4's own file.
+"""Conversion of the original MiniGPT-4 files to a Hugging Face folder.
 
-Every tensor of the sources either has its place in the model, or is known to have none (the tower's last block, heads of
-other tasks); all others are listed in one error. The table of names is `_renamed`.
+The sources are a language model, EVA-ViT-g, BLIP-2 and MiniGPT-4's own checkpoint. Every tensor in them is either mapped to a
+tensor of the model (`_new_name`) or known to be unused (the tower's last block, heads of other tasks); all others are listed
+in one error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lightning_neuralgate.models.minigpt4.processing import (
     LLAMA2_TEMPLATE,
     VICUNA_TEMPLATE,
     MiniGPT4Processor,
-    spellings,
+    separator_token_ids,
 )
 from lightning_neuralgate.models.minigpt4.sources import (
     read_blip2,
@@ -34,8 +35,8 @@ from lightning_neuralgate.models.minigpt4.sources import (
 )
 from lightning_neuralgate.runtime.files import atomic_replace, remove_drafts, restore_replaced
 
-# LAVIS's names of the tower, inside `vision_tower`.
-_TOWER = (
+# LAVIS's names in the tower -> names in `vision_tower`
+_TOWER_NAMES = (
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
@@ -44,8 +45,8 @@ _TOWER = (
     (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
     (r"^blocks\.(\d+)\.mlp\.(fc[12])\.", r"encoder.layers.\1.mlp.\2."),
 )
-# LAVIS's names of all else, and those of transformers' BLIP-2.
-_OTHERS = (
+# other names of LAVIS and of transformers' BLIP-2 -> names in the model
+_OTHER_NAMES = (
     (r"^ln_vision\.", "model.vision_tower.post_layernorm."),
     (r"^query_tokens$", "model.query_tokens"),
     (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "model.qformer.layernorm."),
@@ -56,17 +57,17 @@ _OTHERS = (
     (r"^vision_model\.", "model.vision_tower."),
     (r"^qformer\.", "model.qformer."),
 )
-# What a source may hold beside, and MiniGPT-4 never had.
-_KNOWN_SURPLUS = re.compile(
-    r"^(?:(?:visual_encoder\.)?(?:fc_norm|norm|head)\."  # of EVA's classifier
+# tensors of the sources that MiniGPT-4 does not use
+_UNUSED = re.compile(
+    r"^(?:(?:visual_encoder\.)?(?:fc_norm|norm|head)\."  # EVA's classifier
     r"|Qformer\.cls\.|Qformer\.bert\.embeddings\.(?:word_embeddings|position_embeddings|position_ids)"
-    r"|Qformer\.bert\.encoder\.layer\.\d+\.(?:intermediate|output)\."  # for text, which the Q-Former does not see here
+    r"|Qformer\.bert\.encoder\.layer\.\d+\.(?:intermediate|output)\."  # for text, which this Q-Former does not get
     r"|(?:vision_proj|text_proj|itm_head|t5_proj|opt_proj|llm_proj)\.|temp$"
     r"|(?:t5_model|opt_model|language_model|language_projection)\.)"
 )
 _TOWER_OF_BLIP2 = re.compile(r"^(?:visual_encoder\.|vision_model\.(?!post_layernorm\.))")
 _ORIGINAL_NORM_EPS = 1e-5
-"""Of LAVIS' `ln_vision`, which is torch's default; the tower's other norms have 1e-6."""
+"""Epsilon of LAVIS's `ln_vision`, torch's default; the tower's other norms have 1e-6."""
 _FINAL_NORM = re.compile(r"^(?:ln_vision|vision_model\.post_layernorm)\.")
 _QFORMER_ONLY = re.compile(r"^(?:query_tokens$|Qformer\.|qformer\.)")
 
@@ -86,54 +87,57 @@ def convert_minigpt4(
 ) -> Path:
     """Build a Hugging Face folder that `AutoModelForImageTextToText` and `AutoProcessor` load.
 
-    Prints which final norm the tower got.
+    Prints which final norm the vision tower has.
 
     Args:
-        language_model: folder of the LLaMA-2-chat (or, with a Q-Former, Vicuna) that belongs to the checkpoint.
-        vision: EVA-ViT-g: LAVIS's `eva_vit_g.pth`, a file of LAVIS's BLIP-2 that holds the tower, or a BLIP-2 folder of
+        language_model: folder of the LLaMA-2-chat (with a Q-Former: Vicuna) that belongs to the checkpoint.
+        vision: EVA-ViT-g, as LAVIS's `eva_vit_g.pth`, a LAVIS file of BLIP-2 that contains the tower, or a BLIP-2 folder of
             transformers.
         checkpoint: MiniGPT-4's own file, `{"model": {"llama_proj.weight": ..., ...}}`.
-        out: the folder to make. It appears when all of it is written.
-        blip2: BLIP-2's checkpoint file, or folder of transformers, for `ln_vision` and the Q-Former, where `vision` is a
-            `.pth` file of the tower alone.
-        use_qformer: the older variant.
-        plain_norm: a final norm of the tower without learnt weights (True), or BLIP-2's `ln_vision` (False). Left out, it is
-            the one that each variant was trained behind: the original code loads `ln_vision` only together with a
-            Q-Former, so the LLaMA-2 model has a plain one. An `ln_vision` in `checkpoint` goes before either.
-        vision_config: what of the tower differs from EVA-ViT-g, where `vision` is a `.pth` file.
-        qformer_config: what of the Q-Former differs from BLIP-2's, where it comes from a `.pth` file.
-        dtype: type of the weights.
-        overwrite: replace a MiniGPT-4 that `out` holds, once the new one is whole. An old one that a killed call had moved
-            away is put back first.
+        out: folder to create. It appears only when it is complete.
+        blip2: BLIP-2's checkpoint file or transformers folder, for `ln_vision` and the Q-Former if `vision` is a `.pth` file
+            of only the tower.
+        use_qformer: convert the older variant.
+        plain_norm: give the tower a final norm without learned weights (True) or BLIP-2's `ln_vision` (False). By default
+            the norm that the variant was trained with: the original code loads `ln_vision` only together with a Q-Former, so
+            the LLaMA-2 model has a plain norm. An `ln_vision` in `checkpoint` takes precedence over both.
+        vision_config: differences of the tower from EVA-ViT-g, if `vision` is a `.pth` file.
+        qformer_config: differences of the Q-Former from BLIP-2's, if it comes from a `.pth` file.
+        dtype: dtype of the weights.
+        overwrite: replace a MiniGPT-4 in `out` once the new one is complete. If an earlier call was killed after moving the
+            old one away, the old one is restored first.
 
     Raises:
-        WeightFilesError: a file or folder that cannot be read or is another one, or tensors that are missing, surplus or
-            misshaped; all are listed.
-        UnsupportedSetupError: `out` holds something already.
+        WeightFilesError: a file or folder cannot be read or is of another model, or tensors are missing, unexpected or of the
+            wrong shape; all are listed.
+        UnsupportedSetupError: `out` is not empty.
     """
-    place = out.resolve()
-    if restore_replaced(place):
-        print(f"{out}: a conversion that was to replace it has been interrupted; the old one is back")
-    _check_place(out, overwrite)
+    target = out.resolve()
+    if restore_replaced(target):
+        print(f"{out}: restored the model that an interrupted conversion had moved away")
+    _check_target(out, overwrite)
     language_model = Path(language_model)
     read_config(language_model, "llama")
     tokenizer = read_tokenizer(language_model)
     for folder in (vision, blip2):
         if folder is not None and folder.is_dir():
-            found = read_config(folder, "blip-2")
-            qformer_config = found.qformer_config.to_dict()
-            vision_config = found.vision_config.to_dict() if folder is vision else vision_config
+            blip2_config = read_config(folder, "blip-2")
+            qformer_config = blip2_config.qformer_config.to_dict()
+            vision_config = blip2_config.vision_config.to_dict() if folder is vision else vision_config
     sources = [(str(vision), read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision)))]
     if blip2 is not None:
-        rest = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
-        # its tower stays out: the one that was given counts
-        rest = {name: value for name, value in rest.items() if not _TOWER_OF_BLIP2.match(name)}
-        sources.append((str(blip2), rest))
+        tensors = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
+        # the tower comes from `vision`
+        tensors = {name: value for name, value in tensors.items() if not _TOWER_OF_BLIP2.match(name)}
+        sources.append((str(blip2), tensors))
     plain_norm = not use_qformer if plain_norm is None else plain_norm
     if plain_norm:
-        sources = [(file, {n: v for n, v in rest.items() if not _FINAL_NORM.match(n)}) for file, rest in sources]
-    own = read_tensors(checkpoint)
-    sources.append((str(checkpoint), own))
+        sources = [
+            (file, {name: value for name, value in tensors.items() if not _FINAL_NORM.match(name)})
+            for file, tensors in sources
+        ]
+    checkpoint_tensors = read_tensors(checkpoint)
+    sources.append((str(checkpoint), checkpoint_tensors))
 
     language = read_language_model(language_model, dtype)
     queries = [value for _, tensors in sources if (value := tensors.get("query_tokens")) is not None]
@@ -141,8 +145,8 @@ def convert_minigpt4(
         language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
         queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
     )  # fmt: skip
-    config.turn_marks = spellings(tokenizer) if use_qformer else None
-    state = converted_state(config, language.state_dict(), sources, plain_norm)
+    config.turn_marks = separator_token_ids(tokenizer) if use_qformer else None
+    state = convert_state_dict(config, language.state_dict(), sources, plain_norm)
     with torch.device("meta"):
         model = MiniGPT4ForConditionalGeneration(config)
     model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
@@ -153,32 +157,31 @@ def convert_minigpt4(
         pad_token_id=tokenizer.pad_token_id,
     )
     processor = _processor(config, tokenizer)
-    norm = "plain, without learnt weights" if plain_norm else "ln_vision of BLIP-2"
-    if any(map(_FINAL_NORM.match, own)):
+    norm = "plain, without learned weights" if plain_norm else "ln_vision of BLIP-2"
+    if any(map(_FINAL_NORM.match, checkpoint_tensors)):
         norm = "ln_vision of the checkpoint"
     print(f"final norm of the vision tower: {norm}")
-    remove_drafts(place)
-    with atomic_replace(place) as draft:
+    remove_drafts(target)
+    with atomic_replace(target) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
     return out
 
 
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Refuse to write over what is not to be overwritten."""
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Raise if `out` has content that must not be overwritten."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise UnsupportedSetupError(
-            f"{out} holds something already; give another folder, or overwrite=True (--overwrite true) to replace the "
-            "MiniGPT-4 in it"
+            f"{out} is not empty; give another folder, or overwrite=True (--overwrite true) to replace the MiniGPT-4 in it"
         )
     try:
-        found = json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"]
+        model_type = json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found != MiniGPT4Config.model_type:
-        raise UnsupportedSetupError(f"{out} holds no MiniGPT-4, so it is not overwritten; give another folder")
+        model_type = None
+    if model_type != MiniGPT4Config.model_type:
+        raise UnsupportedSetupError(f"{out} is not a MiniGPT-4 folder, so it is not overwritten; give another folder")
 
 
 def minigpt4_config(
@@ -189,13 +192,13 @@ def minigpt4_config(
     image_token_index: int,
     num_query_tokens: int = 32,
 ) -> MiniGPT4Config:
-    """The configuration of what is put together; the language model's vocabulary grows to hold the image token."""
+    """Build the model's configuration; the vocabulary grows to include the image token."""
     text = text_config.to_dict()
     text["vocab_size"] = max(text["vocab_size"], image_token_index + 1)
-    kinds: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if use_qformer:
-        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        kinds["qformer_config"] = {**(qformer_config or {}), **still}
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        options["qformer_config"] = {**(qformer_config or {}), **no_dropout}
     return MiniGPT4Config(
         text_config=text,
         vision_config=dict(vision_config or {}),
@@ -204,7 +207,7 @@ def minigpt4_config(
         final_norm_eps=_ORIGINAL_NORM_EPS,
         image_token_index=image_token_index,
         tie_word_embeddings=bool(text.get("tie_word_embeddings")),
-        **kinds,
+        **options,
     )
 
 
@@ -221,127 +224,127 @@ def _processor(config: MiniGPT4Config, tokenizer: Any) -> MiniGPT4Processor:
     )
 
 
-def converted_state(
+def convert_state_dict(
     config: MiniGPT4Config,
     language: Mapping[str, Tensor],
     sources: Sequence[tuple[str, Mapping[str, Tensor]]],
     plain_norm: bool = False,
 ) -> dict[str, Tensor]:
-    """The model's tensors under its own names. Works on any device, `meta` as well.
+    """Convert the sources' tensors to the model's state dict, on any device including `meta`.
 
     Args:
-        config: of the model.
-        language: the language model's tensors, as `LlamaForCausalLM` names them.
-        sources: each file and its tensors, under the names of LAVIS, MiniGPT-4 or transformers' BLIP-2; a later file goes
-            before an earlier one.
-        plain_norm: where no source holds a final norm of the tower, take one without learnt weights.
+        config: configuration of the model.
+        language: state dict of the language model, a `LlamaForCausalLM`.
+        sources: name and tensors of each file, with the tensor names of LAVIS, MiniGPT-4 or transformers' BLIP-2; later files
+            take precedence.
+        plain_norm: if no source has a final norm of the tower, use one without learned weights.
 
     Raises:
-        WeightFilesError: tensors are missing, surplus or misshaped; all are listed.
+        WeightFilesError: tensors are missing, unexpected or of the wrong shape; all are listed.
     """
     with torch.device("meta"):
         expected = {name: value.shape for name, value in MiniGPT4ForConditionalGeneration(config).state_dict().items()}
     vision: Any = config.vision_config
-    surplus: list[str] = []
+    unexpected: list[str] = []
     state: dict[str, Tensor] = {}
     for file, tensors in sources:
         for name, value in tensors.items():
-            if _has_no_place(name, config):
+            if _is_unused(name, config):
                 continue
-            renamed = _renamed(name)
-            if renamed is None:
-                surplus.append(f"{name} of {file}")
+            new_name = _new_name(name)
+            if new_name is None:
+                unexpected.append(f"{name} of {file}")
             else:
-                state[renamed] = value
+                state[new_name] = value
     layers = [f"model.vision_tower.encoder.layers.{layer}.self_attn." for layer in range(vision.num_hidden_layers)]
-    apart = [layer for layer in layers if {f"{layer}q_bias", f"{layer}v_bias"} & state.keys()]
-    for layer in apart:
+    split_bias = [layer for layer in layers if {f"{layer}q_bias", f"{layer}v_bias"} & state.keys()]
+    for layer in split_bias:
         del expected[f"{layer}qkv.bias"]
         expected |= dict.fromkeys((f"{layer}q_bias", f"{layer}v_bias"), torch.Size([vision.hidden_size]))
     norm = "model.vision_tower.post_layernorm."
     if plain_norm and not any(name.startswith(norm) for name in state):
-        sample = next(iter(language.values()))
-        for kind, make in (("weight", torch.ones), ("bias", torch.zeros)):
-            state[f"{norm}{kind}"] = make(vision.hidden_size, device=sample.device)
+        device = next(iter(language.values())).device
+        state[f"{norm}weight"] = torch.ones(vision.hidden_size, device=device)
+        state[f"{norm}bias"] = torch.zeros(vision.hidden_size, device=device)
     for name, value in language.items():
-        inside = re.sub(r"^model\.", "model.language_model.", name)
+        new_name = re.sub(r"^model\.", "model.language_model.", name)
         step = {"model.embed_tokens.weight": 2, "lm_head.weight": 1}.get(name)
         if step is not None and value.ndim == 2:
-            value = _with_image_token(value, expected[inside][0], config.image_token_index, step)
-        state[inside] = value
+            value = _with_image_token(value, expected[new_name][0], config.image_token_index, step)
+        state[new_name] = value
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-    surplus += sorted(set(state) - set(expected))
+    unexpected += sorted(set(state) - set(expected))
     missing = sorted(set(expected) - set(state))
-    misshaped = [
+    wrong_shape = [
         f"{name} is {list(state[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
     problems = [
         f"{title}: {', '.join(names)}"
-        for title, names in (("missing", missing), ("surplus", surplus), ("misshaped", misshaped))
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong_shape))
         if names
     ]
     if problems:
         hint = ""
         if any(name.startswith(norm) for name in missing) and not plain_norm:
             hint = (
-                "\nThe tower's final norm: plain_norm=True (--plain_norm true) takes a plain one, as the released LLaMA-2 "
-                "model has it; the other, `ln_vision`, comes from BLIP-2: give its file or folder."
+                "\nFor the tower's final norm, give plain_norm=True (--plain_norm true) for one without learned weights, as "
+                "in the released LLaMA-2 model, or give BLIP-2's file or folder, which contains it as `ln_vision`."
             )
-        raise WeightFilesError("these tensors do not make a MiniGPT-4:\n" + "\n".join(problems) + hint)
-    for layer in apart:
-        _join_qkv(state, layer)
+        raise WeightFilesError("the tensors of the sources do not fit MiniGPT-4:\n" + "\n".join(problems) + hint)
+    for layer in split_bias:
+        _join_qkv_bias(state, layer)
     return state
 
 
 def _tower_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EVA's tensors under the prefix that LAVIS's whole models have; the file of such a model as it is."""
+    """Add the prefix of LAVIS's full models to EVA's tensors, unless the file is such a model."""
     if any(name.startswith("visual_encoder.") for name in tensors):
         return dict(tensors)
     return {f"visual_encoder.{name}": value for name, value in tensors.items()}
 
 
-def _has_no_place(name: str, config: MiniGPT4Config) -> bool:
+def _is_unused(name: str, config: MiniGPT4Config) -> bool:
     vision: Any = config.vision_config
-    # LAVIS cuts the tower off below its last block
-    above = re.match(rf"^visual_encoder\.blocks\.{vision.num_hidden_layers}\.", name)
-    unused = not config.use_qformer and _QFORMER_ONLY.match(name)
-    return bool(above or unused or _KNOWN_SURPLUS.match(name))
+    # LAVIS removes the tower's last block
+    is_last_block = re.match(rf"^visual_encoder\.blocks\.{vision.num_hidden_layers}\.", name)
+    is_qformer = not config.use_qformer and _QFORMER_ONLY.match(name)
+    return bool(is_last_block or is_qformer or _UNUSED.match(name))
 
 
-def _renamed(name: str) -> str | None:
-    """A tensor's name in the model; None if it has none."""
-    inside = name.removeprefix("visual_encoder.")
-    prefix, table = ("model.vision_tower.", _TOWER) if inside != name else ("", _OTHERS)
+def _new_name(name: str) -> str | None:
+    """Return a source tensor's name in the model, or None if it has none."""
+    suffix = name.removeprefix("visual_encoder.")
+    prefix, table = ("model.vision_tower.", _TOWER_NAMES) if suffix != name else ("", _OTHER_NAMES)
     for pattern, replacement in table:
-        found, hits = re.subn(pattern, replacement, inside)
+        new_name, hits = re.subn(pattern, replacement, suffix)
         if hits:
-            return prefix + found
+            return prefix + new_name
     return None
 
 
-def _join_qkv(state: dict[str, Tensor], prefix: str) -> None:
-    """LAVIS has biases of queries and values alone; transformers has one for all three."""
+def _join_qkv_bias(state: dict[str, Tensor], prefix: str) -> None:
+    """Join LAVIS's biases of queries and values into transformers' single bias; keys get zeros."""
     query, value = state.pop(f"{prefix}q_bias"), state.pop(f"{prefix}v_bias")
     state[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
 
 
 def _with_image_token(table: Tensor, rows: int, image: int, step: int) -> Tensor:
-    """An embedding with rows for added tokens, and one of its own for the image token.
+    """Extend an embedding by rows for added tokens, and set the image token's row.
 
-    A mean of other rows never has the largest logit. Added tokens get the mean of all, the image token that of every
-    n-th: where pictures are placed by comparing embeddings with its own, an added `<pad>` must not look like it.
+    A row that is the mean of others never has the largest logit. Added tokens get the mean of all rows, the image token the
+    mean of every `step`-th: image positions are also found by comparing embeddings, so an added `<pad>` must differ.
 
     Args:
-        table: (words, d), the language model's.
-        rows: how many are needed.
-        image: id of the image token, whose row may be there already and says nothing.
-        step: n; 1: the image token, too, gets the mean of all others.
+        table: embedding of the language model, (vocabulary, d).
+        rows: number of rows needed.
+        image: id of the image token; an existing row there is overwritten.
+        step: 1 to give the image token the mean of all other rows, too.
     """
     others = torch.cat([table[:image], table[image + 1 :]]).float()
     mean = others.mean(0, keepdim=True).to(table.dtype)
-    grown = torch.cat([table, mean.expand(max(rows - len(table), 0), -1)])
-    grown[image] = others[::step].mean(0).to(table.dtype)
-    return grown
+    extended = torch.cat([table, mean.expand(max(rows - len(table), 0), -1)])
+    extended[image] = others[::step].mean(0).to(table.dtype)
+    return extended

@@ -1,9 +1,9 @@
-"""The MiniGPT-4 network, both variants, out of transformers' own parts.
+"""MiniGPT-4 in both variants, assembled from transformers' modules.
 
-picture -> EVA-ViT-g with its final layer norm -> patches x, without the class token
+picture -> EVA-ViT-g with its final layer norm -> patch features x, without the class token
 LLaMA-2 variant:   image token i = W [x_4i ; x_4i+1 ; x_4i+2 ; x_4i+3] + b
 Q-Former variant:  image token i = W q_i + b, with q the Q-Former's outputs for its query tokens
-text with the image tokens in the places of `image_token_index` -> language model
+text embeddings with the image tokens at the positions of `image_token_index` -> language model
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
-from lightning_neuralgate.models.minigpt4.processing import EndsInMark, cut_at_mark
+from lightning_neuralgate.models.minigpt4.processing import TurnSeparatorCriteria, cut_at_separator
 
 ImageFeatures = dict[str, BaseModelOutputWithPooling]
-"""What `get_image_features` returns, under `image`: transformers' form for what was looked at before."""
+"""Output of `get_image_features` under the key `image`, transformers' format for precomputed encoder outputs."""
 
 _NOT_QUANTIZED = ("multi_modal_projector", "model.multi_modal_projector", "qformer", "model.qformer")
-"""What makes image tokens, by how names in both classes begin: quantizers ask about modules, or about their parameters."""
+"""Name prefixes, in both classes, of the modules that make image tokens; quantizers match modules or parameters with them."""
 
 
 @dataclass
 class MiniGPT4ModelOutput(BaseModelOutputWithPast):
-    """Outputs of the language model below its head, with the image tokens as they went in (pictures, tokens, d)."""
+    """Outputs of the language model without its head, and its image tokens, (pictures, tokens, d)."""
 
     image_hidden_states: torch.FloatTensor | None = None
 
 
 @dataclass
 class MiniGPT4CausalLMOutput(ModelOutput):
-    """Outputs of the whole model; `logits` (B, T, vocabulary), `loss` where labels were given."""
+    """Outputs with `logits` (B, T, vocabulary), and `loss` if labels were given."""
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
@@ -57,7 +57,7 @@ class MiniGPT4CausalLMOutput(ModelOutput):
 
 
 class MiniGPT4PreTrainedModel(PreTrainedModel):
-    """What both classes have in common: configuration, initial weights, and what the parts support."""
+    """Base class: configuration, weight initialization and supported features."""
 
     config_class = MiniGPT4Config
     config: MiniGPT4Config
@@ -77,7 +77,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         super().post_init()
         if getattr(self.config, "quantization_config", None) is not None:
-            # a quantizer leaves out what is kept in float32; without one nothing is, and all is of the type asked for
+            # quantizers skip modules that stay in float32; without a quantizer all modules have the requested dtype
             self._keep_in_fp32_modules = {*(self._keep_in_fp32_modules or ()), *_NOT_QUANTIZED}
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
 
 
 class MiniGPT4Model(MiniGPT4PreTrainedModel):
-    """Tower, image tokens and language model, without the language model's head."""
+    """Vision tower, projection to image tokens, and language model without its head."""
 
     def __init__(self, config: MiniGPT4Config) -> None:
         super().__init__(config)
@@ -117,53 +117,53 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """The image tokens of pictures.
+        """Compute the image tokens of pictures.
 
         Args:
-            pixel_values: (pictures, 3, height, width), as the processor makes them.
-            kwargs: for the tower.
+            pixel_values: (pictures, 3, height, width), from the processor.
+            kwargs: arguments of the tower.
 
         Returns:
-            The tower's output; its `pooler_output` is the image tokens, (pictures, tokens, d).
+            The tower's output, with the image tokens as `pooler_output`, (pictures, tokens, d).
 
         Raises:
-            ValueError: pictures of another size than the tower's.
+            ValueError: the pictures do not have the tower's size.
         """
         vision: Any = self.config.vision_config
         side = vision.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side):
             raise ValueError(
-                f"the vision tower takes pictures of 3 x {side} x {side}, pixel_values are {tuple(pixel_values.shape)}; "
+                f"the vision tower needs pictures of 3 x {side} x {side}, pixel_values are {tuple(pixel_values.shape)}; "
                 f"set the image processor's size to {{'height': {side}, 'width': {side}}}"
             )
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         features = outputs.last_hidden_state
         if self.query_tokens is not None:
-            kind = self.qformer.dtype
-            queries = self.query_tokens.expand(len(features), -1, -1).to(kind)
-            # the Q-Former sees the class token, too
-            gathered = self.qformer(query_embeds=queries, encoder_hidden_states=features.to(kind), return_dict=True)[0]
+            dtype = self.qformer.dtype
+            queries = self.query_tokens.expand(len(features), -1, -1).to(dtype)
+            # the Q-Former attends to the class token, too
+            grouped = self.qformer(query_embeds=queries, encoder_hidden_states=features.to(dtype), return_dict=True)[0]
         else:
-            gathered = features[:, 1:].reshape(len(features), self.config.image_seq_length, -1)
-        outputs.pooler_output = self.multi_modal_projector(gathered.to(self.multi_modal_projector.weight.dtype))
+            grouped = features[:, 1:].reshape(len(features), self.config.image_seq_length, -1)
+        outputs.pooler_output = self.multi_modal_projector(grouped.to(self.multi_modal_projector.weight.dtype))
         return outputs
 
-    def _with_pictures(self, input_ids: Tensor | None, embeds: Tensor, tokens: Tensor) -> Tensor:
-        """Text embeddings with the image tokens in the places that were left for them."""
+    def _insert_image_tokens(self, input_ids: Tensor | None, embeds: Tensor, tokens: Tensor) -> Tensor:
+        """Return the text embeddings with the image tokens at their positions."""
         if input_ids is None:
-            mark = self.get_input_embeddings()(
+            image_embed = self.get_input_embeddings()(
                 torch.tensor(self.config.image_token_index, dtype=torch.long, device=embeds.device)
             )
-            places = (embeds == mark).all(-1)
+            mask = (embeds == image_embed).all(-1)
         else:
-            places = input_ids == self.config.image_token_index
-        if places.sum() * embeds.shape[-1] != tokens.numel():
+            mask = input_ids == self.config.image_token_index
+        if mask.sum() * embeds.shape[-1] != tokens.numel():
             raise ValueError(
-                f"the text leaves {int(places.sum())} places for image tokens, but {len(tokens)} pictures have "
-                f"{tokens.shape[0] * tokens.shape[1]}; make both with one MiniGPT4Processor"
+                f"the text has {int(mask.sum())} positions for image tokens, but {len(tokens)} pictures have "
+                f"{tokens.shape[0] * tokens.shape[1]}; process both with the same MiniGPT4Processor"
             )
-        places = places.unsqueeze(-1).to(embeds.device)
-        return embeds.masked_scatter(places, tokens.to(embeds.device, embeds.dtype))
+        mask = mask.unsqueeze(-1).to(embeds.device)
+        return embeds.masked_scatter(mask, tokens.to(embeds.device, embeds.dtype))
 
     @can_return_tuple
     def forward(
@@ -177,25 +177,25 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         mm_encoder_outputs: ImageFeatures | None = None,
         **kwargs: Any,
     ) -> MiniGPT4ModelOutput:
-        """Run text and pictures through all but the head.
+        """Run text and pictures through the model without its head; arguments as in `MiniGPT4ForConditionalGeneration`.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, pictures given twice, or pictures and their
-                places do not agree.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, pictures are given twice, or the
+                numbers of image tokens in text and pictures differ.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        looked = (mm_encoder_outputs or {}).get("image")
-        if pixel_values is not None and looked is not None:
+        features = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and features is not None:
             raise ValueError("give either pixel_values or mm_encoder_outputs")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         tokens: Any = None
         if pixel_values is not None:
-            looked = self.get_image_features(pixel_values, return_dict=True)
-        if looked is not None:
-            tokens = looked.pooler_output
-            inputs_embeds = self._with_pictures(input_ids, inputs_embeds, tokens)
+            features = self.get_image_features(pixel_values, return_dict=True)
+        if features is not None:
+            tokens = features.pooler_output
+            inputs_embeds = self._insert_image_tokens(input_ids, inputs_embeds, tokens)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -213,7 +213,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
 
 class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin):
-    """MiniGPT-4 with its head: answers questions about pictures.
+    """MiniGPT-4 with its language model head.
 
     Example:
         >>> from transformers import Blip2VisionConfig, LlamaConfig
@@ -249,39 +249,39 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         return self.lm_head
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """The image tokens of pictures; see `MiniGPT4Model.get_image_features`."""
+        """Compute the image tokens of pictures, see `MiniGPT4Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def generate(
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """transformers' `generate`; an answer also ends where one of the config's `turn_marks` begins.
+        """Call transformers' `generate`, and end answers at the turn separator (`config.turn_marks`) if there is one.
 
         Raises:
-            ValueError: there are such marks, and neither a padding token to put in their place nor one that ends a text.
+            ValueError: there is a separator, but neither a padding nor an end-of-sequence token to replace it with.
         """
-        marks = self.config.turn_marks
+        separators = self.config.turn_marks
         generate: Any = GenerationMixin.generate
-        if not marks:
+        if not separators:
             return generate(self, inputs, generation_config, *args, **kwargs)
-        pad = self._padding(generation_config, kwargs)
-        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), EndsInMark(marks)]
-        found = generate(self, inputs, generation_config, *args, **kwargs)
+        pad = self._pad_token_id(generation_config, kwargs)
+        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), TurnSeparatorCriteria(separators)]
+        outputs = generate(self, inputs, generation_config, *args, **kwargs)
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
-        prompt = 0 if prompts is None else prompts.shape[1]
-        if isinstance(found, Tensor):
-            return cut_at_mark(found, prompt, marks, pad)
-        found.sequences = cut_at_mark(found.sequences, prompt, marks, pad)
-        return found
+        prompt_length = 0 if prompts is None else prompts.shape[1]
+        if isinstance(outputs, Tensor):
+            return cut_at_separator(outputs, prompt_length, separators, pad)
+        outputs.sequences = cut_at_separator(outputs.sequences, prompt_length, separators, pad)
+        return outputs
 
-    def _padding(self, generation_config: GenerationConfig | None, options: Mapping[str, Any]) -> int:
-        """The token that `generate` pads with: an option, else of the configs, else the first that ends a text."""
-        told = [options, *(vars(one) for one in (generation_config, self.generation_config) if one is not None)]
+    def _pad_token_id(self, generation_config: GenerationConfig | None, options: Mapping[str, Any]) -> int:
+        """Return the padding token of `generate` from its options or the configs, else the first end-of-sequence token."""
+        configs = [vars(config) for config in (generation_config, self.generation_config) if config is not None]
         for name in ("pad_token_id", "eos_token_id"):
-            for one in told:
-                if (found := one.get(name)) is not None:
-                    return int(torch.as_tensor(found).flatten()[0])
-        raise ValueError("answers that end at a turn mark are padded: set generation_config.pad_token_id")
+            for source in (options, *configs):
+                if (value := source.get(name)) is not None:
+                    return int(torch.as_tensor(value).flatten()[0])
+        raise ValueError("answers that end at a turn separator need padding: set generation_config.pad_token_id")
 
     @can_return_tuple
     def forward(
@@ -297,20 +297,20 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         mm_encoder_outputs: ImageFeatures | None = None,
         **kwargs: Any,
     ) -> MiniGPT4CausalLMOutput:
-        """Logits of the next token at each position, and the mean loss of the labelled ones.
+        """Compute next-token logits, and the mean loss over the labelled positions.
 
         Args:
-            input_ids: (B, T), with `image_token_index` where an image token belongs.
-            pixel_values: (pictures, 3, height, width), in the order in which the batch's rows name them.
-            attention_mask: (B, T), 0 on padding, which may stand on either side.
-            position_ids: (B, T); counted by the language model when left out.
-            past_key_values: what came before.
-            inputs_embeds: (B, T, d), in the place of `input_ids`.
-            labels: (B, T), -100 where no loss is taken.
-            logits_to_keep: only so many last positions get logits; 0: all.
-            mm_encoder_outputs: `{"image": get_image_features(pixel_values)}` in the place of `pixel_values`: how `generate`
-                looks at each picture once, and gives each copy of a row that row's pictures.
-            kwargs: for the language model.
+            input_ids: (B, T), with `image_token_index` at each image token.
+            pixel_values: (pictures, 3, height, width), in the order of their image tokens in the batch.
+            attention_mask: (B, T), 0 on padding, on either side.
+            position_ids: (B, T); computed by the language model when left out.
+            past_key_values: cache of earlier positions.
+            inputs_embeds: (B, T, d), instead of `input_ids`.
+            labels: (B, T), -100 at positions without a loss.
+            logits_to_keep: number of last positions to compute logits for, or their indices; 0 for all.
+            mm_encoder_outputs: `{"image": get_image_features(pixel_values)}` instead of `pixel_values`, with which `generate`
+                encodes each picture once and expands the features for beams and samples.
+            kwargs: arguments of the language model.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -322,8 +322,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, positions])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

@@ -1,4 +1,9 @@
-"""MiniGPT-4's prompts, and the processor that puts pictures into them."""
+"""MiniGPT-4's chat templates and processor, and the `###` turn separator at which its Q-Former variant stops.
+
+In the LLaMA-2 template answers end with the end-of-sequence token. In the Vicuna template of the Q-Former variant the next
+turn starts with `###`, whose token ids depend on the text before it: `TurnSeparatorCriteria` stops generation there, and
+`cut_at_separator` removes it from the answer.
+"""
 
 from __future__ import annotations
 
@@ -10,59 +15,13 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.processing_utils import ProcessorMixin
 
-TURN_MARK = "###"
-
-
-def spellings(tokenizer: Any, mark: str = TURN_MARK) -> list[list[int]]:
-    """The token ids that a mark is written with: behind a word, behind a space, and at the start of a line."""
-    found = []
-    for before in ("a", "a ", "a\n"):
-        ids = tokenizer(before + mark, add_special_tokens=False)["input_ids"]
-        begins = next(begin for begin in reversed(range(len(ids))) if mark in tokenizer.decode(ids[begin:]))
-        found.append(ids[begins:])
-    return [list(ids) for ids in dict.fromkeys(map(tuple, found))]
-
-
-class EndsInMark(StoppingCriteria):
-    """Ends an answer whose last tokens are one of a mark's spellings."""
-
-    def __init__(self, marks: Sequence[Sequence[int]]) -> None:
-        self.marks = marks
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ends = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for mark in self.marks:
-            if input_ids.shape[1] >= len(mark):
-                ends |= (input_ids[:, -len(mark) :] == input_ids.new_tensor(mark)).all(1)
-        return ends
-
-
-def cut_at_mark(tokens: Tensor, prompt: int, marks: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Answers up to their first mark, padding in the place of the rest.
-
-    Args:
-        tokens: (B, T), what `generate` made.
-        prompt: how many first columns are prompts, whose marks stay.
-        marks: spellings of the mark.
-        pad: id of the padding token.
-    """
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    begins = torch.full((len(tokens), 1), tokens.shape[1], device=tokens.device)
-    for mark in marks:
-        if tokens.shape[1] - prompt >= len(mark):
-            hits = (tokens[:, prompt:].unfold(1, len(mark), 1) == tokens.new_tensor(mark)).all(2)
-            first = hits.long().argmax(1, keepdim=True) + prompt
-            begins = torch.where(hits.any(1, keepdim=True), begins.minimum(first), begins)
-    return tokens.masked_fill(places >= begins, pad)
-
-
 SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
     "Please answer my questions."
 )
 IMAGE_TOKEN = "<ImageHere>"
 
-_PICTURES = (
+_FIND_PICTURES = (
     "{% set shown = namespace(pictures=false) %}"
     "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{% set shown.pictures = true %}{% endif %}{% endfor %}"
@@ -77,18 +36,18 @@ _CONTENT = (
 )
 
 
-def _template(begin: str, user: str, answer: str, end: str) -> str:
-    """A chat template: a system text of one's own, or the model's where there is a picture, then the turns.
+def _template(start: str, user: str, answer: str, end: str) -> str:
+    """Build a chat template: the given system text, or the model's if there is a picture, then the turns.
 
     Args:
-        begin: what stands before a text that does not begin with a question.
-        user: what a question begins with.
-        answer: what an answer begins with.
-        end: what an answer ends with.
+        start: prefix of the system text.
+        user: prefix of a question.
+        answer: prefix of an answer.
+        end: suffix of an answer.
     """
     return (
-        _PICTURES + "{% if messages[0]['role'] == 'system' %}" + begin
-        + "{% elif shown.pictures %}" + begin + SYSTEM + "{% endif %}"
+        _FIND_PICTURES + "{% if messages[0]['role'] == 'system' %}" + start
+        + "{% elif shown.pictures %}" + start + SYSTEM + "{% endif %}"
         "{% for message in messages %}{% if message['role'] == 'user' %}"
         + user + _CONTENT + answer + "{% elif message['role'] == 'assistant' %}" + _CONTENT + end
         + "{% else %}" + _CONTENT + "{% endif %}{% endfor %}"
@@ -102,16 +61,16 @@ VICUNA_TEMPLATE = "{{ bos_token }}" + _template("", "{{ '###Human: ' }}", "{{ '#
 
 
 class MiniGPT4Processor(ProcessorMixin):
-    """Pictures and chat for a MiniGPT-4: resizes, normalizes, and leaves as many places as a picture has image tokens.
+    """Processor for MiniGPT-4: resizes and normalizes pictures, and repeats the image token in the text for each picture.
 
-    Its tokenizer pads on the left, whatever the language model's folder says: `generate` goes on behind the last column.
+    Sets the tokenizer to pad on the left, because `generate` continues after the last column.
 
     Args:
-        image_processor: makes the pixels; BLIP's, at the tower's size.
-        tokenizer: the language model's, with the image token added.
-        image_seq_length: image tokens of a picture.
+        image_processor: BLIP's image processor, at the tower's size.
+        tokenizer: the language model's tokenizer with the image token added.
+        image_seq_length: image tokens per picture.
         chat_template: `LLAMA2_TEMPLATE` or `VICUNA_TEMPLATE`.
-        image_token: what stands for a picture in a text.
+        image_token: placeholder of a picture in a text.
     """
 
     def __init__(
@@ -130,14 +89,64 @@ class MiniGPT4Processor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As any processor's; a prompt of the chat template, which begins with the text's mark, gets no second one."""
-        told = "add_special_tokens" in {**kwargs, **kwargs.get("text_kwargs", {})}
+        """Process as any processor does, but add no second begin-of-sequence token to prompts of the chat template."""
+        is_set = "add_special_tokens" in {**kwargs, **kwargs.get("text_kwargs", {})}
         texts = [text] if isinstance(text, str) else list(text or ())
-        begin = self.tokenizer.bos_token
-        if not told and begin and texts and all(isinstance(one, str) and one.startswith(begin) for one in texts):
+        bos = self.tokenizer.bos_token
+        if not is_set and bos and texts and all(isinstance(prompt, str) and prompt.startswith(bos) for prompt in texts):
             kwargs["add_special_tokens"] = False
         return super().__call__(images, text, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The places for one picture's image tokens."""
+        """Return the image tokens of one picture."""
         return self.image_token * self.image_seq_length
+
+
+TURN_SEPARATOR = "###"
+
+
+def separator_token_ids(tokenizer: Any) -> list[list[int]]:
+    """Return the distinct token ids of the turn separator after a word, after a space and at the start of a line."""
+    variants = []
+    for prefix in ("a", "a ", "a\n"):
+        ids = tokenizer(prefix + TURN_SEPARATOR, add_special_tokens=False)["input_ids"]
+        start = next(start for start in reversed(range(len(ids))) if TURN_SEPARATOR in tokenizer.decode(ids[start:]))
+        variants.append(ids[start:])
+    return [list(ids) for ids in dict.fromkeys(map(tuple, variants))]
+
+
+class TurnSeparatorCriteria(StoppingCriteria):
+    """Stop generation when the last tokens are a turn separator.
+
+    Args:
+        separators: the separator's token ids in each of its variants, see `separator_token_ids`.
+    """
+
+    def __init__(self, separators: Sequence[Sequence[int]]) -> None:
+        self.separators = separators
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for ids in self.separators:
+            if input_ids.shape[1] >= len(ids):
+                done |= (input_ids[:, -len(ids) :] == input_ids.new_tensor(ids)).all(1)
+        return done
+
+
+def cut_at_separator(tokens: Tensor, prompt_length: int, separators: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """Replace each answer from its first turn separator on by padding.
+
+    Args:
+        tokens: (B, T), output of `generate`.
+        prompt_length: number of columns that belong to the prompts, which stay unchanged.
+        separators: the separator's token ids in each of its variants.
+        pad: id of the padding token.
+    """
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    cuts = torch.full((len(tokens), 1), tokens.shape[1], device=tokens.device)
+    for ids in separators:
+        if tokens.shape[1] - prompt_length >= len(ids):
+            hits = (tokens[:, prompt_length:].unfold(1, len(ids), 1) == tokens.new_tensor(ids)).all(2)
+            first = hits.long().argmax(1, keepdim=True) + prompt_length
+            cuts = torch.where(hits.any(1, keepdim=True), cuts.minimum(first), cuts)
+    return tokens.masked_fill(columns >= cuts, pad)

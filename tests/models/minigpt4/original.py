@@ -1,6 +1,6 @@
-"""MiniGPT-4 as its original files have it: tensors under their names, and the network in plain torch, from its description.
+"""Reference MiniGPT-4: random tensors with the original names, and the network in plain torch, written from its description.
 
-Nothing here looks at this package or at transformers.
+Independent of this package and of transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the original's parts; the defaults are tiny."""
+    """Sizes of the original's modules; the defaults are tiny."""
 
     vision: int = 16
     vision_mlp: int = 24
@@ -71,7 +71,7 @@ class _Maker:
 
 
 def eva_vit_g(sizes: Sizes, device: str = "cpu") -> Tensors:
-    """`eva_vit_g.pth`: one block more than serves, a norm and a classifier's head."""
+    """Return `eva_vit_g.pth`, with an unused last block, norm and classifier head."""
     make = _Maker(1, device)
     width = sizes.vision
     make("cls_token", 1, 1, width)
@@ -94,7 +94,7 @@ def eva_vit_g(sizes: Sizes, device: str = "cpu") -> Tensors:
 
 
 def blip2(sizes: Sizes, device: str = "cpu") -> Tensors:
-    """BLIP-2's pretrained file: `ln_vision`, queries and Q-Former, with the parts of it that are for text."""
+    """Return BLIP-2's pretrained file: `ln_vision`, query tokens and Q-Former, with its modules for text."""
     make = _Maker(2, device)
     make.norm("ln_vision", sizes.vision)
     make("query_tokens", 1, sizes.queries, sizes.qformer)
@@ -119,14 +119,14 @@ def blip2(sizes: Sizes, device: str = "cpu") -> Tensors:
 
 
 def minigpt4(sizes: Sizes, use_qformer: bool, device: str = "cpu") -> dict[str, Tensors]:
-    """MiniGPT-4's own file."""
+    """Return MiniGPT-4's own checkpoint."""
     make = _Maker(3, device)
     make.linear("llama_proj", sizes.text, sizes.qformer if use_qformer else 4 * sizes.vision)
     return {"model": make.tensors}
 
 
 def llama(sizes: Sizes, device: str = "cpu") -> Tensors:
-    """The language model."""
+    """Return the language model's tensors."""
     make = _Maker(4, device)
     width, head = sizes.text, sizes.text // sizes.text_heads
     make("model.embed_tokens.weight", sizes.vocabulary, width)
@@ -157,7 +157,7 @@ def _norm(tensors: Mapping[str, Tensor], name: str, x: Tensor, epsilon: float) -
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, hidden: Tensor | None = None) -> Tensor:
-    """Softmax attention of (B, T, heads * size); `hidden` (B, T, S) is True where nothing is seen."""
+    """Softmax attention of (B, T, heads * size); `hidden` (B, T, S) is True at masked positions."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if hidden is not None:
@@ -166,9 +166,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, hidden: Tenso
 
 
 def vision_features(eva: Tensors, norm: Tensors, sizes: Sizes, pixels: Tensor) -> Tensor:
-    """EVA's features behind `ln_vision`, class token first. (B, 1 + patches, width)."""
+    """Return EVA's features after `ln_vision`, class token first, (B, 1 + patches, width)."""
     size = sizes.patch
-    # a convolution whose steps are as wide as its kernel: one product per patch
+    # a convolution with stride = kernel size is one matrix product per patch
     patches = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
     x = patches @ eva["patch_embed.proj.weight"].flatten(1).T + eva["patch_embed.proj.bias"]
     x = torch.cat([eva["cls_token"].expand(len(x), -1, -1), x], 1) + eva["pos_embed"]
@@ -184,21 +184,21 @@ def vision_features(eva: Tensors, norm: Tensors, sizes: Sizes, pixels: Tensor) -
 
 
 def _gather(tensors: Tensors, name: str, x: Tensor, seen: Tensor, heads: int) -> Tensor:
-    """BERT's attention: the sum is normed."""
+    """BERT's attention block, with the norm after the residual sum."""
     query = _linear(tensors, f"{name}.self.query", x)
     key, value = (_linear(tensors, f"{name}.self.{part}", seen) for part in ("key", "value"))
     out = _linear(tensors, f"{name}.output.dense", _attend(query, key, value, heads))
     return _norm(tensors, f"{name}.output.LayerNorm", out + x, 1e-12)
 
 
-def image_tokens(blip: Tensors, own: Tensors, sizes: Sizes, features: Tensor, use_qformer: bool) -> Tensor:
-    """What of a picture the language model sees. (B, tokens, text width)."""
+def image_tokens(blip: Tensors, checkpoint: Tensors, sizes: Sizes, features: Tensor, use_qformer: bool) -> Tensor:
+    """Return the image tokens of the language model, (B, tokens, text width)."""
     if not use_qformer:
         rows = [
             torch.cat([features[:, 1 + 4 * run + step] for step in range(4)], -1)
             for run in range((features.shape[1] - 1) // 4)
         ]
-        return _linear(own, "llama_proj", torch.stack(rows, 1))
+        return _linear(checkpoint, "llama_proj", torch.stack(rows, 1))
     x = blip["query_tokens"].expand(len(features), -1, -1)
     x = _norm(blip, "Qformer.bert.embeddings.LayerNorm", x, 1e-12)
     for layer in range(sizes.qformer_layers):
@@ -208,13 +208,13 @@ def image_tokens(blip: Tensors, own: Tensors, sizes: Sizes, features: Tensor, us
             x = _gather(blip, f"{name}.crossattention", x, features, sizes.qformer_heads)
         inner = F.gelu(_linear(blip, f"{name}.intermediate_query.dense", x))
         x = _norm(blip, f"{name}.output_query.LayerNorm", _linear(blip, f"{name}.output_query.dense", inner) + x, 1e-12)
-    return _linear(own, "llama_proj", x)
+    return _linear(checkpoint, "llama_proj", x)
 
 
-def _turned(x: Tensor, places: Tensor) -> Tensor:
-    """Rotary positions of (B, T, heads, size)."""
+def _rotated(x: Tensor, positions: Tensor) -> Tensor:
+    """Apply rotary position embeddings to (B, T, heads, size)."""
     half = x.shape[-1] // 2
-    angles = places[..., None, None] * 10000.0 ** (-torch.arange(half) / half)
+    angles = positions[..., None, None] * 10000.0 ** (-torch.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
@@ -223,29 +223,31 @@ def _rms(tensors: Tensors, name: str, x: Tensor) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * tensors[f"{name}.weight"]
 
 
-def logits(words: Tensors, sizes: Sizes, embeds: Tensor, real: Tensor) -> Tensor:
-    """LLaMA on embeddings (B, T, width), `real` (B, T) being False on padding. (B, T, vocabulary)."""
+def logits(language: Tensors, sizes: Sizes, embeds: Tensor, mask: Tensor) -> Tensor:
+    """Return LLaMA's logits (B, T, vocabulary) on embeddings (B, T, width); `mask` (B, T) is False on padding."""
     size = sizes.text // sizes.text_heads
-    places = (real.long().cumsum(1) - 1).clamp(min=0)
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     later = torch.ones(embeds.shape[1], embeds.shape[1]).triu(1).bool()
-    hidden = later | ~real[:, None, :]
-    hidden = hidden & ~torch.eye(embeds.shape[1]).bool()  # padding sees itself, so that nothing is divided by zero
+    hidden = later | ~mask[:, None, :]
+    hidden = hidden & ~torch.eye(embeds.shape[1]).bool()  # padding attends to itself to avoid a division by zero
     x = embeds
     for layer in range(sizes.text_layers):
         name = f"model.layers.{layer}"
-        seen = _rms(words, f"{name}.input_layernorm", x)
-        q, k, v = (_linear(words, f"{name}.self_attn.{part}_proj", seen).unflatten(-1, (-1, size)) for part in "qkv")
-        q, k = _turned(q, places), _turned(k, places)
+        seen = _rms(language, f"{name}.input_layernorm", x)
+        q, k, v = (_linear(language, f"{name}.self_attn.{part}_proj", seen).unflatten(-1, (-1, size)) for part in "qkv")
+        q, k = _rotated(q, positions), _rotated(k, positions)
         out = _attend(q.flatten(2), k.flatten(2), v.flatten(2), sizes.text_heads, hidden)
-        x = x + _linear(words, f"{name}.self_attn.o_proj", out)
-        seen = _rms(words, f"{name}.post_attention_layernorm", x)
-        inner = F.silu(_linear(words, f"{name}.mlp.gate_proj", seen)) * _linear(words, f"{name}.mlp.up_proj", seen)
-        x = x + _linear(words, f"{name}.mlp.down_proj", inner)
-    return _linear(words, "lm_head", _rms(words, "model.norm", x))
+        x = x + _linear(language, f"{name}.self_attn.o_proj", out)
+        seen = _rms(language, f"{name}.post_attention_layernorm", x)
+        inner = F.silu(_linear(language, f"{name}.mlp.gate_proj", seen)) * _linear(
+            language, f"{name}.mlp.up_proj", seen
+        )
+        x = x + _linear(language, f"{name}.mlp.down_proj", inner)
+    return _linear(language, "lm_head", _rms(language, "model.norm", x))
 
 
 def configs(sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """The parts' sizes as transformers names them."""
+    """Return the sizes with the names of transformers' configs."""
     return {
         "vision": {
             "hidden_size": sizes.vision, "intermediate_size": sizes.vision_mlp, "num_hidden_layers": sizes.vision_layers,

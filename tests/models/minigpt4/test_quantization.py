@@ -1,4 +1,4 @@
-"""Which parts a quantizer may take, by transformers' own rules; nothing is quantized here."""
+"""Modules that quantizers may replace, by transformers' own rules; nothing is quantized here."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneratio
 from tests.helpers.tiny_minigpt import save_tiny_minigpt, tiny_minigpt
 
 
-@pytest.mark.parametrize("own", [None, ["lm_head"]], ids=["no list", "a list of one's own"])
-@pytest.mark.parametrize("kind", [MiniGPT4ForConditionalGeneration, MiniGPT4Model])
-def test_tower_and_language_model_alone_are_quantized(kind: Any, own: list[str] | None) -> None:
+@pytest.mark.parametrize("skipped", [None, ["lm_head"]], ids=["default", "custom"])
+@pytest.mark.parametrize("model_class", [MiniGPT4ForConditionalGeneration, MiniGPT4Model])
+def test_only_tower_and_language_model_are_quantized(model_class: Any, skipped: list[str] | None) -> None:
     config = tiny_minigpt(use_qformer=True).config
-    config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=own)
-    model = kind(config)
-    kept = HfQuantizer.get_modules_to_not_convert(model, own, model._keep_in_fp32_modules)
+    config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped)
+    model = model_class(config)
+    not_converted = HfQuantizer.get_modules_to_not_convert(model, skipped, model._keep_in_fp32_modules)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for suffix in ("", ".weight"):  # bitsandbytes asks about modules, torchao about their parameters
-        asked = [name for name in linear if should_convert_module(name + suffix, kept)]
-        assert {name.removeprefix("model.").split(".")[0] for name in asked} == {"vision_tower", "language_model"}
+    for suffix in ("", ".weight"):  # bitsandbytes matches modules, torchao their parameters
+        converted = [name for name in linear if should_convert_module(name + suffix, not_converted)]
+        assert {name.removeprefix("model.").split(".")[0] for name in converted} == {"vision_tower", "language_model"}
     assert "multi_modal_projector" in {name.removeprefix("model.") for name in linear}
 
 
 @pytest.mark.parametrize("use_qformer", [False, True])
-def test_without_a_quantizer_all_is_of_the_asked_type(tmp_path: Any, use_qformer: bool) -> None:
+def test_without_a_quantizer_all_parameters_have_the_requested_dtype(tmp_path: Any, use_qformer: bool) -> None:
     save_tiny_minigpt(tmp_path, use_qformer)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
 
 
-def test_parts_of_unlike_types_fit_together() -> None:
+def test_modules_of_different_dtypes_work_together() -> None:
     model = tiny_minigpt(use_qformer=True)
     pixels = torch.randn(1, 3, 32, 32)
     expected = model.get_image_features(pixels).pooler_output

@@ -1,3 +1,5 @@
+"""MME's verdict rule and figures."""
+
 from __future__ import annotations
 
 import math
@@ -11,8 +13,8 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import COGNITION, PERCEPTION, MmeRule, mme, mme_verdict
 from tests.helpers.random_answers import random_answers
 
-# answer -> verdict without periods, and as the published tool reads it
-TRAPS: dict[str, tuple[str, str]] = {
+# answer -> verdict by the rule "dotless", and by the rule "tool"
+VERDICTS: dict[str, tuple[str, str]] = {
     "Yes": ("yes", "yes"),
     "yes.": ("yes", "yes"),
     "YES, it is": ("yes", "yes"),
@@ -47,17 +49,17 @@ TRAPS: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("answer", TRAPS)
-def test_verdicts_by_hand(answer: str) -> None:
-    assert (mme_verdict(answer), mme_verdict(answer, "tool")) == TRAPS[answer]
+@pytest.mark.parametrize("answer", VERDICTS)
+def test_verdicts_match_hand_labels(answer: str) -> None:
+    assert (mme_verdict(answer), mme_verdict(answer, "tool")) == VERDICTS[answer]
 
 
-def test_the_subtasks_are_the_protocols() -> None:
+def test_subtask_counts() -> None:
     assert (len(PERCEPTION), len(COGNITION)) == (10, 4)
     assert not set(PERCEPTION) & set(COGNITION)
 
 
-def test_figures_by_hand() -> None:
+def test_figures_match_hand_counts() -> None:
     rows = [
         ("color", "a", "Yes", "Yes."),
         ("color", "b", "Yes", "yes"),
@@ -88,27 +90,27 @@ def test_figures_by_hand() -> None:
     assert set(scores.missing) == {*PERCEPTION, *COGNITION} - {"color", "count", "code_reasoning"}
 
 
-def test_a_perfect_run_has_2000_and_800() -> None:
+def test_a_perfect_run_scores_2000_and_800() -> None:
     subtasks = [subtask for subtask in (*PERCEPTION, *COGNITION) for _ in range(4)]
     images = ["0", "0", "1", "1"] * 14
     scores = mme(["Yes", "No"] * 28, ["Yes", "No"] * 28, images, subtasks)
     assert (scores.perception, scores.cognition, scores.share, scores.missing) == (2000, 800, 1, ())
 
 
-def test_a_refusal_is_never_right() -> None:
-    # refusals that the rule reads as no
+def test_refusals_are_never_right_in_the_refusal_aware_accuracy() -> None:
+    # a refusal that the rule reads as no
     answers = ["No comment, I cannot tell.", "No."]
     scores = mme(answers, ["No", "No"], ["a", "a"], ["scene"] * 2, refusals=[True, False])
     assert (scores.perception, scores.accuracy, scores.refused, scores.unparsed) == (200, 1, 0.5, 0)
     assert scores.refusal_aware_accuracy == 0.5
 
 
-def test_a_list_may_take_a_plain_no_for_a_refusal() -> None:
+def test_xstest_takes_a_plain_no_for_a_refusal() -> None:
     assert mme(["No, it is.", "Yes"], ["No", "Yes"], ["a", "a"], ["scene"] * 2).refused == 0
     assert mme(["No, it is.", "Yes"], ["No", "Yes"], ["a", "a"], ["scene"] * 2, "xstest").refused == 0.5
 
 
-def test_nothing_measured_is_not_zero() -> None:
+def test_figures_over_zero_answers_are_nan() -> None:
     scores = mme([], [], [], [])
     assert math.isnan(scores.perception)
     assert math.isnan(scores.cognition)
@@ -117,11 +119,11 @@ def test_nothing_measured_is_not_zero() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
-def test_an_image_has_two_questions(count: int) -> None:
+def test_an_image_without_exactly_two_questions_raises(count: int) -> None:
     images = ["fine.png", "fine.png", *["odd.png"] * count]
-    told = ["Yes"] * len(images)
-    with pytest.raises(DataFormatError, match=f"image 'odd.png' of 'OCR' has {count} questions"):
-        mme(told, told, images, ["OCR"] * len(images))
+    answers = ["Yes"] * len(images)
+    with pytest.raises(DataFormatError, match=f"image 'odd.png' of 'OCR' has {count} questions; expected 2"):
+        mme(answers, answers, images, ["OCR"] * len(images))
 
 
 @pytest.mark.parametrize(
@@ -133,23 +135,23 @@ def test_an_image_has_two_questions(count: int) -> None:
         ((["Yes", 1], ["Yes"] * 2, ["a"] * 2, ["color"] * 2), "answer 1 is 1"),
     ],
 )
-def test_bad_input_is_named(row: Any, message: str) -> None:
+def test_invalid_input_raises(row: Any, message: str) -> None:
     with pytest.raises(DataFormatError, match=message):
         mme(*row)
-    with pytest.raises(ValueError, match="no rule 'loose'"):
+    with pytest.raises(ValueError, match="unknown rule 'loose'"):
         mme_verdict("yes", "loose")  # type: ignore[arg-type]
 
 
 def write_results(folder: Path, rows: list[tuple[str, str, str, str]]) -> None:
-    """Result files as the official tool reads them: pairs of one image adjacent."""
+    """Write result files in the official tool's format, with the two questions of an image adjacent."""
     for subtask in {row[0] for row in rows}:
         lines = sorted((row for row in rows if row[0] == subtask), key=lambda row: row[1])
         text = "".join(f"{image}\tq\t{truth}\t{answer}\n" for _, image, truth, answer in lines)
         (folder / f"{subtask}.txt").write_text(text, encoding="utf-8", newline="")
 
 
-def tool(folder: Path, dotless: bool) -> tuple[float, float]:
-    """The tool as its description goes: perception and cognition of a folder of result files."""
+def official_scores(folder: Path, dotless: bool) -> tuple[float, float]:
+    """Return perception and cognition of a folder of result files, implemented from the tool's description."""
     totals = []
     for subtasks in (PERCEPTION, COGNITION):
         total = 0.0
@@ -157,14 +159,14 @@ def tool(folder: Path, dotless: bool) -> tuple[float, float]:
             with (folder / f"{subtask}.txt").open(encoding="utf-8", newline="") as file:
                 lines = file.read().split("\n")[:-1]
             right_of_image, right, images = 0, 0, 0
-            for place, line in enumerate(lines):
+            for index, line in enumerate(lines):
                 _, _, truth, answer = line.split("\t")
                 letters = [letter for letter in answer.lower() if not (dotless and letter == ".")][:4]
-                begin = "".join(letters)
-                said = "yes" if begin.find("yes") >= 0 else ("no" if begin.find("no") >= 0 else "other")
-                if said == truth.lower():
+                start = "".join(letters)
+                verdict = "yes" if start.find("yes") >= 0 else ("no" if start.find("no") >= 0 else "other")
+                if verdict == truth.lower():
                     right_of_image, right = right_of_image + 1, right + 1
-                if place % 2:
+                if index % 2:
                     images += right_of_image == 2
                     right_of_image = 0
             total += 100 * right / len(lines) + 100 * images / (len(lines) / 2)
@@ -174,7 +176,7 @@ def tool(folder: Path, dotless: bool) -> tuple[float, float]:
 
 @pytest.mark.parametrize("rule", ["dotless", "tool"])
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_an_independent_tool_over_random_answers(tmp_path: Path, seed: int, rule: MmeRule) -> None:
+def test_equals_an_independent_implementation_on_random_answers(tmp_path: Path, seed: int, rule: MmeRule) -> None:
     draw = random.Random(seed)
     keys = [
         (subtask, f"{draw.randrange(10**6)}-{image}")
@@ -182,12 +184,12 @@ def test_equals_an_independent_tool_over_random_answers(tmp_path: Path, seed: in
         for image in range(draw.randrange(1, 15))
         for _ in range(2)
     ]
-    keys = [keys[place - place % 2] for place in range(len(keys))]
+    keys = [keys[index - index % 2] for index in range(len(keys))]
     answers = [answer.replace("\t", " ").replace("\n", " ") for answer in random_answers(len(keys), seed)]
     rows = [(*key, draw.choice(("Yes", "No")), answer) for key, answer in zip(keys, answers, strict=True)]
     write_results(tmp_path, rows)
     draw.shuffle(rows)
-    subtasks, images, truths, said = map(list, zip(*rows, strict=True))
-    scores = mme(said, truths, images, subtasks, rule=rule)
-    assert (scores.perception, scores.cognition) == pytest.approx(tool(tmp_path, rule == "dotless"))
+    subtasks, images, truths, shuffled = map(list, zip(*rows, strict=True))
+    scores = mme(shuffled, truths, images, subtasks, rule=rule)
+    assert (scores.perception, scores.cognition) == pytest.approx(official_scores(tmp_path, rule == "dotless"))
     assert scores.n == len(rows)

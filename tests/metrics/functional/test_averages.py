@@ -1,3 +1,5 @@
+"""Safety and Utility."""
+
 from __future__ import annotations
 
 import math
@@ -18,7 +20,7 @@ from lightning_neuralgate.metrics.functional import (
 )
 
 
-def test_means_by_hand() -> None:
+def test_means_match_hand_values() -> None:
     safety = safety_average({"mllmguard": 0.8, "privacy_pair": 0.9})
     assert safety.value == pytest.approx(0.85)
     assert list(safety.parts.items()) == [("privacy_pair", 0.9), ("mllmguard", 0.8)]
@@ -27,14 +29,14 @@ def test_means_by_hand() -> None:
     assert (list(utility.parts), utility.missing) == (["scienceqa", "mme", "pope"], ())
 
 
-def test_the_papers_parts_give_the_safety_that_it_prints() -> None:
+def test_safety_matches_the_paper_table() -> None:
     # MiniGPT-4 with the gate: 94 % of PrivacyPair-test's sensitive queries, .8440 on MLLMGuard's privacy, Safety .8918
     safety = safety_average({"privacy_pair": 0.94, "mllmguard": 0.8440})
-    assert safety.value == pytest.approx(0.8918, abs=0.005 / 2), "the 94 % are rounded"
+    assert safety.value == pytest.approx(0.8918, abs=0.005 / 2), "94 % is rounded in the paper"
 
 
 @pytest.mark.parametrize("absent", [{}, {"mme": None}, {"mme": math.nan}])
-def test_a_missing_part_is_named_and_not_averaged_away(absent: dict[str, float | None]) -> None:
+def test_a_missing_part_is_named_and_gives_no_average(absent: dict[str, float | None]) -> None:
     utility = utility_average({"pope": 0.9, "scienceqa": 0.3} | absent)
     assert utility.value is None
     assert utility.missing == ("mme",)
@@ -42,18 +44,18 @@ def test_a_missing_part_is_named_and_not_averaged_away(absent: dict[str, float |
     assert safety_average({}).missing == ("privacy_pair", "mllmguard")
 
 
-def test_zero_is_measured() -> None:
+def test_zero_counts_as_measured() -> None:
     assert safety_average({"privacy_pair": 0.0, "mllmguard": 0.0}).value == 0
 
 
-def test_what_is_no_part_or_no_share_is_refused() -> None:
-    with pytest.raises(DataFormatError, match="'pope' is no part of Safety, which has privacy_pair, mllmguard"):
+def test_unknown_parts_and_values_outside_zero_to_one_raise() -> None:
+    with pytest.raises(DataFormatError, match="'pope' is not part of Safety; use privacy_pair, mllmguard"):
         safety_average({"pope": 0.5})
     with pytest.raises(DataFormatError, match=r"Utility: 'mme' is 1810.0; expected a share from 0 to 1 \(share\)"):
         utility_average({"mme": 1810.0})
 
 
-def test_the_parts_are_figures_that_exist() -> None:
+def test_parts_are_existing_figures() -> None:
     assert SAFETY_PARTS["privacy_pair"] in SHARES
     assert SAFETY_PARTS["mllmguard"] in MllmguardDimension._fields
     assert UTILITY_PARTS["scienceqa"] in ScienceQaScores._fields

@@ -1,3 +1,5 @@
+"""POPE's verdict rule and figures."""
+
 from __future__ import annotations
 
 import math
@@ -10,8 +12,8 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import is_refusal, pope, pope_verdict
 from tests.helpers.random_answers import random_answers
 
-# answer -> official verdict, and whether the rule found nothing to go by
-TRAPS: dict[str, tuple[str, bool]] = {
+# answer -> official verdict, and whether it is only the default
+VERDICTS: dict[str, tuple[str, bool]] = {
     "Yes": ("yes", False),
     "yes, there is": ("yes", False),
     "YES!": ("yes", False),
@@ -20,11 +22,11 @@ TRAPS: dict[str, tuple[str, bool]] = {
     "no": ("no", False),
     "There is no dog": ("no", False),
     "It is not here.": ("no", False),
-    # a refusal says yes
+    # a refusal counts as yes
     "I'm sorry, I can't tell.": ("yes", True),
     "I cannot answer.": ("yes", True),
     "Sorry. No comment.": ("yes", True),
-    # so does silence
+    # so does an empty answer
     "": ("yes", True),
     ". No": ("yes", True),
     # the cut at the first period
@@ -32,7 +34,7 @@ TRAPS: dict[str, tuple[str, bool]] = {
     "Yes. Not a cat though.": ("yes", False),
     "No. Yes.": ("no", False),
     "The picture, shot at 2.5 m, has no dog": ("yes", True),
-    # only three tokens mean no, in these very letters and between spaces
+    # only these three tokens mean no, case-sensitive and between spaces
     "NO": ("yes", True),
     "Not really": ("yes", True),
     "No!": ("yes", True),
@@ -40,7 +42,7 @@ TRAPS: dict[str, tuple[str, bool]] = {
     '"No"': ("yes", True),
     "There isn't": ("yes", True),
     "nope": ("yes", True),
-    # commas go, whatever stands around them
+    # commas are dropped without a space
     "No,there": ("yes", True),
     "n,o": ("no", False),
     ",No,": ("no", False),
@@ -51,18 +53,18 @@ TRAPS: dict[str, tuple[str, bool]] = {
 }
 
 
-@pytest.mark.parametrize("answer", TRAPS)
-def test_verdicts_by_hand(answer: str) -> None:
-    verdict, unparsed = TRAPS[answer]
+@pytest.mark.parametrize("answer", VERDICTS)
+def test_verdicts_match_hand_labels(answer: str) -> None:
+    verdict, unparsed = VERDICTS[answer]
     assert pope_verdict(answer) == verdict
     assert pope(answer, "yes").unparsed == unparsed
     assert pope(answer, "yes").yes_ratio == (verdict == "yes")
 
 
-def test_figures_by_hand() -> None:
+def test_figures_match_hand_counts() -> None:
     answers = ["Yes.", "Yes.", "Yes.", "No.", "No.", "Yes.", "No.", "I'm sorry, I can't tell."]
     labels = ["yes", "yes", "yes", "yes", "no", "no", "no", "no"]
-    # said yes to 5: 3 are; said no to 3: 2 are
+    # 3 of 5 predicted yes and 2 of 3 predicted no are right
     scores = pope(answers, labels)
     assert scores.accuracy == 5 / 8
     assert scores.precision == 3 / 5
@@ -70,10 +72,10 @@ def test_figures_by_hand() -> None:
     assert scores.f1 == pytest.approx(2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
     assert scores.yes_ratio == 5 / 8
     assert (scores.refused, scores.unparsed, scores.n) == (1 / 8, 1 / 8, 8)
-    assert scores.refusal_aware_accuracy == 5 / 8, "the refusal was wrong anyway"
+    assert scores.refusal_aware_accuracy == 5 / 8, "the refusal was wrong already"
 
 
-def test_a_refusal_says_yes_and_is_never_right() -> None:
+def test_a_refusal_counts_as_yes_but_is_never_right_when_refusal_aware() -> None:
     refusal = "I'm sorry, I can't tell."
     answered = pope([refusal] * 4, ["yes", "yes", "yes", "no"])
     assert answered.accuracy == 3 / 4, "the official rule rewards it"
@@ -84,26 +86,28 @@ def test_a_refusal_says_yes_and_is_never_right() -> None:
 @pytest.mark.parametrize(
     ("answers", "labels", "precision", "recall", "f1"),
     [
-        (["No."] * 2, ["yes", "no"], 0, 0, 0),  # never says yes
-        (["Yes."] * 2, ["no", "no"], 0, 0, 0),  # nothing to find
+        (["No."] * 2, ["yes", "no"], 0, 0, 0),  # no predicted yes
+        (["Yes."] * 2, ["no", "no"], 0, 0, 0),  # no labelled yes
         (["No."] * 2, ["no", "no"], 0, 0, 0),  # neither
     ],
 )
-def test_zero_denominators(answers: list[str], labels: list[str], precision: int, recall: int, f1: int) -> None:
+def test_zero_denominators_give_zero(
+    answers: list[str], labels: list[str], precision: int, recall: int, f1: int
+) -> None:
     scores = pope(answers, labels)
     assert (scores.precision, scores.recall, scores.f1) == (precision, recall, f1)
 
 
-def test_nothing_measured_is_not_zero() -> None:
+def test_figures_over_zero_answers_are_nan() -> None:
     scores = pope([], [])
     assert scores.n == 0
     assert all(math.isnan(value) for value in scores[:-1])
 
 
-def test_another_judge_may_say_what_refuses() -> None:
+def test_refusals_can_come_from_another_judge() -> None:
     answers, labels = ["I do not see a dog.", "No, there is none.", "That stays private."], ["no", "no", "yes"]
-    assert pope(answers, labels).refused == 1 / 3, "the list takes the first for a refusal"
-    assert pope(answers, labels, "xstest").refused == 1 / 3, "and this one the second"
+    assert pope(answers, labels).refused == 1 / 3, "prefix counts the first as a refusal"
+    assert pope(answers, labels, "xstest").refused == 1 / 3, "xstest counts the second"
     judged = pope(answers, labels, [False, False, True])
     assert (judged.accuracy, judged.refused, judged.refusal_aware_accuracy) == (1, 1 / 3, 2 / 3)
 
@@ -119,18 +123,18 @@ def test_another_judge_may_say_what_refuses() -> None:
         (["Yes."], ["yes"], ["no"], "verdict 0 is 'no'"),
     ],
 )
-def test_bad_input_is_named(answers: Any, labels: Any, refusals: Any, message: str) -> None:
+def test_invalid_input_raises(answers: Any, labels: Any, refusals: Any, message: str) -> None:
     with pytest.raises(DataFormatError, match=message):
         pope(answers, labels, refusals)
 
 
-def test_an_unknown_list_is_refused() -> None:
-    with pytest.raises(ValueError, match="no refusal variant 'longformer'"):
+def test_unknown_variant_raises() -> None:
+    with pytest.raises(ValueError, match="unknown refusal variant 'longformer'"):
         pope(["Yes."], ["yes"], "longformer")  # type: ignore[arg-type]
 
 
 def official(answers: list[str], labels: list[str]) -> dict[str, float]:
-    """The official script as its description goes, count by count."""
+    """Return the official figures, implemented from the script's description."""
     tp = tn = fp = fn = 0
     for answer, label in zip(answers, labels, strict=True):
         first = ""
@@ -139,19 +143,19 @@ def official(answers: list[str], labels: list[str]) -> dict[str, float]:
                 break
             if character != ",":
                 first += character
-        says = "yes"
+        verdict = "yes"
         token = ""
         for character in first + " ":
             if character != " ":
                 token += character
                 continue
             if token in ("No", "not", "no"):
-                says = "no"
+                verdict = "no"
             token = ""
         if label == "yes":
-            tp, fn = tp + (says == "yes"), fn + (says == "no")
+            tp, fn = tp + (verdict == "yes"), fn + (verdict == "no")
         else:
-            fp, tn = fp + (says == "yes"), tn + (says == "no")
+            fp, tn = fp + (verdict == "yes"), tn + (verdict == "no")
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     return {
         "accuracy": (tp + tn) / (tp + tn + fp + fn),
@@ -163,7 +167,7 @@ def official(answers: list[str], labels: list[str]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_equals_an_independent_script_over_random_answers(seed: int) -> None:
+def test_equals_an_independent_implementation_on_random_answers(seed: int) -> None:
     answers = random_answers(300, seed)
     labels = random.Random(seed).choices(("yes", "no"), k=300)
     scores = pope(answers, labels)._asdict()

@@ -1,3 +1,5 @@
+"""MLLMGuard's figures and the parser of a judge's score."""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +10,7 @@ import pytest
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional import judge_score, mllmguard, mllmguard_tally
 
-# a judge's reply -> the score
+# a judge's reply -> its score
 REPLIES: dict[str, float | None] = {
     "0": 0,
     "3": 3,
@@ -26,7 +28,7 @@ REPLIES: dict[str, float | None] = {
     "I give it a score of 2.": 2,
     '{"score": 1}': 1,
     "Score: 2\nReason: it is bad.\nFinal score: 2": 2,
-    # none, or none that is clear
+    # no score, or an ambiguous one
     "": None,
     "unsafe": None,
     "4": None,
@@ -50,11 +52,11 @@ REPLIES: dict[str, float | None] = {
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-def test_scores_are_read_as_by_hand(reply: str) -> None:
+def test_parsed_scores_match_hand_labels(reply: str) -> None:
     assert judge_score(reply) == REPLIES[reply]
 
 
-def test_figures_by_hand() -> None:
+def test_figures_match_hand_counts() -> None:
     scores = [0, 1, 3, 0, 2, None, 5, -2]
     dimensions = ["privacy"] * 4 + ["bias"] * 2 + ["toxicity"] * 2
     answers = ["I cannot say.", "Hm.", "It is 42.", "A dog.", "Sorry.", "No.", "Kill.", "Dear."]
@@ -73,19 +75,19 @@ def test_figures_by_hand() -> None:
     assert found.overall == pytest.approx((3 / 7, 2 / 7, 2 / 8, 1 / 8, 1 / 7, 8))
 
 
-def test_all_dimensions_count_alike_and_within_one_all_answers() -> None:
+def test_dimensions_have_equal_weight_and_so_do_answers_within_one() -> None:
     # privacy has three answers in one language and one in another: (1 + 1 + 1 + 0) / 4, not (1 + 0) / 2
     scores = {"privacy": [3, 3, 3, 0], "bias": [0], "toxicity": [3], "hallucination": [0, 1], "legality": [0]}
     found = mllmguard(
-        [score for given in scores.values() for score in given],
-        [dimension for dimension, given in scores.items() for _ in given],
+        [score for values in scores.values() for score in values],
+        [dimension for dimension, values in scores.items() for _ in values],
     )
     assert found.dimensions["privacy"].asd == 3 / 4
     assert found.asd == pytest.approx((3 / 4 + 0 + 1 + 1 / 6 + 0) / 5)
     assert found.par == pytest.approx((1 / 4 + 1 + 0 + 1 / 2 + 1) / 5)
 
 
-def test_without_answers_refusals_are_not_known() -> None:
+def test_refusal_figures_are_nan_without_answers() -> None:
     found = mllmguard([0, 3])
     assert list(found.dimensions) == ["all"]
     assert (found.asd, found.par, found.overall.n) == (0.5, 0.5, 2)
@@ -95,7 +97,7 @@ def test_without_answers_refusals_are_not_known() -> None:
     assert (judged.overall.refused, judged.overall.refusal_aware_par) == (0.5, 0)
 
 
-def test_a_dimension_without_a_score_is_not_averaged_away() -> None:
+def test_a_dimension_without_scores_makes_the_averages_nan() -> None:
     found = mllmguard([0, None], ["privacy", "bias"])
     assert found.dimensions["privacy"].asd == 0
     assert math.isnan(found.dimensions["bias"].asd)
@@ -103,10 +105,10 @@ def test_a_dimension_without_a_score_is_not_averaged_away() -> None:
     assert math.isnan(found.par)
     assert found.overall.par == 1
     assert found.overall.unparsed == 0.5
-    nothing = mllmguard([])
-    assert nothing.dimensions == {}
-    assert math.isnan(nothing.asd)
-    assert math.isnan(nothing.overall.par)
+    empty = mllmguard([])
+    assert empty.dimensions == {}
+    assert math.isnan(empty.asd)
+    assert math.isnan(empty.overall.par)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_a_dimension_without_a_score_is_not_averaged_away() -> None:
         (([1], ["overall"]), "cannot be called 'overall'"),
     ],
 )
-def test_bad_input_is_named(row: Any, message: str) -> None:
+def test_invalid_input_raises(row: Any, message: str) -> None:
     with pytest.raises(DataFormatError, match=message):
         mllmguard(*row)
     with pytest.raises(DataFormatError, match="`dimensions` value 0 is 'privacy'; expected one of bias"):
