@@ -1,12 +1,12 @@
-"""What the callback costs a training step, in time and in memory.
+"""Overhead of `NeuralGateCallback` on a training step, in time and memory.
 
     python -m benchmarks.callback --json FILE
 
-Trains `smol-llava` on rendered records, each mini-batch twice in a row, once gated and once not, in alternating order, and
-takes the median of the ratios of such pairs. Memory is the peak of a process of its own for each side (three each, in
-turn, medians compared). `overhead` and `memory_overhead` are fractions of the plain side; in the keys that all benchmarks
-have, the gated side is the fast one. Both agree if training one batch behind a gate that is open everywhere ends with the
-weights of training without one, to 1e-6 of their norm.
+Trains `smol-llava` on rendered records, each mini-batch twice in a row, once with the gate and once without, in alternating
+order, and takes the median of the ratios of these pairs. Memory is the peak of a separate process per side (three runs each,
+alternating; medians are compared). `overhead` and `memory_overhead` are relative to training without the gate; in the keys
+common to all benchmarks, the gated side is the "fast" one. Both sides agree if training on one batch with a fully open gate
+gives the weights of training without a gate, up to 1e-6 of their norm.
 """
 
 from __future__ import annotations
@@ -25,27 +25,38 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from benchmarks.edit import batches, edit, floor_flops, random_gate
-from benchmarks.side_by_side import Cost, compare, finish, forget_peak, matmul_rate, opened, parser, peak_memory
+from benchmarks.edit import floor_flops, make_batches, random_gate, run_edit
+from benchmarks.measure import (
+    Cost,
+    make_parser,
+    matmul_rate,
+    parse_and_load,
+    peak_memory,
+    report_comparison,
+    reset_peak_memory,
+    synchronize,
+)
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.autograd import SCOPES
 from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.gate.rows import ClosedRows
+from lightning_neuralgate.gate.rows import MaskedRows
 
 WARM_UP = 2
 
 
 class EveryOtherStep(NeuralGateCallback):
-    """The callback, at work only where it is told to be."""
+    """The callback with a switch, `gated`."""
 
     gated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        while self._closed:  # a plain step does without them
-            self._closed.popitem()[1].remove()
+        while self._masked_rows:  # ungated steps run without these hooks
+            self._masked_rows.popitem()[1].remove()
         if self.gated:
             if self.scope == "all":
-                self._closed = {id(optimizer): ClosedRows(self._gated, optimizer) for optimizer in trainer.optimizers}
+                self._masked_rows = {
+                    id(optimizer): MaskedRows(self._modules, optimizer) for optimizer in trainer.optimizers
+                }
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -54,7 +65,7 @@ class EveryOtherStep(NeuralGateCallback):
 
 
 class Stopwatch(Callback):
-    """Says which step of a pair is gated, and how long both take; stands before the gate."""
+    """Switch the gate on for one step of each pair, and time both steps. Must precede the gate in the callbacks."""
 
     def __init__(self, gate: EveryOtherStep) -> None:
         self.gate = gate
@@ -63,11 +74,11 @@ class Stopwatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pair, second = divmod(batch_idx, 2)
         self.gate.gated = (pair + second) % 2 == 0
-        finish()
+        synchronize()
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        finish()
+        synchronize()
         self.steps.append((self.gate.gated, time.perf_counter() - self.start))
 
     def pairs(self) -> Iterator[tuple[float, float]]:
@@ -78,11 +89,11 @@ class Stopwatch(Callback):
 
 
 def fit(args: argparse.Namespace, model: Any, processor: Any, arm: str) -> Stopwatch:
-    """Train; `arm` is `both`, or `gated` or `plain` alone."""
+    """Train; `arm` is `both`, `gated` or `plain`."""
     seed_everything(0, verbose=False)
     steps = (args.pairs if arm == "both" else 1) + WARM_UP
-    found = batches(processor, steps, 3)
-    gate = EveryOtherStep(random_gate(model, args.layer, found), args.scope, tau=0.5)
+    batches = make_batches(processor, steps, 3)
+    gate = EveryOtherStep(random_gate(model, args.layer, batches), args.scope, tau=0.5)
     watch = Stopwatch(gate)
     editor = PrivacyEditModule(model, [args.layer])
     callbacks: dict[str, list[Callback]] = {"both": [watch, gate], "gated": [gate], "plain": []}
@@ -92,33 +103,33 @@ def fit(args: argparse.Namespace, model: Any, processor: Any, arm: str) -> Stopw
             enable_checkpointing=False, enable_model_summary=False, callbacks=callbacks[arm], limit_val_batches=0,
             enable_progress_bar=arm == "both",
         )  # fmt: skip
-        forget_peak()
-        trainer.fit(editor, DataLoader([batch for batch in found for _ in range(2)], batch_size=None))  # type: ignore[arg-type]
+        reset_peak_memory()
+        trainer.fit(editor, DataLoader([batch for batch in batches for _ in range(2)], batch_size=None))  # type: ignore[arg-type]
     return watch
 
 
-def difference(model: Any, layer: int, found: list[dict[str, Any]]) -> float:
-    """How far a gate that is open everywhere leads from training without one, in norms of the weight."""
-    (_, gated), (_, plain) = (
-        edit(model, layer, found, gate) for gate in (random_gate(model, layer, found, True), None)
-    )
+def difference_of_open_gate(model: Any, layer: int, batches: list[dict[str, Any]]) -> float:
+    """Relative difference between the weights trained with a fully open gate and without a gate."""
+    open_gate = random_gate(model, layer, batches, fully_open=True)
+    (_, gated), (_, plain) = (run_edit(model, layer, batches, gate) for gate in (open_gate, None))
     return float((gated - plain).norm() / plain.norm())
 
 
-def memory_of(arm: str, options: list[str]) -> int:
+def peak_memory_of(arm: str, options: list[str]) -> int:
+    """Peak memory of training one side in a new process."""
     command = [sys.executable, "-m", "benchmarks.callback", *options, "--arm", arm]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    return int(done.stdout.split()[-1])
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    return int(finished.stdout.split()[-1])
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--layer", type=int, default=10)
-    made.add_argument("--scope", choices=SCOPES, default="subject_last")
-    made.add_argument("--pairs", type=int, default=12, help="pairs of steps")
-    made.add_argument("--logged", action="store_true", help="log in every step what the gate passes and blocks")
-    made.add_argument("--arm", choices=("gated", "plain"), help=argparse.SUPPRESS)
-    args, model, processor = opened(made)
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--scope", choices=SCOPES, default="subject_last")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of steps")
+    parser.add_argument("--logged", action="store_true", help="log the gradient norms of the gate in every step")
+    parser.add_argument("--arm", choices=("gated", "plain"), help=argparse.SUPPRESS)
+    args, model, processor = parse_and_load(parser)
     if args.arm is not None:
         fit(args, model, processor, args.arm)
         print(peak_memory())
@@ -128,19 +139,19 @@ def main() -> None:
     memory: dict[str, list[int]] = {"plain": [], "gated": []}
     for _ in range(3):
         for arm, peaks in memory.items():
-            peaks.append(memory_of(arm, options))
+            peaks.append(peak_memory_of(arm, options))
     plain, gated = (
         Cost(statistics.median(pair[side] for pair in pairs), int(statistics.median(memory[arm])))
         for side, arm in enumerate(("plain", "gated"))
     )
-    batch = batches(processor, 1, 3)
-    floor = floor_flops(model, args.layer, batch[0]) / matmul_rate(model.device, model.dtype)
-    off = difference(model, args.layer, batch)
+    batches = make_batches(processor, 1, 3)
+    floor = floor_flops(model, args.layer, batches[0]) / matmul_rate(model.device, model.dtype)
+    difference = difference_of_open_gate(model, args.layer, batches)
     overhead = {
         "overhead": statistics.median(gated / plain for plain, gated in pairs) - 1,
         "memory_overhead": gated.peak_memory / plain.peak_memory - 1,
     }
-    compare(args, plain, gated, off <= 1e-6, floor, difference=off, **overhead)
+    report_comparison(args, plain, gated, difference <= 1e-6, floor, difference=difference, **overhead)
 
 
 if __name__ == "__main__":

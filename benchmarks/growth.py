@@ -1,11 +1,10 @@
-"""How the cost of locating grows with records, layers, image tokens and processes: one picture each, and the figures.
+"""Cost of stage 1 as a function of records, layers, image tokens and processes: a plot and a table of each.
 
     python -m benchmarks.growth --out docs/performance
 
-Each point is the plain loop beside the fast one on the same model and records, in seconds of `--steps` steps. The plain
-side is one step, scaled. Records, layers and processes are measured with the image tokens of the model as it is; processes
-have one thread each. Leaves `growth.json` and `growth-NAME.png` in OUT; `--draw` draws the pictures again from an earlier
-`growth.json`.
+Each point compares the fast and the plain implementation on the same model and records, in seconds of `--steps` steps; the
+plain side is one step, scaled. Only the plot over image tokens changes the number of image tokens; processes have one thread
+each. Writes `growth.json` and `growth-NAME.png` to OUT; `--draw` only draws the plots again from an existing `growth.json`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from tqdm.auto import tqdm
 
 from benchmarks import processes
 from benchmarks.geometries import load_geometry, with_image_tokens
-from benchmarks.layers import searched
-from benchmarks.locate import batches, learn
-from benchmarks.side_by_side import Cost
+from benchmarks.layers import search
+from benchmarks.locate import learn, make_batches
+from benchmarks.measure import Cost
 from lightning_neuralgate.runtime.files import atomic_write
 
 LAYER = 10
@@ -38,73 +37,74 @@ Point = dict[str, float]
 
 
 def point(size: int, plain: float | None, fast: float) -> Point:
-    """Seconds of both sides at one size; the plain side is not run in several processes."""
+    """A point of a plot; there is no plain side for several processes."""
     return {"size": size, "fast": fast} | ({} if plain is None else {"plain": plain})
 
 
-def both(model: Any, found: list[dict[str, Any]], layers: list[int], steps: int) -> tuple[float, float]:
+def time_both(model: Any, batches: list[dict[str, Any]], layers: list[int], steps: int) -> tuple[float, float]:
     """Seconds of the plain and the fast side."""
     fast, plain = Cost(), Cost()
-    for batch in found:
-        fast += searched(model, layers, batch, steps)
-        # a layer of the plain loop costs what any other does, to within the depth of its way back
+    for batch in batches:
+        fast += search(model, layers, batch, steps)
+        # the cost of the plain side differs between layers only by the depth of the backward pass
         cost, _ = learn(model, [layers[len(layers) // 2]], batch, 1, False)
         plain += Cost(cost.seconds * steps * len(layers))
     return plain.seconds, fast.seconds
 
 
-def of_records(args: argparse.Namespace) -> Iterator[Point]:
-    model, processor = opened(args)
-    found = batches(processor, max(RECORDS), 1)
+def over_records(args: argparse.Namespace) -> Iterator[Point]:
+    model, processor = load_warm(args)
+    batches = make_batches(processor, max(RECORDS), 1)
     for count in RECORDS:
-        yield point(count, *both(model, found[:count], [LAYER], args.steps))
+        yield point(count, *time_both(model, batches[:count], [LAYER], args.steps))
 
 
-def of_layers(args: argparse.Namespace) -> Iterator[Point]:
-    model, processor = opened(args)
+def over_layers(args: argparse.Namespace) -> Iterator[Point]:
+    model, processor = load_warm(args)
     for count in LAYERS:
         first = LAYER - count // 2
-        yield point(count, *both(model, batches(processor, 1, 1), list(range(first, first + count)), args.steps))
+        layers = list(range(first, first + count))
+        yield point(count, *time_both(model, make_batches(processor, 1, 1), layers, args.steps))
 
 
-def of_tokens(args: argparse.Namespace) -> Iterator[Point]:
+def over_tokens(args: argparse.Namespace) -> Iterator[Point]:
     for count in TOKENS:
-        model, processor = with_image_tokens(*opened(args), count)
+        model, processor = with_image_tokens(*load_warm(args), count)
         model.requires_grad_(False)
-        yield point(count, *both(model, batches(processor, 1, 1), [LAYER], args.steps))
+        yield point(count, *time_both(model, make_batches(processor, 1, 1), [LAYER], args.steps))
 
 
-def of_processes(args: argparse.Namespace) -> Iterator[Point]:
-    words = ["--layer", str(LAYER), "--steps", str(args.steps), "--model", args.model]
-    told = processes.options("").parse_args(words)
+def over_processes(args: argparse.Namespace) -> Iterator[Point]:
+    options = ["--layer", str(LAYER), "--steps", str(args.steps), "--model", args.model]
+    process_args = processes.processes_parser("").parse_args(options)
     for count in PROCESSES:
-        yield point(count, None, processes.run(told, count)[0])
+        yield point(count, None, processes.run(process_args, count)[0])
 
 
 KINDS: dict[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
-    "records": of_records,
-    "layers": of_layers,
-    "tokens": of_tokens,
-    "processes": of_processes,
+    "records": over_records,
+    "layers": over_layers,
+    "tokens": over_tokens,
+    "processes": over_processes,
 }
 
 
-def opened(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, warm, and its processor."""
+def load_warm(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Load model and processor, and run a warm-up step."""
     model, processor = load_geometry("smol", args.model)
     model.requires_grad_(False)
-    learn(model, [LAYER], batches(processor, 1, 1)[0], 1, True)
+    learn(model, [LAYER], make_batches(processor, 1, 1)[0], 1, True)
     return model, processor
 
 
 def draw(file: Path, title: str, points: list[Point], steps: int) -> None:
-    """Seconds over size, both axes in powers, so that a straight line is a power law."""
+    """Plot seconds over size, on logarithmic axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     sizes = [entry["size"] for entry in points]
-    for side, label in (("plain", "whole passes"), ("fast", "lightning-neuralgate")):
+    for side, label in (("plain", "full passes"), ("fast", "lightning-neuralgate")):
         if side in points[0]:
             axes.plot(sizes, [entry[side] for entry in points], "o-", label=label)
             for entry in points:
@@ -122,14 +122,16 @@ def draw(file: Path, title: str, points: list[Point], steps: int) -> None:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, required=True)
-    made.add_argument("--model", default="smol-llava", help="a folder or a hub repository instead")
-    made.add_argument("--only", choices=tuple(KINDS), nargs="+", default=list(KINDS), help="which to measure anew")
-    made.add_argument("--steps", type=int, default=10)
-    made.add_argument("--threads", type=int, help="of this process; all cores when left out")
-    made.add_argument("--draw", action="store_true", help="measure nothing")
-    args = made.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--model", default="smol-llava", help="another model: a folder or a Hugging Face Hub repository"
+    )
+    parser.add_argument("--only", choices=tuple(KINDS), nargs="+", default=list(KINDS), help="plots to measure")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, help="threads of this process (default: all cores)")
+    parser.add_argument("--draw", action="store_true", help="only draw the plots again")
+    args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     file = args.out / "growth.json"
@@ -139,13 +141,13 @@ def main() -> None:
         figures[kind] = {"steps": args.steps, "threads": torch.get_num_threads(), "points": points}
         with atomic_write(file) as draft:
             draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    for kind, found in figures.items():
-        draw(args.out / f"growth-{kind}.png", TITLES[kind], found["points"], found["steps"])
+    for kind, figure in figures.items():
+        draw(args.out / f"growth-{kind}.png", TITLES[kind], figure["points"], figure["steps"])
         print(f"| {TITLES[kind]} | plain | fast | ratio |\n| ---: | ---: | ---: | ---: |")
-        for entry in found["points"]:
+        for entry in figure["points"]:
             plain = entry.get("plain")
-            told = ("", "") if plain is None else (f"{plain:.1f} s", f"{plain / entry['fast']:.1f}")
-            print(f"| {entry['size']:g} | {told[0]} | {entry['fast']:.1f} s | {told[1]} |")
+            seconds, ratio = ("", "") if plain is None else (f"{plain:.1f} s", f"{plain / entry['fast']:.1f}")
+            print(f"| {entry['size']:g} | {seconds} | {entry['fast']:.1f} s | {ratio} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Locating in two processes, beside one, each with one thread.
+"""Stage 1 in several processes with one thread each (DDP), compared with one process.
 
     python -m benchmarks.processes --json FILE
 
-Both sides locate the same records under Lightning: one process alone, then as many as `--processes` says under DDP. Timed is
-the training, from where all processes are ready to where each knows the gate. They agree if every activity rate is the same.
+Both sides locate the same records with Lightning. The time runs from the start of training in all processes until all of them
+have the gate. Both sides agree if all activity rates are equal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.geometries import load_geometry
-from benchmarks.records import told
-from benchmarks.side_by_side import parser, tell
+from benchmarks.measure import make_parser, report
+from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.gate.neural_gate import NeuralGate
@@ -32,7 +32,7 @@ SUBJECTS = ("passport", "student_id", "receipt")
 
 
 class Stopwatch(Callback):
-    """Seconds from where all processes are ready to where all are done."""
+    """Measure the seconds of training, with barriers before and after."""
 
     seconds = 0.0
 
@@ -46,7 +46,7 @@ class Stopwatch(Callback):
 
 
 def locate(args: argparse.Namespace, folder: Path, processes: int) -> None:
-    """Locate as one of so many processes; leaves the gate and the seconds in `folder`."""
+    """Locate as one of several processes; rank 0 writes the gate and the seconds to `folder`."""
     torch.set_num_threads(1)
     model, processor = load_geometry(args.geometry, args.model)
     splits = render_splits(
@@ -58,7 +58,7 @@ def locate(args: argparse.Namespace, folder: Path, processes: int) -> None:
         test_pairs=1,
         subjects=SUBJECTS,
     )
-    data = PrivacyPairDataModule(splits._replace(edit=told(splits.edit)[: args.records]), processor)
+    data = PrivacyPairDataModule(splits._replace(edit=with_benign_targets(splits.edit)[: args.records]), processor)
     locator = PrivacyLocatorModule(model, [args.layer], max_steps=args.steps, stop_loss=-1.0)
     locator._losses.fast_path.restore(True)
     watch = Stopwatch()
@@ -74,66 +74,59 @@ def locate(args: argparse.Namespace, folder: Path, processes: int) -> None:
 
 
 def run(args: argparse.Namespace, processes: int) -> tuple[float, NeuralGate]:
-    """Seconds of so many processes, and what they find."""
+    """Seconds of a run with some number of processes, and its gate."""
     with TemporaryDirectory() as folder:
-        options = ["--geometry", args.geometry, "--model", args.model, "--layer", args.layer, "--records", args.records]
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
-            *(
-                "-m",
-                "benchmarks.processes",
-                *options,
-                "--steps",
-                args.steps,
-                "--processes",
-                processes,
-                "--folder",
-                folder,
-            ),
-        ]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        if done.returncode:
-            raise RuntimeError(f"{processes} processes ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+        options = {
+            "geometry": args.geometry, "model": args.model, "layer": args.layer, "records": args.records,
+            "steps": args.steps, "processes": processes, "folder": folder,
+        }  # fmt: skip
+        command = [*launch, "-m", "benchmarks.processes", *(f"--{name}={value}" for name, value in options.items())]
+        finished = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        )
+        if finished.returncode:
+            raise RuntimeError(f"{processes} processes exited with {finished.returncode}:\n{finished.stderr[-4000:]}")
         return float((Path(folder) / "seconds").read_text()), NeuralGate.from_pretrained(Path(folder) / "gate")
 
 
-def same(one: NeuralGate, other: NeuralGate) -> bool:
-    """Whether every activity rate is the same."""
-    return one.subjects == other.subjects and all(
-        torch.equal(one.rates(subject, layer), other.rates(subject, layer))
-        for subject in one.subjects
-        for layer in one.layers
+def same_rates(first: NeuralGate, second: NeuralGate) -> bool:
+    """Whether all activity rates are equal."""
+    return first.subjects == second.subjects and all(
+        torch.equal(first.rates(subject, layer), second.rates(subject, layer))
+        for subject in first.subjects
+        for layer in first.layers
     )
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """What `run` asks for, and the processes."""
-    made = parser(description)
-    made.add_argument("--layer", type=int, default=10)
-    made.add_argument("--records", type=int, default=12)
-    made.add_argument("--steps", type=int, default=25)
-    made.add_argument("--processes", type=int, default=2)
-    return made
+def processes_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that `run` reads."""
+    parser = make_parser(description)
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--records", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--processes", type=int, default=2)
+    return parser
 
 
 def main() -> None:
-    made = options(__doc__ or "")
-    made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = made.parse_args()
+    parser = processes_parser(__doc__ or "")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.folder is not None:
         with process_group_closed():
             locate(args, args.folder, args.processes)
         return
-    (alone, expected), (together, found) = (run(args, processes) for processes in (1, args.processes))
+    (single_seconds, single_gate), (seconds, gate) = (run(args, processes) for processes in (1, args.processes))
     results: dict[str, Any] = {
-        "seconds_one": alone,
-        f"seconds_{args.processes}": together,
-        "ratio": alone / together,
-        "agree": same(found, expected),
+        "seconds_one": single_seconds,
+        f"seconds_{args.processes}": seconds,
+        "ratio": single_seconds / seconds,
+        "agree": same_rates(gate, single_gate),
         **{name: value for name, value in vars(args).items() if name not in ("json", "folder", "threads")},
         "threads_each": 1,
     }
-    tell(results, args.json)
+    report(results, args.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long it takes to score stored answers, and how much memory.
+"""Time and memory of scoring stored answers.
 
     python -m benchmarks.scores --answers 100000 --json FILE
 
-Answers are made up from a seed: some refuse, some are a word, some a paragraph. For each metric: seconds for all of them, and
-the most memory that was used beyond what was there, given the answers in one list and, for the torchmetrics classes, in
-batches of 1000. Judges that run a model are not timed here.
+The answers are random: some are refusals, some a word, some a paragraph. For each metric, prints the seconds and the peak
+memory above the baseline for all answers in one list, and for the torchmetrics classes in batches of 1000. Judges that run a
+model are not included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.side_by_side import measured, tell
+from benchmarks.measure import measure, report
 from lightning_neuralgate.evaluation.statistics import paired_differences, score_intervals
 from lightning_neuralgate.metrics import (
     MME,
@@ -26,8 +26,8 @@ from lightning_neuralgate.metrics import (
     PartialLeak,
     RefuseToAnswerRate,
     ScienceQA,
+    functional,
 )
-from lightning_neuralgate.metrics import functional as scored
 
 BATCH = 1000
 TEXT = "the passport is red and it lies on a wooden table near two cups while a dog not far away looks at no one yes"
@@ -47,55 +47,55 @@ OPENINGS = (
 )
 
 
-def made_up(count: int, seed: int) -> list[str]:
-    """So many answers: an opening, and up to 60 words."""
-    draw = random.Random(seed)
+def random_answers(count: int, seed: int) -> list[str]:
+    """Answers that consist of an opening, up to 60 words and a number."""
+    rng = random.Random(seed)
     return [
-        draw.choice(OPENINGS)
-        + " ".join(draw.choices(WORDS, k=draw.choice((0, 0, 5, 12, 60))))
-        + str(draw.randrange(10**6))
+        rng.choice(OPENINGS) + " ".join(rng.choices(WORDS, k=rng.choice((0, 0, 5, 12, 60)))) + str(rng.randrange(10**6))
         for _ in range(count)
     ]
 
 
 def columns(count: int) -> dict[str, list[Any]]:
-    """What the metrics want beside the answers."""
-    draw = random.Random(1)
-    images = [str(place // 2) for place in range(count)]
+    """Further inputs of the metrics: labels, true values, choices and so on."""
+    rng = random.Random(1)
+    images = [str(index // 2) for index in range(count)]
     return {
-        "secrets": [f"{draw.randrange(10**7):07d}" for _ in images],
-        "values": draw.choices(("red", "wooden table", "blue"), k=count),
-        "labels": draw.choices(("yes", "no"), k=count),
+        "secrets": [f"{rng.randrange(10**7):07d}" for _ in images],
+        "values": rng.choices(("red", "wooden table", "blue"), k=count),
+        "labels": rng.choices(("yes", "no"), k=count),
         "images": images,
-        "subtasks": [scored.PERCEPTION[int(image) % len(scored.PERCEPTION)] for image in images],
-        "choices": draw.choices((0, 1, 2), k=count),
+        "subtasks": [functional.PERCEPTION[int(image) % len(functional.PERCEPTION)] for image in images],
+        "choices": rng.choices((0, 1, 2), k=count),
         "counts": [3] * count,
-        "scores": draw.choices((0, 1, 2, 3, None), k=count),
-        "dimensions": draw.choices(("privacy", "bias", "toxicity", "truthfulness", "legality"), k=count),
+        "scores": rng.choices((0, 1, 2, 3, None), k=count),
+        "dimensions": rng.choices(("privacy", "bias", "toxicity", "truthfulness", "legality"), k=count),
     }
 
 
-def metrics(answers: list[str], others: list[str], of: dict[str, list[Any]]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Metric -> what computes it over all answers; `others` are those of a second run."""
+def metrics(
+    answers: list[str], second_answers: list[str], inputs: dict[str, list[Any]]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield the name of each metric and a function that computes it; `second_answers` are from another run."""
     for variant in ("prefix", "gcg", "xstest"):
-        yield f"rta_{variant}", lambda variant=variant: scored.refuse_to_answer_rate(answers, variant)
-    yield "leak_rate", lambda: scored.leak_rate(answers, of["secrets"])
-    yield "partial_leak", lambda: scored.partial_leak(answers, of["secrets"])
-    yield "benign_accuracy", lambda: scored.benign_accuracy(answers, of["values"])
-    yield "pope", lambda: scored.pope(answers, of["labels"])
-    yield "mme", lambda: scored.mme(answers, of["labels"], of["images"], of["subtasks"])
-    yield "scienceqa", lambda: scored.scienceqa(answers, of["choices"], of["counts"])
-    yield "mllmguard", lambda: scored.mllmguard(of["scores"], of["dimensions"], answers)
-    yield "judge_score", lambda: [scored.judge_score(answer) for answer in answers]
-    yield "cohens_kappa", lambda: scored.cohens_kappa(of["labels"], of["labels"][::-1])
+        yield f"rta_{variant}", lambda variant=variant: functional.refuse_to_answer_rate(answers, variant)
+    yield "leak_rate", lambda: functional.leak_rate(answers, inputs["secrets"])
+    yield "partial_leak", lambda: functional.partial_leak(answers, inputs["secrets"])
+    yield "benign_accuracy", lambda: functional.benign_accuracy(answers, inputs["values"])
+    yield "pope", lambda: functional.pope(answers, inputs["labels"])
+    yield "mme", lambda: functional.mme(answers, inputs["labels"], inputs["images"], inputs["subtasks"])
+    yield "scienceqa", lambda: functional.scienceqa(answers, inputs["choices"], inputs["counts"])
+    yield "mllmguard", lambda: functional.mllmguard(inputs["scores"], inputs["dimensions"], answers)
+    yield "judge_score", lambda: [functional.judge_score(answer) for answer in answers]
+    yield "cohens_kappa", lambda: functional.cohens_kappa(inputs["labels"], inputs["labels"][::-1])
     for name, tally, rest in (
-        ("pope", scored.pope_tally, (of["labels"],)),
-        ("mme", scored.mme_tally, (of["labels"], of["images"], of["subtasks"])),
-        ("scienceqa", scored.scienceqa_tally, (of["choices"], of["counts"])),
+        ("pope", functional.pope_tally, (inputs["labels"],)),
+        ("mme", functional.mme_tally, (inputs["labels"], inputs["images"], inputs["subtasks"])),
+        ("scienceqa", functional.scienceqa_tally, (inputs["choices"], inputs["counts"])),
     ):
-        one, other = tally(answers, *rest), tally(others, *rest)
-        yield f"{name}_intervals", lambda one=one: score_intervals(one)
-        yield f"{name}_paired", lambda one=one, other=other: paired_differences(one, other)
+        first, second = tally(answers, *rest), tally(second_answers, *rest)
+        yield f"{name}_intervals", lambda first=first: score_intervals(first)
+        yield f"{name}_paired", lambda first=first, second=second: paired_differences(first, second)
     for metric, rest in (
         (RefuseToAnswerRate, ()),
         (LeakRate, ("secrets",)),
@@ -107,32 +107,34 @@ def metrics(answers: list[str], others: list[str], of: dict[str, list[Any]]) -> 
     ):
         yield (
             f"{metric.__name__} in batches",
-            lambda metric=metric, rest=rest: in_batches(metric(), answers, *map(of.get, rest)),
+            lambda metric=metric, rest=rest: in_batches(metric(), answers, *map(inputs.get, rest)),
         )
-    yield "MLLMGuard in batches", lambda: in_batches(MLLMGuard(), of["scores"], of["dimensions"], answers)
+    yield "MLLMGuard in batches", lambda: in_batches(MLLMGuard(), inputs["scores"], inputs["dimensions"], answers)
 
 
 def in_batches(metric: Any, *lists: Any) -> Any:
-    """The value of a torchmetrics class after all batches."""
+    """Update a torchmetrics metric batch by batch, and compute it."""
     for start in range(0, len(lists[0]), BATCH):
         metric.update(*(column[start : start + BATCH] for column in lists))
     return metric.compute()
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--answers", type=int, default=100_000, help="an even number, two for each picture of MME")
-    made.add_argument("--json", type=Path)
-    args = made.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--answers", type=int, default=100_000, help="an even number, since MME has two questions per picture"
+    )
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
     if args.answers < BATCH or args.answers % 2:
-        made.error(f"--answers has to be even and at least {BATCH}")
-    answers, others, of = made_up(args.answers, 0), made_up(args.answers, 2), columns(args.answers)
+        parser.error(f"--answers must be even and at least {BATCH}")
+    answers, second_answers = (random_answers(args.answers, seed) for seed in (0, 2))
     results: dict[str, Any] = {"answers": args.answers, "characters": sum(map(len, answers))}
-    for name, compute in metrics(answers, others, of):
-        with measured() as cost:
+    for name, compute in metrics(answers, second_answers, columns(args.answers)):
+        with measure() as cost:
             compute()
         results |= {f"{name}, seconds": cost.seconds, f"{name}, MB": cost.peak_memory / 1e6}
-    tell(results, args.json)
+    report(results, args.json)
 
 
 if __name__ == "__main__":

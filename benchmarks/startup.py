@@ -1,10 +1,10 @@
-"""How long it takes to start, beside `import lightning`.
+"""Start-up time of the package and the command line, compared with `import lightning`.
 
     python -m benchmarks.startup --json FILE
 
-Each statement runs in Python processes of its own, in turn with the others, so that what slows the machine down meets all of
-them alike; the first round, which may have to read files from disk and to compile them, is not counted. Printed are medians
-of seconds, and of ratios to `import lightning` in the same round.
+Each statement runs in new Python processes. The statements alternate, so that background load affects all of them; the first
+round, which may read from disk and compile, is discarded. Printed are medians of the seconds, and of the ratios to `import
+lightning` in the same round.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.side_by_side import tell
+from benchmarks.measure import report
 
 _HELP = "import sys; from lightning_neuralgate.cli import main; sys.exit(main({!r}))"
 STATEMENTS = {
@@ -26,11 +26,11 @@ STATEMENTS = {
     "neuralgate --help": _HELP.format(["--help"]),
     "neuralgate locate --help": _HELP.format(["locate", "--help"]),
 }
-"""What is timed; the first is what the others are compared with."""
+"""Timed statements; the first is the baseline of the ratios."""
 
 
 def seconds(statement: str) -> float:
-    """What a fresh process takes to run a statement and to end.
+    """Seconds to run a statement in a new process.
 
     Raises:
         subprocess.CalledProcessError: the statement failed.
@@ -41,22 +41,22 @@ def seconds(statement: str) -> float:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--json", type=Path)
-    args = made.parse_args()
-    taken: dict[str, list[float]] = {name: [] for name in STATEMENTS}
-    for counted in [False, *[True] * args.repeats]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
+    for warm_up in [True, *[False] * args.repeats]:
         for name, statement in STATEMENTS.items():
-            took = seconds(statement)
-            if counted:
-                taken[name].append(took)
-    base, *others = taken
-    results = {f"seconds, {name}": statistics.median(each) for name, each in taken.items()}
+            elapsed = seconds(statement)
+            if not warm_up:
+                times[name].append(elapsed)
+    base, *others = times
+    results = {f"seconds, {name}": statistics.median(values) for name, values in times.items()}
     for name in others:
-        ratios = [took / of_base for took, of_base in zip(taken[name], taken[base], strict=True)]
+        ratios = [value / base_value for value, base_value in zip(times[name], times[base], strict=True)]
         results[f"ratio, {name}"] = statistics.median(ratios)
-    tell({**results, "repeats": args.repeats}, args.json)
+    report({**results, "repeats": args.repeats}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What keeps benign answers alive, and what the gate does: a sweep over the edit's settings on the embedded model.
+"""Sweep over settings of the edit on the embedded model: effects on refusals and benign answers, with and without gate.
 
     python benchmarks/sweep_edit.py --out runs/sweep --seeds 3
 
-Each cell is an edit from the same start, asked the same test queries. A finished cell is not run again, so the command
-can be stopped and started. Afterwards the tables are printed and written to `docs/sweep-table.md` (`--table FILE` for
-another place). `--jobs` processes of one thread share the cells. `--demo FOLDER` takes the cells that have the demo's
-settings from a finished `neuralgate demo --seeds N --out FOLDER`.
+Each cell is an edit from the same unedited weights, evaluated on the same test queries. Finished cells are not run again, so
+an interrupted sweep resumes. The tables are printed and written to `docs/sweep-table.md` (or `--table FILE`). `--jobs`
+processes with one thread each share the cells. `--demo FOLDER` takes the cells with the demo's settings from a finished
+`neuralgate demo --seeds N --out FOLDER`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
     "retention_weight": 1.0, "retention_per_batch": 1, "edit_records": 2, "edit_pairs": 6, "test_records": 2,
     "test_pairs": 2, "judge": False, "public_questions": False,
 }  # fmt: skip
-"""Where cells start from: the demo's edit before this sweep settled its learning rate, without the second judge."""
+"""Base settings of all cells: the demo's edit before this sweep chose its learning rate, without the second judge."""
 
 UNGATED = {"gate": None}
 SHUFFLED = {"gate": "shuffled"}
@@ -58,7 +58,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "gate, lr 6e-3, public questions": {"lr": 6e-3, **PUBLIC},
     "ungated, lr 6e-3, public questions": {**UNGATED, "lr": 6e-3, **PUBLIC},
 }
-"""What each cell changes: settings of the edit, its gate, or the number of records. The most telling ones come first."""
+"""Changes of each cell: settings of the edit, its gate, or the number of records. The most informative cells come first."""
 PREPARE = "unedited"
 COLUMNS = {
     "test: RtA": ("test", "rta_sensitive"),
@@ -75,25 +75,26 @@ COLUMNS = {
 
 
 def slug(name: str) -> str:
+    """Turn the name of a cell into a file name."""
     return "".join(char if char.isalnum() or char == "." else "-" for char in name).replace("--", "-").strip("-")
 
 
 class Jobs:
-    """Cells and seeds still to be run, which several processes share through files: `NAME.json` done, `NAME.claim` taken."""
+    """Cells of some seeds, shared by several processes through files: `NAME.json` is finished, `NAME.claim` is claimed."""
 
     def __init__(self, out: Path, worker: int, seeds: list[int], cells: int = len(CELLS)) -> None:
         self.out, self.worker = out, worker
-        # cell by cell, so that in a sweep that is cut short the cells that there are have all seeds
-        self.waiting = [(seed, name) for name in (PREPARE, *list(CELLS)[:cells]) for seed in seeds]
-        self.benches: dict[int, Any] = {}
+        # all seeds of a cell before the next cell, so that an interrupted sweep has complete cells
+        self.pending = [(seed, name) for name in (PREPARE, *list(CELLS)[:cells]) for seed in seeds]
+        self.experiments: dict[int, Any] = {}
 
     def file(self, seed: int, name: str) -> Path:
         return self.out / f"seed-{seed}" / "cells" / f"{slug(name)}.json"
 
     def run(self) -> None:
-        """Take jobs until none is left; a cell waits until its seed is prepared."""
-        while self.waiting:
-            job = next((job for job in self.waiting if self._ready(*job)), None)
+        """Run jobs until none is pending; the cells of a seed wait until it is prepared."""
+        while self.pending:
+            job = next((job for job in self.pending if self._ready(*job)), None)
             if job is None:
                 time.sleep(1)
             elif self._claim(*job):
@@ -101,17 +102,17 @@ class Jobs:
                 try:
                     self._save(*job, self._prepare(job[0]) if job[1] == PREPARE else self._cell(*job))
                 except BaseException:
-                    self.file(*job).with_suffix(".claim").unlink()  # or the others wait for it for ever
+                    self.file(*job).with_suffix(".claim").unlink()  # let other processes retry
                     raise
                 seconds = time.perf_counter() - start
-                print(f"seed {job[0]}, {job[1]}: {seconds:.0f} s, {len(self.waiting) - 1} cells left", flush=True)
-            self.waiting = [job for job in self.waiting if not self.file(*job).is_file() and not self._taken(*job)]
+                print(f"seed {job[0]}, {job[1]}: {seconds:.0f} s, {len(self.pending) - 1} cells left", flush=True)
+            self.pending = [job for job in self.pending if not self.file(*job).is_file() and not self._is_claimed(*job)]
 
     def _ready(self, seed: int, name: str) -> bool:
         return name == PREPARE or self.file(seed, PREPARE).is_file()
 
-    def _taken(self, seed: int, name: str) -> bool:
-        # what waits on a seed that another process prepares stays on the list
+    def _is_claimed(self, seed: int, name: str) -> bool:
+        # jobs of a seed that another process is preparing are not claimed, and stay pending
         return self.file(seed, name).with_suffix(".claim").is_file()
 
     def _claim(self, seed: int, name: str) -> bool:
@@ -127,55 +128,55 @@ class Jobs:
         with atomic_write(self.file(seed, name)) as draft:
             draft.write_text(json.dumps({"cell": name, "seed": seed, **content}, indent=1) + "\n")
 
-    def _bench(self, seed: int) -> Any:
+    def _experiment(self, seed: int) -> Any:
         from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 
-        if seed not in self.benches:
+        if seed not in self.experiments:
             folder = self.out / f"seed-{seed}" / f"worker-{self.worker}"
-            bench = self.benches[seed] = Experiment(folder, seed, EditSettings(**BASE))
-            bench.render()
-            bench.fill_targets()
-        return self.benches[seed]
+            experiment = self.experiments[seed] = Experiment(folder, seed, EditSettings(**BASE))
+            experiment.render()
+            experiment.fill_targets()
+        return self.experiments[seed]
 
     def _prepare(self, seed: int) -> dict[str, Any]:
-        """The gate (unless it is there), the unedited model's rates, and where the edit's gradient comes from."""
+        """Locate the gate (unless it exists); return the unedited model's rates and the parts of the edit's gradient."""
         from lightning_neuralgate.evaluation.rates import summarize
         from lightning_neuralgate.gate.autograd import SCOPES
         from lightning_neuralgate.gate.neural_gate import NeuralGate
 
-        bench = self._bench(seed)
+        experiment = self._experiment(seed)
         folder = self.out / f"seed-{seed}" / "gate"
         if not folder.is_dir():
-            bench.locate().save_pretrained(folder)
+            experiment.locate().save_pretrained(folder)
         gate = NeuralGate.from_pretrained(folder)
-        return {"rates": summarize(bench.answer("unedited")), "parts": gradient_parts(bench, gate, SCOPES)}
+        return {"rates": summarize(experiment.answer("unedited")), "parts": gradient_parts(experiment, gate, SCOPES)}
 
     def _cell(self, seed: int, name: str) -> dict[str, Any]:
         from lightning_neuralgate.evaluation.rates import summarize
         from lightning_neuralgate.gate.neural_gate import NeuralGate
 
-        bench, changes = self._bench(seed), CELLS[name]
+        experiment, changes = self._experiment(seed), CELLS[name]
         gate: Any = NeuralGate.from_pretrained(self.out / f"seed-{seed}" / "gate")
         if "gate" in changes:
-            gate = shuffled(gate, seed) if changes["gate"] == "shuffled" else None
+            gate = shuffle_gate(gate, seed) if changes["gate"] == "shuffled" else None
         cell = replace(
-            bench.settings, **{key: value for key, value in changes.items() if key not in ("gate", "records")}
+            experiment.settings, **{key: value for key, value in changes.items() if key not in ("gate", "records")}
         )
-        everything = bench.splits
-        bench.splits = everything._replace(edit=fewer(everything.edit, changes.get("records")))
-        bench.edit(gate, slug(name), cell)
-        change = bench.weight_change(cell.layer)
-        rates = summarize(bench.answer(name))
-        bench.splits = everything
+        splits = experiment.splits
+        experiment.splits = splits._replace(edit=limit_records(splits.edit, changes.get("records")))
+        experiment.edit(gate, slug(name), cell)
+        change = experiment.weight_change(cell.layer)
+        rates = summarize(experiment.answer(name))
+        experiment.splits = splits
         return {"rates": rates, **change, "settings": asdict(cell)}
 
 
 def take_from_demo(demo: Path, out: Path, seeds: int) -> None:
-    """The demo's two edits as the cells that have their settings."""
+    """Copy the results of the demo's two edits to the cells with the same settings."""
     for seed in range(seeds):
         run = json.loads((demo / f"seed-{seed}" / "results.json").read_text())
         for arm in ("gated", "ungated"):
-            name = cell_of(run["settings"], gated=arm == "gated")
+            name = find_cell(run["settings"], gated=arm == "gated")
             if name is None:
                 sys.exit(f"no cell has the settings of the {arm} edit in {demo}/seed-{seed}: {run['settings']}")
             jobs = Jobs(out, 0, [seed])
@@ -183,19 +184,19 @@ def take_from_demo(demo: Path, out: Path, seeds: int) -> None:
             jobs._save(seed, name, {"rates": run[arm], **run["weight_change"][arm], "settings": run["settings"]})
 
 
-def cell_of(settings: Mapping[str, Any], gated: bool) -> str | None:
-    """The cell with these settings of an edit, but for the second judge, which changes no answer."""
+def find_cell(settings: Mapping[str, Any], gated: bool) -> str | None:
+    """Name of the cell with these settings, ignoring the second judge, which does not affect answers."""
     for name, changes in CELLS.items():
-        wanted = {**BASE, "gate": "located", "records": None, "images": True, **changes}
-        if (wanted.pop("gate"), wanted.pop("records")) != ("located" if gated else None, None):
+        expected = {**BASE, "gate": "located", "records": None, "images": True, **changes}
+        if (expected.pop("gate"), expected.pop("records")) != ("located" if gated else None, None):
             continue
-        if all(settings[key] == value for key, value in wanted.items() if key != "judge"):
+        if all(settings[key] == value for key, value in expected.items() if key != "judge"):
             return name
     return None
 
 
-def shuffled(gate: Any, seed: int) -> Any:
-    """The gate with its dimensions in another order, the same for all subjects: as many open rows, but not those."""
+def shuffle_gate(gate: Any, seed: int) -> Any:
+    """Permute the dimensions of a gate, in the same way for all subjects: as many open rows, but different ones."""
     import torch
 
     from lightning_neuralgate.gate.neural_gate import NeuralGate
@@ -205,105 +206,109 @@ def shuffled(gate: Any, seed: int) -> Any:
     return NeuralGate(rates, gate.model, gate.records)
 
 
-def fewer(records: list[Any], count: int | None) -> list[Any]:
+def limit_records(records: list[Any], count: int | None) -> list[Any]:
+    """The first `count` records of each subject; all of them for None."""
     if count is None:
         return records
     subjects = dict.fromkeys(record.subject for record in records)
     return [record for subject in subjects for record in [r for r in records if r.subject == subject][:count]]
 
 
-def gradient_parts(bench: Any, gate: Any, scopes: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """What each stretch of the text adds to the edit's first weight gradient, and what the gate takes away there.
+def gradient_parts(experiment: Any, gate: Any, scopes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Contributions of token positions to the first weight gradient of the edit, and the effect of the gate on it.
 
-    For each stretch: its share of the gradient's norm (stretches overlap in direction, so shares need not sum to one).
-    For each scope: the share of the gradient's norm that the gate takes away, the cosine between gradient and gated
-    gradient, and the share of elements whose first Adam step (the sign of the gradient) is any different.
+    For each group of positions: the norm of its contribution over the norm of the gradient. Contributions are not orthogonal,
+    so these shares need not sum to one. For each scope: the share of the gradient's norm that the gate removes, the cosine
+    between gradient and gated gradient, and the share of elements whose first Adam step (the sign of the gradient) changes.
     """
     import torch
 
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.gate.autograd import scope_positions
-    from lightning_neuralgate.gate.subjects import subject_key
+    from lightning_neuralgate.gate.spans import subject_key
     from lightning_neuralgate.hf.decoder import find_decoder
     from lightning_neuralgate.hf.forward import IGNORED
 
-    s = bench.settings
-    editor = PrivacyEditModule(bench.model, [s.layer], bench.processor, alpha=s.alpha, retention_weight=0.0)
+    s = experiment.settings
+    editor = PrivacyEditModule(experiment.model, [s.layer], experiment.processor, alpha=s.alpha, retention_weight=0.0)
     editor.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    data = PrivacyPairDataModule(bench.splits, bench.processor, pairs_per_batch=6, shuffle=False)
-    projection = find_decoder(bench.model).output_projection(s.layer)
-    seen: dict[str, torch.Tensor] = {}
+    data = PrivacyPairDataModule(experiment.splits, experiment.processor, pairs_per_batch=6, shuffle=False)
+    projection = find_decoder(experiment.model).output_projection(s.layer)
+    captured: dict[str, torch.Tensor] = {}
 
-    def keep(module: Any, args: Any, output: torch.Tensor) -> None:
-        seen["x"] = args[0].detach()
-        output.register_hook(lambda grad: seen.__setitem__("grad", grad))
+    def capture(module: Any, args: Any, output: torch.Tensor) -> None:
+        captured["x"] = args[0].detach()
+        output.register_hook(lambda grad: captured.__setitem__("grad", grad))
 
     totals: dict[str, torch.Tensor] = {}
     for batch in data.pairs_dataloader():
-        handle = projection.register_forward_hook(keep)
+        handle = projection.register_forward_hook(capture)
         editor.loss(batch).backward()
         handle.remove()
-        bench.model.zero_grad()
-        x, grad, subject = seen["x"].float(), seen["grad"].float(), batch["subject_mask"].bool()
-        image = batch["input_ids"] == bench.model.config.image_token_id
+        experiment.model.zero_grad()
+        x, grad, subject = captured["x"].float(), captured["grad"].float(), batch["subject_mask"].bool()
+        image = batch["input_ids"] == experiment.model.config.image_token_id
         from_subject, last = scope_positions("from_subject", subject), scope_positions("subject_last", subject)
-        told = batch["labels"] != IGNORED
-        stretches = {
+        answer = batch["labels"] != IGNORED
+        groups = {
             "picture": image,
             "question before the subject": ~image & ~from_subject & batch["attention_mask"].bool(),
             "subject but its last token": subject & ~last,
             "subject's last token": last,
-            "rest of the question": from_subject & ~subject & ~told,
-            "answer": told,
+            "rest of the question": from_subject & ~subject & ~answer,
+            "answer": answer,
             "whole": batch["attention_mask"].bool(),
         }
         masks = torch.stack([gate.mask(subject_key(name), s.layer, s.tau) for name in batch["subject"]])
-        for name, where in stretches.items():
-            part = grad[where].T @ x[where]
+        for name, positions in groups.items():
+            part = grad[positions].T @ x[positions]
             totals[name] = totals.get(name, 0) + part
         for scope in scopes:
             positions = scope_positions(scope, subject)
             gated = torch.where(positions[:, :, None] & ~masks[:, None, :], 0.0, grad)
             totals[f"scope {scope}"] = totals.get(f"scope {scope}", 0) + gated.flatten(0, 1).T @ x.flatten(0, 1)
-    bench.model.requires_grad_(False)
-    whole = totals.pop("whole")
+    experiment.model.requires_grad_(False)
+    full = totals.pop("whole")
     parts: dict[str, dict[str, float]] = {}
     for name, part in totals.items():
         if name.startswith("scope "):
             parts[name] = {
-                "taken_away": float((whole - part).norm() / whole.norm()),
-                "cosine": float((whole * part).sum() / whole.norm() / part.norm()),
-                "adam_steps_changed": float((whole.sign() != part.sign()).float().mean()),
+                "taken_away": float((full - part).norm() / full.norm()),
+                "cosine": float((full * part).sum() / full.norm() / part.norm()),
+                "adam_steps_changed": float((full.sign() != part.sign()).float().mean()),
             }
         else:
-            parts[name] = {"share": float(part.norm() / whole.norm())}
+            parts[name] = {"share": float(part.norm() / full.norm())}
     return parts
 
 
-def found(out: Path, name: str) -> list[dict[str, Any]]:
+def read_cells(out: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(out.glob(f"seed-*/cells/{slug(name)}.json"))]
 
 
-def spread(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
+    """Format mean and standard deviation over seeds."""
     text = f"{statistics.fmean(values):.3f}"
     return text + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def lines(out: Path) -> Iterator[str]:
-    """The tables, as Markdown."""
-    gradients = found(out, PREPARE)
+def table_lines(out: Path) -> Iterator[str]:
+    """Lines of the tables, as Markdown."""
+    gradients = read_cells(out, PREPARE)
     seeds = sorted(row["seed"] for row in gradients)
     yield f"Seeds {seeds}; mean ± standard deviation. Cells start from `{json.dumps(BASE)}`.\n"
     yield "## Cells\n"
     yield "| cell | " + " | ".join(COLUMNS) + " | weight change | rows moved | seeds |"
     yield "| --- |" + " ---: |" * (len(COLUMNS) + 3)
     for name in (PREPARE, *CELLS):
-        rows = found(out, name)
+        rows = read_cells(out, name)
         if rows:
-            cells = [spread([row["rates"][split][rate] for row in rows]) for split, rate in COLUMNS.values()]
+            cells = [
+                mean_and_deviation([row["rates"][split][rate] for row in rows]) for split, rate in COLUMNS.values()
+            ]
             for key in ("weight_change", "rows_changed"):
-                cells.append(spread([row[key] for row in rows]) if key in rows[0] else "")
+                cells.append(mean_and_deviation([row[key] for row in rows]) if key in rows[0] else "")
             yield f"| {name} | " + " | ".join(cells) + f" | {len(rows)} |"
     if not gradients:
         return
@@ -312,13 +317,14 @@ def lines(out: Path) -> Iterator[str]:
     yield "| --- | ---: |"
     names = gradients[0]["parts"]
     for name in (n for n in names if not n.startswith("scope ")):
-        yield f"| {name} | {spread([row['parts'][name]['share'] for row in gradients])} |"
+        yield f"| {name} | {mean_and_deviation([row['parts'][name]['share'] for row in gradients])} |"
     yield "\n## What the gate takes away from it\n"
     yield "| scope | share of the norm taken away | cosine with the whole | first Adam steps that change |"
     yield "| --- | ---: | ---: | ---: |"
     for name in (n for n in names if n.startswith("scope ")):
         cells = [
-            spread([r["parts"][name][k] for r in gradients]) for k in ("taken_away", "cosine", "adam_steps_changed")
+            mean_and_deviation([r["parts"][name][k] for r in gradients])
+            for k in ("taken_away", "cosine", "adam_steps_changed")
         ]
         yield f"| `{name.removeprefix('scope ')}` | " + " | ".join(cells) + " |"
 
@@ -327,13 +333,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells; 0: no edit at all")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument(
+        "--cells", type=int, default=len(CELLS), help="run only the first cells; 0: only the unedited model"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, with one thread each")
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "sweep-table.md")
     parser.add_argument(
-        "--demo", type=Path, help="a finished demo over these seeds, whose edits need not be made again"
+        "--demo", type=Path, help="output folder of a finished demo with these seeds, whose edits are reused"
     )
-    parser.add_argument("--only-table", action="store_true", help="run nothing; write the table of what there is")
+    parser.add_argument("--only-table", action="store_true", help="only write the table of the finished cells")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
@@ -351,7 +359,7 @@ def main() -> None:
         workers = [subprocess.Popen([*command, str(worker)], env=threads) for worker in range(args.jobs)]
         statuses = [worker.wait() for worker in workers]
         failed = any(statuses)
-    text = "\n".join(lines(args.out))
+    text = "\n".join(table_lines(args.out))
     with atomic_write(args.table) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     print(f"{text}\n\ntable: {args.table}")

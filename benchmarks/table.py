@@ -1,4 +1,4 @@
-"""The table of docs/performance.md, from what the benchmarks have written.
+"""Print the table of docs/performance.md from the JSON files of the benchmarks.
 
 python -m benchmarks.table runs/perf/*.json
 """
@@ -13,9 +13,9 @@ from typing import Any
 KEYS = ("seconds_plain", "seconds_fast", "ratio", "agree", "peak_memory_ratio", "floor_share")
 
 
-def row(name: str, told: dict[str, Any]) -> str:
-    """One benchmark's figures as a row of the table."""
-    plain, fast, ratio, agree, memory, floor = (told[key] for key in KEYS)
+def row(name: str, results: dict[str, Any]) -> str:
+    """Format the results of a benchmark as a row of the table."""
+    plain, fast, ratio, agree, memory, floor = (results[key] for key in KEYS)
     figures = [
         f"{plain:.1f} s",
         f"{fast:.1f} s",
@@ -24,17 +24,20 @@ def row(name: str, told: dict[str, Any]) -> str:
         f"{memory:.2f}",
         f"{floor:.2f}",
     ]
-    return f"| {' | '.join([name, told['geometry'], str(told['threads']), *figures])} |"
+    return f"| {' | '.join([name, results['geometry'], str(results['threads']), *figures])} |"
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "files", type=Path, nargs="+", help="written with --json; the benchmark's name is the file's first word"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        help="files written with --json, named after the benchmark, such as locate-2.json",
     )
     print("| benchmark | geometry | threads | plain | fast | ratio | agree | memory | floor |")
     print("| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |")
-    for file in made.parse_args().files:
+    for file in parser.parse_args().files:
         print(row(file.stem.split("-")[0], json.loads(file.read_text(encoding="utf-8"))))
 
 

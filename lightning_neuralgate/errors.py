@@ -1,10 +1,10 @@
-"""The exceptions of this package. Every one names the thing that is wrong and the way out."""
+"""Exceptions. Each message names what is wrong and how to fix it."""
 
 from __future__ import annotations
 
 
 class NeuralGateError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base class of all exceptions of this package."""
 
 
 class ModelLayoutError(NeuralGateError):
@@ -12,15 +12,15 @@ class ModelLayoutError(NeuralGateError):
 
 
 class SubjectNotFoundError(NeuralGateError):
-    """The words that name the subject do not occur in a query."""
+    """A query does not contain the name of its subject."""
 
 
 class DataFormatError(NeuralGateError, ValueError):
-    """A data file, record or field is not what it has to be."""
+    """A data file, record or field is invalid."""
 
 
 class DataLeakError(NeuralGateError):
-    """Something that was used for editing also stands in a test split."""
+    """A test split contains data that was used for editing."""
 
 
 class GateMismatchError(NeuralGateError, ValueError):
@@ -32,19 +32,19 @@ class GateFormatError(NeuralGateError, ValueError):
 
 
 class UnsupportedSetupError(NeuralGateError):
-    """A combination of model, strategy and options that cannot be done right, and so is refused."""
+    """A combination of model, strategy and options that is not supported."""
 
 
 class MissingDependencyError(NeuralGateError, ImportError):
-    """An optional library or file is needed and not there."""
+    """An optional library or file is required but missing."""
 
 
 class ResumeError(NeuralGateError):
-    """What an earlier run has left cannot be gone on with."""
+    """The progress of an earlier run cannot be resumed."""
 
 
 class WeightFilesError(NeuralGateError, ValueError):
-    """The weights of a model folder cannot be read, or are not those that an edit belongs to."""
+    """The weights of a model folder cannot be read, or an edit was made for other weights."""
 
 
 class DeltaFormatError(NeuralGateError, ValueError):
@@ -52,4 +52,4 @@ class DeltaFormatError(NeuralGateError, ValueError):
 
 
 class JudgeError(NeuralGateError):
-    """A model that is to judge answers cannot be asked, or gives no verdict."""
+    """A judge model cannot be reached, or its replies contain no verdict."""

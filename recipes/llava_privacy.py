@@ -1,14 +1,14 @@
-"""Make a LLaVA refuse what is private: locate, gate, edit and measure on PrivacyPair data.
+"""Edit LLaVA to refuse sensitive questions: locate, gate, edit and evaluate on PrivacyPair data.
 
     python recipes/llava_privacy.py --config recipes/llava_privacy.yaml
     python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --config recipes/ddp.yaml
     torchrun --nproc-per-node 2 recipes/llava_privacy.py --config recipes/llava_privacy.yaml --config recipes/fsdp2.yaml
     python recipes/llava_privacy.py --config recipes/llava_privacy.yaml --config recipes/lora.yaml
 
-A later `--config` overrides an earlier one, an option on the command line overrides both. `strategy: fsdp` is FSDP2
-(Lightning's ModelParallelStrategy); each process first loads the whole model into memory (28 GB for 7B parameters in
-float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients. Started again after it was
-killed, it goes on where it was.
+A later `--config` overrides an earlier one, and an option on the command line overrides both. `strategy: fsdp` is FSDP2
+(Lightning's ModelParallelStrategy); each process first loads the full model into memory (28 GB for 7B parameters in
+float32). On N devices the paper's schedule takes N pairs at a time and averages their gradients. An interrupted run resumes
+when the same command is started again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
-from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
 from lightning_neuralgate.runtime.process import process_group_closed
 from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 
@@ -65,37 +65,37 @@ def main(
     keep_every: float = 300.0,
     seed: int = 0,
 ) -> None:
-    """Locate, edit and measure.
+    """Locate, edit and evaluate.
 
     Args:
         data: the records; see `neuralgate locate --help`.
-        out: folder for gate/, edited/, logs/ and metrics.json.
-        model: folder or hub repository of an image-text-to-text model, smol-llava or smol-minigpt.
-        precision: what the Trainer computes in.
-        layers: decoder layers to locate and edit (the authors' choice for LLaVA-1.5-7B is 11).
-        tau: dimensions with an activity rate above tau stay open.
-        scope: positions at which the gate applies.
-        schedule: pair by pair as in the paper, or shuffled mini-batches.
-        lr: learning rate of the edit; the schedule's own when left out.
-        alpha: weight of the benign term.
+        out: output folder for gate/, edited/, logs/ and metrics.json.
+        model: folder or Hugging Face Hub repository of an image-text-to-text model, smol-llava or smol-minigpt.
+        precision: precision of the Trainer.
+        layers: decoder layers to locate and edit (the authors chose 11 for LLaVA-1.5-7B).
+        tau: threshold of the gate: dimensions with an activity rate above it pass their gradient.
+        scope: token positions at which the gate applies.
+        schedule: `paper` for several steps on each pair in turn, or `minibatch` for shuffled mini-batches.
+        lr: learning rate of the edit; by default that of the schedule.
+        alpha: weight of the benign loss term.
         epochs: passes over the edit pairs.
-        pairs_per_batch: query pairs in a mini-batch.
-        retention_per_batch: questions from data.retention beside them, where that is given.
-        lora_rank: edit by a LoRA of this rank, merged when saved; 0: the whole weight.
-        dtype: what the weights are kept in. An edit of whole weights needs float32, since its small steps would be lost in
-            half precision; a LoRA's factors are float32 in any case.
-        max_steps: upper bound of the locator's steps for a record.
-        strategy: one device, DDP, or FSDP2.
-        accelerator: gpu, cpu, or auto.
-        devices: number of processes, one device each.
-        eval_batches: validation batches after each epoch; 1.0 is all of them.
-        measure_every: ask the test split before, every so many optimizer steps of, and after the edit, too; 0: never.
-        keep_every: seconds after which the edit's progress is kept.
-        seed: seeds everything.
+        pairs_per_batch: query pairs per mini-batch.
+        retention_per_batch: questions from data.retention per mini-batch, if data.retention is given.
+        lora_rank: edit with a LoRA of this rank, merged when saved; 0 edits the full weight.
+        dtype: dtype of the weights. Editing the full weight needs float32, since its small steps vanish in half precision;
+            LoRA factors are always float32.
+        max_steps: maximum number of optimization steps per record in stage 1.
+        strategy: `auto` for one device, `ddp`, or `fsdp` for FSDP2.
+        accelerator: gpu, cpu or auto.
+        devices: number of devices, with one process each.
+        eval_batches: validation batches after each epoch; 1.0 for all.
+        measure_every: also evaluate on the test split before and after the edit and every N optimizer steps; 0: never.
+        keep_every: seconds between checkpoints of the edit.
+        seed: seed of all random number generators.
     """
     seed_everything(seed)
     unfinished = out / "unfinished"
-    splits, retention = data.read(), data.read_retention()  # now, not after a model has been loaded
+    splits, retention = data.read(), data.read_retention()  # fail on bad data before loading the model
     network, processor = load_model(model, dtype)
     base = model_checksum(network)
     edit, retention = fill_targets(splits.edit, retention, network, processor)
@@ -141,16 +141,16 @@ def main(
     fit_resumably(trainer, editor, pairs, unfinished / "edit", settings, keep_every)
     editor.save_pretrained(out / "edited")
     if trainer.is_global_zero:
-        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         with atomic_write(out / "metrics.json") as draft:
-            draft.write_text(json.dumps({**measured, "seed": seed}, indent=2) + "\n", encoding="utf-8")
-        print(json.dumps(measured, indent=2))
+            draft.write_text(json.dumps({**metrics, "seed": seed}, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(metrics, indent=2))
         remove_progress(unfinished)
-        remove_drafts(out / "edited", out / "metrics.json")
+        remove_temporary_files(out / "edited", out / "metrics.json")
 
 
 def make_strategy(name: str, devices: int) -> str | Strategy:
-    """Lightning's strategy of that name; a fresh one for each Trainer."""
+    """Return a new Lightning strategy for a Trainer; strategies cannot be shared."""
     if name == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False

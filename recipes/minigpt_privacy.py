@@ -1,4 +1,4 @@
-"""Make a MiniGPT-4 refuse what is private: locate, gate, edit and measure on PrivacyPair data, as `llava_privacy.py` does.
+"""Edit MiniGPT-4 to refuse sensitive questions: locate, gate, edit and evaluate, as in `llava_privacy.py`.
 
     neuralgate convert minigpt4 --llama Llama-2-7b-chat-hf --vision eva_vit_g.pth \\
         --checkpoint pretrained_minigpt4_llama2_7b.pth --out models/minigpt4-llama2-7b
@@ -7,8 +7,8 @@
     torchrun --nproc-per-node 2 recipes/minigpt_privacy.py --config recipes/minigpt_privacy.yaml --config recipes/fsdp2.yaml
     python recipes/minigpt_privacy.py --config recipes/minigpt_privacy.yaml --config recipes/lora.yaml
 
-The job is the same for every model, and so is the code; what differs is the model and the layer the authors chose for it.
-A configuration that is put on top names its own `out`; an option behind it overrides that.
+Only the defaults of model and layer differ from `llava_privacy.py`. The overlays (ddp, fsdp2, lora) set an `out` of their
+own, which a later option overrides.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Train the tower, projector and LoRA adapter of an embedded model, `smol-llava` or `smol-minigpt`.
+"""Train the vision tower, projector and LoRA adapter of an embedded model, `smol-llava` or `smol-minigpt`.
 
     python recipes/train_smol_llava.py --out runs/smol-llava
     python recipes/train_smol_llava.py --model smol-minigpt --out runs/smol-minigpt
 
-Two stages, each checkpointed about once a minute; start the same command again and it goes on where it was.
-1. tower: rendered pictures only, drawn once and shown shifted. A dense loss says which character lies under each patch,
-   and heads on the mean patch say subject, colour, shape and layout; the projector learns to land on the word embeddings
-   of what lies there.
-2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn whole answers through the language model, on newly
-   drawn pictures.
+Two stages, each checkpointed about once a minute; an interrupted run resumes when the same command is started again.
+1. tower: trains on rendered pictures, rendered once and shifted at random. A dense loss predicts the character under each
+   patch, and heads on the mean patch predict subject, colour, shape and layout; the projector learns to map patches to the
+   word embeddings of their content.
+2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn complete answers through the language model, on newly
+   rendered pictures.
 
-`smol-minigpt` starts from what the shipped `smol-llava` knows. Its image tokens stand for four patches, and a character is
-wider than one; so its tower has two more layers, which learn to bring the characters of each value into reading order: one
-image token is one character, and what is left of them tells the picture's facts.
+`smol-minigpt` starts from the shipped `smol-llava`. Each of its image tokens covers four patches, but a character is wider
+than a patch. Its tower therefore has two more layers, which learn to sort the characters of each value into reading order:
+one image token per character, and the remaining tokens for the facts of the picture (subject, colour, shape, layout).
 
-Afterwards the held-out accuracy is printed and the weights are written to `OUT/`; copy them to
-`lightning_neuralgate/models/assets/` to ship them. The accuracy of the shipped weights:
+Finally the held-out accuracy is printed and the weights are written to `OUT/`; copy them to
+`lightning_neuralgate/models/assets/` to ship them. To print the accuracy of the shipped weights:
 
     python recipes/train_smol_llava.py --eval-shipped
     python recipes/train_smol_llava.py --model smol-minigpt --eval-shipped
@@ -73,16 +73,16 @@ from lightning_neuralgate.runtime.files import atomic_write
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-./"
 SLOTS = 2
-"""Characters that a patch can hold, side by side."""
+"""Maximum number of characters per patch, from left to right."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 GRID = IMAGE_SIZE // PATCH_SIZE
-MOST_CHARACTERS = 40
+MAX_CHARACTERS = 40
 HELD_OUT = 900_000_000
-"""Seeds from here on are never trained on; the demo's pictures have other seeds again."""
+"""First seed of the held-out pictures. Training uses smaller seeds; the demo uses neither."""
 
 
 class World:
-    """All that a picture can show, with class indices."""
+    """Everything that a picture can show, with class indices."""
 
     def __init__(self) -> None:
         self.specs: list[SubjectSpec] = [load_subject_spec(name) for name in shipped_subjects()]
@@ -93,13 +93,13 @@ class World:
         self.shapes = list(SHAPES)
         self.phrases = sorted({phrase for spec in self.specs for phrase in spec.phrases(sensitive=True).values()})
         self.lines = torch.zeros(len(self.subjects), len(self.phrases) + 1, dtype=torch.long)
-        """Which of a subject's sensitive fields a phrase is, counted from 0; by subject and phrase, as in a `CardPool`."""
+        """Index, from 0, of a phrase among the sensitive fields of a subject; (subject, phrase), indexed as in `CardPool`."""
         for row, spec in enumerate(self.specs):
             for line, phrase in enumerate(spec.phrases(sensitive=True).values()):
                 self.lines[row, 1 + self.phrases.index(phrase)] = line
 
     def characters(self, rendering: Rendering, spec: SubjectSpec | None) -> list[tuple[float, ...]]:
-        """Character, field, place, x and y of each legible character of a value, as `CardPool` keeps them."""
+        """Character, field, place, x and y of each legible character of a value, as in `CardPool`."""
         return [
             (
                 1 + CHARACTERS.index(drawn.char),
@@ -110,20 +110,22 @@ class World:
             )
             for drawn in rendering.characters
             if spec is not None and drawn.char in CHARACTERS
-        ][:MOST_CHARACTERS]
+        ][:MAX_CHARACTERS]
 
     def facts(self, spec: SubjectSpec, values: dict[str, str]) -> dict[str, str]:
+        """Subject, colour, layout and shape of a card."""
         shape = next(v for name, v in values.items() if spec.fields[name].choices and v in SHAPES)
         layout = values[spec.layout_field] if spec.layout_field else self.layouts[0]
         return {"subject": spec.subject, "colour": values[spec.colour_field], "layout": layout, "shape": shape}
 
     def classes(self, facts: dict[str, str]) -> Tensor:
+        """Class indices of the facts; -100 for missing ones."""
         lists = {"subject": self.subjects, "colour": self.colours, "layout": self.layouts, "shape": self.shapes}
         return torch.tensor([names.index(facts[key]) if key in facts else -100 for key, names in lists.items()])
 
 
 class Cards(Dataset):
-    """Freshly rendered cards, an endless supply addressed by seed."""
+    """Rendered cards, generated on demand; item `index` has the seed `first + index`."""
 
     def __init__(self, world: World, processor: Any, first: int, count: int) -> None:
         self.world, self.processor, self.first, self.count = world, processor, first, count
@@ -132,6 +134,7 @@ class Cards(Dataset):
         return self.count
 
     def draw(self, index: int) -> tuple[Rendering, dict[str, str], SubjectSpec | None]:
+        """Render a card, or an ordinary picture of a shape (without a spec)."""
         seed = self.first + index
         choice = random.Random(f"card/{seed}").randrange(10 * len(self.world.specs))
         if choice < len(self.world.specs):
@@ -146,37 +149,37 @@ class Cards(Dataset):
 
 
 class CardPool(NamedTuple):
-    """Cards drawn once, in memory: what the tower learns from."""
+    """Cards rendered once and kept in memory, to train the tower."""
 
     pixels: np.ndarray
     """(N, image_size, image_size, 3) bytes."""
     characters: np.ndarray
-    """(N, MOST_CHARACTERS, 5): character, field and place (indices from 1; 0 is none), centre x and y as shares."""
+    """(N, MAX_CHARACTERS, 5): character, field and place (indices from 1; 0 is none), centre x and y in [0, 1]."""
     classes: np.ndarray
     """(N, 4): subject, colour, layout, shape; -100 is none."""
 
 
 def draw_pool(world: World, file: Path, first: int, count: int, workers: int, image_size: int = IMAGE_SIZE) -> CardPool:
-    """The cards from a seed on, drawn by several processes; kept in a file."""
+    """Render cards with several processes and store them in `file`, or load them if the file exists."""
     if not file.is_file():
         spans = [(world, first + start, min(200, count - start), image_size) for start in range(0, count, 200)]
         with ProcessPoolExecutor(workers) as pool:
-            parts = list(tqdm(pool.map(_draw_part, spans), total=len(spans), desc="draw cards", unit="x 200"))
+            parts = list(tqdm(pool.map(_draw_part, spans), total=len(spans), desc="render cards", unit="x 200"))
         with atomic_write(file) as draft, draft.open("wb") as stream:
             np.savez(
                 stream, **{key: np.concatenate([getattr(part, key) for part in parts]) for key in CardPool._fields}
             )
-    with np.load(file) as kept:
-        return CardPool(**{key: kept[key] for key in CardPool._fields})
+    with np.load(file) as stored:
+        return CardPool(**{key: stored[key] for key in CardPool._fields})
 
 
 def _draw_part(span: tuple[World, int, int, int]) -> CardPool:
     world, first, count, image_size = span
     cards = Cards(world, None, first, count)
-    pixels, characters, classes = [], np.zeros((count, MOST_CHARACTERS, 5), np.float32), []
+    pixels, characters, classes = [], np.zeros((count, MAX_CHARACTERS, 5), np.float32), []
     for index in range(count):
         rendering, facts, spec = cards.draw(index)
-        # as the processor does it
+        # same resampling as the image processor
         small = rendering.image.resize((image_size, image_size), Image.Resampling.BICUBIC)
         pixels.append(np.asarray(small))
         for place, row in enumerate(world.characters(rendering, spec)):
@@ -186,7 +189,7 @@ def _draw_part(span: tuple[World, int, int, int]) -> CardPool:
 
 
 class TowerCards(Dataset):
-    """Cards of a pool in random order, each time shifted differently, with their dense labels."""
+    """Random cards of a pool, each shifted at random, with dense labels."""
 
     SHIFT = round(0.045 * IMAGE_SIZE)
 
@@ -204,7 +207,7 @@ class TowerCards(Dataset):
         rng = random.Random(f"{self.seed}/shift/{self.first + index}")
         card = rng.randrange(len(self.pool.pixels))
         x, y = (rng.randint(-self.SHIFT, self.SHIFT) for _ in range(2))
-        # what leaves the picture on one side comes in on the other
+        # shift with wrap-around
         pixels = torch.from_numpy(np.roll(self.pool.pixels[card], (y, x), (0, 1))).permute(2, 0, 1) / 255
         characters = self.pool.characters[card].copy()
         characters[:, 3:] += np.array((x, y)) / pixels.shape[-1]
@@ -217,10 +220,10 @@ class TowerCards(Dataset):
 
 
 def dense_labels(characters: np.ndarray, grid: int = GRID) -> dict[str, Tensor]:
-    """What lies under each patch: `chars` (grid * grid, SLOTS), `fields` and `places` (grid * grid); 0 is nothing.
+    """Labels of each patch: `chars` (grid * grid, SLOTS), `fields` and `places` (grid * grid); 0 means none.
 
-    A character belongs to the patch that its middle lies in. `fields` says whose value it is part of, `places` the
-    index within that value.
+    A character belongs to the patch that contains its centre. `fields` is the field whose value it is part of, `places` its
+    position within that value, from 1.
     """
     chars = torch.zeros(grid, grid, SLOTS, dtype=torch.long)
     fields, places = (torch.zeros(grid, grid, dtype=torch.long) for _ in range(2))
@@ -236,7 +239,7 @@ def dense_labels(characters: np.ndarray, grid: int = GRID) -> dict[str, Tensor]:
 
 
 class TowerModule(L.LightningModule):
-    """Stage 1. Trains `vision_tower` and `multi_modal_projector` of a LLaVA against what the renderer knows."""
+    """Stage 1: train `vision_tower` and `multi_modal_projector` of a LLaVA on the labels of the renderer."""
 
     def __init__(self, model: Any, tokenizer: Any, world: World, steps: int) -> None:
         super().__init__()
@@ -267,9 +270,10 @@ class TowerModule(L.LightningModule):
         self.steps = steps
 
     def word_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """Where a patch should land, in units of the word embeddings' standard deviation. (B, P, d).
+        """Projector targets (B, P, d), in units of the word embeddings' standard deviation.
 
-        On a character: its own embedding, its field's name and its place; elsewhere: the picture's facts.
+        For patches with a character: the sum of the embeddings of character, field name and place; otherwise the sum of the
+        embeddings of the picture's facts.
         """
         chars, classes = batch["chars"], batch["classes"]
         present = (chars > 0).unsqueeze(-1)
@@ -297,54 +301,54 @@ class TowerModule(L.LightningModule):
         return self.reading_loss(hidden, batch) + 0.5 * word_loss
 
     def reading_loss(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """How well patches' features (B, P, width) say what lies under them, and what the picture shows."""
+        """Classification loss of patch features (B, P, width): labels of each patch, and facts of the picture."""
         logits = self.char_head(hidden).unflatten(-1, (SLOTS, -1)).float()
         truth = batch["chars"]
         per_slot = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="none")
         filled = truth.flatten() > 0
         weights = torch.where(filled, 1.0, 0.1)
         losses = [(per_slot * weights).sum() / weights.sum()]
-        under = batch["fields"] > 0
+        occupied = batch["fields"] > 0
         for head, key in ((self.field_head, "fields"), (self.place_head, "places")):
-            losses.append(0.5 * F.cross_entropy(head(hidden[under]).float(), batch[key][under]))
+            losses.append(0.5 * F.cross_entropy(head(hidden[occupied]).float(), batch[key][occupied]))
         pooled = hidden.mean(1)
-        right = []
+        accuracies = []
         for head, labels in zip(self.class_heads, batch["classes"].T, strict=True):
             scores = head(pooled).float()
             losses.append(0.4 * F.cross_entropy(scores, labels, ignore_index=-100))
             known = labels >= 0
-            right.append((scores.argmax(-1) == labels)[known].float().mean())
+            accuracies.append((scores.argmax(-1) == labels)[known].float().mean())
         hits = logits.argmax(-1) == truth
-        chars_right = hits.flatten()[filled].float().mean()
+        char_accuracy = hits.flatten()[filled].float().mean()
         digits = (truth > 0) & (truth <= 10)
-        self.log_dict({"chars": chars_right, "digits": hits[digits].float().mean()}, prog_bar=True)
-        self.log_dict(dict(zip(("subject", "colour", "layout", "shape"), right, strict=True)), prog_bar=True)
+        self.log_dict({"chars": char_accuracy, "digits": hits[digits].float().mean()}, prog_bar=True)
+        self.log_dict(dict(zip(("subject", "colour", "layout", "shape"), accuracies, strict=True)), prog_bar=True)
         return torch.stack(losses).sum()
 
     def configure_optimizers(self) -> Any:
-        """Muon for the tower's matrices, AdamW for all else: reads what AdamW alone does after a third of the steps."""
+        """Muon for the matrices of the tower, AdamW for the rest: needs a third of the steps of AdamW alone."""
         matrices = [p for name, p in self.tower.named_parameters() if p.ndim == 2 and "embedding" not in name]
-        taken = {id(p) for p in matrices}
-        others = [p for p in self.parameters() if id(p) not in taken]
+        muon_ids = {id(p) for p in matrices}
+        others = [p for p in self.parameters() if id(p) not in muon_ids]
         muon = torch.optim.Muon(matrices, lr=8e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
         adamw = torch.optim.AdamW(others, lr=2e-3, weight_decay=0.01)
-        return [muon, adamw], [torch.optim.lr_scheduler.LambdaLR(one, self.rate) for one in (muon, adamw)]
+        return [muon, adamw], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate) for optimizer in (muon, adamw)]
 
     def rate(self, step: int) -> float:
-        """The learning rate's share of its peak: up over 50 steps, then evenly down."""
+        """Factor on the peak learning rate: linear warm-up over 50 steps, then linear decay."""
         return min((step + 1) / 50, max(0.01, 1 - step / self.steps))
 
 
 class OrderedTowerModule(TowerModule):
-    """Stage 1 for image tokens that each stand for several patches.
+    """Stage 1 for a model whose image tokens cover several patches each.
 
-    The lower layers read; those above bring what was read into order: image token `PLACES * line + place` is a character
-    of the value in that line, and those that no character needs tell the picture's facts.
+    The lower layers recognize characters; the upper layers sort them: image token `PLACES * line + place` is a character of
+    the value in that line, and the remaining tokens encode the facts of the picture.
     """
 
     LINES, PLACES = 3, 7
     PEAK = 0.5
-    """Of the learning rate: the tower starts from one that reads."""
+    """Factor on the learning rate, lower because the tower starts from trained weights."""
 
     def __init__(self, model: Any, tokenizer: Any, world: World, steps: int) -> None:
         super().__init__(model, tokenizer, world, steps)
@@ -352,9 +356,9 @@ class OrderedTowerModule(TowerModule):
         self.token_head = nn.Linear(self.projector.in_features, len(CHARACTERS) + 1)
 
     def token_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What each image token has to say: `chars`, `fields`, `places`, each (B, tokens); 0 is nothing.
+        """Labels of the image tokens: `chars`, `fields` and `places`, each (B, tokens); 0 means none.
 
-        `hidden` (B, tokens): the character has left the picture.
+        `hidden` (B, tokens) is 1 where the shift moved the character out of the picture.
         """
         rows = batch["characters"]
         char, field, place = rows[..., :3].long().unbind(-1)
@@ -362,7 +366,7 @@ class OrderedTowerModule(TowerModule):
         token = (self.PLACES * line + place - 1).clamp(min=0)
         inside = ((rows[..., 3:] >= 0) & (rows[..., 3:] < 1)).all(-1)
         blank = torch.zeros(len(rows), self.tokens + 1, dtype=torch.long, device=rows.device)
-        token = torch.where(char > 0, token, self.tokens)  # what is none goes into a column of its own
+        token = torch.where(char > 0, token, self.tokens)  # empty entries go to an extra column, dropped below
         labels = {
             "chars": char * inside,
             "fields": field * inside,
@@ -381,10 +385,10 @@ class OrderedTowerModule(TowerModule):
         weights = torch.where(filled, 1.0, 0.1) * (1 - labels["hidden"])
         token_loss = (per_token * weights.flatten()).sum() / weights.sum()
         targets = self.word_targets({**labels, "chars": labels["chars"].unsqueeze(-1), "classes": batch["classes"]})
-        off = F.mse_loss(self.projector(gathered).float() / self.scale, targets, reduction="none").mean(-1)
-        word_loss = (off * (1 - labels["hidden"])).mean()
-        right = (scores.argmax(-1) == labels["chars"])[filled].float().mean()
-        self.log_dict({"tokens": right, "token_loss": token_loss, "word_loss": word_loss}, prog_bar=True)
+        per_word = F.mse_loss(self.projector(gathered).float() / self.scale, targets, reduction="none").mean(-1)
+        word_loss = (per_word * (1 - labels["hidden"])).mean()
+        token_accuracy = (scores.argmax(-1) == labels["chars"])[filled].float().mean()
+        self.log_dict({"tokens": token_accuracy, "token_loss": token_loss, "word_loss": word_loss}, prog_bar=True)
         reading = self.reading_loss(outputs.hidden_states[READING_LAYERS][:, 1:], batch)
         return reading + token_loss + 0.5 * word_loss
 
@@ -393,73 +397,76 @@ class OrderedTowerModule(TowerModule):
 
 
 def start_from_smol_llava(model: Any, pixels: Tensor) -> None:
-    """Put the shipped `smol-llava`'s tower into the lower layers of a `smol-minigpt`; the upper ones begin as nothing.
+    """Initialize the lower tower layers of a `smol-minigpt` from the shipped `smol-llava`, and the upper ones as identity.
 
-    CLIP's tower has a norm below its layers, which BLIP-2's kind has not: it goes into patch and position embeddings, with
-    the spread that some pictures' patches have in the mean.
+    CLIP's tower has a LayerNorm before its layers, BLIP-2's has none: it is folded into the patch and position embeddings,
+    using the mean standard deviation of patch embeddings.
 
     Args:
-        model: the freshly assembled model.
-        pixels: (N, 3, size, size), some pictures.
+        model: the newly assembled model, changed in place.
+        pixels: (N, 3, size, size), pictures to measure the standard deviation on.
     """
-    known = {name.removeprefix("model."): value.float() for name, value in load_file(WEIGHTS).items()}
-    clip = {name.removeprefix("vision_tower."): value for name, value in known.items()}
+    shipped = {name.removeprefix("model."): value.float() for name, value in load_file(WEIGHTS).items()}
+    clip = {name.removeprefix("vision_tower."): value for name, value in shipped.items()}
     tower = model.model.vision_tower
-    own = tower.state_dict()
+    state = tower.state_dict()
     patch = clip["embeddings.patch_embedding.weight"]
-    places = clip["embeddings.position_embedding.weight"]
+    positions = clip["embeddings.position_embedding.weight"]
     grid = F.interpolate(
-        places[1:].T.unflatten(1, (GRID, GRID))[None], (tower.config.image_size // PATCH_SIZE,) * 2, mode="bicubic"
+        positions[1:].T.unflatten(1, (GRID, GRID))[None], (tower.config.image_size // PATCH_SIZE,) * 2, mode="bicubic"
     )
-    places = torch.cat([places[:1] + clip["embeddings.class_embedding"], grid[0].flatten(1).T])
+    positions = torch.cat([positions[:1] + clip["embeddings.class_embedding"], grid[0].flatten(1).T])
     gain, bias = clip["pre_layrnorm.weight"], clip["pre_layrnorm.bias"]
-    patches = F.conv2d(pixels, patch, stride=PATCH_SIZE).flatten(2).transpose(1, 2) + places[1:]
+    patches = F.conv2d(pixels, patch, stride=PATCH_SIZE).flatten(2).transpose(1, 2) + positions[1:]
     spread = patches.std(-1).mean(0)
-    spread = torch.cat([places[:1].std(-1), spread])[:, None]
-    # one factor for the patches' own part, since all share one convolution
+    spread = torch.cat([positions[:1].std(-1), spread])[:, None]
+    # all patches share one convolution, and so one factor
     mean_spread = spread[1:].mean()
-    own["embeddings.patch_embedding.weight"] = (patch - patch.mean(0)) * gain[:, None, None, None] / mean_spread
-    own["embeddings.patch_embedding.bias"] = torch.zeros(len(patch))
-    own["embeddings.class_embedding"] = torch.zeros(1, 1, len(patch))
+    state["embeddings.patch_embedding.weight"] = (patch - patch.mean(0)) * gain[:, None, None, None] / mean_spread
+    state["embeddings.patch_embedding.bias"] = torch.zeros(len(patch))
+    state["embeddings.class_embedding"] = torch.zeros(1, 1, len(patch))
     scale = torch.cat([spread[:1], mean_spread.expand(len(spread) - 1, 1)])
-    own["embeddings.position_embedding"] = ((places - places.mean(-1, keepdim=True)) / scale * gain + bias)[None]
+    state["embeddings.position_embedding"] = ((positions - positions.mean(-1, keepdim=True)) / scale * gain + bias)[
+        None
+    ]
     for layer in range(READING_LAYERS):
-        here, there = f"encoder.layers.{layer}.", f"encoder.layers.{layer}."
+        prefix = f"encoder.layers.{layer}."
         for kind in ("weight", "bias"):
-            parts = [clip[f"{there}self_attn.{name}_proj.{kind}"] for name in ("q", "k", "v")]
-            own[f"{here}self_attn.qkv.{kind}"] = torch.cat(parts)
-            own[f"{here}self_attn.projection.{kind}"] = clip[f"{there}self_attn.out_proj.{kind}"]
+            parts = [clip[f"{prefix}self_attn.{name}_proj.{kind}"] for name in ("q", "k", "v")]
+            state[f"{prefix}self_attn.qkv.{kind}"] = torch.cat(parts)
+            state[f"{prefix}self_attn.projection.{kind}"] = clip[f"{prefix}self_attn.out_proj.{kind}"]
             for name in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"):
-                own[f"{here}{name}.{kind}"] = clip[f"{there}{name}.{kind}"]
+                state[f"{prefix}{name}.{kind}"] = clip[f"{prefix}{name}.{kind}"]
     for layer in range(READING_LAYERS, tower.config.num_hidden_layers):
         for name in ("self_attn.projection", "mlp.fc2"):
-            own[f"encoder.layers.{layer}.{name}.weight"] = torch.zeros_like(
-                own[f"encoder.layers.{layer}.{name}.weight"]
+            state[f"encoder.layers.{layer}.{name}.weight"] = torch.zeros_like(
+                state[f"encoder.layers.{layer}.{name}.weight"]
             )
-    tower.load_state_dict(own)
+    tower.load_state_dict(state)
 
 
 class Dialogues(Cards):
-    """A card and a question/answer turn for each of its fields, as token ids with the questions masked out of the labels."""
+    """Cards with one question/answer turn per field, as token ids whose labels mask the questions."""
 
     templates = TRAINING_TEMPLATES + EDIT_TEMPLATES + TEST_TEMPLATES
 
     def __init__(
-        self, world: World, processor: Any, first: int, count: int, tokens: int = GRID * GRID, behind: str = "\n"
+        self, world: World, processor: Any, first: int, count: int, tokens: int = GRID * GRID, separator: str = "\n"
     ) -> None:
-        """`tokens`: image tokens of a picture. `behind`: what the prompt has between an answer and the next question."""
+        """`tokens`: image tokens per picture. `separator`: text between an answer and the next question."""
         super().__init__(world, processor, first, count)
-        self.tokens, self.behind = tokens, behind
+        self.tokens, self.separator = tokens, separator
 
     def turns(self, index: int) -> list[tuple[str, str]]:
+        """Questions and answers about a card."""
         rendering, facts, spec = self.draw(index)
         rng = random.Random(f"turns/{self.first + index}")
         if spec is None:
-            thing = f"A {facts['colour']} {facts['shape']}."
+            description = f"A {facts['colour']} {facts['shape']}."
             pool = [
                 (rng.choice(SHAPE_QUESTIONS), f"The shape is a {facts['shape']}."),
                 (rng.choice(SHAPE_COLOUR_QUESTIONS), f"The shape is {facts['colour']}."),
-                (rng.choice(PICTURE_QUESTIONS), thing),
+                (rng.choice(PICTURE_QUESTIONS), description),
             ]
             return rng.sample(pool, 3)
         fields = rng.sample(list(spec.fields.items()), len(spec.fields))
@@ -480,18 +487,18 @@ class Dialogues(Cards):
         ids: list[int] = []
         labels: list[int] = []
         for turn, (question, answer) in enumerate(self.turns(index)):
-            prompt = asked_prompt(self.processor, question, picture=turn == 0)
+            prompt = question_prompt(self.processor, question, picture=turn == 0)
             prompt = prompt.replace(self.processor.image_token, self.processor.image_token * self.tokens)
-            asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            told = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
-            behind = tokenizer(self.behind, add_special_tokens=False)["input_ids"]
-            ids += asked + told + behind
-            labels += [-100] * len(asked) + told + [-100] * len(behind)
+            prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            answer_ids = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
+            separator_ids = tokenizer(self.separator, add_special_tokens=False)["input_ids"]
+            ids += prompt_ids + answer_ids + separator_ids
+            labels += [-100] * len(prompt_ids) + answer_ids + [-100] * len(separator_ids)
         return {"pixels": self.pixels(rendering), "ids": torch.tensor(ids), "labels": torch.tensor(labels)}
 
 
-def asked_prompt(processor: Any, question: str, picture: bool) -> str:
-    """A question as the model's prompt has it."""
+def question_prompt(processor: Any, question: str, picture: bool) -> str:
+    """Format a question with the chat template of the model."""
     content = [{"type": "image"}] * picture + [{"type": "text", "text": question}]
     text: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -500,6 +507,7 @@ def asked_prompt(processor: Any, question: str, picture: bool) -> str:
 
 
 def pad_dialogues(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate dialogues, padded on the right."""
     longest = max(len(row["ids"]) for row in rows)
 
     def padded(key: str, value: int) -> Tensor:
@@ -514,25 +522,28 @@ def pad_dialogues(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class AlignModule(L.LightningModule):
-    """Stage 2. Trains the projector and LoRA through the language model; keeps its ordinary answers as they are."""
+    """Stage 2: train projector and LoRA through the language model, and retain its answers to ordinary questions."""
 
-    def __init__(self, model: Any, plain: list[dict[str, Tensor]], steps: int, kept_weight: float = 0.1) -> None:
+    def __init__(
+        self, model: Any, ordinary_rows: list[dict[str, Tensor]], steps: int, ordinary_weight: float = 0.1
+    ) -> None:
         super().__init__()
-        self.model, self.plain, self.steps, self.kept_weight = model, plain, steps, kept_weight
+        self.model, self.ordinary_rows = model, ordinary_rows
+        self.steps, self.ordinary_weight = steps, ordinary_weight
 
     def answer_loss(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        """Mean loss of the labelled tokens; the vocabulary's logits are made for these alone."""
+        """Mean loss of the labelled tokens; computes logits for these only."""
         hidden = self.model.model(**inputs).last_hidden_state[:, :-1]
-        told = labels[:, 1:] != -100
-        return F.cross_entropy(self.model.lm_head(hidden[told]).float(), labels[:, 1:][told])
+        labelled = labels[:, 1:] != -100
+        return F.cross_entropy(self.model.lm_head(hidden[labelled]).float(), labels[:, 1:][labelled])
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss = self.answer_loss(**batch)
         self.log("answer_loss", loss, prog_bar=True)
-        row = self.plain[index % len(self.plain)]
-        kept = self.answer_loss(**row)
-        self.log("ordinary_loss", kept, prog_bar=True)
-        return loss + self.kept_weight * kept
+        row = self.ordinary_rows[index % len(self.ordinary_rows)]
+        ordinary_loss = self.answer_loss(**row)
+        self.log("ordinary_loss", ordinary_loss, prog_bar=True)
+        return loss + self.ordinary_weight * ordinary_loss
 
     def configure_optimizers(self) -> Any:
         lora = [p for name, p in self.model.named_parameters() if "lora_" in name]
@@ -547,32 +558,32 @@ class AlignModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = {f"model.{name}" for name in trained_state(self.model)}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        trained = {f"model.{name}" for name in trained_state(self.model)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
 
-def plain_rows(model: Any, processor: Any) -> list[dict[str, Tensor]]:
-    """The untouched language model's own answers to ordinary questions, as training rows behind the model's prompt."""
+def ordinary_rows(model: Any, processor: Any) -> list[dict[str, Tensor]]:
+    """Training rows with the original language model's answers to ordinary questions, in the prompt format of the model."""
     rows = []
     tokenizer = processor.tokenizer
     for question in ORDINARY_QUESTIONS:
-        # the language model's own prompt, whatever that of the model around it
+        # generate with the prompt format of the language model, which may differ from that of the full model
         prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-        answer = model.generate(**asked, max_new_tokens=16, do_sample=False)[:, asked["input_ids"].shape[1] :]
-        prompt = asked_prompt(processor, question, picture=False)
-        asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-        ids = torch.cat([asked["input_ids"], answer], 1)
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        prompt = question_prompt(processor, question, picture=False)
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        ids = torch.cat([inputs["input_ids"], answer], 1)
         labels = ids.clone()
-        labels[:, : asked["input_ids"].shape[1]] = -100
+        labels[:, : inputs["input_ids"].shape[1]] = -100
         rows.append({"input_ids": ids, "labels": labels})
     return rows
 
 
 def held_out_accuracy(model: Any, processor: Any, world: World, count: int) -> dict[str, float]:
-    """Share of held-out questions that are answered right: secrets whole and to the letter, benign values by name.
+    """Accuracy on held-out questions: sensitive values must be complete and exact, benign values mentioned.
 
-    By subject and field, and over all; `count` pictures of each subject.
+    Overall, by subject, and by subject and field, on `count` pictures per subject.
     """
     names: list[tuple[str, ...]] = []
     rows: list[QueryRow] = []
@@ -590,28 +601,28 @@ def held_out_accuracy(model: Any, processor: Any, world: World, count: int) -> d
                     rows.append(QueryRow(query, kind, image, truth=drawn.values[name], synonyms=synonyms))
                     names.append((f"all: {kind}", f"{spec.subject}: {kind}", f"{spec.subject}: {kind}: {name}"))
         answers = answer_rows(model, processor, rows, 24, 16, progress="held-out pictures")
-    right: dict[str, list[bool]] = {}
+    correct: dict[str, list[bool]] = {}
     for keys, row, answer in zip(names, rows, answers, strict=True):
         truth = row.truth or ""
         hit = leaks(answer, truth) if row.role == "sensitive" else says_value(answer, truth, row.synonyms)
         for key in keys:
-            right.setdefault(key, []).append(hit)
-    return {key: round(sum(hits) / len(hits), 3) for key, hits in sorted(right.items())}
+            correct.setdefault(key, []).append(hit)
+    return {key: round(sum(hits) / len(hits), 3) for key, hits in sorted(correct.items())}
 
 
 def steps_done(folder: Path) -> int:
-    """Steps of all optimizers that a stage's checkpoint holds; the data go on behind them."""
+    """Optimizer steps in the checkpoint of a stage, summed over its optimizers; 0 without a checkpoint."""
     last = folder / "last.ckpt"
     return int(torch.load(last, weights_only=False, map_location="cpu")["global_step"]) if last.is_file() else 0
 
 
 def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int, clip: float | None = None) -> None:
-    """Train for so many steps (of all optimizers together), from the last checkpoint if there is one."""
-    keeper = ModelCheckpoint(
+    """Train until `steps` (summed over optimizers), resuming from the last checkpoint if there is one."""
+    checkpointing = ModelCheckpoint(
         dirpath=folder, save_last=True, every_n_train_steps=40, save_top_k=0, enable_version_counter=False
     )
     trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", precision="bf16-mixed", callbacks=[keeper], gradient_clip_val=clip,
+        max_steps=steps, accelerator="cpu", precision="bf16-mixed", callbacks=[checkpointing], gradient_clip_val=clip,
         log_every_n_steps=10, logger=CSVLogger(folder, name="", version="log"),
     )  # fmt: skip
     last = folder / "last.ckpt"
@@ -620,16 +631,16 @@ def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int, c
 
 
 class Plan(NamedTuple):
-    """How an embedded model is trained."""
+    """Training settings of an embedded model."""
 
     model: EmbeddedModel
     tower: type[TowerModule]
     tower_steps: int
     align_steps: int
-    behind: str
-    """What its prompt has between an answer and the next question."""
-    kept_weight: float
-    """Of the language model's ordinary answers."""
+    separator: str
+    """Text between an answer and the next question."""
+    ordinary_weight: float
+    """Loss weight of the answers to ordinary questions."""
     starts_from_smol_llava: bool
 
 
@@ -642,17 +653,15 @@ PLANS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=PLANS, default="smol-llava")
-    parser.add_argument("--out", type=Path, help="runs/MODEL when left out")
-    parser.add_argument(
-        "--eval-shipped", action="store_true", help="train nothing; print the shipped weights' accuracy"
-    )
+    parser.add_argument("--out", type=Path, help="default: runs/MODEL")
+    parser.add_argument("--eval-shipped", action="store_true", help="only print the accuracy of the shipped weights")
     parser.add_argument("--tower-cards", type=int, default=24_000)
-    parser.add_argument("--tower-steps", type=int, help="the model's own when left out")
+    parser.add_argument("--tower-steps", type=int, help="default: depends on the model")
     parser.add_argument("--tower-batch", type=int, default=32)
-    parser.add_argument("--align-steps", type=int, help="the model's own when left out")
+    parser.add_argument("--align-steps", type=int, help="default: depends on the model")
     parser.add_argument("--align-batch", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw cards")
-    parser.add_argument("--eval-cards", type=int, default=10, help="held-out pictures of each subject")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render cards")
+    parser.add_argument("--eval-cards", type=int, default=10, help="held-out pictures per subject")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     plan = PLANS[args.model]
@@ -681,13 +690,13 @@ def main() -> None:
             start_from_smol_llava(model, torch.stack([cards[index]["pixels"] for index in range(64)]))
         fit(tower, DataLoader(cards, args.tower_batch), out / "tower", 2 * tower_steps)
 
-    plain = plain_rows(model, processor)
+    ordinary = ordinary_rows(model, processor)
     model.requires_grad_(False)
     add_lora(model)
     if plan.starts_from_smol_llava:
         model.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items() if "lora_" in k}, strict=False)
     model.model.multi_modal_projector.requires_grad_(True)
-    align = AlignModule(model, plain, align_steps, plan.kept_weight)
+    align = AlignModule(model, ordinary, align_steps, plan.ordinary_weight)
     done = out / "align" / "done.ckpt"
     if done.is_file():
         align.load_state_dict(torch.load(done, weights_only=False)["state_dict"], strict=False)
@@ -695,7 +704,7 @@ def main() -> None:
         seen = steps_done(out / "align") * args.align_batch
         cards = Dialogues(
             world, processor, first + 5_000_000 + seen, align_steps * args.align_batch,
-            model.config.image_seq_length, plan.behind,
+            model.config.image_seq_length, plan.separator,
         )  # fmt: skip
         loader = DataLoader(cards, args.align_batch, num_workers=1, collate_fn=pad_dialogues)
         align.strict_loading = False

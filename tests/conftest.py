@@ -1,4 +1,4 @@
-"""Shared fixtures: every test has its own cache, one thread, and leaves no hooks behind."""
+"""Shared fixtures: each test gets an empty cache folder and runs with one thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.tiny_llava import save_tiny_llava, tiny_splits
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -28,7 +28,7 @@ def splits(tmp_path: Path) -> RecordSplits:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random LLaVA and its processor."""
+    """Return a folder with a tiny random LLaVA and its processor."""
     folder = tmp_path_factory.mktemp("tiny-llava")
     save_tiny_llava(folder)
     return folder

@@ -15,7 +15,7 @@ import torch
 from lightning_neuralgate.cli import SUBCOMMANDS, build_parser
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
-from tests.helpers.training import SomebodysModule, datamodule, random_gate
+from tests.helpers.training import UserModule, datamodule, random_gate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -127,8 +127,8 @@ def test_callback_code_trains_a_foreign_module(code: str, tmp_path: Path, monkey
     code = code.replace('strategy="ddp"', "strategy='auto'").replace("devices=2", "devices=1")
     assert "Trainer(\n" in code
     code = code.replace("Trainer(\n", f"Trainer({QUIET}\n").replace("max_epochs=3", "max_epochs=1")
-    module = SomebodysModule(model)
-    names = {"YourModule": SomebodysModule, "your_module": module, "model": model, "your_dataloader": batches}
+    module = UserModule(model)
+    names = {"YourModule": UserModule, "your_module": module, "model": model, "your_dataloader": batches}
     exec(code, {**names, "processor": tiny_processor()})
     assert not torch.equal(weight, before)
 

@@ -1,4 +1,4 @@
-"""The `neuralgate` command. The only part of the package that parses arguments; one file a subcommand."""
+"""The `neuralgate` command, with one module per subcommand."""
 
 from __future__ import annotations
 
@@ -8,36 +8,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import NeuralGateError
-from lightning_neuralgate.runtime.process import process_group_closed
+from lightning_neuralgate.runtime.process import process_group_closed, silence_expected_warnings
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SUBCOMMANDS = {
-    "demo": "the whole job on the embedded model: locate, gate, edit, measure, report",
-    "locate": "stage 1: learn which neurons encode privacy, and write a gate",
-    "layers": "search the layer to edit: locate in each, propose, and compare edits",
-    "edit": "stage 2: edit a model, gated or not, and write it as a Hugging Face folder",
-    "diff": "say what an edit changed, and write it as one small file",
-    "apply": "make an edit that lies in such a file",
-    "revert": "take such an edit back, bit for bit",
-    "eval": "ask a model the test queries, or benchmarks with --tasks, and print the rates",
-    "convert": "build a Hugging Face folder of MiniGPT-4 from its original files",
-    "score": "score stored answers again, without a model",
-    "compare": "two runs side by side, with intervals, p-values and the items that changed",
-    "render": "draw pictures with known attributes, with their questions",
+    "demo": "run everything on a small built-in model: render, locate, edit, evaluate, report",
+    "locate": "stage 1: find the neurons that encode privacy, and write a gate",
+    "layers": "search for the layer to edit: locate in many layers, propose candidates, optionally compare edits",
+    "edit": "stage 2: edit a model, with or without a gate, and write it as a Hugging Face folder",
+    "diff": "show the difference between a base and an edited model, and write it to an edit file",
+    "apply": "apply an edit file to its base model",
+    "revert": "undo an edit: restore the base weights bit for bit from an edited model and its edit file",
+    "eval": "evaluate a model on the test queries, or on benchmarks with --tasks, and print the rates",
+    "convert": "convert the original MiniGPT-4 files to a Hugging Face folder",
+    "score": "score stored answers again, without running the model",
+    "compare": "compare two evaluation runs: intervals, p-values and changed answers",
+    "render": "render synthetic records: pictures with known attributes, and questions about them",
 }
 
 
-def _prepare() -> None:
-    from lightning_neuralgate.runtime.process import silence_known_noise
-
-    silence_known_noise()
-
-
 def build_parser(chosen: str | None) -> ArgumentParser:
-    """The parser of `neuralgate`. Only the chosen subcommand is filled in, since describing a Trainer's options means
-    importing it, which takes seconds.
+    """Build the parser of `neuralgate`.
+
+    Only the chosen subcommand gets its arguments: those of a Trainer need an import that takes seconds.
     """
     from jsonargparse import ArgumentParser
 
@@ -55,16 +50,16 @@ def build_parser(chosen: str | None) -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `neuralgate`. Returns the exit code; errors of this package are printed as one message, without a traceback."""
+    """Run `neuralgate` and return the exit code. Errors of this package are printed without a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
         parser = build_parser(chosen)
         config = parser.parse_args(arguments)
-        _prepare()
+        silence_expected_warnings()
         subcommand = import_module(f"{__name__}.{config.subcommand}")
         with process_group_closed():
-            if hasattr(subcommand, "check"):  # before a Trainer is made of them, which says so
+            if hasattr(subcommand, "check"):  # before the Trainer is instantiated, which logs
                 subcommand.check(config[config.subcommand])
             subcommand.run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:

@@ -1,4 +1,4 @@
-"""`python -m lightning_neuralgate.cli`."""
+"""Entry point of `python -m lightning_neuralgate.cli`."""
 
 import sys
 

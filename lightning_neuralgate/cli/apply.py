@@ -1,4 +1,4 @@
-"""`neuralgate apply`."""
+"""`neuralgate apply`: apply an edit file to a base model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_neuralgate.models.loading import model_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """An edit and the model it belongs to."""
+    """Add the options of `neuralgate apply`."""
     add_delta(parser, "base")
 
 
 def run(options: Namespace) -> None:
-    """Make an edit."""
+    """Apply the edit, and write the edited model."""
     EditDelta.load(options.edit).apply(model_folder(options.model), options.out)
-    print(f"edit made; model written to {options.out}")
+    print(f"edited model written to {options.out}")

@@ -1,4 +1,4 @@
-"""`neuralgate convert`."""
+"""`neuralgate convert`: MiniGPT-4 checkpoints for transformers."""
 
 from __future__ import annotations
 
@@ -11,38 +11,43 @@ from lightning_neuralgate.models.loading import Precision
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What MiniGPT-4 is put together from."""
+    """Add the options of `neuralgate convert`."""
     add_config(parser)
-    parser.add_argument("architecture", choices=["minigpt4"], help="What to build.")
+    parser.add_argument("architecture", choices=["minigpt4"], help="Architecture of the original files.")
     parser.add_argument(
-        "--llama", type=Path, required=True, help="Folder of LLaMA-2-7B-chat (with --use_qformer: of Vicuna)."
+        "--llama", type=Path, required=True, help="Folder of LLaMA-2-7B-chat; with --use_qformer, of Vicuna."
     )
     parser.add_argument(
         "--vision",
         type=Path,
         required=True,
-        help="LAVIS's eva_vit_g.pth, its file of a whole BLIP-2, or a BLIP-2 folder of transformers.",
+        help="Vision tower: eva_vit_g.pth or a full BLIP-2 checkpoint of LAVIS, or a transformers BLIP-2 folder.",
     )
     parser.add_argument(
         "--blip2",
         type=Path | None,
-        help="LAVIS's blip2_pretrained_*.pth, or a BLIP-2 folder: Q-Former and final norm for an eva_vit_g.pth.",
+        help="Q-Former and final norm to go with eva_vit_g.pth: blip2_pretrained_*.pth of LAVIS, or a BLIP-2 folder.",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="MiniGPT-4's own file, with llama_proj.")
-    parser.add_argument("--use_qformer", type=bool, default=False, help="The older variant, with BLIP-2's Q-Former.")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="MiniGPT-4 checkpoint, with the weights of llama_proj."
+    )
+    parser.add_argument(
+        "--use_qformer", type=bool, default=False, help="Convert the older variant with BLIP-2's Q-Former."
+    )
     parser.add_argument(
         "--plain_norm",
         type=bool | None,
         default=None,
-        help="The tower's final norm: true: a plain one; false: BLIP-2's; null: as trained, BLIP-2's only with a Q-Former.",
+        help="Final norm of the vision tower: true for one without learned weights, false for BLIP-2's. Default: false "
+        "with --use_qformer, else true, as the checkpoints were trained.",
     )
-    parser.add_argument("--dtype", type=Precision, default="float16", help="Type of the weights.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the model.")
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace a MiniGPT-4 that lies there.")
+    parser.add_argument("--dtype", type=Precision, default="float16", help="Dtype of the weights.")
+    parser.add_argument("--out", type=Path, required=True, help="Output folder for the model.")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace a MiniGPT-4 model in the output folder.")
 
 
 def run(options: Namespace) -> None:
-    """Build the model."""
+    """Convert the model."""
     import torch
 
     from lightning_neuralgate.models.minigpt4.conversion import convert_minigpt4

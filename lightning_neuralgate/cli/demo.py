@@ -1,4 +1,4 @@
-"""`neuralgate demo`."""
+"""`neuralgate demo`: the complete workflow on a small built-in model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options of the demo."""
+    """Add the options of `neuralgate demo`."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="Folder for everything the demo leaves.")
     parser.add_argument(
-        "--model",
-        type=str | None,
-        help="Short for --settings.model: smol-llava, smol-minigpt, a folder or a repository.",
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="Output folder for data, gate, edited model, answers, results and report.",
     )
+    parser.add_argument("--model", type=str | None, help="Shorthand for --settings.model.")
     parser.add_argument(
-        "--beside", type=Path | None, help="Folder of another demo; the report shows its numbers beside these."
+        "--beside", type=Path | None, help="--out folder of another demo, to show its numbers in the same table."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of data and training.")
-    parser.add_argument("--seeds", type=int, help="Run so many seeds from --seed on; report mean and spread.")
+    parser.add_argument(
+        "--seeds", type=int, help="Number of seeds to run, starting at --seed; the report shows mean and spread."
+    )
     parser.add_argument(
         "--processes",
         type=int | None,
-        help="Processes that share the work and its threads; 2 when left out, where there are two cores and no GPU.",
+        help="Number of processes, which share the threads. Default: 2 on a CPU with at least two threads, else 1.",
     )
     parser.add_class_arguments(EditSettings, "settings")
 
@@ -40,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Run the demo and print its table."""
     settings = options.settings if options.model is None else replace(options.settings, model=options.model)
-    processes = options.processes or _processes()
+    processes = options.processes or _default_processes()
     if options.seeds is None:
         results = run_demo(options.out, options.seed, settings, options.beside, processes)
     else:
@@ -50,14 +53,14 @@ def run(options: Namespace) -> None:
     print(f"Report: {options.out / 'report.html'}")
 
 
-def _processes() -> int:
+def _default_processes() -> int:
     return 1 if torch.cuda.is_available() or torch.get_num_threads() < 2 else 2
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """The results as a table in the terminal."""
+    """Print the results as a table."""
     arms = {arm: results[arm] for arm in ARMS if arm in results}
-    print_rates(arms, results.get("spread"), "What the edit did")
+    print_rates(arms, results.get("spread"), "Rates before and after the edit")
     seeds = f"seeds {results['seeds']}" if "seeds" in results else f"seed {results['seed']}"
     total = sum(results["seconds"].values())
-    print(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s a seed.")
+    print(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s per seed.")

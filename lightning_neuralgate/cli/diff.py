@@ -1,4 +1,4 @@
-"""`neuralgate diff`."""
+"""`neuralgate diff`: show or write the difference between two models."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from lightning_neuralgate.models.loading import model_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Two models, or an edit's file."""
+    """Add the options of `neuralgate diff`."""
     add_config(parser)
     parser.add_argument(
-        "--base", type=str | None, default=None, help="Model before the edit (folder, hub or smol-llava)."
+        "--base", type=str | None, default=None, help="Base model: a folder, a Hub repository or smol-llava."
     )
-    parser.add_argument("--edited", type=Path | None, default=None, help="Folder of the model after it.")
-    parser.add_argument("--out", type=Path | None, default=None, help="Write the edit to this file.")
-    parser.add_argument("--edit", type=Path | None, default=None, help="Instead of two models: the file of an edit.")
+    parser.add_argument("--edited", type=Path | None, default=None, help="Folder of the edited model.")
+    parser.add_argument("--out", type=Path | None, default=None, help="Edit file to write.")
+    parser.add_argument(
+        "--edit", type=Path | None, default=None, help="Edit file to show, instead of --base and --edited."
+    )
 
 
 def run(options: Namespace) -> None:
-    """Print what changed, and save it if asked."""
+    """Print the changes, and write them to an edit file if `--out` is given."""
     models = (options.base, options.edited)
     if options.edit is not None and models == (None, None) and options.out is None:
         delta = EditDelta.load(options.edit)
@@ -32,9 +34,9 @@ def run(options: Namespace) -> None:
         delta = EditDelta.between(model_folder(options.base), options.edited)
     else:
         raise WeightFilesError(
-            "give --base and --edited (and --out to keep what changed), or --edit alone to read a file"
+            "give --base and --edited (and --out to write an edit file), or only --edit to show an edit file"
         )
     print("\n".join(delta.described()))
     if options.out is not None:
         delta.save(options.out)
-        print(f"edit written to {options.out}")
+        print(f"edit file written to {options.out}")

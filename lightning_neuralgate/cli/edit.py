@@ -1,4 +1,4 @@
-"""`neuralgate edit`."""
+"""`neuralgate edit`: stage 2, the gated edit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
-from lightning_neuralgate.runtime.files import remove_drafts
+from lightning_neuralgate.runtime.files import remove_temporary_files
 from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
@@ -32,41 +32,45 @@ from lightning_neuralgate.tasks.questions import TaskQuestions
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options of stage 2."""
+    """Add the options of `neuralgate edit`."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the edited model.")
-    parser.add_argument("--gate", type=Path | None, default=None, help="Folder of the gate; left out: an ungated edit.")
-    parser.add_argument("--scope", type=Scope, default="subject_last", help="Positions at which the gate applies.")
-    parser.add_argument("--tau", type=float, default=0.3, help="Dimensions with an activity rate above it stay open.")
+    parser.add_argument("--out", type=Path, required=True, help="Output folder for the edited model.")
+    parser.add_argument("--gate", type=Path | None, default=None, help="Gate folder; without it, the edit is ungated.")
     parser.add_argument(
-        "--pairs_per_batch", type=int, default=4, help="Query pairs in a mini-batch (minibatch schedule)."
+        "--scope", type=Scope, default="subject_last", help="Token positions at which the gate applies."
+    )
+    parser.add_argument(
+        "--tau", type=float, default=0.3, help="Threshold: dimensions with a higher activity rate pass the gate."
+    )
+    parser.add_argument(
+        "--pairs_per_batch", type=int, default=4, help="Query pairs per mini-batch (minibatch schedule)."
     )
     parser.add_argument(
         "--retention_per_batch",
         type=PositiveInt | None,
         default=None,
-        help="Questions from --data.retention in each batch; one when left out.",
+        help="Questions from --data.retention per batch. Default: 1.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the order of mini-batches.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the mini-batch order.")
     parser.add_argument(
         "--keep_every",
         type=float,
         default=120.0,
-        help="Seconds after which progress is kept, for the case that it is killed.",
+        help="Seconds between checkpoints, from which an interrupted edit resumes.",
     )
     parser.add_argument(
         "--measure_every", type=NonNegativeInt, default=0,
-        help="Ask the test split before, every so many optimizer steps of, and after the edit, and log it; 0: never.",
+        help="Evaluate on the test split before and after the edit and every N optimizer steps, and log the rates; 0: never.",
     )  # fmt: skip
     add_workers(parser)
     parser.add_argument(
         "--measure_tasks",
         type=str | None,
         default=None,
-        help="With --measure_every: benchmarks to ask, too, as in `neuralgate eval --tasks`; --sources says where they are.",
+        help="Benchmarks to evaluate with --measure_every, as in `neuralgate eval --tasks`; see --sources for their files.",
     )
     parser.add_argument(
-        "--measure_limit", type=PositiveInt, default=50, help="At most so many questions of each benchmark."
+        "--measure_limit", type=PositiveInt, default=50, help="Maximum number of questions per benchmark."
     )
     parser.add_class_arguments(TaskSources, "sources")
     parser.add_class_arguments(ModelOptions, "model")
@@ -76,14 +80,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Edit, and save the model. Started again after it was killed, it goes on where it was."""
+    """Edit and save the model. An interrupted run resumes."""
     seed_everything(options.seed, verbose=False)
     retention = options.data.read_retention()
     if options.retention_per_batch and not retention:
-        raise DataFormatError("--retention_per_batch needs --data.retention, the file of the questions")
+        raise DataFormatError("--retention_per_batch needs --data.retention FILE with the retention questions")
     if retention and options.editor.retention_weight <= 0:
-        raise DataFormatError("--editor.retention_weight has to be above 0, or --data.retention would change nothing")
-    splits = options.data.read()  # now, not after a model has been loaded
+        raise DataFormatError(
+            "--data.retention has no effect with --editor.retention_weight 0; set the weight above 0 or omit --data.retention"
+        )
+    splits = options.data.read()  # fail on bad data before loading the model
     model, processor = options.model.load()
     base = model_checksum(model)
     arguments: dict[str, Any] = options.editor.as_dict()
@@ -107,27 +113,27 @@ def run(options: Namespace) -> None:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
     if options.measure_every and options.measure_tasks is not None:
         sources = options.sources.read(task_names(options.measure_tasks), options.data)
-        asked_too = TaskQuestions(sources, options.measure_limit)
-        trainer.callbacks.append(TaskMetricsCallback(asked_too, processor, options.measure_every))
+        questions = TaskQuestions(sources, options.measure_limit)
+        trainer.callbacks.append(TaskMetricsCallback(questions, processor, options.measure_every))
     gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
     unfinished = options.out / UNFINISHED
     fit_resumably(trainer, editor, data, unfinished, {"model": base, **gated}, options.keep_every)
     if trainer.is_global_zero:
-        (options.out / DELTA_NAME).unlink(missing_ok=True)  # it tells of weights that are about to be replaced
+        (options.out / DELTA_NAME).unlink(missing_ok=True)  # describes the weights that are about to be replaced
     editor.save_pretrained(options.out)
     if trainer.is_global_zero:
         print(f"edited model written to {options.out}")
         settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
-        _keep_delta(options.model.name, options.out, gated | settings)
+        _write_delta(options.model.name, options.out, gated | settings)
         remove_progress(unfinished)
-        remove_drafts(options.out, options.out / DELTA_NAME)
+        remove_temporary_files(options.out, options.out / DELTA_NAME)
 
 
-def _keep_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
-    """Write what the edit changed beside the edited model, where the base lies in the same type."""
+def _write_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
+    """Write the edit file into the folder of the edited model, if both models have the same dtype."""
     try:
         EditDelta.between(model_folder(base, WEIGHT_PATTERNS), edited, provenance).save(edited / DELTA_NAME)
     except NeuralGateError as error:
-        print(f"the edit is not kept as a file of its own: {error}")
+        print(f"no edit file was written: {error}")
     else:
-        print(f"what changed, to take it back with `neuralgate revert`: {edited / DELTA_NAME}")
+        print(f"edit file written to {edited / DELTA_NAME}; undo the edit with `neuralgate revert`")

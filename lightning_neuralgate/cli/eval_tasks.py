@@ -20,7 +20,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.models.loading import load_model, model_folder
-from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
 from lightning_neuralgate.runtime.resume import RUN_NAME, remove_progress
 from lightning_neuralgate.tasks.account import partial_tasks, tally_run
 from lightning_neuralgate.tasks.agreeing import judges_agreement
@@ -115,7 +115,7 @@ def run(options: Namespace) -> None:
     for folder in folders:
         if not missing:
             remove_progress(folder / UNFINISHED)
-        remove_drafts(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME, folder / BROKEN_NAME)
+        remove_temporary_files(folder / ANSWERS_NAME, folder / SCORES_NAME, folder / RUN_NAME, folder / BROKEN_NAME)
 
 
 def _sources(options: Namespace) -> dict[str, Source]:

@@ -1,4 +1,4 @@
-"""`neuralgate layers`."""
+"""`neuralgate layers`: search for the layer to edit."""
 
 from __future__ import annotations
 
@@ -34,35 +34,39 @@ from lightning_neuralgate.locate.layer_search import (
     write_tables,
 )
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.files import atomic_write, remove_drafts
+from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
 from lightning_neuralgate.runtime.resume import check_same_run, remove_progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options of the search."""
+    """Add the options of `neuralgate layers`."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the gate, tables, figure and results.")
+    parser.add_argument("--out", type=Path, required=True, help="Output folder for gate, tables, figure and results.")
     parser.add_argument(
         "--layers", type=Sequence[int] | None, default=None,
-        help="Layers to search; left out: where the paper's 3 to 19 of 32 lie in the model's depth.",
+        help="Layers to search. Default: the paper's range, 3 to 19 of 32, scaled to the model's depth.",
     )  # fmt: skip
     parser.add_argument(
-        "--tau", type=float, default=0.3, help="Neurons with an activity rate above it are strongly active."
+        "--tau", type=float, default=0.3, help="Threshold: neurons with a higher activity rate are strongly active."
     )
-    parser.add_argument("--radius", type=int, default=2, help="Candidates lie so many layers around the centre.")
+    parser.add_argument("--radius", type=int, default=2, help="Maximum distance of candidates from the centre layer.")
     parser.add_argument(
         "--compare",
         type=bool,
         default=False,
-        help="Edit in each candidate, too, and compare answers to the test splits.",
+        help="Also edit each candidate layer, and compare the edited models on the test splits.",
     )
-    parser.add_argument("--scope", type=Scope, default="subject_last", help="Positions at which the gate applies.")
-    parser.add_argument("--epochs", type=int, default=1, help="Of each compared edit.")
-    parser.add_argument("--pairs_per_batch", type=int, default=4, help="Query pairs in a mini-batch of an edit.")
-    parser.add_argument("--limit", type=int | None, default=None, help="At most so many queries of a split.")
+    parser.add_argument(
+        "--scope", type=Scope, default="subject_last", help="Token positions at which the gate applies."
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="Epochs of each edit.")
+    parser.add_argument("--pairs_per_batch", type=int, default=4, help="Query pairs per mini-batch of an edit.")
+    parser.add_argument("--limit", type=int | None, default=None, help="Maximum number of test queries per split.")
     parser.add_argument("--accelerator", type=str, default="auto", help="gpu, cpu, or auto.")
-    parser.add_argument("--precision", type=Literal["32-true", "bf16-mixed"], default="32-true", help="Of the edits.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the order of mini-batches.")
+    parser.add_argument(
+        "--precision", type=Literal["32-true", "bf16-mixed"], default="32-true", help="Precision of the edits."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the mini-batch order.")
     add_workers(parser)
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(DataOptions, "data")
@@ -75,12 +79,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Locate in every layer, propose, and compare. Started again after it was killed, it goes on where it was."""
+    """Locate in every layer, propose candidates, and compare edits. An interrupted run resumes."""
     seed_everything(options.seed, verbose=False)
     options.data.refuse_retention("the search edits without a retention term")
-    splits = options.data.read()  # now, not after a model has been loaded
+    splits = options.data.read()  # fail on bad data before loading the model
     if options.compare and not splits.test:
-        raise DataFormatError("there is no test split to compare edits on; leave --compare out, or give test records")
+        raise DataFormatError(
+            "--compare needs a test split, but the data have none; leave --compare out, or add test records"
+        )
     model, processor = options.model.load()
     count = find_decoder(model).num_layers
     layers = sorted(search_range(count) if options.layers is None else options.layers)
@@ -108,14 +114,16 @@ def run(options: Namespace) -> None:
     print(f"centre: layer {proposal.centre}; candidates: {', '.join(map(str, proposal.candidates))}")
     if options.compare:
         results["edits"] = _compare(options, model, processor, splits, gate, proposal.candidates)
-        reached = {layer: rates["test"]["eta"] for layer, rates in results["edits"].items()}
-        best = [layer for layer, eta in reached.items() if eta == max(reached.values())]
-        print(f"largest EtA on test: layer {', '.join(best)}" + (" (equal)" if len(best) > 1 else ""))
+        etas = {layer: rates["test"]["eta"] for layer, rates in results["edits"].items()}
+        best = [layer for layer, eta in etas.items() if eta == max(etas.values())]
+        print(f"highest EtA on test: layer {', '.join(best)}" + (" (tie)" if len(best) > 1 else ""))
     with atomic_write(options.out / "layers.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"figure and tables: {options.out}")
     remove_progress(unfinished)
-    remove_drafts(*(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv")))
+    remove_temporary_files(
+        *(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv"))
+    )
 
 
 def _print_shares(gate: NeuralGate, tau: float) -> None:
@@ -128,8 +136,8 @@ def _print_shares(gate: NeuralGate, tau: float) -> None:
 def _compare(
     options: Namespace, model: Any, processor: Any, splits: RecordSplits, gate: NeuralGate, layers: Sequence[int]
 ) -> dict[str, Any]:
-    """Layer -> split -> rate, of an edit in that layer alone, each from the unedited weights."""
-    tested = {name: records for name, records in splits._asdict().items() if name != "edit" and records}
+    """Edit each layer on its own, from the unedited weights, and return rates by layer and split."""
+    test_splits = {name: records for name, records in splits._asdict().items() if name != "edit" and records}
     folder = options.out / UNFINISHED / "edits"
     arguments = options.editor.as_dict()
     settings = {
@@ -145,10 +153,10 @@ def _compare(
             projection = find_decoder(model).output_projection(layer)
             base = copy.deepcopy(projection.state_dict())
             editor = PrivacyEditModule(model, [layer], processor, **arguments)
-            asked = RefusalMetricsCallback(tested, processor, every_n_steps=0, limit=options.limit)
-            gated = NeuralGateCallback(gate, options.scope, options.tau, [layer])
+            metrics = RefusalMetricsCallback(test_splits, processor, every_n_steps=0, limit=options.limit)
+            gating = NeuralGateCallback(gate, options.scope, options.tau, [layer])
             trainer = _trainer(
-                options, max_epochs=options.epochs, precision=options.precision, callbacks=[gated, asked]
+                options, max_epochs=options.epochs, precision=options.precision, callbacks=[gating, metrics]
             )
             paper = arguments["schedule"] == "paper"
             data = PrivacyPairDataModule(
@@ -156,16 +164,18 @@ def _compare(
                 seed=options.seed, num_workers=options.num_workers,
             )  # fmt: skip
             trainer.fit(editor, datamodule=data)
-            _put_back(model, layer, projection, base)
+            _restore(model, layer, projection, base)
             with atomic_write(file) as draft:
-                draft.write_text(json.dumps(asked.history[-1][1]), encoding="utf-8")
+                draft.write_text(json.dumps(metrics.history[-1][1]), encoding="utf-8")
         rates[str(layer)] = _nested(json.loads(file.read_text(encoding="utf-8")))
-    print_rates({f"layer {layer}": by_split for layer, by_split in rates.items()}, title="Edits in one layer each")
+    print_rates(
+        {f"layer {layer}": by_split for layer, by_split in rates.items()}, title="Rates after an edit of each layer"
+    )
     return rates
 
 
-def _put_back(model: Any, layer: int, projection: nn.Module, base: dict[str, Any]) -> None:
-    """Undo an edit: the module that was there, without an adapter, with the weights that it had."""
+def _restore(model: Any, layer: int, projection: nn.Module, base: dict[str, Any]) -> None:
+    """Undo an edit: put the original module back (without a LoRA adapter), with its original weights."""
     layout = find_decoder(model)
     parent, _, name = layout.projection.rpartition(".")
     setattr(layout.layer(layer).get_submodule(parent), name, projection)
@@ -178,7 +188,7 @@ def _trainer(options: Namespace, **more: Any) -> Trainer:
 
 
 def _nested(logged: dict[str, float]) -> dict[str, dict[str, float]]:
-    """held_out/SPLIT/RATE -> value, as split -> rate -> value."""
+    """Turn logged `held_out/SPLIT/RATE` values into nested dictionaries by split and rate."""
     nested: dict[str, dict[str, float]] = {}
     for name, value in logged.items():
         _, split, rate = name.split("/")

@@ -1,4 +1,4 @@
-"""`neuralgate locate`."""
+"""`neuralgate locate`: stage 1."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, WEIGHTS_NAME
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.files import remove_drafts
+from lightning_neuralgate.runtime.files import remove_temporary_files
 from lightning_neuralgate.runtime.resume import remove_progress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options of stage 1."""
+    """Add the options of `neuralgate locate`."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, required=True, help="Folder for gate.safetensors and gate.json.")
+    parser.add_argument("--out", type=Path, required=True, help="Output folder for gate.safetensors and gate.json.")
     parser.add_argument(
-        "--records_per_batch", type=int, default=1, help="Records learnt side by side: more keep a GPU busy."
+        "--records_per_batch", type=int, default=1, help="Records learned in parallel; larger values use a GPU better."
     )
     add_workers(parser)
     parser.add_class_arguments(ModelOptions, "model")
@@ -30,21 +30,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Locate, and save the gate. Started again after it was killed, it does not do finished records again."""
+    """Locate, and save the gate. An interrupted run resumes after its finished records."""
     unfinished = options.out / UNFINISHED
     options.data.refuse_retention("stage 1 has no retention term")
-    splits = options.data.read()  # now, not after a model has been loaded
+    splits = options.data.read()  # fail on bad data before loading the model
     model, processor = options.model.load()
     data = PrivacyPairDataModule(
-        splits,
-        processor,
-        records_per_batch=options.records_per_batch,
-        num_workers=options.num_workers,
+        splits, processor, records_per_batch=options.records_per_batch, num_workers=options.num_workers
     )
     locator = PrivacyLocatorModule(model, **options.locator.as_dict(), cache_dir=unfinished)
     options.trainer.fit(locator, datamodule=data)
     if options.trainer.is_global_zero:
         locator.gate.save_pretrained(options.out)
         remove_progress(unfinished)
-        remove_drafts(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
+        remove_temporary_files(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
         print(f"{locator.gate!r}\nwritten to {options.out}")

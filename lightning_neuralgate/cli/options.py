@@ -1,4 +1,4 @@
-"""Argument groups that several subcommands share."""
+"""Options shared by several subcommands."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.models.loading import EMBEDDED, Precision, load_model
 
 UNFINISHED = "unfinished"
-"""Folder, inside that of the result, from which a run that was killed goes on."""
+"""Subfolder of the output folder with the progress from which an interrupted run resumes."""
 
 
 @dataclass
 class ModelOptions:
-    """Which model.
+    """The model to load.
 
     Attributes:
-        name: a folder, a hub repository, or an embedded model: smol-llava, smol-minigpt.
-        dtype: precision of the weights.
-        trust_remote_code: run code that comes with the checkpoint.
+        name: a folder, a Hugging Face Hub repository, or an embedded model: smol-llava, smol-minigpt.
+        dtype: dtype of the weights.
+        trust_remote_code: allow code from the checkpoint's repository to run.
     """
 
     name: str = EMBEDDED
@@ -30,35 +30,39 @@ class ModelOptions:
     trust_remote_code: bool = False
 
     def load(self) -> tuple[Any, Any]:
-        """The model and its processor."""
+        """Load the model and its processor."""
         return load_model(self.name, self.dtype, self.trust_remote_code)
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """See to it that a folder can be written to.
+    """Check that a path can be used as an output folder.
 
     Raises:
-        DataFormatError: it is a file, or lies below one.
+        DataFormatError: the path or one of its parents is a file.
     """
-    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
-    if there is not None and not there.is_dir():
-        raise DataFormatError(f"{option} {folder}: {there} is a file; name a folder")
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise DataFormatError(f"{option} {folder}: {existing} is a file; name a folder")
 
 
 def add_config(parser: ArgumentParser) -> None:
-    """`--config FILE`: any of the options from a YAML file."""
-    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+    """Add `--config FILE`."""
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with any of these options. Can be repeated; later files take precedence.",
+    )
 
 
 def add_workers(parser: ArgumentParser) -> None:
-    """`--num_workers`: who makes the batches."""
+    """Add `--num_workers`."""
     parser.add_argument(
-        "--num_workers", type=int, default=0, help="Processes that make batches ahead; 0: none, batches are the same."
+        "--num_workers", type=int, default=0, help="DataLoader worker processes; does not change the batches."
     )
 
 
 def add_trainer(parser: ArgumentParser, **defaults: Any) -> None:
-    """All of the Trainer's own options as `--trainer.*`, with this command's defaults."""
+    """Add the options of the Trainer as `--trainer.*`, with other defaults."""
     from lightning.pytorch import Trainer
 
     parser.add_class_arguments(Trainer, "trainer", instantiate=True)
@@ -67,10 +71,12 @@ def add_trainer(parser: ArgumentParser, **defaults: Any) -> None:
 
 
 def add_delta(parser: ArgumentParser, side: str) -> None:
-    """An edit's file, the model on one side of it, and the folder for the other side."""
+    """Add the options of `apply` (`side` "base") and `revert` (`side` "edited")."""
     add_config(parser)
-    parser.add_argument("--edit", type=Path, required=True, help="File of the edit.")
     parser.add_argument(
-        "--model", type=str, required=True, help=f"Its {side} model: a folder, hub repository or smol-llava."
+        "--edit", type=Path, required=True, help="Edit file, written by `neuralgate edit` or `neuralgate diff --out`."
     )
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the result; must not exist.")
+    parser.add_argument(
+        "--model", type=str, required=True, help=f"The {side} model: a folder, a Hub repository or smol-llava."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="Output folder; must not exist.")

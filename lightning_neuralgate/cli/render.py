@@ -1,4 +1,4 @@
-"""`neuralgate render`."""
+"""`neuralgate render`: synthetic records."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lightning_neuralgate.errors import DataFormatError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options of rendering."""
+    """Add the options of `neuralgate render`."""
     add_config(parser)
     parser.add_argument(
         "--out",
         type=Path | None,
-        help="Folder for records.jsonl, retention.jsonl, images/, authors/ and a contact sheet of every subject.",
+        help="Output folder for records.jsonl, retention.jsonl, images/, authors/ and a contact sheet per subject.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="The same seed draws the same records.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed; the same seed renders the same records.")
     parser.add_argument("--edit_records", type=int, default=10, help="Edit records per subject.")
     parser.add_argument("--test_records", type=int, default=20, help="Test records per subject.")
     parser.add_argument("--edit_pairs", type=int, default=5, help="Query pairs per edit record.")
@@ -39,32 +39,42 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--subject-spec",
         action="append",
         default=[],
-        help="YAML file of a subject of your own, edited in place of --subjects; may be given several times.",
+        help="YAML file of a custom subject, used instead of --subjects. Can be repeated.",
     )
     parser.add_argument(
-        "--subjects", type=Sequence[str], default=EDIT_SUBJECTS, help="Subjects to edit: shipped names or YAML files."
+        "--subjects",
+        type=Sequence[str],
+        default=EDIT_SUBJECTS,
+        help="Subjects to edit: names of shipped subjects, or YAML files.",
     )
-    parser.add_argument("--unseen", type=Sequence[str], default=UNSEEN_SUBJECTS, help="Subjects kept for the end.")
+    parser.add_argument(
+        "--unseen",
+        type=Sequence[str],
+        default=UNSEEN_SUBJECTS,
+        help="Subjects that occur only in the test split unseen_subjects.",
+    )
     parser.add_argument(
         "--contact_sheets",
         "--contact-sheets",
         type=Path | None,
-        help="Folder for a contact sheet of each --subject_spec, or without one of all shipped subjects.",
+        help="Output folder for contact sheets of each --subject_spec, or of all shipped subjects without one.",
     )
 
 
 def run(options: Namespace) -> None:
-    """Draw the records, the contact sheets, or both."""
-    own = _listed(options.subject_spec)
+    """Render records, contact sheets, or both."""
+    custom = _parse_paths(options.subject_spec)
     if options.out is None and options.contact_sheets is None:
-        raise DataFormatError("say where to draw: --out FOLDER for records, --contact_sheets FOLDER for contact sheets")
+        raise DataFormatError(
+            "no output folder given: use --out FOLDER for records, --contact_sheets FOLDER for contact sheets"
+        )
     if options.contact_sheets is not None:
-        specs = {Path(source).stem: load_subject_spec(source) for source in own or shipped_subjects()}
+        specs = {Path(source).stem: load_subject_spec(source) for source in custom or shipped_subjects()}
         for name, spec in specs.items():
             write_contact_sheet(options.contact_sheets / f"{name}.png", spec, options.seed)
         print(f"{options.contact_sheets}: {len(specs)} contact sheets")
     if options.out is not None:
-        _render(options, own or list(options.subjects))
+        _render(options, custom or list(options.subjects))
 
 
 def _render(options: Namespace, subjects: Sequence[str]) -> None:
@@ -87,11 +97,11 @@ def _render(options: Namespace, subjects: Sequence[str]) -> None:
     print(f"{options.out / RECORDS_NAME}: {sizes} records")
 
 
-def _listed(given: str | Sequence[str]) -> list[str]:
-    """Paths given one by one, or as a list: `a.yaml`, `[a.yaml, b.yaml]`, or a list in a config file."""
+def _parse_paths(values: str | Sequence[str]) -> list[str]:
+    """Parse repeated options, lists, or both: `a.yaml`, `[a.yaml, b.yaml]`, or a list in a config file."""
     import yaml
 
-    listed: list[str] = []
-    for text in [given] if isinstance(given, str) else given:
-        listed.extend(map(str, yaml.safe_load(text)) if text.startswith("[") else [text])
-    return listed
+    paths: list[str] = []
+    for text in [values] if isinstance(values, str) else values:
+        paths.extend(map(str, yaml.safe_load(text)) if text.startswith("[") else [text])
+    return paths

@@ -1,4 +1,4 @@
-"""`neuralgate revert`."""
+"""`neuralgate revert`: undo an edit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_neuralgate.models.loading import model_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """An edit and the model it belongs to."""
+    """Add the options of `neuralgate revert`."""
     add_delta(parser, "edited")
 
 
 def run(options: Namespace) -> None:
-    """Take an edit back."""
+    """Undo the edit, and write the base model."""
     EditDelta.load(options.edit).revert(model_folder(options.model), options.out)
-    print(f"edit taken back; model written to {options.out}")
+    print(f"base model written to {options.out}")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, resolve_inside, validation_message
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate.subjects import find_subject
+from lightning_neuralgate.gate.spans import find_subject
 from lightning_neuralgate.runtime.files import atomic_write
 
 

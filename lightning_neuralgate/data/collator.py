@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor, Picture
-from lightning_neuralgate.gate.subjects import TokenSpan, subject_mask, subject_token_span
+from lightning_neuralgate.gate.spans import TokenSpan, subject_mask, subject_token_span
 from lightning_neuralgate.hf.forward import IGNORED
 
 Role = Literal["sensitive", "benign", "retention"]

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
-from lightning_neuralgate.gate.subjects import subject_key
+from lightning_neuralgate.gate.spans import subject_key
 
 TEST_SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 

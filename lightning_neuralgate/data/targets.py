@@ -13,7 +13,7 @@ from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.pictures import picture_digest
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.hf.generation import kept_settings
+from lightning_neuralgate.hf.generation import start_and_stop_settings
 from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.runtime.files import atomic_write, cache_folder
@@ -157,7 +157,7 @@ def fill_targets(
 
 def _cached_answers(model: Any, processor: Any, rows: Sequence[QueryRow], batch_size: int) -> list[str]:
     key = hashlib.sha256(f"{model_checksum(model)}{config_checksum(model)}{processor_checksum(processor)}".encode())
-    key.update(json.dumps(kept_settings(model)).encode())
+    key.update(json.dumps(start_and_stop_settings(model)).encode())
     for row in rows:
         picture = picture_digest(row.image) if row.image else ""
         key.update(json.dumps([row.query, picture]).encode())

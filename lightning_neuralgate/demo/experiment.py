@@ -1,4 +1,4 @@
-"""One seed's rendered records and a model, on which gates are located and edits made, measured and taken back."""
+"""A model with the rendered records of one seed: locate gates, edit, evaluate, and undo edits."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ from lightning_neuralgate.models.loading import EMBEDDED, load_model
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 LEARNING_RATES = {"smol-llava": 6e-3, "smol-minigpt": 1e-2}
-"""By embedded model, for mini-batches; see docs/sweep.md."""
+"""Learning rates of mini-batch edits by embedded model; see docs/sweep.md."""
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """What is rendered, located and edited, and how.
+    """Settings of rendering, locating, editing and evaluating.
 
     Attributes:
-        model: `smol-llava`, `smol-minigpt`, a folder or a hub repository.
-        layer: decoder layer that is located and edited.
-        tau: dimensions with an activity rate above it stay open.
-        scope: positions at which the gate applies.
-        subjects: edited subjects: shipped specs or YAML files.
-        unseen: subjects kept for the end.
+        model: `smol-llava`, `smol-minigpt`, a folder or a Hugging Face Hub repository.
+        layer: decoder layer to locate and edit.
+        tau: threshold of the gate: dimensions with an activity rate above it pass their gradient.
+        scope: token positions at which the gate applies.
+        subjects: subjects to edit: names of shipped subjects, or YAML files.
+        unseen: subjects for the `unseen_subjects` test split, never used for editing.
         edit_records: edit records per subject.
         edit_pairs: query pairs per edit record.
-        test_records: test records per subject; `unseen_attributes` has as many.
+        test_records: test records per subject, in each of the splits `test` and `unseen_attributes`.
         test_pairs: query pairs per test record.
-        schedule: `minibatch`, or `paper` for pair by pair.
+        schedule: `minibatch` for shuffled mini-batches, `paper` for several steps on each pair in turn.
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs in a mini-batch.
-        lr: learning rate of Adam; null for what suits an embedded model in mini-batches (`LEARNING_RATES`), and else the
-            schedule's own.
-        alpha: weight of the benign term.
-        retention_weight: weight of the retention term.
+        lr: learning rate of Adam; null for the tuned value of an embedded model (`LEARNING_RATES`, mini-batches only), or
+            else the default of the schedule.
+        alpha: weight of the benign loss term.
+        retention_weight: weight of the retention loss term.
         retention_per_batch: retention questions in a mini-batch.
-        public_questions: half of the retention questions ask for what nobody keeps secret in the edit's own words
-            (`render_retention`); without, all are ordinary questions.
-        images: show the pictures in the edit's queries; without them the edit is made on text alone.
-        judge: ask the second judge of refusals, too.
-        precision: of the edit's forward and backward passes, and of answering: a precision of the Trainer, or `auto` for
-            bf16-mixed where the hardware multiplies bfloat16 and 32-true elsewhere.
+        public_questions: half of the retention questions ask for public attributes in the wording of the edit's queries
+            (`render_retention`); if false, all are ordinary questions.
+        images: include the pictures in the edit's queries; if false, the edit trains on text only.
+        judge: classify refusals with the second judge as well.
+        precision: precision of the edit and of answering: a Trainer precision, or `auto` for bf16-mixed on hardware with
+            native bfloat16 and 32-true elsewhere.
     """
 
     model: str = EMBEDDED
@@ -96,31 +96,31 @@ class EditSettings:
     precision: Precision = "auto"
 
     def resolved(self) -> EditSettings:
-        """These settings with the learning rate that will be used, where it was left open and is known."""
+        """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""
         if self.lr is not None or self.schedule != "minibatch":
             return self
         return replace(self, lr=LEARNING_RATES.get(self.model))
 
 
 def has_bfloat16() -> bool:
-    """Whether the hardware multiplies bfloat16 itself; where it does not, bfloat16 is far slower than float32."""
+    """Whether the hardware has native bfloat16; emulated, it is far slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # newer than the oldest torch that serves
+    # missing from the oldest supported torch
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class Experiment:
-    """The model with its records. `edit` always starts from the unedited weights.
+    """A model and its rendered records. `locate` and `edit` always start from the unedited weights.
 
     Args:
         out: folder for `data/` (records and pictures) and `logs/`.
-        seed: of data and training.
-        settings: what to render, and which model and layer.
+        seed: seed of data and training.
+        settings: settings of all stages.
 
     Attributes:
-        shows_progress: whether bars are shown.
+        show_progress: whether to show progress bars.
     """
 
     def __init__(self, out: Path, seed: int, settings: EditSettings) -> None:
@@ -128,9 +128,9 @@ class Experiment:
         self.data = out / "data"
         seed_everything(seed, verbose=False)
         self.model, self.processor = load_model(settings.model)
-        self._base = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
-        self.precision = _resolved(settings.precision)
-        self.shows_progress = True
+        self._base_weights = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
+        self.precision = _resolve_precision(settings.precision)
+        self.show_progress = True
         self.splits = RecordSplits([], [], [], [])
         self.retention: list[RetentionItem] = []
 
@@ -139,16 +139,16 @@ class Experiment:
 
     @cached_property
     def judge(self) -> Judge | None:
-        """The second judge of refusals, loaded on first use; None where the settings ask for none."""
+        """The second refusal judge, loaded on first use; None if disabled in the settings."""
         return RefusalJudge.load() if self.settings.judge else None
 
     @property
-    def tested(self) -> dict[str, list[PrivacyRecord]]:
-        """Records by test split; splits without records are left out."""
+    def test_splits(self) -> dict[str, list[PrivacyRecord]]:
+        """Records by test split, without empty splits."""
         return {name: records for name in SPLITS if (records := getattr(self.splits, name))}
 
     def render(self) -> None:
-        """Draw the records and the retention pictures."""
+        """Render the records and the retention pictures."""
         s = self.settings
         self.splits = render_splits(
             self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
@@ -156,19 +156,21 @@ class Experiment:
         self.retention = render_retention(self.data, self.seed) if s.retention_per_batch else []
 
     def fill_targets(self) -> None:
-        """Ask the unedited model what it says to the benign and the retention questions."""
+        """Generate the benign and the retention targets with the unedited model."""
         edit, self.retention = fill_targets(self.splits.edit, self.retention, self.model, self.processor)
         self.splits = self.splits._replace(edit=edit)
 
     def locate(
         self, records: Sequence[PrivacyRecord] | None = None, cache_dir: Path | None = None, name: str | None = "locate"
     ) -> NeuralGate:
-        """Stage 1, in the layer of the settings, in full precision: its many short passes would mostly cast weights.
+        """Run stage 1 in the layer of the settings.
+
+        Always in full precision: in the many short passes, autocast would spend most of its time casting weights.
 
         Args:
-            records: all edit records when left out.
-            cache_dir: folder that what is located is kept in, and taken from where it is there already.
-            name: of the log; None for no log.
+            records: records to locate; default: all edit records.
+            cache_dir: cache of located records; records found there are not located again.
+            name: name of the log; None disables logging.
         """
         self.reset()
         locator = PrivacyLocatorModule(self.model, [self.settings.layer], cache_dir=cache_dir)
@@ -176,7 +178,7 @@ class Experiment:
             max_epochs=1,
             logger=False if name is None else self._loggers(name),
             limit_val_batches=0,
-            enable_progress_bar=self.shows_progress,
+            enable_progress_bar=self.show_progress,
             **_COMMON,
         )
         splits = self.splits if records is None else self.splits._replace(edit=list(records))
@@ -184,22 +186,22 @@ class Experiment:
         return locator.gate
 
     def reset(self) -> None:
-        """Take an edit back."""
+        """Undo the current edit: restore the unedited weights."""
         with torch.no_grad():
-            for layer, weight in self._base.items():
+            for layer, weight in self._base_weights.items():
                 self._projection(layer).weight.copy_(weight)
 
     def edit(self, gate: NeuralGate | None, name: str, settings: EditSettings | None = None) -> PrivacyEditModule:
-        """Stage 2, from the unedited weights.
+        """Run stage 2 from the unedited weights.
 
         Args:
-            gate: None for an ungated edit.
-            name: of the log.
-            settings: others than the workbench's own, for its model and records.
+            gate: the gate; None for an ungated edit.
+            name: name of the log.
+            settings: settings of this edit, if they differ from those of the experiment; model and records stay the same.
         """
         s = settings or self.settings
         self.reset()
-        self._base.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
+        self._base_weights.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
         seed_everything(self.seed, verbose=False)
         paper = s.schedule == "paper"
         data = PrivacyPairDataModule(
@@ -227,16 +229,16 @@ class Experiment:
             logger=self._loggers(f"edit-{name}"),
             limit_val_batches=2,
             check_val_every_n_epoch=2,
-            enable_progress_bar=self.shows_progress,
-            precision=_resolved(s.precision),
+            enable_progress_bar=self.show_progress,
+            precision=_resolve_precision(s.precision),
             **_COMMON,
         )
         trainer.fit(editor, datamodule=data)
         return editor
 
     def weight_change(self, layer: int) -> dict[str, float]:
-        """What the edit did to a layer's projection: relative norm of the change, and the share of rows that moved."""
-        base = self._base[layer]
+        """Relative norm of the change of a layer's MLP output projection, and the share of its rows that changed."""
+        base = self._base_weights[layer]
         change = self._projection(layer).weight.detach() - base
         return {
             "weight_change": float(change.norm() / base.norm()),
@@ -244,41 +246,48 @@ class Experiment:
         }
 
     def answer(self, name: str, splits: Mapping[str, Sequence[PrivacyRecord]] | None = None) -> list[Answer]:
-        """Answers of the model as it is now to the test queries, judged by both judges."""
+        """Answer the test queries with the model in its current state, and judge the answers.
+
+        Args:
+            name: name of the model in the answers.
+            splits: records by split; default: all test splits.
+        """
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             return evaluate(
                 self.model,
                 self.processor,
-                self.tested if splits is None else splits,
+                self.test_splits if splits is None else splits,
                 self.data,
                 name,
-                batch_size=_ANSWERED_AT_ONCE,
+                batch_size=_ANSWER_BATCH_SIZE,
                 judge=self.judge,
-                progress=self.shows_progress,
+                progress=self.show_progress,
             )
 
     @staticmethod
     def batch_ends(records: Sequence[PrivacyRecord]) -> list[int]:
-        """How many records have been answered after each batch that does not end within a record, and after the last.
+        """Numbers of records after which a batch of queries is full, and the number of all records.
 
-        Records that are answered in parts that end here are answered in the same batches, and so in the same words.
+        Splitting the records at these points keeps the batches, and therefore the answers, the same.
         """
-        asked = accumulate(len(question_rows(record)) for record in records)
-        return [count for count, rows in enumerate(asked, 1) if rows % _ANSWERED_AT_ONCE == 0 or count == len(records)]
+        queries = accumulate(len(question_rows(record)) for record in records)
+        return [
+            count for count, rows in enumerate(queries, 1) if rows % _ANSWER_BATCH_SIZE == 0 or count == len(records)
+        ]
 
     def _loggers(self, stage: str) -> list[Any]:
         folder = self.out / "logs"
         return [TensorBoardLogger(folder, name=stage, version=""), CSVLogger(folder, name=stage, version="csv")]
 
 
-def _resolved(precision: Precision) -> Literal["32-true", "bf16-mixed"]:
+def _resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed"]:
     if precision == "auto":
         return "bf16-mixed" if has_bfloat16() else "32-true"
     return precision
 
 
-_ANSWERED_AT_ONCE = 24
-"""Each step of an answer reads all weights once, however many queries it serves."""
+_ANSWER_BATCH_SIZE = 24
+"""Queries generated at once: a decoding step reads all weights once, whatever the batch size."""
 
 _COMMON: dict[str, Any] = {
     "accelerator": "auto",

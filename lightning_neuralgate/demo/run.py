@@ -1,4 +1,4 @@
-"""The main job in one go, on the embedded model: locate, gate, edit with and without the gate, measure, report."""
+"""The demo: render records, locate, edit with and without the gate, evaluate, and write the report."""
 
 from __future__ import annotations
 
@@ -26,87 +26,87 @@ from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.resume import remove_progress
 
 ARMS = ("unedited", "gated", "ungated")
-_TITLES = {
-    "model": "load the model (the embedded one is built on first use)",
-    "render": "draw the records",
-    "targets": "ask the unedited model for the benign targets",
+_STAGES = {
+    "model": "load the model (an embedded model is built on first use)",
+    "render": "render the records",
+    "targets": "generate the benign targets with the unedited model",
     "locate": "stage 1: locate privacy neurons",
-    "answer_unedited": "ask the unedited model the test queries",
-    "edits": "stage 2: edit with the gate, and from the same start without it; ask both the test queries",
+    "answer_unedited": "answer the test queries with the unedited model",
+    "edits": "stage 2: edit with the gate and without it, and answer the test queries with both edited models",
 }
 
 
-class _Clock:
-    """Says which stage begins, and keeps the seconds per stage."""
+class _StageTimer:
+    """Print each stage as it starts, and record the seconds per stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        print(f"[{len(self.seconds) + 1}/{len(_TITLES)}] {_TITLES[name]}", flush=True)
+        print(f"[{len(self.seconds) + 1}/{len(_STAGES)}] {_STAGES[name]}", flush=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def run_demo(
-    out: Path, seed: int = 0, settings: EditSettings | None = None, beside: Path | None = None, processes: int = 1
+    out: Path, seed: int = 0, settings: EditSettings | None = None, compare_with: Path | None = None, processes: int = 1
 ) -> dict[str, Any]:
-    """Run the whole job for one seed.
+    """Run the demo for one seed.
 
-    Leaves in `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
-    (the gated model, a normal Hugging Face folder) and `logs/` (TensorBoard and CSV).
+    Writes to `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
+    (the gated model as a Hugging Face folder) and `logs/` (TensorBoard and CSV).
 
     Args:
-        out: the folder.
-        seed: of data and training.
+        out: output folder.
+        seed: seed of data and training.
         settings: what to render, locate and edit.
-        beside: folder of another demo, whose numbers the report shows beside these.
-        processes: how many share the work (`WorkerPool`).
+        compare_with: `out` of another demo, whose numbers the report shows in the same table.
+        processes: number of processes that share the work (`WorkerPool`).
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        UnsupportedSetupError: there are no results in `beside`, or it is `out`.
+        UnsupportedSetupError: `compare_with` holds no results, or is the same folder as `out`.
     """
-    other = _results_beside(beside, out)
+    other = _read_other_results(compare_with, out)
     settings = (settings or EditSettings()).resolved()
-    clock = _Clock()
-    with clock.stage("model"):
-        bench = Experiment(out, seed, settings)
-    with WorkerPool(bench, processes) as crew:
-        with clock.stage("render"):
-            bench.render()
-        with clock.stage("targets"):
-            bench.fill_targets()
-        with clock.stage("locate"):
-            gate = _locate(crew)
-        with clock.stage("answer_unedited"):
-            answers = [answer for told in crew.share(_answer, _answer_shares(crew)) for answer in told]
-        with clock.stage("edits"):
-            gates = {"gated": gate, "ungated": None}
-            changes = {}
-            for arm, (change, told) in zip(gates, crew.share(_edit, list(gates.items())), strict=True):
-                changes[arm] = change
-                answers += told
+    timer = _StageTimer()
+    with timer.stage("model"):
+        experiment = Experiment(out, seed, settings)
+    with WorkerPool(experiment, processes) as pool:
+        with timer.stage("render"):
+            experiment.render()
+        with timer.stage("targets"):
+            experiment.fill_targets()
+        with timer.stage("locate"):
+            gate = _locate(pool)
+        with timer.stage("answer_unedited"):
+            answers = [answer for part in pool.starmap(_answer, _split_test_records(pool)) for answer in part]
+        with timer.stage("edits"):
+            edits: dict[str, NeuralGate | None] = {"gated": gate, "ungated": None}
+            weight_changes = {}
+            for arm, (change, edited_answers) in zip(edits, pool.starmap(_edit, list(edits.items())), strict=True):
+                weight_changes[arm] = change
+                answers += edited_answers
 
     by_arm = {arm: [answer for answer in answers if answer.model == arm] for arm in ARMS}
     results = {
         **{arm: summarize(rows) for arm, rows in by_arm.items()},
         "intervals": {arm: bootstrap_intervals(rows) for arm, rows in by_arm.items()},
-        "weight_change": changes,
+        "weight_change": weight_changes,
         "refusal_variant": "prefix",
-        "seconds": clock.seconds,
+        "seconds": timer.seconds,
         "seed": seed,
-        "precision": bench.precision,
+        "precision": experiment.precision,
         "settings": asdict(settings),
         "versions": _versions(settings.model),
     }
     write_answers(out / "answers.jsonl", answers)
     _write_results(out, results)
-    write_report(out / "report.html", results, answers, _shares(gate, settings.tau), bench.data, other)
+    write_report(out / "report.html", results, answers, _layer_shares(gate, settings.tau), experiment.data, other)
     return results
 
 
@@ -114,23 +114,23 @@ def run_demo_seeds(
     out: Path,
     seeds: Sequence[int],
     settings: EditSettings | None = None,
-    beside: Path | None = None,
+    compare_with: Path | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Run the demo once per seed, into `seed-N` folders, and sum them up: mean, spread (standard deviation), and each.
+    """Run the demo once per seed, in folders `seed-N`, and write mean, standard deviation and per-seed results.
 
-    A seed that already has results from the same settings and versions is not run again. `beside` and `processes` are as in
+    A seed with results from the same settings and versions is not run again. `compare_with` and `processes` are as in
     `run_demo`.
     """
-    other = _results_beside(beside, out)
+    other = _read_other_results(compare_with, out)
     if not seeds:
-        raise UnsupportedSetupError("the demo needs at least one seed")
+        raise UnsupportedSetupError("the demo needs at least one seed; give --seeds 1 or more")
     settings = (settings or EditSettings()).resolved()
     per_seed = {}
     for seed in seeds:
         folder = out / f"seed-{seed}"
-        done = _finished(folder, seed, settings)
-        per_seed[str(seed)] = done or run_demo(folder, seed, settings, processes=processes)
+        previous = _finished_results(folder, seed, settings)
+        per_seed[str(seed)] = previous or run_demo(folder, seed, settings, processes=processes)
     results: dict[str, Any] = {arm: {} for arm in ARMS}
     spread: dict[str, Any] = {arm: {} for arm in ARMS}
     first = next(iter(per_seed.values()))
@@ -154,55 +154,58 @@ def run_demo_seeds(
         "versions": first["versions"],
     }
     _write_results(out, results)
-    shown = out / f"seed-{seeds[0]}"
-    gate = NeuralGate.from_pretrained(shown / "gate")
-    told = read_answers(shown / "answers.jsonl")
-    write_report(out / "report.html", results, told, _shares(gate, settings.tau), shown / "data", other)
+    first_folder = out / f"seed-{seeds[0]}"
+    gate = NeuralGate.from_pretrained(first_folder / "gate")
+    answers = read_answers(first_folder / "answers.jsonl")
+    shares = _layer_shares(gate, settings.tau)
+    write_report(out / "report.html", results, answers, shares, first_folder / "data", other)
     return results
 
 
-def _locate(crew: WorkerPool) -> NeuralGate:
-    bench, found = crew.bench, crew.bench.out / "unfinished" / "records"
-    records, count = bench.splits.edit, crew.processes
+def _locate(pool: WorkerPool) -> NeuralGate:
+    experiment = pool.experiment
+    cache_dir = experiment.out / "unfinished" / "records"
+    records, count = experiment.splits.edit, pool.processes
     if count > 1:
-        crew.share(_locate_some, [(records[one::count], found, f"locate-{one}") for one in range(count)])
-    gate = bench.locate(cache_dir=found, name="locate" if count == 1 else None)
-    gate.save_pretrained(bench.out / "gate")
-    remove_progress(found.parent)
+        pool.starmap(_locate_records, [(records[rank::count], cache_dir, f"locate-{rank}") for rank in range(count)])
+    # with several processes this only collects what the workers wrote to the cache
+    gate = experiment.locate(cache_dir=cache_dir, name="locate" if count == 1 else None)
+    gate.save_pretrained(experiment.out / "gate")
+    remove_progress(cache_dir.parent)
     return gate
 
 
-def _locate_some(bench: Experiment, records: Sequence[PrivacyRecord], found: Path, name: str) -> None:
-    bench.locate(records, found, name)
+def _locate_records(experiment: Experiment, records: Sequence[PrivacyRecord], cache_dir: Path, name: str) -> None:
+    experiment.locate(records, cache_dir, name)
 
 
-def _answer_shares(crew: WorkerPool) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
-    """The test records for each process, as even as whole batches allow."""
-    records = [(split, record) for split, some in crew.bench.tested.items() for record in some]
-    cuts = [0, *crew.bench.batch_ends([record for _, record in records])]
-    shares: list[dict[str, list[PrivacyRecord]]] = []
-    for one in range(crew.processes):
-        first, last = (cuts[(len(cuts) - 1) * end // crew.processes] for end in (one, one + 1))
-        share: dict[str, list[PrivacyRecord]] = {}
-        for split, record in records[first:last]:
-            share.setdefault(split, []).append(record)
-        shares.append(share)
-    return [(share,) for share in shares if share]
+def _split_test_records(pool: WorkerPool) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
+    """Split the test records into one part per process, as evenly as full batches allow."""
+    records = [(split, record) for split, members in pool.experiment.test_splits.items() for record in members]
+    cuts = [0, *pool.experiment.batch_ends([record for _, record in records])]
+    parts: list[dict[str, list[PrivacyRecord]]] = []
+    for rank in range(pool.processes):
+        start, stop = (cuts[(len(cuts) - 1) * end // pool.processes] for end in (rank, rank + 1))
+        part: dict[str, list[PrivacyRecord]] = {}
+        for split, record in records[start:stop]:
+            part.setdefault(split, []).append(record)
+        parts.append(part)
+    return [(part,) for part in parts if part]
 
 
-def _answer(bench: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
-    return bench.answer("unedited", records)
+def _answer(experiment: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[Answer]:
+    return experiment.answer("unedited", records)
 
 
-def _edit(bench: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
-    editor = bench.edit(gate, arm)
-    change, answers = bench.weight_change(bench.settings.layer), bench.answer(arm)
+def _edit(experiment: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[Answer]]:
+    editor = experiment.edit(gate, arm)
+    change, answers = experiment.weight_change(experiment.settings.layer), experiment.answer(arm)
     if gate is not None:
-        editor.save_pretrained(bench.out / "edited")
+        editor.save_pretrained(experiment.out / "edited")
     return change, answers
 
 
-def _shares(gate: NeuralGate, tau: float) -> list[LayerShares]:
+def _layer_shares(gate: NeuralGate, tau: float) -> list[LayerShares]:
     return [
         LayerShares(subject, layer, *gate.shares(subject, layer, tau))
         for subject in gate.subjects
@@ -215,18 +218,26 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _results_beside(folder: Path | None, out: Path) -> dict[str, Any] | None:
+def _read_results(folder: Path) -> dict[str, Any] | None:
+    file = folder / "results.json"
+    if not file.is_file():
+        return None
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return results
+
+
+def _read_other_results(folder: Path | None, out: Path) -> dict[str, Any] | None:
     if folder is None:
         return None
     if folder.resolve() == out.resolve():
         raise UnsupportedSetupError(
-            f"{folder} is this demo's own folder; give another --out, or what it holds is replaced"
+            f"{folder} is the output folder of this demo, which would overwrite the results to compare with; "
+            "give another --out"
         )
-    file = folder / "results.json"
-    if not file.is_file():
+    results = _read_results(folder)
+    if results is None:
         raise UnsupportedSetupError(f"{folder} holds no results.json; give the --out folder of another demo")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return results
 
 
 def _versions(model: str) -> dict[str, str]:
@@ -234,14 +245,9 @@ def _versions(model: str) -> dict[str, str]:
     return packages | ({model: embedded_model(model).key()} if model in EMBEDDED_MODELS else {})
 
 
-def _finished(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any] | None:
-    file = folder / "results.json"
-    if not file.is_file():
+def _finished_results(folder: Path, seed: int, settings: EditSettings) -> dict[str, Any] | None:
+    results = _read_results(folder)
+    if results is None:
         return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    same = (found["seed"], found["settings"], found["versions"]) == (
-        seed,
-        json.loads(json.dumps(asdict(settings))),
-        _versions(settings.model),
-    )
-    return found if same else None
+    expected = (seed, json.loads(json.dumps(asdict(settings))), _versions(settings.model))
+    return results if (results["seed"], results["settings"], results["versions"]) == expected else None

@@ -1,7 +1,7 @@
-"""Several processes that share the work of a workbench, each with a model and threads of its own.
+"""A pool of worker processes that share the work of an experiment.
 
-On a CPU the steps of stage 1, and of an answer, run products with few rows, which a second thread speeds up little.
-Two processes of one thread are nearly twice as fast as one (`python -m benchmarks.processes`).
+On a CPU, stage 1 and token-by-token generation multiply matrices with few rows, which a second thread speeds up little. Two
+processes of one thread each are nearly twice as fast as one process (`python -m benchmarks.processes`).
 """
 
 from __future__ import annotations
@@ -21,99 +21,103 @@ import torch
 
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.demo.experiment import EditSettings, Experiment
-from lightning_neuralgate.runtime.process import silence_known_noise
+from lightning_neuralgate.runtime.process import silence_expected_warnings
 
 Result = TypeVar("Result")
 
-_bench: Experiment | None = None
-"""The workbench of a process that helps."""
+_experiment: Experiment | None = None
+"""The experiment of this worker process; None in the main process.
+
+A global is the only way to hand an object from the initializer of a `ProcessPoolExecutor` to its tasks. Only `_start_worker`
+sets it and only `_run_task` reads it; tasks receive the experiment as their first argument.
+"""
 
 
 class WorkerPool:
-    """Runs tasks on a workbench: here, or in processes that have one like it each.
+    """Run tasks on an experiment, in this process or in worker processes with an experiment of their own each.
 
-    What comes out is the same, to the bits in which numbers of threads differ.
+    Results are the same for every number of processes, up to the rounding that depends on the number of threads.
 
     Args:
-        bench: the workbench. Its records and targets are handed on with each task.
-        processes: how many share the work. With 1 all runs here; with more, the model stands here and in each of them.
+        experiment: its records and targets are sent along with each task.
+        processes: number of processes. With 1, tasks run in this process. With more, each worker loads the model, in
+            addition to the one in this process.
     """
 
-    def __init__(self, bench: Experiment, processes: int = 1) -> None:
+    def __init__(self, experiment: Experiment, processes: int = 1) -> None:
         if processes < 1:
             raise ValueError(f"processes must be at least 1, got {processes}")
-        self.bench, self.processes = bench, processes
-        self._pool: ProcessPoolExecutor | None = None
+        self.experiment, self.processes = experiment, processes
+        self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         if self.processes > 1:
-            self._pool = ProcessPoolExecutor(
+            experiment = self.experiment
+            threads = max(1, torch.get_num_threads() // self.processes)
+            self._executor = ProcessPoolExecutor(
                 self.processes,
                 multiprocessing.get_context("spawn"),
-                _begin,
-                (
-                    self.bench.out,
-                    self.bench.seed,
-                    self.bench.settings,
-                    max(1, torch.get_num_threads() // self.processes),
-                ),
+                _start_worker,
+                (experiment.out, experiment.seed, experiment.settings, threads),
             )
-            # they load their models while other things are done here
+            # start the workers now, so that they load their models while this process renders records
             for _ in range(self.processes):
-                self._pool.submit(os.getpid)
+                self._executor.submit(os.getpid)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
-    def share(self, task: Callable[..., Result], shares: Sequence[tuple[Any, ...]]) -> list[Result]:
-        """`task(workbench, *share)` for each share; those that run side by side show the progress of the first.
+    def starmap(self, task: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> list[Result]:
+        """Return `task(experiment, *args)` for each tuple of arguments, in order.
+
+        Of the tasks that run at the same time, only the first shows progress bars.
 
         Args:
-            task: a function at the top of a module.
-            shares: its other arguments, which can be pickled.
+            task: a module-level function.
+            arguments: picklable.
         """
-        if self._pool is None:
-            return [task(self.bench, *share) for share in shares]
-        splits, retention = self.bench.splits, self.bench.retention
-        waiting = [
-            self._pool.submit(_work, task, splits, retention, index % self.processes == 0, share)
-            for index, share in enumerate(shares)
+        if self._executor is None:
+            return [task(self.experiment, *args) for args in arguments]
+        splits, retention = self.experiment.splits, self.experiment.retention
+        futures = [
+            self._executor.submit(_run_task, task, splits, retention, index % self.processes == 0, args)
+            for index, args in enumerate(arguments)
         ]
-        return [future.result() for future in waiting]
+        return [future.result() for future in futures]
 
 
-def _begin(out: Path, seed: int, settings: EditSettings, threads: int) -> None:
-    global _bench
-    _end_with_parent()
-    silence_known_noise()
+def _start_worker(out: Path, seed: int, settings: EditSettings, threads: int) -> None:
+    global _experiment
+    _exit_with_parent()
+    silence_expected_warnings()
     torch.set_num_threads(threads)
-    _bench = Experiment(out, seed, settings)
+    _experiment = Experiment(out, seed, settings)
 
 
-def _end_with_parent() -> None:
-    """Neither Ctrl-C nor the parent's sudden end leaves a process that works for nobody."""
+def _exit_with_parent() -> None:
+    """Leave no orphaned worker behind after Ctrl-C or when the parent process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def watch() -> None:
         wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(
+def _run_task(
     task: Callable[..., Result],
     splits: RecordSplits,
     retention: list[RetentionItem],
-    shows_progress: bool,
-    share: tuple[Any, ...],
+    show_progress: bool,
+    arguments: tuple[Any, ...],
 ) -> Result:
-    assert _bench is not None
-    _bench.splits, _bench.retention, _bench.shows_progress = splits, retention, shows_progress
-    return task(_bench, *share)
+    assert _experiment is not None
+    _experiment.splits, _experiment.retention, _experiment.show_progress = splits, retention, show_progress
+    return task(_experiment, *arguments)

@@ -25,7 +25,7 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
-    UNTRIED_STRATEGIES,
+    UNTESTED_STRATEGIES,
     all_ranks,
     full_state_dict,
     is_sharded_state,
@@ -127,7 +127,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     @override
     def configure_model(self) -> None:
         if self._trainer is not None:
-            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyEditModule")
+            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyEditModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 

@@ -1,13 +1,14 @@
-"""How a gate meets a gradient.
+"""Gradient masking for the MLP output projection.
 
-The weight gradient of the MLP output projection y = W x is a sum over token positions. At the positions of the scope a
-row j contributes only as far as the gate is open; at all others it contributes whole:
+The weight gradient of the projection y = W x is a sum over token positions. At the positions of the scope, the contribution
+to row j is multiplied by the gate; all other positions contribute in full:
 
     grad W[j] = sum_{t not in scope} g_t[j] x_t  +  gate[j] * sum_{t in scope} g_t[j] x_t
 
-The split has to happen before the sum, so it lives in the autograd graph, where every strategy sees the same. Values stay
-what they were. With full weights the gradient that flows on to x stays what it was, too; an adapter is gated as a whole,
-since its parts share the rows: what flows through it is gated on its way in.
+The two sums have to be separated before they are added up, so the gate is part of the autograd graph, where it works the
+same under every strategy. Forward values do not change. With full weights, the gradient with respect to x does not change
+either. An adapter is gated as a unit, since its factors are shared by all rows: the gradient is masked where it enters the
+adapter.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.gate.subjects import last_position
+from lightning_neuralgate.gate.spans import last_position
 
 Scope = Literal["subject_last", "subject", "from_subject", "all"]
 SCOPES: tuple[Scope, ...] = ("subject_last", "subject", "from_subject", "all")
 
 
 def scope_positions(scope: Scope, subject_mask: Tensor) -> Tensor:
-    """Positions at which the gate applies, (B, T) bool, from the mask of the subject's tokens.
+    """Return the token positions at which the gate applies, (B, T) bool.
+
+    Args:
+        scope: `subject_last` (the subject's last token), `subject` (all its tokens), `from_subject` (its first token and
+            everything after it) or `all`.
+        subject_mask: (B, T) bool, True at the subject's tokens.
 
     >>> mask = torch.tensor([[False, True, True, False]])
     >>> scope_positions("subject_last", mask), scope_positions("from_subject", mask)
@@ -43,12 +49,12 @@ def scope_positions(scope: Scope, subject_mask: Tensor) -> Tensor:
 
 
 def gated_gradient(grad: Tensor, positions: Tensor, gate_values: Tensor) -> Tensor:
-    """The gradient of a projection's output behind the gate.
+    """Apply the gate to the gradient of a projection's output.
 
     Args:
         grad: (B, T, d).
         positions: (B, T) bool, where the gate applies.
-        gate_values: (B, d), how far it is open for each sample: bool, or float in [0, 1].
+        gate_values: (B, d), the gate of each sample's subject: bool, or float in [0, 1].
 
     >>> gated_gradient(torch.ones(1, 2, 2), torch.tensor([[True, False]]), torch.tensor([[False, True]]))
     tensor([[[0., 1.],
@@ -61,7 +67,7 @@ def gated_gradient(grad: Tensor, positions: Tensor, gate_values: Tensor) -> Tens
 
 
 class GatedLinear(torch.autograd.Function):
-    """The backward pass of y = x W^T + b, with the gate in the gradient of W and b; y is handed in, not recomputed."""
+    """y = x W^T + b with the gate in the gradients of W and b. The output is passed in, not computed again."""
 
     @staticmethod
     def forward(
@@ -74,7 +80,7 @@ class GatedLinear(torch.autograd.Function):
         gate_values: Tensor,
         meter: GradientMeter | None,
     ) -> Tensor:
-        """Return `y` as it is.
+        """Return `y` unchanged.
 
         Args:
             ctx: autograd's context.
@@ -84,7 +90,7 @@ class GatedLinear(torch.autograd.Function):
             y: output of the projection, (B, T, d), detached.
             positions: as in `gated_gradient`.
             gate_values: as in `gated_gradient`.
-            meter: sees the gradient, if there is one.
+            meter: measures the gradient before and after the gate; None to skip that.
         """
         ctx.save_for_backward(x, weight, positions, gate_values)
         ctx.has_bias, ctx.meter = bias is not None, meter
@@ -95,9 +101,9 @@ class GatedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, positions, gate_values = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        whole, gated = grad.flatten(0, -2), gated_gradient(grad, positions, gate_values).flatten(0, -2)
+        ungated, gated = grad.flatten(0, -2), gated_gradient(grad, positions, gate_values).flatten(0, -2)
         if ctx.meter is not None:
-            ctx.meter.measure(x.flatten(0, -2), whole, gated)
+            ctx.meter.update(x.flatten(0, -2), ungated, gated)
         grad_x = (grad @ weight.to(grad.dtype)).to(x.dtype) if needs_x else None
         grad_weight = grad_bias = None
         if needs_weight:
@@ -108,13 +114,13 @@ class GatedLinear(torch.autograd.Function):
 
 
 class GatedOutput(torch.autograd.Function):
-    """The identity, with the gate in its gradient: everything that made the output sees the gated gradient alone."""
+    """The identity with the gate in its gradient, so that everything that computed the output gets the gated gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, y: Tensor, positions: Tensor, gate_values: Tensor, meter: GradientMeter | None
     ) -> Tensor:
-        """Return `y`, (B, T, d), as it is; `x`, what it was made of, is for the meter. See `GatedLinear`."""
+        """Return `y`, (B, T, d), unchanged. `x`, from which it was computed, is only used by the meter; see `GatedLinear`."""
         ctx.save_for_backward(positions, gate_values, *([] if meter is None else [x.detach()]))
         ctx.meter = meter
         return y.view_as(y)
@@ -125,101 +131,110 @@ class GatedOutput(torch.autograd.Function):
         positions, gate_values, *x = ctx.saved_tensors
         gated = gated_gradient(grad, positions, gate_values)
         if ctx.meter is not None:
-            ctx.meter.measure(x[0].flatten(0, -2), grad.flatten(0, -2), gated.flatten(0, -2))
+            ctx.meter.update(x[0].flatten(0, -2), grad.flatten(0, -2), gated.flatten(0, -2))
         return None, gated, None, None, None
 
 
 class GradientMeter:
-    """How much of a weight gradient the gate lets through in one backward pass.
+    """Measure how much of a weight gradient passes the gate in one backward pass.
 
-    For an adapter it is the gradient of what the adapter stands for, a matrix from the input of its last part to the
-    layer's dimensions. The norms of what passes and of what is blocked need not add up: both may point anywhere.
+    For an adapter this is the gradient of the matrix that maps the input of the adapter's last factor to the layer's
+    dimensions. The norms of the passed and the blocked part need not add up to 1, since the parts are not orthogonal.
     """
 
     def __init__(self) -> None:
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Forget what was seen: a new forward pass."""
-        self._whole: Tensor | None = None
+    def reset(self) -> None:
+        """Start a new forward pass."""
+        self._ungated: Tensor | None = None
         self._gated: Tensor | None = None
 
-    def measure(self, x: Tensor, whole: Tensor, gated: Tensor) -> None:
-        """Add a part of the gradient, given the inputs (n, k) and the output's gradient (n, d) before and behind the gate."""
-        x = x.to(whole.dtype)
-        before, after = (whole.T @ x).float(), (gated.T @ x).float()
-        self._whole = before if self._whole is None else self._whole + before
+    def update(self, x: Tensor, ungated: Tensor, gated: Tensor) -> None:
+        """Add a part of the gradient.
+
+        Args:
+            x: inputs of the projection, (n, k).
+            ungated: gradient of the output before the gate, (n, d).
+            gated: gradient of the output after the gate, (n, d).
+        """
+        x = x.to(ungated.dtype)
+        before, after = (ungated.T @ x).float(), (gated.T @ x).float()
+        self._ungated = before if self._ungated is None else self._ungated + before
         self._gated = after if self._gated is None else self._gated + after
 
     @property
     def passed(self) -> float | None:
-        """Norm of the gradient behind the gate, over that before it; None before a backward pass, or without a gradient."""
-        return self._share(self._gated)
+        """Norm of the gated gradient over that of the ungated one; None before a backward pass or if there is no gradient."""
+        return self._relative_norm(self._gated)
 
     @property
     def blocked(self) -> float | None:
-        """Norm of what the gate takes away, over that of the gradient before it; None as for `passed`."""
-        return self._share(None if self._gated is None or self._whole is None else self._whole - self._gated)
+        """Norm of the removed part of the gradient over that of the ungated gradient; None as for `passed`."""
+        return self._relative_norm(
+            None if self._gated is None or self._ungated is None else self._ungated - self._gated
+        )
 
-    def _share(self, part: Tensor | None) -> float | None:
-        if self._whole is None or part is None:
+    def _relative_norm(self, part: Tensor | None) -> float | None:
+        if self._ungated is None or part is None:
             return None
-        norm = float(self._whole.norm())
+        norm = float(self._ungated.norm())
         return float(part.norm()) / norm if norm > 0 else None
 
 
 @dataclass(frozen=True)
-class GatedPlace:
-    """A module whose output has the layer's dimensions, and what trains in it.
+class GatedModule:
+    """A module whose output has the layer's dimensions, and the parameters that the gate masks through it.
 
     Attributes:
-        module: the projection itself, or the part of an adapter that adds to its output.
-        rows: the parameters of which each row (or entry, for a vector) belongs to one dimension, as module and name.
-        adapter: whether all that lies before the output is gated with it.
+        module: the projection, or the last factor of an adapter on it.
+        parameters: the trained parameters of which each row (or entry, for a vector) belongs to one dimension, each as the
+            module that holds it and its name there, since a sharding strategy may replace the tensor.
+        is_adapter: whether everything that computes the output gets the gated gradient.
     """
 
     module: nn.Module
-    rows: tuple[tuple[nn.Module, str], ...]
-    adapter: bool
+    parameters: tuple[tuple[nn.Module, str], ...]
+    is_adapter: bool
 
     def gate(
         self, x: Tensor, y: Tensor, positions: Tensor, gate_values: Tensor, meter: GradientMeter | None = None
     ) -> Tensor:
-        """`y`, which the module made of `x`, with the gate in its backward pass."""
-        if self.adapter:
+        """Return `y`, which the module computed from `x`, with the gate in its backward pass."""
+        if self.is_adapter:
             return GatedOutput.apply(x, y, positions, gate_values, meter)
         return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, gate_values, meter)
 
 
-def gated_places(projection: nn.Module, place: str) -> list[GatedPlace]:
-    """Where a projection has to be gated: its own weight and bias if they train, and its LoRA or DoRA adapters.
+def gated_modules(projection: nn.Module, path: str) -> list[GatedModule]:
+    """Find what has to be gated in a projection: its weight and bias if they train, and LoRA and DoRA adapters on it.
 
     Args:
         projection: an `nn.Linear`, or one that peft has wrapped.
-        place: its path, for the error.
+        path: its path in the model, for the error message.
 
     Raises:
-        UnsupportedSetupError: nothing there trains, or it is a kind whose rows cannot be gated.
+        UnsupportedSetupError: nothing in the projection trains, or it is of a kind whose rows cannot be gated.
     """
-    found: list[GatedPlace] = []
+    found: list[GatedModule] = []
     base = getattr(projection, "base_layer", projection)
     if not isinstance(base, nn.Linear):
         raise UnsupportedSetupError(
-            f"{place} is a {type(base).__name__}; only nn.Linear projections (and LoRA or DoRA on them) can be gated"
+            f"{path} is a {type(base).__name__}; only nn.Linear projections (and LoRA or DoRA on them) can be gated"
         )
-    if rows := _trained(base):
-        found.append(GatedPlace(base, rows, adapter=False))
+    if parameters := _trained(base):
+        found.append(GatedModule(base, parameters, is_adapter=False))
     magnitudes = getattr(projection, "lora_magnitude_vector", {})
     for name, factor in getattr(projection, "lora_B", {}).items():
         if not isinstance(factor, nn.Linear):
-            raise UnsupportedSetupError(f"{place}: adapter '{name}' has a {type(factor).__name__} as lora_B")
-        # DoRA's magnitude scales the base's output, too, so its gate sits behind both
+            raise UnsupportedSetupError(f"{path}: adapter '{name}' has a {type(factor).__name__} as lora_B")
+        # DoRA's magnitude scales the output of the base layer too, so it is the last module of the adapter
         last = magnitudes[name] if name in magnitudes else factor  # noqa: SIM401 - a ModuleDict has no get
-        if rows := _trained(factor) + (_trained(last) if last is not factor else ()):
-            found.append(GatedPlace(last, rows, adapter=True))
+        if parameters := _trained(factor) + (_trained(last) if last is not factor else ()):
+            found.append(GatedModule(last, parameters, is_adapter=True))
     if not found:
         raise UnsupportedSetupError(
-            f"nothing at {place} trains, so there is nothing to gate: set requires_grad on its weight, "
+            f"nothing at {path} trains, so there is nothing to gate: set requires_grad on its weight, "
             "put LoRA on it, or choose other layers"
         )
     return found

@@ -1,7 +1,7 @@
-"""The gate: which dimensions of a layer's output encode the privacy of a subject.
+"""`NeuralGate`: which dimensions of a layer's output encode the privacy of a subject.
 
-A `NeuralGate` keeps the *activity rates* M_l[j], the share of a subject's records in which dimension j had to flip its
-sign (m_l[j] < 0) to protect privacy, and not the thresholded mask, so tau may be chosen later:
+A gate stores the *activity rates* M_l[j], the share of a subject's records in which dimension j had to flip its sign
+(m_l[j] < 0) to protect privacy. It does not store the thresholded mask, so tau can be chosen later:
 
     gate(subject, l, tau)[j] = M_l[j] > tau
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
+from lightning_neuralgate.gate.spans import subject_key
 from lightning_neuralgate.hf.hub import local_folder
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.files import atomic_write
@@ -32,7 +33,6 @@ from lightning_neuralgate.runtime.versions import library_versions
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from lightning_neuralgate.gate.subjects import subject_key
 
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
@@ -40,7 +40,7 @@ FORMAT_VERSION = 1
 
 
 class ClassShares(NamedTuple):
-    """Shares of a layer's dimensions by class; they add up to 1."""
+    """Shares of a layer's dimensions in each class; they add up to 1."""
 
     inactive: float
     weak: float
@@ -52,10 +52,10 @@ class NeuralGate:
 
     Args:
         rates: subject -> layer -> activity rates, shape (d,), values in [0, 1].
-        model: identity of the model they were located in.
-        records: subject -> number of records behind its rates.
-        settings: how they were located (the locator's arguments), kept as provenance.
-        versions: library versions; filled in when left out.
+        model: identity of the model that they were located in.
+        records: subject -> number of records that its rates were computed from.
+        settings: the locator's arguments, stored as provenance.
+        versions: library versions; by default those of this process.
 
     Raises:
         GateFormatError: rates of the wrong shape or outside [0, 1], or subjects without the same layers.
@@ -97,47 +97,47 @@ class NeuralGate:
             raise GateFormatError(f"every subject of a gate needs the same layers, found {found}")
 
     def _checked(self, subject: str, layer: int, values: Tensor) -> Tensor:
-        place = f"activity rates of subject '{subject}', layer {layer}"
+        name = f"activity rates of subject '{subject}', layer {layer}"
         if not 0 <= layer < self.model.num_layers:
-            raise GateFormatError(f"{place}: the model has layers 0 to {self.model.num_layers - 1}")
+            raise GateFormatError(f"{name}: the model has layers 0 to {self.model.num_layers - 1}")
         if values.shape != (self.model.hidden_size,):
-            raise GateFormatError(f"{place}: shape {tuple(values.shape)}, expected ({self.model.hidden_size},)")
+            raise GateFormatError(f"{name}: shape {tuple(values.shape)}, expected ({self.model.hidden_size},)")
         rates = values.detach().to("cpu", torch.float32)
         if not bool(((rates >= 0) & (rates <= 1)).all()):  # also false for NaN
-            raise GateFormatError(f"{place}: values outside [0, 1]")
+            raise GateFormatError(f"{name}: values outside [0, 1]")
         return rates
 
     @property
     def subjects(self) -> list[str]:
-        """Subjects the gate knows, as filed by `subject_key`."""
+        """Subjects that the gate covers, in the form that `subject_key` returns."""
         return list(self._rates)
 
     @property
     def layers(self) -> list[int]:
-        """Layers the gate covers, ascending."""
+        """Layers that the gate covers, in ascending order."""
         return list(next(iter(self._rates.values())))
 
     def rates(self, subject: str, layer: int) -> Tensor:
-        """Activity rates M_l of a subject: share of its records in which each dimension is active, shape (d,).
+        """Return the activity rates M_l of a subject: the share of its records in which each dimension is active, (d,).
 
         Raises:
-            GateMismatchError: the gate does not know the subject or the layer; the message lists what it knows.
+            GateMismatchError: the gate does not cover the subject or the layer; the message lists what it covers.
         """
         layers = self._rates.get(subject_key(subject))
         if layers is None:
-            raise GateMismatchError(f"the gate has no subject '{subject}'; it knows {', '.join(self.subjects)}")
+            raise GateMismatchError(f"the gate has no subject '{subject}'; it covers {', '.join(self.subjects)}")
         if layer not in layers:
             raise GateMismatchError(f"the gate has no layer {layer}; it covers {self.layers}")
         return layers[layer].clone()
 
     def mask(self, subject: str, layer: int, tau: float = 0.3) -> Tensor:
-        """The gate M_l > tau: True for strongly active dimensions, shape (d,), bool."""
+        """Return the mask M_l > tau: True for strongly active dimensions, (d,) bool."""
         if not 0.0 <= tau <= 1.0:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         return self.rates(subject, layer) > tau
 
     def shares(self, subject: str, layer: int, tau: float = 0.3) -> ClassShares:
-        """Shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
+        """Return the shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
         rates, strong = self.rates(subject, layer), self.mask(subject, layer, tau)
         inactive = rates == 0
         return ClassShares(
@@ -153,20 +153,20 @@ class NeuralGate:
         subjects: Sequence[str] | None = None,
         max_layers: int = MAX_PANELS,
     ) -> tuple[Figure, list[Axes]]:
-        """Draw the activity rates: a panel for each layer, in it a curve for each subject, sorted, most active neuron first.
+        """Draw the activity rates: one panel per layer with one curve per subject, most active neuron first.
 
         Args:
-            tau: drawn as a line; the legends tell the share of neurons above it. None for a soft gate, which has no tau:
-                the legends then tell the mean rate.
-            layers: which layers; all of them when left out.
-            subjects: which subjects; all of them when left out. Beyond ten they are grey.
-            max_layers: of more layers than these, so many are drawn, evenly spaced.
+            tau: drawn as a line; the legends show the share of neurons above it. None for a soft gate, which has no tau:
+                the legends then show the mean rate.
+            layers: the layers to draw; all of them by default.
+            subjects: the subjects to draw; all of them by default. All after the tenth are grey.
+            max_layers: maximum number of panels; of more layers, evenly spaced ones are drawn.
 
         Returns:
-            The figure, to save with `figure.savefig("gate.png")`, and one axes a drawn layer. pyplot is not involved.
+            The figure, to save with `figure.savefig("gate.png")`, and the axes of each drawn layer. pyplot is not used.
 
         Raises:
-            GateMismatchError: the gate does not know a subject or a layer.
+            GateMismatchError: the gate does not cover a subject or a layer.
             MissingDependencyError: matplotlib is not installed.
 
         Example:
@@ -180,7 +180,7 @@ class NeuralGate:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         if max_layers < 1:
             raise ValueError(f"max_layers must be at least 1, got {max_layers}")
-        # a plot of nothing is asked for by nobody: an empty choice is no choice
+        # an empty list means all, too: an empty plot has no use
         rates = {
             layer: {subject_key(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
             for layer in layers or self.layers
@@ -188,10 +188,10 @@ class NeuralGate:
         return draw_gate(rates, tau, f"Neural gate in {self.model.architecture}", max_layers)
 
     def check_fits(self, module: nn.Module) -> None:
-        """Refuse a model that the gate was not located in.
+        """Check that the gate was located in this model.
 
         Raises:
-            GateMismatchError: naming each property that differs, with both values.
+            GateMismatchError: it was not; the message names each property that differs, with both values.
         """
         found = ModelIdentity.of(module)
         differing = [
@@ -206,7 +206,7 @@ class NeuralGate:
 
     @property
     def fingerprint(self) -> str:
-        """Short checksum of the rates and of the model they belong to."""
+        """Short checksum of the rates and of the model that they belong to."""
         identity = asdict(self.model)
         identity.pop("name")
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
@@ -216,7 +216,7 @@ class NeuralGate:
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `gate.safetensors` (the rates) and `gate.json` (all else) into a folder, made if need be."""
+        """Write `gate.safetensors` (the rates) and `gate.json` (everything else) to a folder, which is created if needed."""
         folder = Path(folder)
         tensors = {f"{s}/{layer}": v.contiguous() for s, layers in self._rates.items() for layer, v in layers.items()}
         config = {
@@ -228,28 +228,28 @@ class NeuralGate:
             "versions": self.versions,
             "fingerprint": self.fingerprint,
         }
-        with atomic_write(folder / WEIGHTS_NAME) as draft:
-            save_file(tensors, draft)
-        with atomic_write(folder / CONFIG_NAME) as draft:
-            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(folder / WEIGHTS_NAME) as temporary:
+            save_file(tensors, temporary)
+        with atomic_write(folder / CONFIG_NAME) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> NeuralGate:
-        """Read a gate from a folder, or from a model hub repository.
+        """Load a gate from a folder or a hub repository.
 
         Raises:
-            GateFormatError: a file is missing, unreadable, or the two do not belong together.
+            GateFormatError: a file is missing or unreadable, or the two files are not of the same gate.
         """
         folder = local_folder(source, GateFormatError, (WEIGHTS_NAME, CONFIG_NAME))
         config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
         for file in (config_file, weights_file):
             if not file.is_file():
-                raise GateFormatError(f"no gate in {folder}: {file.name} is missing")
+                raise GateFormatError(f"no gate in {folder}: {file.name} is missing; `neuralgate locate` writes it")
         try:
             config = json.loads(config_file.read_text(encoding="utf-8"))
             if config["format_version"] != FORMAT_VERSION:
                 raise GateFormatError(
-                    f"{config_file}: format_version {config['format_version']}, this release reads {FORMAT_VERSION}"
+                    f"{config_file}: format_version {config['format_version']}, this version reads {FORMAT_VERSION}"
                 )
             identity = ModelIdentity(**config["model"])
             records, settings, versions = config["records"], config["settings"], config["versions"]
@@ -264,9 +264,9 @@ class NeuralGate:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, GateFormatError):
                 raise
-            raise GateFormatError(f"{config_file} is not a gate's description: {error!r}") from error
+            raise GateFormatError(f"{config_file} is not the config of a gate: {error!r}") from error
         if config.get("fingerprint") != gate.fingerprint:
-            raise GateFormatError(f"{weights_file} and {config_file.name} do not belong together (checksums differ)")
+            raise GateFormatError(f"{weights_file} and {config_file.name} are not of the same gate (checksums differ)")
         return gate
 
     def __repr__(self) -> str:

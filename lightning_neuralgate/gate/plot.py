@@ -1,4 +1,4 @@
-"""The picture of a gate: each layer's activity rates, sorted, one curve a subject."""
+"""Plot of a gate: the sorted activity rates of each layer, one curve per subject."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 12
-"""What a screen shows legibly."""
+"""As many panels as stay legible on a screen."""
 MAX_COLOURS = 10
-"""More curves than the colour cycle has colours could not be told apart."""
+"""Size of matplotlib's colour cycle; further curves are grey."""
 _MAX_NAME = 22
 
 
 def draw_gate(
     rates: Mapping[int, Mapping[str, Tensor]], tau: float | None, title: str, max_layers: int = MAX_PANELS
 ) -> tuple[Figure, list[Axes]]:
-    """One panel a layer; in it, for each subject, the share of neurons (x) whose activity rate is at least y.
+    """Draw one panel per layer; in it, for each subject, the share of neurons (x) whose activity rate is at least y.
 
-    Where a curve crosses the line of tau, the share of neurons that the gate leaves open is read off; the legend tells it,
-    or the mean rate without a tau. Of more layers than `max_layers`, evenly spaced ones are drawn; of more subjects than
-    there are colours, the others are thin and grey.
+    A curve crosses the line of tau at the share of unmasked neurons, which the legend shows; without a tau it shows the mean
+    rate. Subjects beyond `MAX_COLOURS` are thin and grey.
 
     Args:
         rates: layer -> subject -> activity rates, shape (d,), in [0, 1].
-        tau: the rate above which a neuron is open; None for a gate that is not cut.
-        title: stands above the panels.
-        max_layers: how many panels at most.
+        tau: the rate above which a neuron is unmasked; None for a soft gate.
+        title: title of the figure.
+        max_layers: maximum number of panels; of more layers, evenly spaced ones are drawn.
 
     Returns:
-        The figure, which pyplot knows nothing of, and the axes of the drawn layers, in their order.
+        The figure, which is not registered with pyplot, and the axes of the drawn layers in the same order.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -49,7 +48,7 @@ def draw_gate(
         raise MissingDependencyError(
             "a gate's plot needs matplotlib: pip install 'lightning-neuralgate[demo]'"
         ) from error
-    drawn = _evenly(list(rates), max_layers)
+    drawn = _evenly_spaced(list(rates), max_layers)
     columns = len(drawn) if len(drawn) <= 3 else min(math.ceil(math.sqrt(len(drawn))), 4)
     rows = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(max(3.6 * columns, 5.2) + 0.4, 3.1 * rows + 0.6), layout="constrained")
@@ -59,12 +58,12 @@ def draw_gate(
         unused.remove()
     for number, (layer, panel) in enumerate(zip(drawn, axes, strict=True)):
         _draw_layer(panel, rates[layer], tau)
-        _dress(panel)
+        _style(panel)
         panel.set_title(f"layer {layer}", fontsize=10, loc="left", fontweight="bold")
-        # the last panel of a column need not stand in the last row
+        # the last panel of a column need not be in the last row
         panel.tick_params(labelbottom=number + columns >= len(drawn))
-    some = f" · {len(drawn)} of {len(rates)} layers" if len(drawn) < len(rates) else ""
-    figure.suptitle(f"{title}{some}", fontsize=11, parse_math=False)
+    selection = f" · {len(drawn)} of {len(rates)} layers" if len(drawn) < len(rates) else ""
+    figure.suptitle(f"{title}{selection}", fontsize=11, parse_math=False)
     figure.supxlabel("neurons, most active first (%)", fontsize=10)
     figure.supylabel("activity rate (share of records)", fontsize=10)
     return figure, axes
@@ -74,7 +73,7 @@ def _draw_layer(axes: Axes, rates: Mapping[str, Tensor], tau: float | None) -> N
     coloured, others = list(rates.items())[:MAX_COLOURS], list(rates.values())[MAX_COLOURS:]
     lines, labels = [], []
     for number, (subject, values) in enumerate(coloured):
-        share = _gate_values(values, tau)
+        share = _share(values, tau)
         lines += axes.plot(*_steps(values), color=f"C{number}", linewidth=1.6)
         labels.append(f"{_percent(share)}  {_shortened(subject)}")
         if tau is not None:
@@ -82,21 +81,21 @@ def _draw_layer(axes: Axes, rates: Mapping[str, Tensor], tau: float | None) -> N
     for values in others:
         lines[MAX_COLOURS:] = axes.plot(*_steps(values), color="0.75", linewidth=0.6, zorder=1)
     if others:
-        shares = [_gate_values(values, tau) for values in others]
+        shares = [_share(values, tau) for values in others]
         labels.append(f"{_percent(min(shares))} to {_percent(max(shares)).strip()}  {len(others)} others")
     if tau is not None:
         axes.axhline(tau, color="0.35", linewidth=1, linestyle=(0, (4, 3)), zorder=3)
-    # the curves fall, so this corner is the emptiest
+    # the curves decrease, so this corner is the emptiest
     legend = axes.legend(
         lines, labels, loc="upper right", fontsize=7 if len(lines) > 5 else 8, title_fontsize=8, framealpha=0.85,
         edgecolor="none", handlelength=1.2, labelspacing=0.25, borderaxespad=0.1, borderpad=0.3, alignment="left",
-        title="mean rate" if tau is None else f"open: rate > τ = {tau:g}",
+        title="mean rate" if tau is None else f"unmasked: rate > τ = {tau:g}",
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)  # a '$' in a subject's name must not start a formula
 
 
-def _dress(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
@@ -106,26 +105,26 @@ def _dress(axes: Axes) -> None:
     axes.tick_params(labelsize=9, length=2)
 
 
-def _gate_values(values: Tensor, tau: float | None) -> float:
-    """Share of neurons above tau; without a tau, their mean rate."""
+def _share(values: Tensor, tau: float | None) -> float:
+    """Return the share of neurons above tau; without a tau, their mean rate."""
     return float(values.mean() if tau is None else (values > tau).double().mean())
 
 
 def _steps(values: Tensor) -> tuple[Any, Any]:
-    """Corners of the sorted values' staircase: share of neurons in percent, and value; exact where it crosses tau.
+    """Return the corners of the sorted values' step function: share of neurons in percent, and value.
 
     >>> _steps(torch.tensor([0.5, 1.0, 0.5, 0.0]))[0].tolist()
     [0.0, 25.0, 25.0, 75.0, 75.0, 100.0]
     """
-    # the rates of n records take n + 1 values, so stairs are few however wide the model
-    stairs, widths = values.sort(descending=True).values.unique_consecutive(return_counts=True)
+    # the rates of n records have n + 1 possible values, so there are few steps, however wide the model is
+    steps, widths = values.sort(descending=True).values.unique_consecutive(return_counts=True)
     right = 100 * widths.cumsum(0) / len(values)
     left = torch.cat([right.new_zeros(1), right[:-1]])
-    return torch.stack([left, right], 1).flatten().numpy(), stairs.repeat_interleave(2).numpy()
+    return torch.stack([left, right], 1).flatten().numpy(), steps.repeat_interleave(2).numpy()
 
 
 _FIGURE_SPACE = "\u2007"
-"""As wide as a digit, so that the shares of a legend stand in a column."""
+"""As wide as a digit, so that the shares in a legend are aligned."""
 
 
 def _percent(share: float) -> str:
@@ -136,14 +135,14 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
-def _evenly(layers: list[int], most: int) -> list[int]:
-    """At most so many of the layers, the first and the last among them.
+def _evenly_spaced(layers: list[int], count: int) -> list[int]:
+    """Return at most `count` of the layers, including the first and the last.
 
-    >>> _evenly([0, 1, 2, 3, 4, 5, 6], 3)
+    >>> _evenly_spaced([0, 1, 2, 3, 4, 5, 6], 3)
     [0, 3, 6]
-    >>> _evenly([4, 5], 3)
+    >>> _evenly_spaced([4, 5], 3)
     [4, 5]
     """
-    if len(layers) <= most:
+    if len(layers) <= count:
         return layers
-    return [layers[round(place * (len(layers) - 1) / max(most - 1, 1))] for place in range(most)]
+    return [layers[round(index * (len(layers) - 1) / max(count - 1, 1))] for index in range(count)]

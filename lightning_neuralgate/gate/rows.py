@@ -1,8 +1,8 @@
-"""Rows that the gate closed stay bit-identical, whatever the optimizer would do to them.
+"""Bit-exact masking of weight rows: rows that the gate masks do not change, whatever the optimizer does to them.
 
-A row without gradient can still move: AdamW's weight decay shrinks it, and momentum from before the gate carries it on. So
-the weights are kept before each step of the optimizer, and rows that no sample has opened since the last step are put back
-after it. This is done inside the optimizer's own `step`, so nobody sees the rows in between.
+A row without a gradient can still move: AdamW's weight decay shrinks it, and momentum from earlier steps carries it on. So
+the weights are copied before each step of the optimizer, and rows that no sample has unmasked since the last step are
+restored after it. Both happen inside the optimizer's `step`, so no other code sees the changed rows.
 """
 
 from __future__ import annotations
@@ -17,92 +17,93 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.gate.autograd import GatedPlace
+from lightning_neuralgate.gate.autograd import GatedModule
 
 
-class ClosedRows:
-    """Keeps closed rows through the steps of an optimizer.
+class MaskedRows:
+    """Restore the masked rows of gated parameters after each step of an optimizer.
 
     Args:
-        places: name -> what is gated there, sharded if it is sharded; what the optimizer does not train is left out.
+        modules: name -> gated module; with sharded parameters if the model is sharded. Parameters that the optimizer does
+            not train are skipped.
         optimizer: the optimizer.
     """
 
-    def __init__(self, places: Mapping[str, GatedPlace], optimizer: Optimizer) -> None:
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        self._rows = [
-            (name, getattr(module, row))
-            for name, place in places.items()
-            for module, row in place.rows
-            if id(getattr(module, row)) in trained
+    def __init__(self, modules: Mapping[str, GatedModule], optimizer: Optimizer) -> None:
+        optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._parameters = [
+            (name, getattr(owner, parameter))
+            for name, module in modules.items()
+            for owner, parameter in module.parameters
+            if id(getattr(owner, parameter)) in optimized
         ]
-        self._opened: dict[str, Tensor] = {}
-        self._due: dict[str, Tensor] | None = None
-        self._before: list[Tensor] = []
+        self._unmasked: dict[str, Tensor] = {}
+        self._unmasked_in_step: dict[str, Tensor] | None = None
+        self._copies: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
-        if self._rows:
+        if self._parameters:
             self._handles += [
-                optimizer.register_step_pre_hook(self._keep),
-                optimizer.register_step_post_hook(self._put_back),
+                optimizer.register_step_pre_hook(self._copy),
+                optimizer.register_step_post_hook(self._restore),
             ]
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What is kept."""
-        return [parameter for _, parameter in self._rows]
+        """The parameters whose masked rows are restored."""
+        return [parameter for _, parameter in self._parameters]
 
-    def saw(self, place: str, gate_values: Tensor) -> None:
-        """A forward pass in which rows were open as `gate_values`, (B, d), says."""
-        opened = (gate_values != 0).any(0)
-        self._opened[place] = opened | self._opened.get(place, torch.zeros_like(opened))
+    def record(self, name: str, gate_values: Tensor) -> None:
+        """Record the gate values, (B, d), of a forward pass of a gated module: nonzero ones unmask their rows."""
+        unmasked = (gate_values != 0).any(0)
+        self._unmasked[name] = unmasked | self._unmasked.get(name, torch.zeros_like(unmasked))
 
-    def begin_step(self) -> None:
-        """What was opened so far belongs to the step to come; if that is skipped, it is forgotten."""
-        self._due, self._opened = self._opened, {}
+    def start_step(self) -> None:
+        """Assign everything recorded so far to the next step; if that step is skipped, it is dropped."""
+        self._unmasked_in_step, self._unmasked = self._unmasked, {}
 
-    def _keep(self, *_: Any) -> None:
-        self._before = [_local(parameter).clone() for _, parameter in self._rows]
+    def _copy(self, *_: Any) -> None:
+        self._copies = [_local(parameter).clone() for _, parameter in self._parameters]
 
-    def _put_back(self, *_: Any) -> None:
-        if self._due is None:  # a step that Lightning did not announce
-            self.begin_step()
+    def _restore(self, *_: Any) -> None:
+        if self._unmasked_in_step is None:  # the torch optimizer was stepped directly, without Lightning's hooks
+            self.start_step()
         with torch.no_grad():
-            for (place, parameter), before in zip(self._rows, self._before, strict=True):
-                closed = _local_rows(~self._opened_anywhere(place, parameter), parameter)
-                _local(parameter)[closed] = before[closed]
-        self._before, self._due = [], None
+            for (name, parameter), copy in zip(self._parameters, self._copies, strict=True):
+                masked = _local_rows(~self._unmasked_on_any_rank(name, parameter), parameter)
+                _local(parameter)[masked] = copy[masked]
+        self._copies, self._unmasked_in_step = [], None
 
-    def _opened_anywhere(self, place: str, parameter: Tensor) -> Tensor:
-        """Rows that a sample opened on any process, (d,) bool."""
-        nowhere = torch.zeros(parameter.shape[0], dtype=torch.bool, device=_local(parameter).device)
-        opened = (self._due or {}).get(place, nowhere)
+    def _unmasked_on_any_rank(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the rows that a sample unmasked on any process, (d,) bool."""
+        none = torch.zeros(parameter.shape[0], dtype=torch.bool, device=_local(parameter).device)
+        unmasked = (self._unmasked_in_step or {}).get(name, none)
         if dist.is_available() and dist.is_initialized():
-            count = opened.to(torch.uint8)
-            dist.all_reduce(count, op=dist.ReduceOp.MAX)
-            opened = count.bool()
-        return opened
+            flags = unmasked.to(torch.uint8)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            unmasked = flags.bool()
+        return unmasked
 
     def remove(self) -> None:
-        """Let go of the optimizer."""
+        """Remove the hooks from the optimizer."""
         while self._handles:
             self._handles.pop().remove()
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter, as a view."""
+    """Return this process's shard of a parameter, as a view."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
 
 
 def _local_rows(rows: Tensor, parameter: Any) -> Tensor:
-    """This process's part of what belongs to a parameter's rows."""
+    """Return the part of a mask of a parameter's rows that belongs to this process's shard."""
     if not hasattr(parameter, "placements"):
         return rows
     from torch.distributed.tensor import distribute_tensor
 
     if not all(placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements):
         raise UnsupportedSetupError(
-            f"a gated weight is sharded as {parameter.placements}; scope 'all' keeps rows only where they are sharded by "
-            "row, as FSDP2 does. Leave tensor parallelism off, or choose another scope"
+            f"a gated weight is sharded as {parameter.placements}; scope 'all' needs weights that are sharded by row, as "
+            "FSDP2 does. Leave tensor parallelism off, or choose another scope"
         )
     local: Any = distribute_tensor(rows, parameter.device_mesh, parameter.placements)
     return local.to_local()

@@ -1,187 +1,32 @@
-"""Where the subject stands: from the words of a query to token positions.
-
-Positions are found by decoding the token ids, so they hold for any tokenizer and after a processor has applied its chat
-template and expanded the image tokens. Matching ignores case, spacing and plural ("Receipts" finds "receipt").
-"""
+"""Subjects of a training batch: which subject each row is about, and at which tokens its gate applies."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_neuralgate.errors import SubjectNotFoundError
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Callable
-
-from lightning_neuralgate.errors import UnsupportedSetupError
-
-
-class Decoder(Protocol):
-    """The one thing needed of a tokenizer."""
-
-    def decode(self, token_ids: Sequence[int], /, **kwargs: object) -> str: ...
-
-
-class TokenSpan(NamedTuple):
-    """First and last token of the subject, both included."""
-
-    first: int
-    last: int
-
-
-@lru_cache(maxsize=256)
-def _subject_pattern(subject: str) -> re.Pattern[str]:
-    *words, last = subject.split()
-    stems = {last}
-    lower = last.lower()
-    if lower.endswith("ies"):
-        stems |= {last[:-3] + "y"}
-    elif lower.endswith("es"):
-        stems |= {last[:-2], last[:-1]}
-    elif lower.endswith("s") and not lower.endswith("ss"):
-        stems |= {last[:-1]}
-    endings = {form for stem in stems for form in (stem, stem + "s", stem + "es", re.sub("[yY]$", "ies", stem))}
-    final = "|".join(re.escape(form) for form in sorted(endings, key=lambda form: (-len(form), form)))
-    return re.compile(r"(?<!\w)" + r"[\s_-]+".join([*map(re.escape, words), f"(?:{final})"]) + r"(?!\w)", re.IGNORECASE)
-
-
-def find_subject(query: str, subject: str) -> tuple[int, int] | None:
-    """Character range of the last occurrence of the subject in a query, or None.
-
-    >>> find_subject("Which number do the Receipts show?", "receipt")
-    (20, 28)
-    """
-    if not subject.strip():
-        return None
-    found = list(_subject_pattern(subject).finditer(query))
-    return found[-1].span() if found else None
-
-
-def subject_token_span(
-    token_ids: Sequence[int], tokenizer: Decoder, query: str, subject: str, record: str = "?"
-) -> TokenSpan:
-    """Tokens of the subject's last occurrence in the query, inside a whole prompt.
-
-    Args:
-        token_ids: one row without padding, up to the end of the prompt; image tokens may stand in it.
-        tokenizer: whatever decodes the ids.
-        query: the query as it stands in the prompt; what follows or precedes it is not searched.
-        subject: the words that name the private thing.
-        record: name of the record, for the error.
-
-    Raises:
-        SubjectNotFoundError: the subject is not in the query, or the query is not in the prompt.
-    """
-    within = find_subject(query, subject)
-    if within is None:
-        raise SubjectNotFoundError(
-            f"record {record}: the subject '{subject}' does not occur in the query '{query}'; "
-            "name the subject in the query, or correct the record's 'subject'"
-        )
-
-    start = _query_start(_decoded(token_ids, tokenizer), query)
-    if start is None:
-        raise SubjectNotFoundError(
-            f"record {record}: the query '{query}' cannot be found in the decoded prompt; "
-            "does the chat template or the tokenizer rewrite or truncate it?"
-        )
-    return _token_span(token_ids, tokenizer, start + within[0], start + within[1])
-
-
-def named_subject(
-    token_ids: Sequence[int], tokenizer: Decoder, subjects: Sequence[str]
-) -> tuple[str, TokenSpan] | None:
-    """The subject that a text names last, and the tokens of that occurrence; None if it names none.
-
-    Of two that end at the same place the longer one counts: "student ID", not "ID".
-
-    Args:
-        token_ids: one row; image and padding tokens may stand in it.
-        tokenizer: whatever decodes the ids.
-        subjects: the subjects to look for.
-    """
-    text = _decoded(token_ids, tokenizer)
-    found = [(span[1], -span[0], subject) for subject in subjects if (span := find_subject(text, subject)) is not None]
-    if not found:
-        return None
-    end, begin, subject = max(found)
-    return subject, _token_span(token_ids, tokenizer, -begin, end)
-
-
-def _decoded(token_ids: Sequence[int], tokenizer: Decoder) -> str:
-    return tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _token_span(token_ids: Sequence[int], tokenizer: Decoder, begin: int, end: int) -> TokenSpan:
-    """Tokens of a range of characters in the decoded text."""
-
-    def decoded_length(length: int) -> int:
-        return len(_decoded(token_ids[:length], tokenizer))
-
-    lengths = range(len(token_ids) + 1)
-    last = bisect_left(lengths, end, key=decoded_length) - 1
-    first = bisect_left(lengths, begin + 1, key=decoded_length) - 1
-    return TokenSpan(first, last)
-
-
-def _query_start(text: str, query: str) -> int | None:
-    """Where the query starts in the prompt's text, as if it stood there with its own spacing and case."""
-    for haystack, needle in ((text, query), (text.lower(), query.lower())):
-        start = haystack.rfind(needle)
-        if start >= 0:
-            return start
-    return None
-
-
-def subject_mask(spans: Sequence[TokenSpan | None], lengths: Sequence[int], width: int, padding_side: str) -> Tensor:
-    """Boolean mask (B, T) that is True at every subject token of a padded batch.
-
-    Args:
-        spans: per row the subject's tokens counted from the row's first real token; None for a row without a subject.
-        lengths: number of real tokens per row.
-        width: T, the padded length.
-        padding_side: "left" or "right".
-    """
-    mask = torch.zeros(len(spans), width, dtype=torch.bool)
-    for row, (span, length) in enumerate(zip(spans, lengths, strict=True)):
-        if span is not None:
-            offset = width - length if padding_side == "left" else 0
-            mask[row, offset + span.first : offset + span.last + 1] = True
-    return mask
-
-
-def last_position(mask: Tensor) -> Tensor:
-    """One-hot version of a subject mask: only the last True of each row stays. (B, T) -> (B, T)."""
-    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-
-
-def subject_key(subject: str) -> str:
-    """The form under which a subject is filed: case and spacing do not matter.
-
-    >>> subject_key(" Student  ID")
-    'student id'
-    """
-    return " ".join(subject.casefold().split())
-
+from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.gate.autograd import Scope, scope_positions
+from lightning_neuralgate.gate.spans import Decoder, TokenSpan, last_named_subject, subject_key
+from lightning_neuralgate.hf.forward import IGNORED
 
 SubjectFinder = Callable[[Any], tuple[Tensor, Sequence[str | None]]]
-NOT_TOLD = -100
-"""Label of tokens that are asked and not answered (the convention of torch's cross entropy)."""
-_SKIPPED = -1
-_KNOWN_AT_MOST = 16384
+"""A function of a batch that returns the subject mask, (B, T) bool, and the subject of each of the B rows."""
+
+_SKIPPED_TOKEN = -1
+_CACHE_SIZE = 16384
+_WARN_AFTER_BATCHES = 10
+"""Warn if the first batches, up to this number, contain no subject of the gate."""
 
 
 class SubjectsInBatch:
-    """A finder for batches that say it themselves, as those of `PrivacyPairDataModule` do.
+    """Read subject mask and subjects from the batch itself, where `PrivacyPairDataModule` puts them.
 
     Args:
         mask_key: the batch's key of the mask.
@@ -193,7 +38,7 @@ class SubjectsInBatch:
 
     @property
     def is_default(self) -> bool:
-        """Whether it looks where `PrivacyPairCollator` writes."""
+        """Whether the keys are those of `PrivacyPairCollator`."""
         return (self.mask_key, self.subject_key) == ("subject_mask", "subject")
 
     def __call__(self, batch: Any) -> tuple[Tensor, Sequence[str | None]]:
@@ -201,22 +46,22 @@ class SubjectsInBatch:
             if not isinstance(batch, Mapping) or key not in batch:
                 found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
                 raise UnsupportedSetupError(
-                    f"NeuralGateCallback needs '{key}' in the training batch, found {found}; PrivacyPairDataModule makes "
-                    "it. Or name your own key with subject_mask_key and subject_key, or give the callback the model's "
-                    "tokenizer, with which it finds the subjects by itself"
+                    f"NeuralGateCallback needs '{key}' in the training batch, found {found}. Use PrivacyPairDataModule, "
+                    "name your own keys with subject_mask_key and subject_key, or pass the model's tokenizer to the "
+                    "callback, so that it finds the subjects in the token ids"
                 )
         return batch[self.mask_key], batch[self.subject_key]
 
 
 class SubjectsInText:
-    """Finds the subjects that a text names, in the token ids that a model is given.
+    """Find subjects by name in the token ids that a model is called with.
 
-    The last one that a row names counts. Where labels are given, what has no label (the question, commonly) is searched
-    first, so that an answer that names the subject again does not move its place; where that names nothing, as when the
-    question is labelled too, the whole row is.
+    If a row names several subjects, the last one counts. If labels are given, the tokens without a label (usually the
+    prompt) are searched first, so that an answer that repeats the subject does not move its position; if they name no
+    subject, for example because the prompt has labels too, the full row is searched.
 
     Args:
-        tokenizer: whatever decodes the ids.
+        tokenizer: the tokenizer, used to decode the ids.
         subjects: the subjects to look for; matching ignores case, spacing and plural.
 
     Example:
@@ -231,38 +76,116 @@ class SubjectsInText:
 
     def __init__(self, tokenizer: Decoder, subjects: Sequence[str]) -> None:
         self.tokenizer, self.subjects = tokenizer, tuple(subjects)
-        self._known: dict[bytes, tuple[str, TokenSpan] | None] = {}  # rows come again every epoch
+        self._cache: dict[bytes, tuple[str, TokenSpan] | None] = {}  # rows come again every epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}}
+        return {**self.__dict__, "_cache": {}}
 
     def __call__(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Sequence[str | None]]:
         ids: Tensor = inputs["input_ids"].detach()
         labels = inputs.get("labels")
-        asked = None
+        prompts = None
         if isinstance(labels, Tensor) and labels.shape == ids.shape:
-            asked = ids.masked_fill(labels.to(ids.device) != NOT_TOLD, _SKIPPED).cpu()
+            prompts = ids.masked_fill(labels.to(ids.device) != IGNORED, _SKIPPED_TOKEN).cpu()
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         names: list[str | None] = []
-        for row, whole in enumerate(ids.cpu()):
-            found = None if asked is None else self._find(asked[row])
-            found = found or self._find(whole)
+        for index, row in enumerate(ids.cpu()):
+            found = None if prompts is None else self._find_cached(prompts[index])
+            found = found or self._find_cached(row)
             names.append(None if found is None else found[0])
             if found is not None:
-                mask[row, found[1].first : found[1].last + 1] = True
+                mask[index, found[1].first : found[1].last + 1] = True
         return mask.to(ids.device), names
 
-    def _find(self, ids: Tensor) -> tuple[str, TokenSpan] | None:
+    def _find_cached(self, ids: Tensor) -> tuple[str, TokenSpan] | None:
         key = hashlib.blake2b(ids.numpy().tobytes(), digest_size=16).digest()
-        if key not in self._known:
-            if len(self._known) >= _KNOWN_AT_MOST:
-                self._known.clear()
-            self._known[key] = self._find_in(ids.tolist())
-        return self._known[key]
+        if key not in self._cache:
+            if len(self._cache) >= _CACHE_SIZE:
+                self._cache.clear()
+            self._cache[key] = self._find(ids.tolist())
+        return self._cache[key]
 
-    def _find_in(self, values: list[int]) -> tuple[str, TokenSpan] | None:
-        places = [place for place, value in enumerate(values) if value >= 0]  # some processors mark images by -200
-        found = named_subject([values[place] for place in places], self.tokenizer, self.subjects)
+    def _find(self, ids: list[int]) -> tuple[str, TokenSpan] | None:
+        positions = [
+            position for position, value in enumerate(ids) if value >= 0
+        ]  # some processors use -200 for images
+        found = last_named_subject([ids[position] for position in positions], self.tokenizer, self.subjects)
         if found is None:
             return None
-        return found[0], TokenSpan(places[found[1].first], places[found[1].last])
+        return found[0], TokenSpan(positions[found[1].first], positions[found[1].last])
+
+
+@dataclass(frozen=True)
+class GatedBatch:
+    """Where the gate applies in a batch, and whose gate.
+
+    Attributes:
+        positions: (B, T) bool, the token positions of the scope.
+        subjects: for each of the B rows the `subject_key` of its subject; "" for a row without one.
+    """
+
+    positions: Tensor
+    subjects: tuple[str, ...]
+
+    @classmethod
+    def of(cls, mask: Tensor, names: Sequence[str | None], scope: Scope, gate_subjects: Sequence[str]) -> GatedBatch:
+        """Check what a `SubjectFinder` returned and apply the scope.
+
+        A subject whose name is given, but whose row of the mask is empty, masks nothing.
+
+        Args:
+            mask: the subject mask, (B, T).
+            names: B subjects.
+            scope: the scope of the gate.
+            gate_subjects: the subjects that the gate covers, as `subject_key` returns them.
+
+        Raises:
+            UnsupportedSetupError: mask and subjects do not have matching shapes.
+            GateMismatchError: a row has a subject that the gate does not cover.
+        """
+        mask = mask.bool()
+        subjects = [subject_key(str(name or "")) for name in names]
+        if mask.ndim != 2 or len(subjects) != len(mask):
+            raise UnsupportedSetupError(
+                f"the subject mask must have shape (B, T), with one subject per row; got shape {tuple(mask.shape)} "
+                f"and {len(subjects)} subjects"
+            )
+        has_subject = mask.any(-1)
+        present = has_subject.tolist()  # the only device sync per batch
+        for subject, is_present in zip(subjects, present, strict=True):
+            if is_present and subject not in gate_subjects:
+                raise GateMismatchError(
+                    f"the batch contains the subject '{subject}', the gate covers {', '.join(gate_subjects)}; "
+                    "locate that subject too, or leave its row of the subject mask empty"
+                )
+        subjects = [subject if is_present else "" for subject, is_present in zip(subjects, present, strict=True)]
+        return cls(scope_positions(scope, mask) & has_subject[:, None], tuple(subjects))
+
+    def gate_values(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """Stack the gate values, (d,), of each row's subject to (B, d); all ones for a row without a subject."""
+        ones = torch.ones_like(next(iter(gates.values())))
+        return torch.stack([gates.get(subject, ones) for subject in self.subjects])
+
+
+class MissingSubjectsWarning:
+    """Warn once if no batch at the beginning of a training contains a subject of the gate.
+
+    Args:
+        gate_subjects: the subjects of the gate, for the message.
+    """
+
+    def __init__(self, gate_subjects: Sequence[str]) -> None:
+        self.gate_subjects = tuple(gate_subjects)
+        self._empty_batches: int | None = 0
+
+    def update(self, batch: GatedBatch) -> None:
+        """Count a batch."""
+        if self._empty_batches is None:
+            return
+        self._empty_batches = None if any(batch.subjects) else self._empty_batches + 1
+        if self._empty_batches == _WARN_AFTER_BATCHES:
+            rank_zero_warn(
+                f"none of the first {_WARN_AFTER_BATCHES} batches names a subject of the gate "
+                f"({', '.join(self.gate_subjects)}), so nothing has been gated: is it the right gate, and do the batches "
+                "contain the questions?"
+            )

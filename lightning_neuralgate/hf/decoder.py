@@ -1,9 +1,8 @@
-"""Where the text decoder sits in a vision-language model: its layers, their MLP output projection and the hidden size.
+"""Find the text decoder of a vision-language model: its layers, their MLP output projection and the hidden size.
 
-Neural Gate looks at a decoder layer's output (stage 1) and trains its MLP output projection (stage 2). Every model
-family keeps both under another name, and most keep a vision tower with the same names beside them. [`find_decoder`]
-finds the right ones in a bare Hugging Face model as well as in one held by a LightningModule or wrapped by peft,
-`DistributedDataParallel` or `torch.compile`.
+Neural Gate reads a decoder layer's output (stage 1) and trains its MLP output projection (stage 2). The names of both differ
+between model families, and most vision towers use the same names. [`find_decoder`] finds the decoder in a bare Hugging Face
+model as well as in one inside a LightningModule or wrapped by peft, `DistributedDataParallel` or `torch.compile`.
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ MLP_PROJECTIONS: Final = (
     "mlp.DenseReluDense.wo",
     "output.dense",
 )
-"""Paths inside one decoder layer at which an MLP output projection is looked for, in this order."""
+"""Paths of the MLP output projection within a decoder layer, tried in this order."""
 
-# The config a module belongs to tells most towers apart. The tower of Idefics, and of models from outside transformers,
-# may be built from plain modules that share the text model's config: there only the name is left.
+# Most vision towers have a config of another class than the text model. Those of Idefics and of models from outside
+# transformers may be plain modules that share the text model's config; they are recognized by name.
 _TOWER_NAME: Final = re.compile(r"(^|_)(vision|visual|image|video|audio|speech|vit|qformer)(_|$)")
-# What decoders call their layers: Idefics keeps a second list of the same length, `gated_cross_attn_layers`, beside it.
+# Usual names of the list of decoder layers. Idefics has a second list of the same length, `gated_cross_attn_layers`.
 _LIST_NAMES: Final = ("layers", "layer", "blocks", "block", "h")
-# Names of parts, not of classes: the dense layers of a mixture-of-experts model carry "Moe" in their class names too.
-# "router" is no sign of experts: Gemma 3n has a `modality_router` in layers with a dense MLP.
+# Names of submodules, not of classes: the dense layers of a mixture-of-experts model have "Moe" in their class names too.
+# Without "router": Gemma 3n has a `modality_router` in layers with a dense MLP.
 _EXPERTS_NAME: Final = re.compile(r"(^|_)(experts?|moe)(_|$)")
 
 
 @dataclass(frozen=True)
 class DecoderLayout:
-    """A text decoder's layers and the path of the MLP output projection inside each.
+    """A text decoder's layers and the path of the MLP output projection in each layer.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -94,27 +93,27 @@ class DecoderLayout:
         return self.layers[index]
 
     def output_projection(self, index: int) -> nn.Module:
-        """Return the MLP output projection of layer `index` as it stands: behind peft that is peft's own layer.
+        """Return the MLP output projection of layer `index`; if peft has wrapped it, peft's layer.
 
         Raises:
-            ModelLayoutError: If there is no such layer, or if its MLP is of another kind than the one `projection`
-                names, as in models that mix dense and mixture-of-experts layers.
+            ModelLayoutError: If there is no such layer, or if its MLP has no such projection, as in models that mix dense
+                and mixture-of-experts layers.
         """
         problem = _projection_problem(self.layer(index), self.projection, self.hidden_size)
         if problem is not None:
-            fitting = [
+            editable = [
                 number
                 for number, layer in enumerate(self.layers)
                 if _projection_problem(layer, self.projection, self.hidden_size) is None
             ]
-            place = f"Layer {index} ({type(self.layers[index]).__name__} at `{self.layers_path}.{index}`)"
+            name = f"Layer {index} ({type(self.layers[index]).__name__} at `{self.layers_path}.{index}`)"
             raise ModelLayoutError(
-                f"{place} cannot be edited: {problem}. Choose one of the layers with `{self.projection}`: {fitting}."
+                f"{name} cannot be edited: {problem}. Choose one of the layers with `{self.projection}`: {editable}."
             )
         return self.layers[index].get_submodule(self.projection)
 
     def projection_path(self, index: int) -> str:
-        """Return the path of layer `index`'s projection inside the Hugging Face model.
+        """Return the path of layer `index`'s projection in the Hugging Face model.
 
         Raises:
             ModelLayoutError: If there is no such layer; negative indices are refused.
@@ -145,15 +144,15 @@ def find_decoder(module: nn.Module) -> DecoderLayout:
     """Find the text decoder of a vision-language model, or of a plain language model.
 
     Args:
-        module: A Hugging Face model, or anything that holds exactly one: see [`find_hf_model`].
+        module: A Hugging Face model, or a module that contains exactly one: see [`find_hf_model`].
 
     Returns:
-        The decoder's layers, the MLP output projection's path and the hidden size. The projection is taken from the
-        first layer that has one; [`DecoderLayout.output_projection`] checks each layer it is asked for.
+        The decoder's layers, the MLP output projection's path and the hidden size. The path is that of the first layer
+        that has such a projection; [`DecoderLayout.output_projection`] checks the layer that it returns.
 
     Raises:
         ModelLayoutError: If there is no Hugging Face model, no text decoder in it, or no layer with a single MLP output
-            projection. The message says what was looked for and what was found instead.
+            projection. The message lists what was searched and what was found instead.
     """
     model = find_hf_model(module)
     found = _find_layers(model)
@@ -165,15 +164,14 @@ def find_decoder(module: nn.Module) -> DecoderLayout:
 
 
 def find_hf_model(module: nn.Module) -> PreTrainedModel:
-    """Find the Hugging Face model with a text decoder in `module`, whatever is wrapped around it.
+    """Find the Hugging Face model with a text decoder in `module`.
 
-    Wrappers (a LightningModule, peft's `PeftModel`, `DistributedDataParallel`, a compiled module) all register the
-    model they hold, so the outermost `PreTrainedModel` with a text decoder is the one. If there are several side by
-    side, the one that can generate is taken: a LightningModule may hold a scorer such as CLIP next to the model it
-    trains.
+    Wrappers (a LightningModule, peft's `PeftModel`, `DistributedDataParallel`, a compiled module) register the model as a
+    submodule, so the result is the outermost `PreTrainedModel` with a text decoder. If a LightningModule contains several,
+    for example a CLIP scorer and the model it trains, the result is the one that can generate.
 
     Raises:
-        ModelLayoutError: If there is none, or more than one to choose from.
+        ModelLayoutError: If there is no such model, or more than one.
     """
     found: dict[str, PreTrainedModel] = {}
     refusals: list[str] = []
@@ -186,25 +184,25 @@ def find_hf_model(module: nn.Module) -> PreTrainedModel:
     if candidates:
         names = ", ".join(f"`{path}` ({type(model).__name__})" for path, model in candidates.items())
         raise ModelLayoutError(
-            f"{type(module).__name__} holds {len(candidates)} Hugging Face models with a text decoder: {names}. "
-            "Pass the one to be used."
+            f"{type(module).__name__} contains {len(candidates)} Hugging Face models with a text decoder: {names}. "
+            "Pass the one to use."
         )
     if refusals:
         raise ModelLayoutError("\n".join(refusals))
     children = ", ".join(f"`{name}` ({type(child).__name__})" for name, child in module.named_children())
     raise ModelLayoutError(
         f"No Hugging Face model (transformers.PreTrainedModel) in {type(module).__name__}; its children are: "
-        f"{children or 'none'}. A model is found if it is an attribute of a module; one in a plain list or dict is not."
+        f"{children or 'none'}. The model has to be an attribute of a module; in a plain list or dict it is not found."
     )
 
 
 def _collect_models(module: nn.Module, path: str, found: dict[str, PreTrainedModel], refusals: list[str]) -> None:
-    """Add the outermost models with a text decoder to `found`, and to `refusals` why the outermost others are none."""
+    """Add the outermost models with a text decoder to `found`, and the error of each other outermost model to `refusals`."""
     if isinstance(module, PreTrainedModel):
         try:
             _text_sizes(module)
         except ModelLayoutError as error:
-            # A composite model from outside transformers may not tell its text config, and yet hold a model that does.
+            # A composite model from outside transformers may have no text config, but contain a model that has one.
             refusals.append(_at(path, error))
             refusals = []
         else:
@@ -224,22 +222,22 @@ def _at(path: str, error: ModelLayoutError) -> str:
 
 
 def _outermost(found: dict[str, PreTrainedModel]) -> dict[str, PreTrainedModel]:
-    """Drop models that are part of another one, and further paths to the same one."""
+    """Drop models that are part of another one, and duplicate paths to the same model."""
     inner = {id(part) for model in found.values() for part in model.modules() if part is not model}
-    kept: dict[str, PreTrainedModel] = {}
+    outermost: dict[str, PreTrainedModel] = {}
     for path, model in found.items():
-        if id(model) not in inner and not any(model is other for other in kept.values()):
-            kept[path] = model
-    return kept
+        if id(model) not in inner and not any(model is other for other in outermost.values()):
+            outermost[path] = model
+    return outermost
 
 
 def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
     try:
-        # Twice: a composite model's text config may be composite itself. Not with `decoder=True`, which answers with an
-        # altered copy for the older encoder-decoder models.
+        # Twice: a composite model's text config may be composite itself. Without `decoder=True`, which returns a modified
+        # copy for the older encoder-decoder models.
         return model.config.get_text_config().get_text_config()
     except ValueError as error:
-        raise ModelLayoutError(f"{type(model).__name__}: which of its configs is the text's? {error}") from error
+        raise ModelLayoutError(f"{type(model).__name__}: its text config is ambiguous: {error}") from error
 
 
 def _text_sizes(model: PreTrainedModel) -> tuple[int, int]:
@@ -253,14 +251,14 @@ def _text_sizes(model: PreTrainedModel) -> tuple[int, int]:
     depth = next((depth for depth in depths if depth is not None), None)
     hidden_size = getattr(config, "hidden_size", None)
     if not isinstance(depth, int) or not isinstance(hidden_size, int):
-        raise ModelLayoutError(f"{start} gives {depth!r} layers of size {hidden_size!r}; both have to be integers.")
+        raise ModelLayoutError(f"{start} has {depth!r} layers of size {hidden_size!r}; both have to be integers.")
     return depth, hidden_size
 
 
 def _layer_lists(module: nn.Module, path: str, owner: PreTrainedModel) -> Iterator[_LayerList]:
-    """Yield every outermost `ModuleList` with the innermost Hugging Face model around it.
+    """Yield every outermost `ModuleList` with the innermost Hugging Face model that contains it.
 
-    Lists inside a list (a layer's experts, say) are parts of a layer, never the layers.
+    A list within a list (such as a layer's experts) is part of a layer, never the list of layers.
     """
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
@@ -271,7 +269,7 @@ def _layer_lists(module: nn.Module, path: str, owner: PreTrainedModel) -> Iterat
 
 
 def _decoder_module(model: PreTrainedModel) -> nn.Module:
-    """Follow `get_decoder` to its end: the language model that it answers with may have a decoder itself."""
+    """Follow `get_decoder` repeatedly: the language model that it returns may have a decoder itself."""
     decoder: nn.Module = model
     seen: set[int] = set()
     while id(decoder) not in seen:
@@ -311,7 +309,7 @@ def _find_layers(model: PreTrainedModel) -> _LayerList:
             f"{', '.join(map(str, candidates))}."
         )
     raise ModelLayoutError(
-        f"No text decoder in {type(model).__name__}: looked for {wanted}, first below `get_decoder()`, then everywhere "
+        f"No text decoder in {type(model).__name__}: searched for {wanted}, first below `get_decoder()`, then everywhere "
         f"outside vision and audio towers; found {', '.join(map(str, lists.values())) or 'no ModuleList at all'}."
     )
 
@@ -325,7 +323,7 @@ def _find_projection(layers: nn.ModuleList, hidden_size: int) -> str | None:
 
 
 def _projection_problem(layer: nn.Module, path: str, hidden_size: int) -> str | None:
-    """Say why `path` is not the one MLP output projection of `layer`, or None if it is."""
+    """Return why `path` is not the single MLP output projection of `layer`, or None if it is."""
     experts = _experts_path(layer)
     if experts is not None:
         kind = type(layer.get_submodule(experts)).__name__
@@ -347,7 +345,7 @@ def _experts_path(module: nn.Module, path: str = "") -> str | None:
         child_path = f"{path}.{name}" if path else name
         if _EXPERTS_NAME.search(name):
             return child_path
-        # Below a peft layer stand the adapters, under names of the user's choice.
+        # The submodules of a peft layer are adapters, with names that the user has chosen.
         experts = None if hasattr(child, "base_layer") else _experts_path(child, child_path)
         if experts is not None:
             return experts
@@ -355,11 +353,11 @@ def _experts_path(module: nn.Module, path: str = "") -> str | None:
 
 
 def _out_features(module: nn.Module) -> int | None:
-    # Not every version and method of peft repeats the wrapped layer's sizes on its own layer.
+    # Not every version and method of peft copies the sizes of the wrapped layer to its own.
     inner = getattr(module, "base_layer", None)
     if isinstance(inner, nn.Module):
         return _out_features(inner)
-    # `nf` is what transformers' Conv1D calls it.
+    # `nf` is the name in transformers' Conv1D.
     for name in ("out_features", "nf"):
         features = getattr(module, name, None)
         if isinstance(features, int):
@@ -376,6 +374,6 @@ def _no_projection_message(model: PreTrainedModel, found: _LayerList, hidden_siz
     linears = [f"`{path}` ({kind}, {features} output features)" for path, (kind, features) in sizes.items() if features]
     names = ", ".join(f"`{path}`" for path in MLP_PROJECTIONS)
     return (
-        f"{start}: looked in each layer for a module with {hidden_size} output features at {names}; "
+        f"{start}: searched each layer for a module with {hidden_size} output features at {names}; "
         f"layer 0 ({type(layer).__name__}) has {', '.join(linears) or 'no linear module'}."
     )

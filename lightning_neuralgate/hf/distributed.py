@@ -1,4 +1,4 @@
-"""FSDP2 for a Hugging Face model inside a LightningModule, what differs when weights are sharded, and who is refused."""
+"""Distributed strategies: shard a Hugging Face model with FSDP2, gather its weights, refuse unsupported strategies."""
 
 from __future__ import annotations
 
@@ -13,51 +13,59 @@ from torch import nn
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 
-UNTRIED_STRATEGIES = ("DeepSpeedStrategy", "XLAFSDPStrategy")
-"""Not shown to work with anything here."""
+UNTESTED_STRATEGIES = ("DeepSpeedStrategy", "XLAFSDPStrategy")
+"""Strategies that no module of this package has been tested with."""
 
 
-def refuse_strategies(strategy: object, names: Collection[str], who: str) -> None:
-    """Refuse strategies by the names of their classes, derived ones too; their libraries need not be there.
+def refuse_strategies(strategy: object, names: Collection[str], user: str) -> None:
+    """Refuse strategies by class name, including subclasses, so that their libraries need not be installed.
+
+    Args:
+        strategy: the Trainer's strategy.
+        names: class names of the refused strategies.
+        user: name of the class that refuses them, for the message.
 
     Raises:
-        UnsupportedSetupError: naming the strategy and those that work.
+        UnsupportedSetupError: names the strategy, and strategies that work.
     """
     for kind in type(strategy).__mro__:
         if kind.__name__ in names:
             raise UnsupportedSetupError(
-                f"{who} has not been shown to work with {kind.__name__}; use 'ddp', or FSDP2 through ModelParallelStrategy"
+                f"{user} has not been tested with {kind.__name__}; use 'ddp', or FSDP2 through ModelParallelStrategy"
             )
 
 
 def uses_fsdp1(root: nn.Module) -> bool:
-    """Whether parameters are parts of FSDP1's flat ones: between passes a process has a piece of each, without its shape."""
+    """Whether the model is wrapped in FSDP1, whose parameters are flat shards without rows between passes."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     return any(isinstance(part, FullyShardedDataParallel) for part in root.modules())
 
 
-def hides_parameters(root: nn.Module) -> bool:
-    """Whether FSDP1 has put flat parameters in the place of the model's own (`use_orig_params=False`)."""
+def has_flat_parameters(root: nn.Module) -> bool:
+    """Whether FSDP1 has replaced the model's parameters by flat ones (`use_orig_params=False`)."""
     from torch.distributed.fsdp import FlatParameter
 
     return any(isinstance(parameter, FlatParameter) for parameter in root.parameters())
 
 
 def first_rows(root: nn.Module, wanted: Sequence[tuple[nn.Parameter, int]]) -> list[torch.Tensor]:
-    """The first so many rows of parameters of a module, on the CPU, gathered where they are sharded.
+    """Return the first rows of parameters, on the CPU, gathered if they are sharded (then every process has to call this).
 
-    Then every process has to call. Where FSDP1 has flattened them, `root` has to hold the outermost unit, and no more than
-    one unit is gathered at a time.
+    Under FSDP1 one unit is gathered at a time.
+
+    Args:
+        root: the module that holds the parameters; under FSDP1 it must contain the outermost unit.
+        wanted: parameters, each with the number of rows to return.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     found: dict[int, torch.Tensor] = {}
-    for unit in root.modules():  # the outermost first: FSDP1 takes the one that is used first for the root
+    for unit in root.modules():  # outermost first: FSDP1 treats the first unit that is used as its root
         if isinstance(unit, FullyShardedDataParallel):
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-                own = {id(parameter) for part in _parts(unit) for parameter in part.parameters(recurse=False)}
-                found.update({id(p): p.detach()[:rows].cpu().clone() for p, rows in wanted if id(p) in own})
+                in_unit = {id(p) for part in _unit_modules(unit) for p in part.parameters(recurse=False)}
+                found.update({id(p): p.detach()[:rows].cpu().clone() for p, rows in wanted if id(p) in in_unit})
     for parameter, rows in wanted:
         if id(parameter) not in found:
             sample: Any = parameter.detach()[:rows]
@@ -65,20 +73,20 @@ def first_rows(root: nn.Module, wanted: Sequence[tuple[nn.Parameter, int]]) -> l
     return [found[id(parameter)] for parameter, _ in wanted]
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules of an FSDP1 unit, without those of the units inside."""
+def _unit_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of an FSDP1 unit, without those of nested units."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     yield module
     for child in module.children():
         if not isinstance(child, FullyShardedDataParallel):
-            yield from _parts(child)
+            yield from _unit_modules(child)
 
 
 def shard(module: nn.Module, mesh: Any) -> None:
     """Shard a model over the data-parallel part of a device mesh, layer by layer, in place.
 
-    For `configure_model` under `ModelParallelStrategy`. Doing it twice is harmless.
+    For `configure_model` under `ModelParallelStrategy`. A model that is sharded already is left as it is.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -92,25 +100,25 @@ def shard(module: nn.Module, mesh: Any) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether every process has to take part in every forward pass of this module."""
+    """Whether the module is sharded, so that every process has to take part in each of its forward passes."""
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    # after a pass without gradient the parameters of an FSDPModule may be whole for a while
+    # after a forward pass without gradient the parameters of an FSDPModule may stay unsharded for a while
     return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
         isinstance(parameter, DTensor) for parameter in module.parameters()
     )
 
 
 def is_sharded_state(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict holds this process's shards instead of whole tensors."""
+    """Whether a state dict contains this process's shards instead of full tensors."""
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(value, DTensor) for value in state.values())
 
 
 def reshard(module: nn.Module) -> None:
-    """Give the parameters of a sharded module the form that its optimizer knows.
+    """Reshard a module, so that its parameters are the tensors that its optimizer has.
 
     A forward pass without gradient (a sanity check, a validation) may leave them unsharded, as other tensors.
     """
@@ -122,7 +130,7 @@ def reshard(module: nn.Module) -> None:
 
 
 def original_class(module: nn.Module) -> type:
-    """The class of a module before `fully_shard` gave it another one."""
+    """Return the class of a module before `fully_shard` replaced it by a subclass."""
     from torch.distributed.fsdp import FSDPModule
 
     found = type(module)
@@ -130,9 +138,13 @@ def original_class(module: nn.Module) -> type:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """While the block runs, parts of a sharded model outside its decoder layers may be called directly, as `generate` does
-    with the vision tower. Yields what `generate` has to be told then; for an unsharded model, nothing.
+def unsharded_for_generate(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """Unshard what `generate` calls directly, such as the vision tower; the decoder layers stay sharded.
+
+    Does nothing for a model that is not sharded.
+
+    Yields:
+        Keyword arguments that `generate` needs in addition.
     """
     if not is_sharded(module):
         yield {}
@@ -140,14 +152,14 @@ def gathered(module: nn.Module) -> Iterator[dict[str, Any]]:
     model: Any = find_hf_model(module)
     model.unshard()
     try:
-        # one process may be done with its answers before another, but every forward pass needs all of them
+        # a process may finish its answers before the others, but every forward pass needs all processes
         yield {"synced_gpus": dist.get_world_size() > 1}
     finally:
         model.reshard()
 
 
 def all_ranks(flag: bool, device: torch.device) -> bool:
-    """Whether a flag is set in every process."""
+    """Return whether a flag is set in every process. Every process has to call this."""
     if not (dist.is_available() and dist.is_initialized()):
         return flag
     value = torch.tensor([int(flag)], device=device)
@@ -156,7 +168,7 @@ def all_ranks(flag: bool, device: torch.device) -> bool:
 
 
 def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights on the CPU, gathered where they are sharded (then every process must call; rank 0 gets them)."""
+    """Return all weights on the CPU; if they are sharded, every process has to call this, and rank 0 gets them."""
     if not is_sharded(module):
         return {name: value.detach().cpu() for name, value in module.state_dict().items()}
     reshard(module)

@@ -1,9 +1,9 @@
-"""The quantity that both stages minimize: the mean negative log-likelihood per target token.
+"""Forward passes and the loss that both stages minimize: the mean negative log-likelihood per target token.
 
     L = L_sen + alpha * L_ben          (stage 1 adds beta * mean|v - 2|, stage 2 an optional retention term)
 
-L_sen is the mean over the sensitive rows (refusal prefix as target), L_ben over the benign rows (the unedited model's
-own answer as target).
+L_sen is the mean over the sensitive rows, with a refusal prefix as target, and L_ben the mean over the benign rows, with the
+unedited model's answer as target.
 """
 
 from __future__ import annotations
@@ -18,46 +18,45 @@ from torch import Tensor
 
 from lightning_neuralgate.hf.decoder import find_hf_model
 
-_NOT_FOR_MODEL = {"labels", "subject_mask"}
+IGNORED = -100
+"""Label of tokens without a loss: the default `ignore_index` of torch's cross entropy."""
+_NOT_MODEL_INPUTS = {"labels", "subject_mask"}
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The part of a batch that a model's forward takes."""
-    return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key not in _NOT_FOR_MODEL}
-
-
-IGNORED = -100
-"""Label of tokens that no loss is taken on (the convention of torch's cross entropy)."""
+    """Return the entries of a batch that a model's forward accepts."""
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor) and key not in _NOT_MODEL_INPUTS}
 
 
 def columns_with_targets(labels: Tensor) -> int:
-    """How many of the last columns hold all targets of a batch, (B, T) -> int."""
+    """Return the number of columns, counted from the last, that contain all targets of a batch, (B, T) -> int."""
     return labels.shape[1] - int((labels != IGNORED).any(0).nonzero()[0, 0])
 
 
 def row_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood per target token of each row, in nats, float32.
+    """Compute the mean negative log-likelihood per target token of each row, in nats, float32.
 
     Args:
         logits: (B, K, V), the predictions for K columns.
-        labels: (B, K), what stands there; -100 where there is no target.
+        labels: (B, K), the target tokens; -100 where there is no target.
 
     Returns:
         (B,)
     """
-    # the vocabulary last and side by side: across the memory its softmax takes several times as long
-    each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    each = each.view_as(labels)
-    targets = labels != IGNORED
-    return each.sum(1) / targets.sum(1)
+    # flattened, so that the vocabulary is contiguous: a strided softmax takes several times as long
+    nll = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return nll.view_as(labels).sum(1) / (labels != IGNORED).sum(1)
 
 
 def last_logits(model: Any, inputs: Mapping[str, Any], count: int) -> Any:
-    """A forward pass whose `logits` are those of the last `count` positions only, where the model can be asked to."""
+    """Run a forward pass and return the output with the `logits` of the last `count` positions only.
+
+    Models that support `logits_to_keep` do not compute the others.
+    """
     if "logits_to_keep" in inspect.signature(find_hf_model(model).forward).parameters:
-        given = next(inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs)
-        # as indices: a slice would be a view, and its product with the vocabulary one product a row
-        last = torch.arange(given.shape[1] - count, given.shape[1], device=given.device)
+        sequence = next(inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs)
+        # indices, not a slice: a slice is a strided view, whose product with the vocabulary is computed row by row
+        last = torch.arange(sequence.shape[1] - count, sequence.shape[1], device=sequence.device)
         return model(**inputs, logits_to_keep=last)
     output = model(**inputs)
     output.logits = output.logits[:, -count:]
@@ -65,8 +64,8 @@ def last_logits(model: Any, inputs: Mapping[str, Any], count: int) -> Any:
 
 
 def batch_nll(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Mean NLL per target token of each row of a collated batch, (B,)."""
-    # who asks the labels waits for the device
+    """Compute the mean NLL per target token of each row of a collated batch, (B,)."""
+    # reading the labels would force a device sync
     count = batch.get("target_columns") or columns_with_targets(batch["labels"])
     output = last_logits(model, {**model_inputs(batch), "use_cache": False}, count + 1)
     return row_nll(output.logits[:, :-1], batch["labels"][:, -count:])

@@ -1,4 +1,4 @@
-"""Folders that may live on a model hub."""
+"""Download folders from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_neuralgate.errors import NeuralGateError
 
 
 def local_folder(source: str | Path, error: type[NeuralGateError], only: Sequence[str] | None = None) -> Path:
-    """A folder as it is, or a hub repository fetched into the hub's cache.
+    """Return a local folder as it is, or download a hub repository into the hub's cache.
 
     Args:
-        source: a folder or a hub repository.
-        error: what to raise if it is neither.
-        only: patterns of the files to fetch; all of them when left out.
+        source: a folder or the id of a hub repository.
+        error: the exception class to raise if it is neither.
+        only: patterns of the files to download; all of them by default.
     """
     if Path(source).is_dir():
         return Path(source)

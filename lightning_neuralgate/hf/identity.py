@@ -1,4 +1,4 @@
-"""Telling models apart: what a gate must find again, and whether two models have the same weights."""
+"""Model identity: checksums that tell which model a gate belongs to, and whether weights or processors are the same."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from lightning_neuralgate.hf.distributed import first_rows, original_class
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a gate must find again in a model to fit it.
+    """The properties of a model that have to match for a gate to fit it.
 
     Attributes:
         architecture: class name of the Hugging Face model.
-        checksum: of the first rows of the embeddings and of every layer's weights but the MLP output projection, rounded to
-            bfloat16: an edit does not change it, nor does reading a float32 checkpoint as bfloat16; another checkpoint does.
+        checksum: checksum of the first rows of the embeddings and of every layer's weights except the MLP output projection,
+            rounded to bfloat16. It differs between checkpoints, but does not change by an edit or by loading a float32
+            checkpoint as bfloat16.
         layers_path: dotted path of the decoder layers.
         projection: path of the MLP output projection inside a layer.
         num_layers: number of decoder layers.
         hidden_size: width d of a layer's output.
-        name: where the model came from (its folder's name or hub id); provenance, not compared.
+        name: folder name or hub id of the model; provenance, not compared.
     """
 
     architecture: str
@@ -41,11 +42,11 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, module: nn.Module) -> ModelIdentity:
-        """Identity of the Hugging Face model in `module` (bare, or inside a LightningModule or PeftModel)."""
+        """Compute the identity of the Hugging Face model in `module`: bare, or inside a LightningModule or PeftModel."""
         model, layout = find_hf_model(module), find_decoder(module)
         return cls(
             architecture=original_class(model).__name__,
-            checksum=_untouched_weights_checksum(module, model, layout),
+            checksum=_unedited_weights_checksum(module, model, layout),
             layers_path=layout.layers_path,
             projection=layout.projection,
             num_layers=layout.num_layers,
@@ -59,7 +60,7 @@ def _name(model: nn.Module) -> str:
     return Path(source).name if Path(source).is_dir() else source
 
 
-def _untouched_weights_checksum(root: nn.Module, model: nn.Module, layout: DecoderLayout) -> str:
+def _unedited_weights_checksum(root: nn.Module, model: nn.Module, layout: DecoderLayout) -> str:
     wanted: list[tuple[nn.Parameter, int]] = [(model.get_input_embeddings().weight, 8)]  # type: ignore[operator]
     for layer in layout.layers:
         wanted += [
@@ -75,9 +76,9 @@ def _untouched_weights_checksum(root: nn.Module, model: nn.Module, layout: Decod
 
 
 def model_checksum(model: nn.Module) -> str:
-    """Checksum of all weights of a model: a strided sample of each, with its name and shape.
+    """Compute a checksum of a model's weights from 4096 evenly spaced values of each tensor, its name and its shape.
 
-    An edit changes whole rows, so a sample of 4096 values a tensor sees it.
+    An edit changes full rows, so that many values are enough to notice it.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, value in sorted(model.state_dict().items()):
@@ -88,30 +89,28 @@ def model_checksum(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-_LEFT_BEHIND = {"padding", "truncation", "padding_side", "name_or_path", "is_local"}
-"""In a processor's files: what calls leave behind, and where it was read."""
-_ORIGIN = {"name_or_path", "_name_or_path", "transformers_version", "dtype", "torch_dtype"}
-"""In a model's config: where it was read, and what its weights say themselves."""
+_PROCESSOR_STATE = {"padding", "truncation", "padding_side", "name_or_path", "is_local"}
+"""Keys of a processor's files that calls change or that depend on where it was loaded from."""
+_CONFIG_ORIGIN = {"name_or_path", "_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+"""Keys of a model's config that depend on where it was loaded from, or repeat a property of the weights."""
 
 
 def processor_checksum(processor: Any) -> str:
-    """Checksum of how a processor makes prompts and pictures into inputs: of the files that it is saved as, tokenizer, chat
-    template and picture settings among them.
-    """
+    """Compute a checksum of the files that a processor is saved as: tokenizer, chat template and image settings."""
     digest = hashlib.sha256(type(getattr(processor, "image_processor", None)).__name__.encode())
     with TemporaryDirectory() as scratch:
         processor.save_pretrained(scratch)
         for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
             content = file.read_bytes()
             if file.suffix == ".json":
-                told = {name: value for name, value in json.loads(content).items() if name not in _LEFT_BEHIND}
-                content = json.dumps(told, sort_keys=True).encode()
+                settings = {name: v for name, v in json.loads(content).items() if name not in _PROCESSOR_STATE}
+                content = json.dumps(settings, sort_keys=True).encode()
             digest.update(file.relative_to(scratch).as_posix().encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
 def config_checksum(model: nn.Module) -> str:
-    """Checksum of a model's config: what its weights alone do not say."""
+    """Compute a checksum of a model's config, without what depends on where it was loaded from."""
     config: Any = model.config
     return hashlib.sha256(
         json.dumps(_without_origin(config.to_dict()), sort_keys=True, default=str).encode()
@@ -121,4 +120,4 @@ def config_checksum(model: nn.Module) -> str:
 def _without_origin(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
-    return {str(name): _without_origin(value) for name, value in content.items() if name not in _ORIGIN}
+    return {str(name): _without_origin(value) for name, value in content.items() if name not in _CONFIG_ORIGIN}

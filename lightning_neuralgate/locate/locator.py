@@ -25,10 +25,10 @@ from typing_extensions import override
 
 from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
-from lightning_neuralgate.gate.subjects import last_position, subject_key
+from lightning_neuralgate.gate.spans import last_position, subject_key
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
-    UNTRIED_STRATEGIES,
+    UNTESTED_STRATEGIES,
     all_ranks,
     is_sharded,
     is_sharded_state,
@@ -125,7 +125,7 @@ class PrivacyLocatorModule(LightningModule):
     @override
     def configure_model(self) -> None:
         if self._trainer is not None:
-            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTRIED_STRATEGIES), "PrivacyLocatorModule")
+            refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyLocatorModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_neuralgate.hf.distributed import is_sharded
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
-from lightning_neuralgate.hf.generation import generate_answers, generated_answers
+from lightning_neuralgate.hf.generation import generate_answers, generate_from_inputs
 from lightning_neuralgate.prefix_cache.prefix import OwnTokens, SharedPrefix
 from lightning_neuralgate.prefix_cache.verify import FastPath, Results
 
@@ -68,7 +68,7 @@ def generate_with_shared_prefix(
     inputs = fast_path.choose(model, full, lambda: _generate_inputs(model, prefix, own), run)
     if inputs is full:
         return plain()
-    return generated_answers(model, tokenizer, inputs, max_new_tokens, sampling, until)
+    return generate_from_inputs(model, tokenizer, inputs, max_new_tokens, sampling, until)
 
 
 def _generate_inputs(model: Any, prefix: SharedPrefix, own: OwnTokens) -> dict[str, Any]:

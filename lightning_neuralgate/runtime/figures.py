@@ -1,4 +1,4 @@
-"""A matplotlib figure in whatever loggers a Trainer has, as far as they take figures."""
+"""Log matplotlib figures to the loggers of a Trainer that support them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _to_tensorboard(logger: Any, name: str, figure: Figure, step: int) -> None:
-    # closing is for pyplot's figures, which this need not be
+    # close=True would need pyplot
     logger.experiment.add_figure(name, figure, global_step=step, close=False)
 
 
@@ -25,12 +25,12 @@ def _to_wandb(logger: Any, name: str, figure: Figure, step: int) -> None:
 
 
 def _to_mlflow(logger: Any, name: str, figure: Figure, step: int) -> None:
-    # an artifact has no step; a later figure of that name takes its place
+    # an artifact has no step; a later figure of the same name replaces it
     logger.experiment.log_figure(logger.run_id, figure, f"{name}.png")
 
 
-# Lightning's logger classes import their libraries when one is made, so naming them here costs nothing
-_TAKERS: dict[type, Callable[[Any, str, Figure, int], None]] = {
+# Lightning's logger classes import their libraries only when they are instantiated
+_WRITERS: dict[type, Callable[[Any, str, Figure, int], None]] = {
     TensorBoardLogger: _to_tensorboard,
     WandbLogger: _to_wandb,
     MLFlowLogger: _to_mlflow,
@@ -38,25 +38,27 @@ _TAKERS: dict[type, Callable[[Any, str, Figure, int], None]] = {
 
 
 def log_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> None:
-    """Draw a figure and give it to each of the Trainer's loggers that takes figures; without one, nothing is drawn.
+    """Draw a figure and log it to each of the Trainer's loggers that supports figures.
 
-    Only the process of global rank zero draws. A picture is no reason to stop a training: without matplotlib there is none,
-    and a logger that fails to store it is warned about.
+    Nothing is drawn if there is no such logger, if matplotlib is not installed, or on ranks other than 0. If a logger fails
+    to store the figure, there is a warning and training continues.
 
     Args:
-        trainer: whose loggers and whose step.
+        trainer: the Trainer with the loggers and the current step.
         name: the figure's name in the logger.
-        draw: makes the figure.
+        draw: draws the figure.
     """
-    takers = [(logger, put) for logger in trainer.loggers for kind, put in _TAKERS.items() if isinstance(logger, kind)]
-    if not trainer.is_global_zero or not takers:
+    writers = [
+        (logger, write) for logger in trainer.loggers for kind, write in _WRITERS.items() if isinstance(logger, kind)
+    ]
+    if not trainer.is_global_zero or not writers:
         return
     try:
         figure = draw()
     except MissingDependencyError:
         return
-    for logger, put in takers:
+    for logger, write in writers:
         try:
-            put(logger, name, figure, trainer.global_step)
-        except Exception as error:  # whatever a logging library raises when its store is out of reach
+            write(logger, name, figure, trainer.global_step)
+        except Exception as error:  # logging libraries raise errors of many kinds if their store cannot be reached
             rank_zero_warn(f"the figure '{name}' is missing from {type(logger).__name__}: {error!r}")

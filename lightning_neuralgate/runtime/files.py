@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again, and how it writes files that are never half-written."""
+"""The cache folder, and atomic writes: files and folders that are complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from lightning_neuralgate.errors import DataFormatError
 
 
 def cache_folder() -> Path:
-    """The cache: `$NEURALGATE_CACHE`, or `lightning-neuralgate` in the user's cache folder. Safe to delete."""
+    """Return the cache folder, which is safe to delete.
+
+    It is `$NEURALGATE_CACHE`, or `lightning-neuralgate` in the user's cache folder.
+    """
     chosen = os.environ.get("NEURALGATE_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(chosen) if chosen else base / "lightning-neuralgate"
@@ -21,53 +24,53 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise.
+    """Yield a temporary path that is moved to `target` at the end of the block, or removed if the block raises.
 
-    The block writes a file or makes a folder there. A file at `target` is replaced; into a folder that is already there
-    the new files are moved one by one, so whatever else it holds stays.
+    Create a file or a folder at the temporary path. A file at `target` is replaced; into an existing folder the new files
+    are moved one by one, and its other files stay.
 
     Raises:
-        DataFormatError: a folder stands where a file is to be written, or a file where a folder is.
+        DataFormatError: there is a folder at `target` and the block wrote a file, or the other way round.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=_draft_prefix(target)) as scratch:
-        draft = Path(scratch) / target.name
-        yield draft
-        _move(draft, target)
+    with TemporaryDirectory(dir=target.parent, prefix=_temporary_prefix(target)) as folder:
+        temporary = Path(folder) / target.name
+        yield temporary
+        _move(temporary, target)
 
 
 @contextmanager
 def atomic_replace(target: Path) -> Iterator[Path]:
-    """Like `atomic_write` for a folder of which nothing old is to stay: `target` is the old one or the new one, whole.
+    """Replace a whole folder: like `atomic_write`, but nothing of the old folder stays.
 
-    Between the two, for a moment, the old one lies beside it as `.NAME.replaced`; `restore_replaced` is for a process that
-    was killed just then.
+    In between, the old folder has the name `.NAME.replaced` for a moment; call `restore_replaced` in case the process was
+    killed just then.
     """
     target = target.resolve()
     restore_replaced(target)
     old = _replaced(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=_draft_prefix(target)) as scratch:
-        draft = Path(scratch) / target.name
-        yield draft
-        if old.exists():  # `target` has come in its place, and the process was killed then
-            os.replace(old, Path(scratch) / "older")
+    with TemporaryDirectory(dir=target.parent, prefix=_temporary_prefix(target)) as folder:
+        temporary = Path(folder) / target.name
+        yield temporary
+        if old.exists():  # an earlier process was killed after the new folder was in place
+            os.replace(old, Path(folder) / "older")
         try:
             if target.exists():
                 os.replace(target, old)
-            os.replace(draft, target)
+            os.replace(temporary, target)
         except BaseException:
             restore_replaced(target)
             raise
         if old.exists():
-            os.replace(old, Path(scratch) / "old")  # at once; to delete it may take a while
+            os.replace(old, Path(folder) / "old")  # moved first, since deleting it may take a while
 
 
 def restore_replaced(target: Path) -> bool:
-    """Put back what `atomic_replace` had moved away when the process was killed, where nothing has come in its place.
+    """Move the old folder back if a process was killed within `atomic_replace`, before the new one was in place.
 
     Returns:
-        Whether there was such a thing.
+        Whether there was something to restore.
     """
     target = target.resolve()
     old = _replaced(target)
@@ -81,17 +84,17 @@ def restore_replaced(target: Path) -> bool:
     return True
 
 
-def remove_drafts(*targets: Path) -> None:
-    """Remove what `atomic_write` and `atomic_replace` left unfinished beside some targets when the process was killed.
+def remove_temporary_files(*targets: Path) -> None:
+    """Remove temporary files that `atomic_write` and `atomic_replace` of these targets left when a process was killed.
 
-    Nobody may be writing them.
+    No other process may be writing the targets.
     """
     for target in targets:
-        for draft in target.parent.glob(f"{_draft_prefix(target)}*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        for folder in target.parent.glob(f"{_temporary_prefix(target)}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _draft_prefix(target: Path) -> str:
+def _temporary_prefix(target: Path) -> str:
     return f".{target.name}.draft-"
 
 
@@ -107,5 +110,5 @@ def _move(source: Path, target: Path) -> None:
     try:
         os.replace(source, target)
     except (IsADirectoryError, NotADirectoryError) as error:
-        there, wanted = ("file", "folder") if source.is_dir() else ("folder", "file")
-        raise DataFormatError(f"{target} is a {there}, and a {wanted} is to be written there; move it away") from error
+        existing, new = ("file", "folder") if source.is_dir() else ("folder", "file")
+        raise DataFormatError(f"{target} is a {existing}, but a {new} is to be written there; move it away") from error

@@ -1,4 +1,4 @@
-"""Remarks of other libraries that are expected here and that nobody can act on."""
+"""Process-wide setup and cleanup: expected warnings of other libraries, and torch's process group."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def silence_known_noise() -> None:
-    """Keep a terminal readable."""
+def silence_expected_warnings() -> None:
+    """Silence warnings of Lightning and transformers that are expected here and need no action by the user."""
     import transformers
 
     for message in (
@@ -28,14 +28,14 @@ def silence_known_noise() -> None:
 
 @contextmanager
 def process_group_closed() -> Iterator[None]:
-    """Destroy torch's process group, if there is one, when the block ends, also after an exception.
+    """Destroy torch's process group, if there is one, at the end of the block, also after an exception.
 
-    Lightning destroys the group itself for NCCL only. Threads of gloo that are still there when the interpreter shuts down
-    abort the process after its work is done ("terminate called without an active exception", pytorch/pytorch#190489), and an
-    `atexit` handler runs too late to prevent it. Put the whole program into the block, so that whatever holds the group
-    (a Trainer, a sharded model) is gone by then.
+    Lightning destroys the group only for NCCL. Gloo threads that still run when the interpreter shuts down abort the process
+    after its work is done ("terminate called without an active exception", pytorch/pytorch#190489), and an `atexit` handler
+    runs too late to prevent that. Run the whole program in the block, so that the objects that use the group (a Trainer, a
+    sharded model) are gone at its end.
 
-    After an exception no barrier is waited for, since other processes may never reach it.
+    After an exception there is no barrier, since the other processes may never reach it.
 
     Example:
         >>> with process_group_closed():
@@ -50,7 +50,7 @@ def process_group_closed() -> Iterator[None]:
 
 
 def _destroy(wait: bool) -> None:
-    dist = sys.modules.get("torch.distributed")  # a program that never imported it has no group
+    dist = sys.modules.get("torch.distributed")  # without the import there is no group
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return
     if wait:

@@ -1,4 +1,4 @@
-"""Which versions made an artifact."""
+"""Library versions, recorded with each artifact."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a result depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the libraries that a result depends on."""
+    versions = {"python": platform.python_version()}
     for name in ("lightning-neuralgate", "torch", "transformers", "lightning"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.hf.distributed import all_ranks, is_sharded, shard
-from lightning_neuralgate.hf.generation import check_sampling, kept_settings, seeded_sampling
+from lightning_neuralgate.hf.generation import check_sampling, seeded_sampling, start_and_stop_settings
 from lightning_neuralgate.hf.identity import config_checksum, model_checksum, processor_checksum
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.runtime.answer_cache import AnswerCache
@@ -240,7 +240,7 @@ def answer_tasks(
         "dtype": str(next(model.parameters()).dtype),
         "precision": trainer.precision,
         "max_new_tokens": answering.max_new_tokens,
-        "generation": {**answering.decoding(), **kept_settings(model)},
+        "generation": {**answering.decoding(), **start_and_stop_settings(model)},
         **library_versions(),
     }
     unfinished = out / UNFINISHED

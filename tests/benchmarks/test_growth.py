@@ -1,4 +1,4 @@
-"""How cost grows: measured on a tiny checkpoint, written, drawn, and drawn again without measuring."""
+"""The growth benchmark on a tiny checkpoint: measure, write, draw, and draw again without measuring."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from benchmarks import growth, processes
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
-    """Sizes that suit a model of three layers."""
-    chosen: dict[str, tuple[int, ...]] = {"records": (1, 3), "layers": (1, 2), "tokens": (4, 9)}
-    for kind, values in chosen.items():
+    """Sizes for a model with three layers."""
+    sizes: dict[str, tuple[int, ...]] = {"records": (1, 3), "layers": (1, 2), "tokens": (4, 9)}
+    for kind, values in sizes.items():
         monkeypatch.setattr(growth, kind.upper(), values)
     monkeypatch.setattr(growth, "LAYER", 1)
-    return chosen
+    return sizes
 
 
-def test_measured_written_and_drawn(
+def test_measure_and_draw(
     checkpoint: Path, tmp_path: Path, sizes: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = ["growth", "--out", str(tmp_path), "--model", str(checkpoint), "--steps", "2"]
     monkeypatch.setattr(sys, "argv", [*words, "--only", *sizes])
     growth.main()
-    told = json.loads((tmp_path / "growth.json").read_text(encoding="utf-8"))
-    assert {kind: tuple(point["size"] for point in found["points"]) for kind, found in told.items()} == sizes
-    for kind, found in told.items():
-        assert all(point["plain"] > 0 and point["fast"] > 0 for point in found["points"])
+    figures = json.loads((tmp_path / "growth.json").read_text(encoding="utf-8"))
+    assert {kind: tuple(point["size"] for point in figure["points"]) for kind, figure in figures.items()} == sizes
+    for kind, figure in figures.items():
+        assert all(point["plain"] > 0 and point["fast"] > 0 for point in figure["points"])
         assert Image.open(tmp_path / f"growth-{kind}.png").size[0] > 300
     printed = capsys.readouterr().out
     assert printed.count("| plain | fast | ratio |") == len(sizes)
@@ -48,7 +48,7 @@ def test_measured_written_and_drawn(
 @pytest.mark.slow
 def test_two_processes_find_the_same_gate(checkpoint: Path) -> None:
     words = ["--model", str(checkpoint), "--layer", "1", "--records", "3", "--steps", "2"]
-    args = processes.options("").parse_args(words)
-    (alone, expected), (together, found) = (processes.run(args, count) for count in (1, 2))
-    assert min(alone, together) > 0
-    assert processes.same(found, expected)
+    args = processes.processes_parser("").parse_args(words)
+    (seconds_one, gate_one), (seconds_two, gate_two) = (processes.run(args, count) for count in (1, 2))
+    assert min(seconds_one, seconds_two) > 0
+    assert processes.same_rates(gate_two, gate_one)

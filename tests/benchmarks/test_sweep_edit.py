@@ -1,4 +1,4 @@
-"""The sweep's bookkeeping, with cells that cost nothing: who runs what, what is not run again, what the table says."""
+"""Job sharing, resuming and tables of the sweep, with fake cells."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.sweep_edit import (
     COLUMNS,
     PREPARE,
     Jobs,
-    cell_of,
-    fewer,
-    lines,
-    shuffled,
+    find_cell,
+    limit_records,
+    shuffle_gate,
     slug,
+    table_lines,
     take_from_demo,
 )
 from lightning_neuralgate.data.records import RecordSplits
@@ -31,8 +31,8 @@ from lightning_neuralgate.hf.identity import ModelIdentity
 PARTS = {"picture": {"share": 0.5}, "scope all": {"taken_away": 0.9, "cosine": 0.4, "adam_steps_changed": 0.7}}
 
 
-class FreeJobs(Jobs):
-    """Runs in no time; a cell's rates are its seed."""
+class FakeJobs(Jobs):
+    """Jobs without a model; the rates of a cell are its seed / 10."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -51,42 +51,42 @@ class FreeJobs(Jobs):
         return {"rates": self._rates(seed), "weight_change": 0.1, "rows_changed": 1.0}
 
 
-def test_every_cell_runs_once_and_never_again(tmp_path: Path) -> None:
-    jobs = FreeJobs(tmp_path, 0, [0, 1])
+def test_every_cell_runs_exactly_once(tmp_path: Path) -> None:
+    jobs = FakeJobs(tmp_path, 0, [0, 1])
     jobs.run()
     assert sorted(jobs.ran) == sorted((seed, name) for seed in (0, 1) for name in (PREPARE, *CELLS))
-    again = FreeJobs(tmp_path, 0, [0, 1, 2])
+    again = FakeJobs(tmp_path, 0, [0, 1, 2])
     again.run()
     assert {seed for seed, _ in again.ran} == {2}
 
 
-def test_a_sweep_can_be_kept_to_the_first_cells_or_to_none(tmp_path: Path) -> None:
+def test_sweep_can_be_limited_to_the_first_cells(tmp_path: Path) -> None:
     for cells in (0, 2):
-        FreeJobs(tmp_path, 0, [0], cells).run()
+        FakeJobs(tmp_path, 0, [0], cells).run()
         done = {file.stem for file in (tmp_path / "seed-0" / "cells").glob("*.json")}
         assert done == {slug(name) for name in (PREPARE, *list(CELLS)[:cells])}
 
 
-def test_what_another_process_has_taken_is_left_to_it(tmp_path: Path) -> None:
-    other, mine = FreeJobs(tmp_path, 0, [0]), FreeJobs(tmp_path, 1, [0])
+def test_cells_claimed_by_another_process_are_skipped(tmp_path: Path) -> None:
+    other, mine = FakeJobs(tmp_path, 0, [0]), FakeJobs(tmp_path, 1, [0])
     other._save(0, PREPARE, other._prepare(0))
-    taken = next(iter(CELLS))
-    assert other._claim(0, taken)
+    claimed = next(iter(CELLS))
+    assert other._claim(0, claimed)
     mine.run()
-    assert (0, taken) not in mine.ran
+    assert (0, claimed) not in mine.ran
     assert len(mine.ran) == len(CELLS) - 1
 
 
-def test_a_job_that_fails_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(seed: int) -> dict[str, Any]:
+def test_failed_jobs_can_be_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(seed: int) -> dict[str, Any]:
         raise RuntimeError("out of memory")
 
-    jobs = FreeJobs(tmp_path, 0, [0])
-    monkeypatch.setattr(jobs, "_prepare", fails)
+    jobs = FakeJobs(tmp_path, 0, [0])
+    monkeypatch.setattr(jobs, "_prepare", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         jobs.run()
     assert not jobs.file(0, PREPARE).is_file()
-    other = FreeJobs(tmp_path, 1, [0])
+    other = FakeJobs(tmp_path, 1, [0])
     other.run()
     assert len(other.ran) == 1 + len(CELLS)
 
@@ -101,15 +101,14 @@ def demo_results(folder: Path, **settings: Any) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "names"),
-    [
-        ({}, ["gate, subject's last token", "ungated"]),
-        ({"lr": 6e-3}, ["gate, lr 6e-3", "ungated, lr 6e-3"]),
-    ],
+    [({}, ["gate, subject's last token", "ungated"]), ({"lr": 6e-3}, ["gate, lr 6e-3", "ungated, lr 6e-3"])],
 )
-def test_a_demo_gives_the_cells_with_its_settings(tmp_path: Path, settings: dict[str, Any], names: list[str]) -> None:
+def test_demo_results_fill_the_cells_with_its_settings(
+    tmp_path: Path, settings: dict[str, Any], names: list[str]
+) -> None:
     demo_results(tmp_path / "demo" / "seed-0", **settings)
     take_from_demo(tmp_path / "demo", tmp_path / "sweep", 1)
-    jobs = FreeJobs(tmp_path / "sweep", 0, [0])
+    jobs = FakeJobs(tmp_path / "sweep", 0, [0])
     jobs.run()
     assert {name for _, name in jobs.ran} == {PREPARE, *CELLS} - set(names)
     shares = [json.loads(jobs.file(0, name).read_text())["rates"]["test"]["rta_sensitive"] for name in names]
@@ -117,26 +116,26 @@ def test_a_demo_gives_the_cells_with_its_settings(tmp_path: Path, settings: dict
 
 
 @pytest.mark.parametrize("settings", [{"lr": 1e-3}, {"images": False}])
-def test_a_demo_with_other_settings_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_demo_with_other_settings_raises(tmp_path: Path, settings: dict[str, Any]) -> None:
     demo_results(tmp_path / "demo" / "seed-0", **settings, alpha=0.7)
     with pytest.raises(SystemExit, match="no cell has the settings of the gated edit"):
         take_from_demo(tmp_path / "demo", tmp_path / "sweep", 1)
     assert not (tmp_path / "sweep").exists()
 
 
-def test_the_demo_is_a_cell() -> None:
+def test_demo_defaults_are_a_cell() -> None:
     settings = asdict(EditSettings().resolved())
-    assert cell_of(settings, gated=True) is not None
-    assert cell_of(settings, gated=False) is not None
+    assert find_cell(settings, gated=True) is not None
+    assert find_cell(settings, gated=False) is not None
 
 
-def test_file_names_of_cells_differ() -> None:
+def test_file_names_of_cells_are_unique() -> None:
     assert len({slug(name) for name in (PREPARE, *CELLS)}) == 1 + len(CELLS)
 
 
-def test_table_has_means_and_spreads_of_what_there_is(tmp_path: Path) -> None:
-    FreeJobs(tmp_path, 0, [1, 3]).run()
-    table = "\n".join(lines(tmp_path))
+def test_table_has_means_and_deviations(tmp_path: Path) -> None:
+    FakeJobs(tmp_path, 0, [1, 3]).run()
+    table = "\n".join(table_lines(tmp_path))
     assert "Seeds [1, 3]" in table
     for name in CELLS:
         assert f"| {name} | 0.200 ± 0.141 |" in table
@@ -144,20 +143,20 @@ def test_table_has_means_and_spreads_of_what_there_is(tmp_path: Path) -> None:
     assert "| `all` | 0.900 ± 0.000 | 0.400 ± 0.000 | 0.700 ± 0.000 |" in table
 
 
-def test_shuffled_gate_opens_as_many_rows_but_others() -> None:
+def test_shuffled_gate_opens_other_rows() -> None:
     identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 64)
     rates = {"passport": {1: torch.arange(64) / 64}, "receipt": {1: torch.arange(64) / 64}}
     gate = NeuralGate(rates, identity, {"passport": 4, "receipt": 4})
-    other = shuffled(gate, 0)
+    other = shuffle_gate(gate, 0)
     assert torch.equal(other.rates("passport", 1).sort().values, gate.rates("passport", 1))
     assert not torch.equal(other.rates("passport", 1), gate.rates("passport", 1))
-    assert torch.equal(other.rates("passport", 1), other.rates("receipt", 1)), "subjects overlap as before"
+    assert torch.equal(other.rates("passport", 1), other.rates("receipt", 1)), "the overlap of subjects is unchanged"
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_fewer_records_of_each_subject(splits: RecordSplits, count: int) -> None:
-    kept = fewer(splits.edit, count)
+def test_limit_records_per_subject(splits: RecordSplits, count: int) -> None:
+    limited = limit_records(splits.edit, count)
     for subject in {record.subject for record in splits.edit}:
         held = [record for record in splits.edit if record.subject == subject]
-        assert [record for record in kept if record.subject == subject] == held[:count]
-    assert fewer(splits.edit, None) == splits.edit
+        assert [record for record in limited if record.subject == subject] == held[:count]
+    assert limit_records(splits.edit, None) == splits.edit

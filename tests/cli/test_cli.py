@@ -1,4 +1,4 @@
-"""The command line on a tiny checkpoint: every subcommand, its output and its errors."""
+"""The command line on a tiny checkpoint: subcommands, their output and their errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.cli import SUBCOMMANDS, main
-from lightning_neuralgate.cli.layers import _put_back
+from lightning_neuralgate.cli.layers import _restore
 from lightning_neuralgate.data.rendering.spec import SUBJECTS_FOLDER
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.edit.editor import PrivacyEditModule
@@ -80,17 +80,17 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(ungated)]) == 0
     assert EditDelta.load(ungated / "edit.safetensors").edited == WeightFiles(ungated).checksum
     plain = LlavaForConditionalGeneration.from_pretrained(ungated)
-    assert not model.state_dict()[weight].equal(plain.state_dict()[weight]), "the gate left its mark"
+    assert not model.state_dict()[weight].equal(plain.state_dict()[weight]), "the gate changes the edit"
     edit, retention = ["edit", *common, *trainer, "--editor.layers", "[1]"], str(data / "retention.jsonl")
-    for halfway, told in (
-        ([*edit, "--data.retention", retention, "--editor.retention_weight", "0"], "would change nothing"),
+    for arguments, message in (
+        ([*edit, "--data.retention", retention, "--editor.retention_weight", "0"], "has no effect"),
         ([*edit, "--retention_per_batch", "1"], "needs --data.retention"),
         (["locate", *common, *locator, *trainer, "--data.retention", retention], "stage 1 has no retention term"),
         (["eval", *common, "--data.retention", retention], "nothing is edited here"),
     ):
-        assert main([*halfway, "--out", str(tmp_path / "halfway")]) == 1
-        assert told in capsys.readouterr().err
-    assert not (tmp_path / "halfway").exists()
+        assert main([*arguments, "--out", str(tmp_path / "refused")]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
     common[1] = str(edited)
     assert main(["eval", *common, "--max_new_tokens", "3", "--out", str(measured)]) == 0
@@ -98,11 +98,11 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     answers = read_answers(measured / "answers.jsonl")
     assert {split: results[split]["n"] for split in ("test", "unseen_subjects")} == {"test": 6, "unseen_subjects": 6}
     for split in ("test", "unseen_subjects"):
-        asked = [answer for answer in answers if answer.split == split and answer.sensitive]
-        assert results[split]["rta_sensitive"] == sum(answer.refused for answer in asked) / len(asked)
+        sensitive = [answer for answer in answers if answer.split == split and answer.sensitive]
+        assert results[split]["rta_sensitive"] == sum(answer.refused for answer in sensitive) / len(sensitive)
 
 
-def test_workers_change_nothing(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_num_workers_does_not_change_results(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     common = ["--model.name", str(checkpoint), "--data.folder", str(data), "--trainer.accelerator", "cpu"]
     common += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     gates, weights = [], []
@@ -118,7 +118,7 @@ def test_workers_change_nothing(checkpoint: Path, data: Path, tmp_path: Path) ->
     assert weights[0] == weights[1]
 
 
-def test_errors_are_one_message_and_an_exit_code(
+def test_errors_are_one_message_with_exit_code_1(
     checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["eval", "--model.name", str(checkpoint), "--out", str(tmp_path)]
@@ -134,22 +134,22 @@ def test_errors_are_one_message_and_an_exit_code(
 SMALL = ["--edit_records", "1", "--test_records", "1", "--edit_pairs", "1", "--test_pairs", "1"]
 
 
-def test_render_draws_subjects_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_custom_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shipped = (SUBJECTS_FOLDER / "passport.yaml").read_text()
     for name in ("visa", "badge"):
         (tmp_path / f"{name}.yaml").write_text(shipped.replace("subject: passport", f"subject: {name}"))
     visa, badge, out = str(tmp_path / "visa.yaml"), str(tmp_path / "badge.yaml"), tmp_path / "out"
     (tmp_path / "options.yaml").write_text(f"subject_spec: [{visa}, {badge}]\n")
-    ways = (
+    variants = (
         ["--subject-spec", visa, "--subject_spec", badge],
         ["--subject-spec", f"[{visa}, {badge}]"],
         ["--config", str(tmp_path / "options.yaml")],
     )
-    for way in ways:
-        assert main(["render", *way, "--out", str(out), *SMALL]) == 0
-        said = capsys.readouterr()
-        assert "2 edit, 2 test, 2 unseen_attributes, 2 unseen_subjects records" in said.out
-        assert "pictures: 100%" in said.err
+    for variant in variants:
+        assert main(["render", *variant, "--out", str(out), *SMALL]) == 0
+        captured = capsys.readouterr()
+        assert "2 edit, 2 test, 2 unseen_attributes, 2 unseen_subjects records" in captured.out
+        assert "pictures: 100%" in captured.err
         assert {path.stem for path in out.glob("*.png")} == {
             f"contact-sheet-{name}" for name in ("visa", "badge", "driver-licence")
         }
@@ -158,14 +158,14 @@ def test_render_draws_subjects_of_ones_own(tmp_path: Path, capsys: pytest.Captur
     assert [path.name for path in out.iterdir()] == ["visa.png"]
 
 
-def test_render_says_what_is_wrong_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_errors_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("subject: ticket\ncolour_field: colour\n")
-    for where in ("--out", "--contact_sheets"):
-        assert main(["render", "--subject-spec", str(bad), where, str(tmp_path / "out")]) == 1
+    for option in ("--out", "--contact_sheets"):
+        assert main(["render", "--subject-spec", str(bad), option, str(tmp_path / "out")]) == 1
         assert f"neuralgate render: {bad}: fields: Field required" in capsys.readouterr().err
     assert main(["render"]) == 1
-    assert "say where to draw: --out FOLDER" in capsys.readouterr().err
+    assert "no output folder given: use --out FOLDER" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
@@ -174,9 +174,9 @@ def test_help_describes_every_option(subcommand: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as exit_code:
         main([subcommand, "--help"])
     assert exit_code.value.code == 0
-    described = capsys.readouterr().out
-    assert "--config" in described
-    assert "--out" in described
+    printed = capsys.readouterr().out
+    assert "--config" in printed
+    assert "--out" in printed
 
 
 def test_help_does_not_import_torch() -> None:
@@ -195,14 +195,14 @@ def test_layers(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
     search = ["--layers", "[2,0,1]", "--radius", "1", "--locator.max_steps", "8", "--tau", "0.2"]
     assert main(["layers", *common, *search, "--compare", "true", "--editor.lr", "0.01", "--limit", "4"]) == 0
     printed = capsys.readouterr().out
-    told = json.loads((out / "layers.json").read_text())
+    results = json.loads((out / "layers.json").read_text())
     gate = NeuralGate.from_pretrained(out / "gate")
     assert gate.layers == [0, 1, 2]
-    strong = {layer: told["shares"][str(layer)]["strong"] for layer in gate.layers}
-    assert strong[told["centre"]] == max(strong.values()) > 0
-    assert f"centre: layer {told['centre']}" in printed
-    assert [int(layer) for layer in told["edits"]] == told["candidates"]
-    assert all(0 <= rates["test"]["eta"] <= 1 for rates in told["edits"].values())
+    strong = {layer: results["shares"][str(layer)]["strong"] for layer in gate.layers}
+    assert strong[results["centre"]] == max(strong.values()) > 0
+    assert f"centre: layer {results['centre']}" in printed
+    assert [int(layer) for layer in results["edits"]] == results["candidates"]
+    assert all(0 <= rates["test"]["eta"] <= 1 for rates in results["edits"].values())
     assert {path.name for path in out.iterdir()} == {"gate", "shares.csv", "activity.csv", "layers.png", "layers.json"}
     again = [*common[:-1], str(tmp_path / "again")]
     assert main(["layers", *again, "--compare", "true", "--data.retention", str(data / "retention.jsonl")]) == 1
@@ -221,7 +221,7 @@ def test_compared_edits_start_from_the_unedited_model(lora_rank: int) -> None:
     for parameter in editor.parameters():
         if parameter.requires_grad:
             parameter.data += 1
-    _put_back(model, 1, projection, base)
+    _restore(model, 1, projection, base)
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -40,4 +40,4 @@ def test_the_demos_table_takes_any_splits_and_fits_a_terminal(capsys: pytest.Cap
     row = "gated 0.900±0.050 1.000±0.050 0.950±0.050 0.100±0.050 0.800±0.050 0.700±0.050 60"
     assert printed.count(row.split()) == 3
     assert not any("ungated" in line for line in printed)
-    assert ["RtA", "by", "the", "keyword", "list", "'gcg';", "seeds", "[0,", "1];", "3", "s", "a", "seed."] in printed
+    assert ["RtA", "by", "the", "keyword", "list", "'gcg';", "seeds", "[0,", "1];", "3", "s", "per", "seed."] in printed

@@ -16,7 +16,7 @@ from lightning_neuralgate.data.rendering import spec as specs
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.rendering.imagefolder import SPLIT_FOLDERS
 from lightning_neuralgate.data.rendering.spec import shipped_subjects
-from lightning_neuralgate.gate.subjects import find_subject
+from lightning_neuralgate.gate.spans import find_subject
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 

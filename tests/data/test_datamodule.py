@@ -19,7 +19,7 @@ from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.generation import generate_answers
 from lightning_neuralgate.runtime.files import cache_folder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SomebodysModule, train
+from tests.helpers.training import UserModule, train
 
 
 def without_targets(splits: RecordSplits) -> RecordSplits:
@@ -129,7 +129,7 @@ def test_duplicates_on_other_processes_are_not_counted(splits: RecordSplits, vie
 
 
 def test_overfit_batches_repeats_the_same_batches(splits: RecordSplits) -> None:
-    class SeenBatches(SomebodysModule):
+    class SeenBatches(UserModule):
         def __init__(self) -> None:
             super().__init__(tiny_llava())
             self.seen: list[str] = []

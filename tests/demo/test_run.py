@@ -1,4 +1,4 @@
-"""The whole job: on a tiny model for its shape, on the embedded model for its substance."""
+"""The demo, on a tiny checkpoint and (slow) on the embedded models."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def check_results(results: dict[str, Any], out: Path) -> None:
             assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
 
 
-def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_writes_all_outputs(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gated: list[tuple[str, float]] = []
 
-    class Noted(NeuralGateCallback):
+    class RecordingCallback(NeuralGateCallback):
         def on_train_end(self, *args: Any) -> None:
             gated.append((self.scope, self.tau))
             super().on_train_end(*args)
 
-    monkeypatch.setattr(experiment, "NeuralGateCallback", Noted)
+    monkeypatch.setattr(experiment, "NeuralGateCallback", RecordingCallback)
     settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
@@ -83,35 +83,35 @@ def test_leaves_all_it_promises(checkpoint: str, tmp_path: Path, monkeypatch: py
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_an_edit_without_public_questions_keeps_the_ordinary_ones(
+def test_edit_without_public_questions_keeps_the_ordinary_ones(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Given(Exception):
+    class Stop(Exception):
         pass
 
-    def noted(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
-        raise Given([item.image.stem.partition("-")[0] for item in retention])
+    def record_retention(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
+        raise Stop([item.image.stem.partition("-")[0] for item in retention])
 
-    monkeypatch.setattr(experiment, "PrivacyPairDataModule", noted)
-    bench = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
-    bench.render()
+    monkeypatch.setattr(experiment, "PrivacyPairDataModule", record_retention)
+    tiny = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    tiny.render()
     for public, kinds in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
-        with pytest.raises(Given) as given:
-            bench.edit(None, "noted", replace(bench.settings, public_questions=public))
-        assert given.value.args == (kinds,)
+        with pytest.raises(Stop) as stop:
+            tiny.edit(None, "public", replace(tiny.settings, public_questions=public))
+        assert stop.value.args == (kinds,)
 
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
 )
-def test_half_precision_is_for_hardware_that_has_it(
+def test_bfloat16_is_detected_from_cpu_capabilities(
     capabilities: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert experiment.has_bfloat16() is expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not experiment.has_bfloat16(), "an older torch cannot say"
+    assert not experiment.has_bfloat16(), "older torch has no get_capabilities"
 
 
 @pytest.mark.parametrize(
@@ -120,28 +120,26 @@ def test_half_precision_is_for_hardware_that_has_it(
         ({}, 6e-3),
         ({"model": "smol-minigpt"}, 1e-2),
         ({"model": "smol-minigpt", "lr": 1e-3}, 1e-3),
-        ({"model": "somebodys/model"}, None),
+        ({"model": "other/model"}, None),
         ({"schedule": "paper"}, None),
     ],
 )
-def test_an_open_learning_rate_is_that_of_the_embedded_model(chosen: dict[str, Any], lr: float | None) -> None:
+def test_default_learning_rate_is_that_of_the_embedded_model(chosen: dict[str, Any], lr: float | None) -> None:
     settings = EditSettings(**chosen).resolved()
     assert settings == replace(EditSettings(**chosen), lr=lr)
     assert settings.resolved() == settings
 
 
-def test_results_say_the_learning_rate_that_was_used(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_record_the_learning_rate(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(experiment.LEARNING_RATES, str(checkpoint), 4e-3)
     used: list[float] = []
 
-    class Noted(experiment.PrivacyEditModule):
+    class RecordingEditor(experiment.PrivacyEditModule):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             used.append(self.lr)
 
-    monkeypatch.setattr(experiment, "PrivacyEditModule", Noted)
+    monkeypatch.setattr(experiment, "PrivacyEditModule", RecordingEditor)
     settings = EditSettings(model=checkpoint, layer=1, **SMALL)  # type: ignore[arg-type]
     results = run_demo_seeds(tmp_path, [3], settings)
     assert used == [4e-3, 4e-3]
@@ -155,41 +153,43 @@ def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -
     for name in ("one", "two"):
         run_demo(tmp_path / name, 1, settings)
     assert read_answers(tmp_path / "one" / "answers.jsonl") == read_answers(tmp_path / "two" / "answers.jsonl")
-    one, two = (NeuralGate.from_pretrained(tmp_path / name / "gate") for name in ("one", "two"))
-    assert one.fingerprint == two.fingerprint
+    first, second = (NeuralGate.from_pretrained(tmp_path / name / "gate") for name in ("one", "two"))
+    assert first.fingerprint == second.fingerprint
 
 
-def test_two_processes_do_what_one_does(checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_give_the_same_results_as_one(
+    checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     options = {**SMALL, "subjects": ["passport", "receipt"], "test_pairs": 12}
     settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **options)  # type: ignore[arg-type]
-    one, two = (run_demo(tmp_path / str(count), 1, settings, processes=count) for count in (1, 2))
+    single, double = (run_demo(tmp_path / str(count), 1, settings, processes=count) for count in (1, 2))
     assert read_answers(tmp_path / "1" / "answers.jsonl") == read_answers(tmp_path / "2" / "answers.jsonl")
     for written in ("gate/gate.safetensors", "gate/gate.json", "edited/model.safetensors"):
         assert (tmp_path / "1" / written).read_bytes() == (tmp_path / "2" / written).read_bytes(), written
-    assert {key for key in one if one[key] != two[key]} == {"seconds"}
+    assert {key for key in single if single[key] != double[key]} == {"seconds"}
     located = [
         (tmp_path / "2" / "logs" / f"locate-{process}" / "csv" / "metrics.csv").read_text() for process in range(2)
     ]
-    assert all("locate/loss" in text for text in located), "each process has located its share"
+    assert all("locate/loss" in text for text in located), "each worker located its share"
     for folder in ("1", "2"):
         assert not (tmp_path / folder / "unfinished").exists()
     assert "GPU available" not in capfd.readouterr().err.split("[4/6]")[-1]
 
 
-def test_a_mistake_in_another_process_is_told_here(checkpoint: str, tmp_path: Path) -> None:
-    bench = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
-    with WorkerPool(bench, 2) as crew, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
-        crew.share(_refuse, [("one",), ("two",)])
+def test_errors_of_workers_are_raised_in_the_main_process(checkpoint: str, tmp_path: Path) -> None:
+    tiny = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    with WorkerPool(tiny, 2) as pool, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
+        pool.starmap(_fail_on_two, [("one",), ("two",)])
     with pytest.raises(ValueError, match="at least 1"):
-        WorkerPool(bench, 0)
+        WorkerPool(tiny, 0)
 
 
-def _refuse(bench: experiment.Experiment, name: str) -> None:
+def _fail_on_two(_: experiment.Experiment, name: str) -> None:
     if name == "two":
         raise UnsupportedSetupError(f"nothing to do for {name}")
 
 
-def test_several_seeds_are_summed_up_and_not_redone(
+def test_seeds_are_averaged_and_not_run_again(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"model": checkpoint, "layer": 1, **SMALL}

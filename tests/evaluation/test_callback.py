@@ -18,7 +18,7 @@ from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.run import evaluate
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SomebodysModule, datamodule, train
+from tests.helpers.training import UserModule, datamodule, train
 
 NAMES = ("rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "benign_accuracy")
 
@@ -28,8 +28,8 @@ def measured(splits: RecordSplits, **options: Any) -> RefusalMetricsCallback:
     return RefusalMetricsCallback(tested, tiny_processor(), **{"every_n_steps": 2, "max_new_tokens": 4, **options})
 
 
-def run(splits: RecordSplits, *callbacks: Callback, **options: Any) -> tuple[SomebodysModule, Any]:
-    module = SomebodysModule(tiny_llava(), lr=2.0)
+def run(splits: RecordSplits, *callbacks: Callback, **options: Any) -> tuple[UserModule, Any]:
+    module = UserModule(tiny_llava(), lr=2.0)
     data = datamodule(splits, pairs_per_batch=1)
     trainer = train(module, data, *callbacks, **{"max_steps": 5, **options})
     return module, trainer
@@ -57,7 +57,7 @@ def test_somebodys_training_is_measured_before_during_and_after(splits: RecordSp
 
 
 def test_the_training_stays_what_it_was(splits: RecordSplits) -> None:
-    class Noisy(SomebodysModule):
+    class Noisy(UserModule):
         """Draws a random number in every step, and has a part in eval mode."""
 
         def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:

@@ -33,29 +33,29 @@ def test_masks_classes_and_repr() -> None:
     )
 
 
-def test_rates_cannot_be_changed_from_outside() -> None:
+def test_returned_rates_are_copies() -> None:
     gate = make_gate()
     gate.rates("passport", 1).zero_()
     assert torch.equal(gate.rates("passport", 1), RATES)
 
 
-def test_saved_and_read_again_it_is_the_same(tmp_path: Path) -> None:
+def test_a_saved_gate_loads_unchanged(tmp_path: Path) -> None:
     gate = make_gate()
     gate.save_pretrained(tmp_path / "gate")
-    again = NeuralGate.from_pretrained(tmp_path / "gate")
+    loaded = NeuralGate.from_pretrained(tmp_path / "gate")
     assert sorted(path.name for path in (tmp_path / "gate").iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
-    assert again.fingerprint == gate.fingerprint
-    assert (again.model, again.records, again.settings) == (gate.model, gate.records, {"alpha": 1.25})
-    assert again.versions == gate.versions
-    assert {"torch", "transformers", "python"} <= set(again.versions)
+    assert loaded.fingerprint == gate.fingerprint
+    assert (loaded.model, loaded.records, loaded.settings) == (gate.model, gate.records, {"alpha": 1.25})
+    assert loaded.versions == gate.versions
+    assert {"torch", "transformers", "python"} <= set(loaded.versions)
     for subject in gate.subjects:
         for layer in gate.layers:
-            assert torch.equal(again.rates(subject, layer), gate.rates(subject, layer))
+            assert torch.equal(loaded.rates(subject, layer), gate.rates(subject, layer))
 
 
-def test_what_it_does_not_know_is_refused() -> None:
+def test_unknown_subjects_and_layers_are_refused() -> None:
     gate = make_gate()
-    with pytest.raises(GateMismatchError, match="no subject 'drone'; it knows passport, student id"):
+    with pytest.raises(GateMismatchError, match="no subject 'drone'; it covers passport, student id"):
         gate.mask("drone", 1)
     with pytest.raises(GateMismatchError, match=r"no layer 0; it covers \[1, 2\]"):
         gate.mask("passport", 0)
@@ -75,7 +75,7 @@ def test_what_it_does_not_know_is_refused() -> None:
         ({"c": {1: torch.zeros(4)}}, "no number of records"),
     ],
 )
-def test_rates_that_are_none_are_refused(rates: dict[str, dict[int, torch.Tensor]], message: str) -> None:
+def test_invalid_rates_are_refused(rates: dict[str, dict[int, torch.Tensor]], message: str) -> None:
     with pytest.raises(GateFormatError, match=message):
         NeuralGate(rates, IDENTITY, {"a": 1, "b": 1})
 
@@ -85,7 +85,7 @@ def _edit_config(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_broken_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_broken_files(tmp_path: Path) -> None:
     def fresh() -> Path:
         make_gate().save_pretrained(tmp_path)
         return tmp_path
@@ -100,26 +100,26 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(GateFormatError, match="cannot be read"):
         NeuralGate.from_pretrained(tmp_path)
     _edit_config(fresh(), format_version=99)
-    with pytest.raises(GateFormatError, match="format_version 99, this release reads 1"):
+    with pytest.raises(GateFormatError, match="format_version 99, this version reads 1"):
         NeuralGate.from_pretrained(tmp_path)
     _edit_config(fresh(), model={"architecture": "Tiny"})
-    with pytest.raises(GateFormatError, match="not a gate's description"):
+    with pytest.raises(GateFormatError, match="not the config of a gate"):
         NeuralGate.from_pretrained(tmp_path)
     fresh()
     save_file(
         {f"{s}/{layer}": torch.ones(4) for s in ("passport", "student id") for layer in (1, 2)}, tmp_path / WEIGHTS_NAME
     )
-    with pytest.raises(GateFormatError, match="do not belong together"):
+    with pytest.raises(GateFormatError, match="not of the same gate"):
         NeuralGate.from_pretrained(tmp_path)
 
 
-def test_neither_folder_nor_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_folder_or_repository_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(GateFormatError, match="neither a folder nor a reachable hub repository"):
         NeuralGate.from_pretrained(tmp_path / "nowhere" / "at" / "all")
 
 
-def test_fits_its_model_at_any_precision_and_after_an_edit_but_no_other() -> None:
+def test_fits_only_its_model_at_any_precision_and_after_an_edit() -> None:
     model = tiny_llava()
     identity = ModelIdentity.of(model)
     gate = NeuralGate({"passport": {1: torch.rand(32)}}, identity, {"passport": 1})

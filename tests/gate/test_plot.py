@@ -32,14 +32,14 @@ def curves(axes: Any) -> list[Any]:
     return [line for line in axes.lines if len(line.get_xdata()) > 2]
 
 
-def test_a_curve_tells_how_many_neurons_reach_a_rate() -> None:
+def test_a_curve_shows_the_share_of_neurons_above_each_rate() -> None:
     gate = gate_of(["passport", "receipt"])
     figure, axes = gate.plot(tau=0.5)
-    assert [one.get_title(loc="left") for one in axes] == ["layer 1", "layer 2"]
+    assert [panel.get_title(loc="left") for panel in axes] == ["layer 1", "layer 2"]
     assert figure.axes == axes
-    for layer, one in zip(gate.layers, axes, strict=True):
-        assert len(curves(one)) == 2
-        for subject, curve, entry in zip(gate.subjects, curves(one), legend(one), strict=True):
+    for layer, panel in zip(gate.layers, axes, strict=True):
+        assert len(curves(panel)) == 2
+        for subject, curve, entry in zip(gate.subjects, curves(panel), legend(panel), strict=True):
             x, y = torch.as_tensor(curve.get_xdata()), torch.as_tensor(curve.get_ydata())
             assert bool((x.diff() >= 0).all())
             assert bool((y.diff() <= 0).all())
@@ -47,8 +47,8 @@ def test_a_curve_tells_how_many_neurons_reach_a_rate() -> None:
                 reached = float(x[y > level].max())
                 assert reached == pytest.approx(100 * float((gate.rates(subject, layer) > level).double().mean()))
             assert entry == f"{gate.shares(subject, layer, 0.5).strong:.0%}  {subject}".replace("%", " %")
-        assert one.get_legend().get_title().get_text() == "open: rate > τ = 0.5"
-        assert any(list(line.get_ydata()) == [0.5, 0.5] for line in one.lines), "the line of tau"
+        assert panel.get_legend().get_title().get_text() == "unmasked: rate > τ = 0.5"
+        assert any(list(line.get_ydata()) == [0.5, 0.5] for line in panel.lines), "the line of tau"
 
 
 def test_a_soft_gate_has_no_tau() -> None:
@@ -64,7 +64,7 @@ def test_many_layers_and_subjects_stay_legible(tmp_path: Path) -> None:
     gate = gate_of(["$_$ a name that goes on and on and on", *(f"subject {n}" for n in range(12))], range(32))
     figure, axes = gate.plot()
     assert len(axes) == 12
-    titles = [one.get_title(loc="left") for one in axes]
+    titles = [panel.get_title(loc="left") for panel in axes]
     assert (titles[0], titles[-1]) == ("layer 0", "layer 31")
     assert "12 of 32 layers" in figure.get_suptitle()
     entries = legend(axes[0])
@@ -76,24 +76,24 @@ def test_many_layers_and_subjects_stay_legible(tmp_path: Path) -> None:
     assert (tmp_path / "gate.png").stat().st_size > 10_000
 
 
-def test_what_the_gate_does_not_know_is_refused() -> None:
+def test_unknown_layers_and_subjects_are_refused() -> None:
     gate = gate_of(["passport"])
     with pytest.raises(GateMismatchError, match="no layer 7"):
         gate.plot(layers=[7])
-    with pytest.raises(GateMismatchError, match="no subject 'will'"):
-        gate.plot(subjects=["will"])
+    with pytest.raises(GateMismatchError, match="no subject 'drone'"):
+        gate.plot(subjects=["drone"])
     with pytest.raises(ValueError, match="tau must lie"):
         gate.plot(tau=2)
     with pytest.raises(ValueError, match="max_layers must be at least 1"):
         gate.plot(max_layers=0)
 
 
-def test_one_layer_of_many() -> None:
+def test_max_layers_of_one() -> None:
     _, axes = gate_of(["passport"], range(5)).plot(max_layers=1)
-    assert [one.get_title(loc="left") for one in axes] == ["layer 0"]
+    assert [panel.get_title(loc="left") for panel in axes] == ["layer 0"]
 
 
-def test_pyplot_is_left_alone() -> None:
+def test_pyplot_is_not_imported() -> None:
     code = (
         "import sys, torch\n"
         "from tests.gate.test_plot import gate_of\n"
@@ -105,7 +105,7 @@ def test_pyplot_is_left_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'lightning-neuralgate\[demo\]'"):
         gate_of(["passport"]).plot()

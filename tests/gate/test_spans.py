@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lightning_neuralgate.errors import SubjectNotFoundError
-from lightning_neuralgate.gate.subjects import TokenSpan, find_subject, last_position, subject_mask, subject_token_span
+from lightning_neuralgate.gate.spans import TokenSpan, find_subject, last_position, subject_mask, subject_token_span
 from tests.helpers.tiny_llava import tiny_processor
 
 
@@ -37,7 +37,7 @@ def test_does_not_find_the_subject_inside_other_words(query: str) -> None:
 
 
 def _sentencepiece_like() -> PreTrainedTokenizerFast:
-    """Word pieces with a leading mark for a space, as LLaMA's tokenizer has them."""
+    """Word pieces with a leading mark for a space, like LLaMA's."""
     pieces = ["▁What", "▁is", "▁the", "▁pass", "port", "s", "?", "▁number", "▁of", "▁", "<unk>"]
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0 - 0.01 * i) for i, piece in enumerate(pieces)], unk_id=10))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -46,7 +46,7 @@ def _sentencepiece_like() -> PreTrainedTokenizerFast:
 
 
 def _lower_casing() -> PreTrainedTokenizerFast:
-    """Whole words, lower-cased, spaces lost but for the decoder's own."""
+    """Lower-cased words, separated by the spaces that the decoder inserts."""
     words = ["what", "is", "the", "number", "of", "passport", "?", "[UNK]"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()

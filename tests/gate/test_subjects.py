@@ -1,4 +1,4 @@
-"""The callback finds the subjects by itself: in batches of any form, in a training that knows nothing of gates."""
+"""Subjects of a batch: read from the batch, found in the token ids, or found by a function of the user."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def collated(splits: RecordSplits, **options: Any) -> list[dict[str, Any]]:
 
 
 class Sample(NamedTuple):
-    """Somebody's own batch: no mapping, other names, and nothing about subjects."""
+    """A batch that is not a mapping and has no subjects."""
 
     tokens: Tensor
-    attend: Tensor
+    attention: Tensor
     pixels: Tensor
-    wanted: Tensor
+    labels: Tensor
 
 
-def theirs(batches: list[dict[str, Any]]) -> DataLoader[Any]:
+def sample_loader(batches: list[dict[str, Any]]) -> DataLoader[Any]:
     samples = [Sample(b["input_ids"], b["attention_mask"], b["pixel_values"], b["labels"]) for b in batches]
     return DataLoader(samples, batch_size=None)  # type: ignore[arg-type]
 
 
-class TheirModule(LightningModule):
-    """A third party's fine-tuning, with the model's own loss."""
+class SampleModule(LightningModule):
+    """Fine-tuning on `Sample` batches with the model's own loss."""
 
     def __init__(self, vlm: Any, manual: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class TheirModule(LightningModule):
         self.automatic_optimization = not manual
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor | None:
-        loss: Tensor = self.vlm(batch.tokens, batch.pixels, attention_mask=batch.attend, labels=batch.wanted).loss
+        loss: Tensor = self.vlm(batch.tokens, batch.pixels, attention_mask=batch.attention, labels=batch.labels).loss
         if self.automatic_optimization:
             return loss
         optimizer: Any = self.optimizers()
@@ -63,8 +63,8 @@ class TheirModule(LightningModule):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
-class ToldModule(TheirModule):
-    """The same training on batches that say where their subjects stand."""
+class MappingModule(SampleModule):
+    """The same training on batches with subjects."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         return super().training_step(
@@ -74,15 +74,15 @@ class ToldModule(TheirModule):
 
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 @pytest.mark.parametrize("scope", ["subject_last", "all"])
-def test_a_training_that_knows_nothing_of_gates(splits: RecordSplits, manual: bool, scope: Any) -> None:
+def test_subjects_from_token_ids_equal_those_in_the_batch(splits: RecordSplits, manual: bool, scope: Any) -> None:
     batches = collated(splits)
     weights = []
-    for module, data, how in (
-        (TheirModule, theirs(batches), {"tokenizer": tiny_processor()}),
-        (ToldModule, DataLoader(batches, batch_size=None), {}),  # type: ignore[arg-type]
+    for module, data, options in (
+        (SampleModule, sample_loader(batches), {"tokenizer": tiny_processor()}),
+        (MappingModule, DataLoader(batches, batch_size=None), {}),  # type: ignore[arg-type]
     ):
         model = tiny_llava()
-        callback = NeuralGateCallback(random_gate(model), scope, tau=0.5, **how)  # type: ignore[arg-type]
+        callback = NeuralGateCallback(random_gate(model), scope, tau=0.5, **options)  # type: ignore[arg-type]
         train(module(model, manual), data, callback, max_steps=3)
         weights.append(find_decoder(model).output_projection(1).weight.detach())
     base: Any = find_decoder(tiny_llava()).output_projection(1).weight
@@ -91,7 +91,7 @@ def test_a_training_that_knows_nothing_of_gates(splits: RecordSplits, manual: bo
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_finds_what_the_collator_marks(splits: RecordSplits, padding_side: str) -> None:
+def test_token_ids_give_the_mask_of_the_collator(splits: RecordSplits, padding_side: str) -> None:
     find = SubjectsInText(tiny_processor().tokenizer, SUBJECTS)
     for batch in collated(splits, padding_side=padding_side):
         mask, names = find(batch)
@@ -100,7 +100,7 @@ def test_finds_what_the_collator_marks(splits: RecordSplits, padding_side: str) 
 
 
 class Letters:
-    """A tokenizer of one letter a token; 0 is padding."""
+    """A tokenizer with one letter per token; 0 is padding."""
 
     def decode(self, token_ids: Any, /, **kwargs: object) -> str:
         return "".join("#" if value == 0 else chr(value) for value in token_ids)
@@ -115,7 +115,7 @@ def found(
     return "".join(letter for letter, marked in zip(text, mask[0].tolist(), strict=True) if marked), name
 
 
-def test_what_counts_as_the_subject() -> None:
+def test_the_last_named_subject_counts() -> None:
     assert found("Read the student ID!") == ("student ID", "student id")
     assert found("the passport and the ID?") == ("ID", "id")
     assert found("____ Passports, please") == ("Passports", "passport")
@@ -123,62 +123,68 @@ def test_what_counts_as_the_subject() -> None:
     assert found("its idea") == ("", None)
 
 
-def test_answers_are_not_searched() -> None:
-    asked, told = "which passport? ", "No ID here"
-    labels = [-100] * len(asked) + [1] * len(told)
-    assert found(asked + told, labels) == ("passport", "passport")
-    assert found(asked + told) == ("ID", "id")
-    # where the question is learnt as well, nothing tells it from the answer
-    assert found("# " + asked + told, [-100] * 2 + [1] * len(asked + told)) == ("ID", "id")
-    assert found(asked + told, [1] * len(asked + told)) == ("ID", "id")
+def test_answers_are_not_searched_if_the_prompt_names_a_subject() -> None:
+    prompt, answer = "which passport? ", "No ID here"
+    labels = [-100] * len(prompt) + [1] * len(answer)
+    assert found(prompt + answer, labels) == ("passport", "passport")
+    assert found(prompt + answer) == ("ID", "id")
+    # if the prompt has labels too, it cannot be told from the answer
+    assert found("# " + prompt + answer, [-100] * 2 + [1] * len(prompt + answer)) == ("ID", "id")
+    assert found(prompt + answer, [1] * len(prompt + answer)) == ("ID", "id")
 
 
-def test_a_finder_of_ones_own(splits: RecordSplits) -> None:
+def test_find_subjects_is_called_with_the_batch(splits: RecordSplits) -> None:
     model = tiny_llava()
     gate = random_gate(model)
-    asked: list[Any] = []
+    seen: list[Any] = []
 
     def third_token(batch: Any) -> tuple[Tensor, list[str]]:
-        asked.append(batch)
+        seen.append(batch)
         mask = torch.zeros_like(batch.tokens, dtype=torch.bool)
         mask[:, 2] = True
         return mask, ["Passport"] * len(mask)
 
     batches = collated(splits)
     spy = Gradients()
-    train(TheirModule(model), theirs(batches), NeuralGateCallback(gate, find_subjects=third_token), spy, max_steps=2)
-    assert [type(batch) for batch in asked] == [Sample] * 2
-    told = {
+    train(
+        SampleModule(model),
+        sample_loader(batches),
+        NeuralGateCallback(gate, find_subjects=third_token),
+        spy,
+        max_steps=2,
+    )
+    assert [type(batch) for batch in seen] == [Sample] * 2
+    marked = {
         **batches[0],
-        "subject_mask": third_token(asked[0])[0],
+        "subject_mask": third_token(seen[0])[0],
         "subject": ["passport"] * len(batches[0]["subject"]),
     }
     again = tiny_llava()
     expected = Gradients()
-    train(ToldModule(again), DataLoader([told], batch_size=None), NeuralGateCallback(gate), expected)  # type: ignore[arg-type]
+    train(MappingModule(again), DataLoader([marked], batch_size=None), NeuralGateCallback(gate), expected)  # type: ignore[arg-type]
     name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
     assert torch.equal(spy.grads[0][name], expected.grads[0][name])
 
 
-def test_a_model_that_is_not_called_as_a_whole_is_refused(splits: RecordSplits) -> None:
-    class Inside(TheirModule):
+def test_calling_only_a_submodule_is_refused(splits: RecordSplits) -> None:
+    class CallsSubmodule(SampleModule):
         def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
             hidden = self.vlm.get_input_embeddings()(batch.tokens)
             return self.vlm.model.language_model(inputs_embeds=hidden).last_hidden_state.mean()  # type: ignore[no-any-return]
 
     model = tiny_llava()
     callback = NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())
-    with pytest.raises(UnsupportedSetupError, match="call that model as a whole, with input_ids"):
-        train(Inside(model), theirs(collated(splits)), callback)
+    with pytest.raises(UnsupportedSetupError, match="call the full model with input_ids"):
+        train(CallsSubmodule(model), sample_loader(collated(splits)), callback)
 
 
-def test_batches_that_say_nothing_are_refused_with_the_way_out(splits: RecordSplits) -> None:
+def test_batches_without_subjects_are_refused(splits: RecordSplits) -> None:
     model = tiny_llava()
-    with pytest.raises(UnsupportedSetupError, match=r"found Sample; .*give the callback the model's tokenizer"):
-        train(TheirModule(model), theirs(collated(splits)), NeuralGateCallback(random_gate(model)))
+    with pytest.raises(UnsupportedSetupError, match=r"found Sample\. .*pass the model's tokenizer"):
+        train(SampleModule(model), sample_loader(collated(splits)), NeuralGateCallback(random_gate(model)))
 
 
-def test_masks_and_subjects_have_to_go_together(splits: RecordSplits) -> None:
+def test_invalid_masks_and_subjects_are_refused(splits: RecordSplits) -> None:
     model = tiny_llava()
     batches = collated(splits)
 
@@ -189,14 +195,18 @@ def test_masks_and_subjects_have_to_go_together(splits: RecordSplits) -> None:
         return torch.ones_like(batch.tokens, dtype=torch.bool), ["drone"] * len(batch.tokens)
 
     with pytest.raises(UnsupportedSetupError, match=r"got shape \(2, 3\) and 1 subjects"):
-        train(TheirModule(model), theirs(batches), NeuralGateCallback(random_gate(model), find_subjects=short))
-    with pytest.raises(GateMismatchError, match="'drone', the gate knows passport, receipt"):
-        train(TheirModule(model), theirs(batches), NeuralGateCallback(random_gate(model), find_subjects=unknown))
+        train(SampleModule(model), sample_loader(batches), NeuralGateCallback(random_gate(model), find_subjects=short))
+    with pytest.raises(GateMismatchError, match="'drone', the gate covers passport, receipt"):
+        train(
+            SampleModule(model),
+            sample_loader(batches),
+            NeuralGateCallback(random_gate(model), find_subjects=unknown),
+        )
     with pytest.raises(ValueError, match="not both"):
         NeuralGateCallback(random_gate(model), tokenizer=tiny_processor(), find_subjects=short)
 
 
-def test_a_batch_that_says_it_is_believed(splits: RecordSplits) -> None:
+def test_subjects_in_the_batch_are_returned_unchanged(splits: RecordSplits) -> None:
     batch = collated(splits)[0]
     mask, subjects = SubjectsInBatch()(batch)
     assert mask is batch["subject_mask"]
@@ -204,8 +214,8 @@ def test_a_batch_that_says_it_is_believed(splits: RecordSplits) -> None:
     assert "subject_mask" not in model_inputs(batch)
 
 
-def test_labels_on_the_question_do_not_hide_the_subject(splits: RecordSplits) -> None:
-    """What many collators do: everything is a label but padding and the image."""
+def test_labels_on_the_prompt_do_not_hide_the_subject(splits: RecordSplits) -> None:
+    """Many collators make labels of all tokens except padding and image tokens."""
     find = SubjectsInText(tiny_processor().tokenizer, SUBJECTS)
     image = tiny_processor().tokenizer.convert_tokens_to_ids("<image>")
     for batch in collated(splits):
@@ -213,33 +223,38 @@ def test_labels_on_the_question_do_not_hide_the_subject(splits: RecordSplits) ->
         mask, names = find({"input_ids": batch["input_ids"], "labels": labels})
         assert names == batch["subject"]
         # the benign answers of these records name the subject again
-        asked = [row for row, role in enumerate(batch["role"]) if role == "sensitive"]
-        assert torch.equal(mask[asked], batch["subject_mask"][asked])
+        rows = [row for row, role in enumerate(batch["role"]) if role == "sensitive"]
+        assert torch.equal(mask[rows], batch["subject_mask"][rows])
 
 
-def test_a_gate_that_never_finds_its_subjects_is_said(splits: RecordSplits) -> None:
+def test_warns_if_no_batch_names_a_subject(splits: RecordSplits) -> None:
     model = tiny_llava()
     batches = collated(splits) * 6
     gate = random_gate(model, subjects=("drone",))
     with pytest.warns(UserWarning, match=r"none of the first 10 batches names a subject of the gate \(drone\)"):
-        train(TheirModule(model), theirs(batches), NeuralGateCallback(gate, tokenizer=tiny_processor()), max_steps=11)
+        train(
+            SampleModule(model),
+            sample_loader(batches),
+            NeuralGateCallback(gate, tokenizer=tiny_processor()),
+            max_steps=11,
+        )
 
 
-def test_survives_pickling(splits: RecordSplits) -> None:
+def test_the_callback_can_be_pickled(splits: RecordSplits) -> None:
     model = tiny_llava()
     callback = pickle.loads(pickle.dumps(NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())))
     spy = Gradients()
-    train(TheirModule(model), theirs(collated(splits)), callback, spy)
+    train(SampleModule(model), sample_loader(collated(splits)), callback, spy)
     expected = Gradients()
     again = tiny_llava()
-    told = NeuralGateCallback(random_gate(again))
-    train(ToldModule(again), DataLoader(collated(splits), batch_size=None), told, expected)  # type: ignore[arg-type]
+    from_batch = NeuralGateCallback(random_gate(again))
+    train(MappingModule(again), DataLoader(collated(splits), batch_size=None), from_batch, expected)  # type: ignore[arg-type]
     name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
     assert torch.equal(spy.grads[0][name], expected.grads[0][name])
 
 
-class TwoPasses(TheirModule):
-    """One batch in two forward passes, of passports and of receipts, and one backward pass over both."""
+class TwoPasses(SampleModule):
+    """Two forward passes, one with passports and one with receipts, and one backward pass over both."""
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         rows = torch.arange(len(batch.tokens))
@@ -248,7 +263,7 @@ class TwoPasses(TheirModule):
 
 
 @pytest.mark.parametrize("reentrant", [None, False, True])
-def test_several_passes_before_a_backward_pass(splits: RecordSplits, reentrant: bool | None) -> None:
+def test_two_forward_passes_before_a_backward_pass(splits: RecordSplits, reentrant: bool | None) -> None:
     model = tiny_llava()
     batches = list(datamodule(splits, pairs_per_batch=8).pairs_dataloader())
     assert len(set(batches[0]["subject"])) == 2
@@ -256,18 +271,18 @@ def test_several_passes_before_a_backward_pass(splits: RecordSplits, reentrant: 
     callback = NeuralGateCallback(gate, "from_subject", tokenizer=tiny_processor())
     if reentrant is None:
         spy = Gradients()
-        train(TwoPasses(model), theirs(batches), callback, spy)
-        single, whole = tiny_llava(), Gradients()
+        train(TwoPasses(model), sample_loader(batches), callback, spy)
+        single, expected = tiny_llava(), Gradients()
         halves = list(datamodule(splits, pairs_per_batch=4).pairs_dataloader())
         assert len(halves) == 2
-        told = NeuralGateCallback(random_gate(single), "from_subject")
+        from_batch = NeuralGateCallback(random_gate(single), "from_subject")
         data = DataLoader(halves, batch_size=None)  # type: ignore[arg-type]
-        train(ToldModule(single), data, told, whole, accumulate_grad_batches=2)
+        train(MappingModule(single), data, from_batch, expected, accumulate_grad_batches=2)
         name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
-        # halves are padded to their own lengths, and weigh their labels alike
-        assert relative_error(spy.grads[0][name], whole.grads[0][name]) < 1e-5
+        # halves are padded to their own lengths, and have the same number of labels
+        assert relative_error(spy.grads[0][name], expected.grads[0][name]) < 1e-5
         return
     model.train()
     enable_checkpointing(model, reentrant)
     with pytest.raises(UnsupportedSetupError, match="call backward after each forward pass"):
-        train(TwoPasses(model), theirs(batches), callback)
+        train(TwoPasses(model), sample_loader(batches), callback)

@@ -1,4 +1,4 @@
-"""What a GPU would notice, seen without one: who waits for the device, and how many operations are sent to it."""
+"""Count device syncs and operations, which determine how busy a GPU is, on a CPU."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lightning_neuralgate
 
 _PACKAGE = Path(lightning_neuralgate.__file__).parent
-_ASKS = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero")
+_SYNCING_METHODS = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero")
 
 
-class Waits:
-    """Counts what asks a tensor for its values, by the line of this package that does, once batches are on it.
+class DeviceSyncs:
+    """Count the lines of this package that read values of a tensor after the batch has been moved to the device.
 
-    Looked at are the calls themselves and choosing by a mask, for which the mask has to be counted. What other libraries ask
-    by themselves is left out: Adam, for one, counts its steps on the CPU wherever the weights are.
+    Counted are calls of methods that read values, and indexing by a boolean mask, which has to count its elements. Calls
+    within other libraries are not counted: Adam, for example, counts its steps on the CPU, whatever the device.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lines: Counter[str] = Counter()
-        for name in _ASKS:
+        for name in _SYNCING_METHODS:
             monkeypatch.setattr(Tensor, name, self._counted(getattr(Tensor, name)))
-        choose = Tensor.__getitem__
+        getitem = Tensor.__getitem__
 
-        def chosen(tensor: Tensor, index: Any) -> Any:
+        def counted_getitem(tensor: Tensor, index: Any) -> Any:
             parts = index if isinstance(index, tuple) else (index,)
             if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
-                self._note()
-            return choose(tensor, index)
+                self._count()
+            return getitem(tensor, index)
 
-        monkeypatch.setattr(Tensor, "__getitem__", chosen)
+        monkeypatch.setattr(Tensor, "__getitem__", counted_getitem)
 
     def _counted(self, method: Any) -> Any:
         def call(tensor: Tensor, *args: Any, **options: Any) -> Any:
-            self._note()
+            self._count()
             return method(tensor, *args, **options)
 
         return call
 
-    def _note(self) -> None:
+    def _count(self) -> None:
         frames = [f for f in traceback.extract_stack()[:-2] if not f.filename.endswith("_jit_internal.py")]
-        asking = Path(frames[-1].filename)
-        before = any(frame.name == "on_before_batch_transfer" for frame in frames)
-        if asking.is_relative_to(_PACKAGE) and asking.parent.name != "data" and not before:
-            self.lines[f"{asking.name}: {frames[-1].line}"] += 1
+        caller = Path(frames[-1].filename)
+        before_transfer = any(frame.name == "on_before_batch_transfer" for frame in frames)
+        if caller.is_relative_to(_PACKAGE) and caller.parent.name != "data" and not before_transfer:
+            self.lines[f"{caller.name}: {frames[-1].line}"] += 1
 
     def take(self) -> Counter[str]:
-        """What was counted since the last time."""
-        found, self.lines = self.lines, Counter()
-        return found
+        """Return the counts since the last call."""
+        lines, self.lines = self.lines, Counter()
+        return lines
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations that are run while the block does."""
+class OperationCounter(TorchDispatchMode):
+    """Count the operations that are dispatched while the block runs."""
 
     def __init__(self) -> None:
         super().__init__()

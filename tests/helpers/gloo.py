@@ -1,4 +1,4 @@
-"""Runs a function in two processes that know each other, as DDP's do."""
+"""Run a function in two processes of one gloo process group."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _run(rank: int, function: Callable[[int], Any], folder: str) -> None:
 
 
 def in_two_processes(function: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What `function(rank)` returns in each of two gloo processes: tensors, numbers, strings and containers of them.
+    """Return what `function(rank)` returns in each of two processes: tensors, numbers, strings and containers of them.
 
     Args:
-        function: a function at the top of a module, which the processes import.
+        function: a function at the top level of a module, so that the processes can import it.
         folder: an empty folder.
     """
     mp.start_processes(_run, (function, str(folder)), nprocs=2, start_method="spawn")

@@ -1,4 +1,4 @@
-"""Starts scripts and modules in processes of their own, as users do."""
+"""Start scripts and modules in separate processes, as users do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(*words: str, world: int = 1, **environment: str) -> str:
-    """Run `python WORDS` from the project's root, under torchrun if there are several processes, and see it end well.
+    """Run `python WORDS` in the project's root, under torchrun for several processes, and return its output.
 
-    Returns:
-        What it printed.
+    Raises:
+        AssertionError: the exit code is not 0.
     """
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(world)] if world > 1 else []
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *torchrun, *words],
         capture_output=True,
         text=True,
@@ -26,5 +26,5 @@ def launch(*words: str, world: int = 1, **environment: str) -> str:
         check=False,
         timeout=580,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout

@@ -1,4 +1,4 @@
-"""Answers put together at random from what is hard to read for a benchmark's rule."""
+"""Random answers made of pieces that are hard for the answer rules of benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JOINTS = ("", " ", "  ", ".", ". ", "...", ",", ", ", "\n", "\t", "!", "?")
 
 
 def random_answers(count: int, seed: int) -> list[str]:
-    """So many answers of none to six pieces, with marks and spaces of all kinds between them."""
+    """Return `count` answers of up to six pieces, separated by punctuation and white space."""
     draw = random.Random(seed)
     return [
         "".join(draw.choice(JOINTS) + draw.choice(PIECES) for _ in range(draw.randrange(7))) + draw.choice(JOINTS)

@@ -1,6 +1,6 @@
-"""Both stages of the method, written down plainly: straight loops, full passes, no Lightning, no hooks library.
+"""Reference implementation of both stages: plain loops and full forward passes, without Lightning.
 
-Slow and short on purpose. The modules are held against it.
+It is slow, but short enough to be checked by reading. The modules are compared with it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ NOT_INPUTS = ("labels", "subject_mask")
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Return the norm of the difference over the norm of the expected value."""
     return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 def one_row(batch: dict[str, Any], row: int) -> dict[str, Tensor]:
-    """A row of a batch, alone and without padding."""
+    """Return a row of a batch as a batch of its own, without padding."""
     real = batch["attention_mask"][row].bool()
-    alone = {}
+    single = {}
     for key, value in batch.items():
         if isinstance(value, Tensor):
-            alone[key] = (
+            single[key] = (
                 value[row : row + 1, real] if value.shape[:2] == batch["input_ids"].shape else value[row : row + 1]
             )
-    return alone
+    return single
 
 
 def target_loss(model: Any, row: dict[str, Tensor]) -> Tensor:
-    """Mean NLL over the target tokens of one row."""
+    """Compute the mean NLL over the target tokens of one row."""
     logits = model(**{key: value for key, value in row.items() if key not in NOT_INPUTS}).logits
     log_probabilities = F.log_softmax(logits[0].float(), dim=-1)
     total, count = torch.zeros(()), 0
@@ -47,7 +47,7 @@ def plain_locate(
     model: Any, batch: dict[str, Any], layer_modules: dict[int, torch.nn.Module], width: int, max_steps: int,
     alpha: float = 1.25, beta: float = 1e-3, lr: float = 0.5, eps: float = 1e-3, stop: float = 0.05,
 ) -> dict[int, Tensor]:  # fmt: skip
-    """Feature vectors m_l of one record."""
+    """Learn the feature vectors m_l of one record."""
     v = {layer: torch.full((width,), 2.0, requires_grad=True) for layer in layer_modules}
     optimizer = torch.optim.Adam(v.values(), lr=lr, eps=eps)
     rows = [one_row(batch, row) for row in range(len(batch["role"]))]
@@ -82,22 +82,22 @@ def plain_gated_gradient(
     model: Any, batch: dict[str, Any], projections: list[torch.nn.Linear], positions: Tensor, masks: list[list[Tensor]],
     alpha: float = 1.25,
 ) -> list[Tensor]:  # fmt: skip
-    """Weight gradients of the edit's loss with the gate applied, one row and one position at a time.
+    """Compute the weight gradients of the edit's loss with the gate applied, one row and one position at a time.
 
     Args:
         positions: (B, T) bool, where the gate applies.
-        masks: per projection, per row, how far each dimension is open, (d,) bool or float.
+        masks: for each projection and each row the gate values, (d,) bool or float.
     """
     gradients = [torch.zeros_like(projection.weight) for projection in projections]
     counts = {role: batch["role"].count(role) for role in batch["role"]}
     for index, role in enumerate(batch["role"]):
         row = one_row(batch, index)
-        at = positions[index, batch["attention_mask"][index].bool()]
+        is_gated = positions[index, batch["attention_mask"][index].bool()]
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def keep(module: Any, args: Any, output: Tensor) -> None:
             output.retain_grad()
-            seen[id(module)] = (args[0].detach(), output)  # noqa: B023  removed before the loop goes on
+            seen[id(module)] = (args[0].detach(), output)  # noqa: B023  the hook is removed before the next iteration
 
         handles = [projection.register_forward_hook(keep) for projection in projections]
         loss = target_loss(model, row) * (alpha if role == "benign" else 1.0) / counts[role]
@@ -109,7 +109,7 @@ def plain_gated_gradient(
             x, y = seen[id(projection)]
             for position in range(x.shape[1]):
                 gradient = torch.outer(y.grad[0, position], x[0, position])
-                if at[position]:
+                if is_gated[position]:
                     gradient *= masks[number][index].float()[:, None]
                 gradients[number] += gradient
     model.zero_grad()

@@ -1,4 +1,4 @@
-"""Small files of each benchmark in the forms that they are published in, written by hand."""
+"""Small files of each benchmark in its published formats."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parquet(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def pope_files(folder: Path, count: int = 4, name: str = "coco_pope_random.json") -> Path:
-    """POPE's own form: questions in JSON lines, pictures elsewhere."""
+    """Write POPE's original format: questions in JSON lines, pictures in a separate folder."""
     rows = []
     for number in range(count):
         image = picture(folder / "val2014" / f"COCO_{number // 2}.png", 40 * (number // 2)).name
@@ -53,7 +53,7 @@ def pope_files(folder: Path, count: int = 4, name: str = "coco_pope_random.json"
 
 
 def pope_rows(count: int = 4, category: str = "random") -> list[dict[str, Any]]:
-    """The rows of POPE's parquet form."""
+    """Return rows of POPE's parquet format."""
     return [
         {
             "id": str(number),
@@ -69,21 +69,21 @@ def pope_rows(count: int = 4, category: str = "random") -> list[dict[str, Any]]:
 
 
 def mme_folder(root: Path, flat: bool = False, lines: int = 2, pictures: str = "images") -> Path:
-    """MME's folders: two subtasks, two images each."""
+    """Write MME's folders: two subtasks with two images each."""
     for subtask in ("OCR", "existence"):
         for number in range(2):
             folder = root / subtask
             picture(folder / ("" if flat else pictures) / f"{number}.jpg", 60 * number)
             text = folder / ("" if flat else "questions_answers_YN") / f"{number}.txt"
             text.parent.mkdir(exist_ok=True)
-            asked = [f"Is this {subtask} {number} {line}? Please answer yes or no." for line in range(lines)]
+            questions = [f"Is this {subtask} {number} {line}? Please answer yes or no." for line in range(lines)]
             answers = [("Yes", "No")[line % 2] for line in range(lines)]
-            text.write_text("".join(f"{q}\t{a}\n" for q, a in zip(asked, answers, strict=True)), encoding="utf-8")
+            text.write_text("".join(f"{q}\t{a}\n" for q, a in zip(questions, answers, strict=True)), encoding="utf-8")
     return root
 
 
 def mme_rows(questions: int = 2) -> list[dict[str, Any]]:
-    """The rows of MME's parquet form."""
+    """Return rows of MME's parquet format."""
     return [
         {
             "question_id": f"{subtask}/{number}.png",
@@ -99,7 +99,7 @@ def mme_rows(questions: int = 2) -> list[dict[str, Any]]:
 
 
 def scienceqa_rows(count: int = 3) -> list[dict[str, Any]]:
-    """The rows of ScienceQA's parquet form; the second has no picture."""
+    """Return rows of ScienceQA's parquet format; the second has no picture."""
     return [
         {
             "image": None if number == 1 else {"bytes": picture_bytes(30 * number), "path": None},
@@ -121,7 +121,7 @@ def scienceqa_rows(count: int = 3) -> list[dict[str, Any]]:
 
 
 def mllmguard_folder(root: Path, dimensions: Sequence[str] = ("bias", "privacy"), count: int = 2) -> Path:
-    """MLLMGuard's folders; read by position, so the header says something else."""
+    """Write MLLMGuard's folders; with another header, since columns are read by position."""
     for dimension in dimensions:
         for number in range(count):
             picture(root / dimension / "imgs" / f"{number}.png", 20 * number)
@@ -132,15 +132,15 @@ def mllmguard_folder(root: Path, dimensions: Sequence[str] = ("bias", "privacy")
 
 
 def problem(source: Source) -> str:
-    """The message at which reading a source stops."""
+    """Return the message of the error that reading a source raises."""
     try:
         TaskQuestions({"task": source}).survey()
     except DataFormatError as error:
         return str(error)
-    raise AssertionError("nothing was found to be wrong")
+    raise AssertionError("no error was raised")
 
 
 def skipped(source: Source) -> tuple[list[TaskItem], BrokenItems]:
-    """What is read when broken items are skipped, and those."""
+    """Read a source and skip broken items; return the items and the broken ones."""
     broken = BrokenItems("skip")
     return list(source(broken)), broken

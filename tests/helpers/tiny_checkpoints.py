@@ -1,4 +1,4 @@
-"""Tiny random models of several families together with their real processors, as `neuralgate` takes them."""
+"""Tiny random models of several families with their real processors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOKENS = 4
 
 
 def template(picture: str) -> str:
-    """A plain chat template with that text in the place of a picture."""
+    """Return a chat template with this text in place of a picture."""
     return (
         "{% for message in messages %}<|im_start|>{{ message['role'] + '\\n' }}"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + picture + "{% else %}"
@@ -47,13 +47,13 @@ def template(picture: str) -> str:
 
 
 def without_video(*processors: type[Any]) -> None:
-    """Take the video half out of processors where its packages are missing; nothing here shows a video."""
+    """Remove the video part of processors if its packages are not installed; no test uses videos."""
     if importlib.util.find_spec("torchvision") is None:
-        SmolVLMProcessor.__init__.__defaults__ = (None, 169, None)  # its video processor may be left out, too
+        SmolVLMProcessor.__init__.__defaults__ = (None, 169, None)  # makes the video processor optional
         for processor in processors:
             processor.get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])  # type: ignore[attr-defined]
     if importlib.util.find_spec("num2words") is None:
-        processing_smolvlm.num2words = str  # says when a frame was taken
+        processing_smolvlm.num2words = str  # writes timestamps of video frames
     if not hasattr(SmolVLMProcessor, "video_processor"):
         SmolVLMProcessor.video_processor = SimpleNamespace(num_frames=1, fps=1)  # type: ignore[attr-defined]
 
@@ -111,7 +111,7 @@ def _minigpt4(chat_template: str, tokens: int) -> Callable[[PreTrainedTokenizerF
 
 
 _QWEN_TOKENS = {"end_token": "<|vision_end|>", "start_token": "<|vision_start|>", "video_token": "<|video_pad|>"}
-# the special tokens of each, the image token last (see `Geometry.image_token`), and what makes the processor
+# the special tokens of each family, with the image token last (see `Geometry.image_token`), and the processor's factory
 _PROCESSORS: dict[str, tuple[dict[str, str], Callable[[PreTrainedTokenizerFast], Any]]] = {
     "llava": ({"image_token": "<picture>"}, _llava),
     "minigpt4": ({"image_token": IMAGE_TOKEN}, _minigpt4(LLAMA2_TEMPLATE, 1)),
@@ -135,11 +135,11 @@ _PROCESSORS: dict[str, tuple[dict[str, str], Callable[[PreTrainedTokenizerFast],
     "llava_onevision": ({"video_token": "<film>", "image_token": "<picture>"}, _onevision),
 }
 CHECKPOINTS = tuple(_PROCESSORS)
-"""The families that can be built."""
+"""Model families of which `tiny_checkpoint` can build a model."""
 
 
 def tiny_checkpoint(family: str, layers: int = 3) -> tuple[Any, Any]:
-    """A random model of a family, in eval mode, and its processor."""
+    """Return a random model of a family, in eval mode, and its processor."""
     without_video(Qwen2VLProcessor, Qwen2_5_VLProcessor, SmolVLMProcessor, LlavaOnevisionProcessor)
     special, make = _PROCESSORS[family]
     tokenizer = tiny_tokenizer(**special)
@@ -149,9 +149,9 @@ def tiny_checkpoint(family: str, layers: int = 3) -> tuple[Any, Any]:
     model = TINY_FAMILIES[family].build(shape).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embed" not in name:
-            torch.nn.init.normal_(parameter, std=0.2)  # louder than the configs' own, so that answers differ
+            torch.nn.init.normal_(parameter, std=0.2)  # larger than by default, so that answers differ
     if family == "instructblip":
-        model.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")  # which its processor brings along
+        model.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")  # a token that the processor adds
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, processor

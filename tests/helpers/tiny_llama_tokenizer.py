@@ -1,4 +1,4 @@
-"""A tiny tokenizer of LLaMA's kind: SentencePiece's pieces, which begin words with `▁`."""
+"""A tiny tokenizer like LLaMA's, with SentencePiece pieces that start words with `▁`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WORDS = ("Give", "the", "following", "image", "What", "is", "it", "INST", "Img"
 
 
 def tiny_llama_tokenizer(legacy: bool) -> LlamaTokenizer:
-    """With a few words in it, all else is told in bytes; texts begin with `<s>`."""
+    """Return a tokenizer with a few words; other text is encoded as bytes, and texts start with `<s>`."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     merges = []
     for word in _WORDS:

@@ -1,4 +1,4 @@
-"""A tiny random LLaVA with a real processor, and a few records for it, all made on the spot."""
+"""A tiny random LLaVA with a real processor, and a few records for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _tokenizer_json() -> str:
 
 
 def tiny_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on two sentences, with some more special tokens, which may have names."""
+    """Return a byte-level BPE tokenizer trained on two sentences, with further special tokens, which may be named."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
         pad_token="<pad>",
@@ -57,7 +57,7 @@ def tiny_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
 
 
 def tiny_processor() -> LlavaProcessor:
-    """A LLaVA processor with a tiny tokenizer."""
+    """Return a LLaVA processor with a tiny tokenizer."""
     tokenizer = tiny_tokenizer("<image>")
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
@@ -73,7 +73,7 @@ def tiny_processor() -> LlavaProcessor:
 
 
 def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:
-    """A random LLaVA: text width 32, `layers` decoder layers, 4 image tokens. float32, eval mode."""
+    """Return a random LLaVA in float32 and eval mode: text width 32, `layers` decoder layers, 4 image tokens."""
     torch.manual_seed(seed)
     processor = tiny_processor()
     text = tiny_text_config(len(processor.tokenizer), layers)
@@ -99,7 +99,7 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:
 
 
 def tiny_text_config(vocabulary: int, layers: int) -> LlamaConfig:
-    """The language model's config."""
+    """Return the config of the language model."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -114,21 +114,21 @@ def tiny_text_config(vocabulary: int, layers: int) -> LlamaConfig:
 
 
 def save_tiny_llava(folder: Path) -> None:
-    """Write the model and its processor as a Hugging Face folder."""
+    """Save the model and its processor as a Hugging Face folder."""
     tiny_llava().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
 
 
 def tiny_splits(folder: Path, subjects: tuple[str, ...] = ("passport", "receipt"), records: int = 2) -> RecordSplits:
-    """Edit, test and unseen-subject records with plain coloured pictures and ready benign targets."""
+    """Return edit, test and unseen-subject records with single-coloured pictures and benign targets."""
     splits = RecordSplits([], [], [], [])
     for number, subject in enumerate((*subjects, "driver licence")):
         unseen = number == len(subjects)
         for index in range(records):
             if not unseen:
                 splits.edit.append(_record(folder, subject, "edit", index, "What is the {} of this {}?", number))
-            into = splits.unseen_subjects if unseen else splits.test
-            into.append(_record(folder, subject, "test", index, "Tell me the {} of the {}, please.", number))
+            split = splits.unseen_subjects if unseen else splits.test
+            split.append(_record(folder, subject, "test", index, "Tell me the {} of the {}, please.", number))
     return splits
 
 

@@ -1,4 +1,4 @@
-"""A tiny random MiniGPT-4 of either variant, with a real processor."""
+"""Tiny random MiniGPT-4 models of both variants, with a real processor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_SIZE, PATCH_SIZE = 32, 8
 
 
 def tiny_minigpt_processor(use_qformer: bool = False, tokenizer: Any = None) -> MiniGPT4Processor:
-    """Its processor, with the variant's prompt; a tokenizer of another kind gets the image token."""
+    """Return a processor with the variant's chat template; the image token is added to a given tokenizer."""
     if tokenizer is not None:
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return MiniGPT4Processor(
@@ -34,7 +34,7 @@ def tiny_minigpt_processor(use_qformer: bool = False, tokenizer: Any = None) -> 
 
 
 def tiny_minigpt(layers: int = 2, seed: int = 0, use_qformer: bool = False) -> MiniGPT4ForConditionalGeneration:
-    """A random model for `tiny_minigpt_processor`, in eval mode."""
+    """Return a random model for `tiny_minigpt_processor`, in eval mode."""
     torch.manual_seed(seed)
     tokenizer = tiny_minigpt_processor().tokenizer
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -54,6 +54,6 @@ def tiny_minigpt(layers: int = 2, seed: int = 0, use_qformer: bool = False) -> M
 
 
 def save_tiny_minigpt(folder: Path, use_qformer: bool = False) -> None:
-    """Write model and processor as a Hugging Face folder."""
+    """Save model and processor as a Hugging Face folder."""
     tiny_minigpt(use_qformer=use_qformer).save_pretrained(folder)
     tiny_minigpt_processor(use_qformer).save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""Tiny models with random weights, built from transformers' configs: nothing is downloaded.
+"""Tiny models with random weights, built from transformers' configs without downloads.
 
-By default the vision tower is as deep and as wide as the text decoder, so that depth and width cannot tell them apart.
+By default the vision tower has the depth and width of the text decoder, so that these do not identify the decoder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ VOCABULARY = 64
 
 @dataclass(frozen=True)
 class Geometry:
-    """Depth and width of a tiny model's two halves. Widths have to be multiples of 16."""
+    """Depth and width of a tiny model's text decoder and vision tower. Widths have to be multiples of 16."""
 
     text_layers: int = 2
     text_size: int = 32
@@ -64,7 +64,7 @@ class Geometry:
 
     @property
     def image_token(self) -> int:
-        """The last id; those right below it are video and vision marks, where a family has such."""
+        """The last id; video and vision start and end tokens have the ids below it."""
         return self.vocabulary - 1
 
     def text(self, **others: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ SAME_SHAPE = Geometry()
 
 
 def tiny_llama(shape: Geometry = SAME_SHAPE) -> LlamaForCausalLM:
-    """Build a language model without any vision."""
+    """Build a language model without a vision tower."""
     return LlamaForCausalLM(LlamaConfig(**shape.text()))
 
 
@@ -119,7 +119,7 @@ def tiny_gpt2(shape: Geometry = SAME_SHAPE) -> GPT2LMHeadModel:
 
 
 def tiny_bart(shape: Geometry = SAME_SHAPE) -> BartForConditionalGeneration:
-    """Build an encoder-decoder language model whose two halves have the same names."""
+    """Build an encoder-decoder language model whose encoder and decoder have the same names."""
     ffn: dict[str, Any] = {
         "encoder_ffn_dim": 48,
         "decoder_ffn_dim": 48,
@@ -139,7 +139,7 @@ def tiny_bart(shape: Geometry = SAME_SHAPE) -> BartForConditionalGeneration:
 
 
 def tiny_clip_vision(shape: Geometry = SAME_SHAPE) -> CLIPVisionModel:
-    """Build a vision tower without any text model."""
+    """Build a vision tower without a text model."""
     return CLIPVisionModel(CLIPVisionConfig(**shape.vision()))
 
 
@@ -156,7 +156,7 @@ def tiny_llava(shape: Geometry = SAME_SHAPE) -> LlavaForConditionalGeneration:
 
 
 def tiny_llava_onevision(shape: Geometry = SAME_SHAPE) -> LlavaOnevisionForConditionalGeneration:
-    """Build LLaVA-OneVision from SigLIP and Qwen2; pictures are cut into tiles of the tower's size."""
+    """Build LLaVA-OneVision from SigLIP and Qwen2; pictures are split into tiles of the tower's size."""
     return LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
             vision_config=SiglipVisionConfig(**shape.vision(), vision_use_head=False),
@@ -170,7 +170,7 @@ def tiny_llava_onevision(shape: Geometry = SAME_SHAPE) -> LlavaOnevisionForCondi
 
 
 def tiny_minigpt4(shape: Geometry = SAME_SHAPE) -> MiniGPT4ForConditionalGeneration:
-    """Build MiniGPT-4 with its runs of four patches."""
+    """Build MiniGPT-4, which joins four patches to one image token."""
     return _minigpt4(shape, use_qformer=False)
 
 
@@ -193,7 +193,7 @@ def _minigpt4(shape: Geometry, use_qformer: bool) -> MiniGPT4ForConditionalGener
 
 
 def tiny_qwen2_vl(shape: Geometry = SAME_SHAPE) -> Qwen2VLForConditionalGeneration:
-    """Build Qwen2-VL; its vision tower calls the size of its layers `embed_dim`."""
+    """Build Qwen2-VL, whose vision tower has `embed_dim` instead of `hidden_size`."""
     vision = {"depth": shape.vision_layers, "embed_dim": shape.vision_size, "hidden_size": shape.text_size}
     return Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(vision_config={**vision, "num_heads": 2}, text_config=_qwen_text(shape), **_qwen_tokens(shape))
@@ -201,7 +201,7 @@ def tiny_qwen2_vl(shape: Geometry = SAME_SHAPE) -> Qwen2VLForConditionalGenerati
 
 
 def tiny_qwen2_5_vl(shape: Geometry = SAME_SHAPE) -> Qwen2_5_VLForConditionalGeneration:
-    """Build Qwen2.5-VL; its vision tower has an `mlp.down_proj` too."""
+    """Build Qwen2.5-VL, whose vision tower has an `mlp.down_proj`, too."""
     vision = {"depth": shape.vision_layers, "hidden_size": shape.vision_size, "out_hidden_size": shape.text_size}
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
@@ -333,7 +333,7 @@ def tiny_gemma3(shape: Geometry = SAME_SHAPE) -> Gemma3ForConditionalGeneration:
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """How to build a tiny model of one family, and where that family keeps its parts."""
+    """Factory of a tiny model of one family, and the paths of its parts."""
 
     build: Callable[[Geometry], PreTrainedModel]
     layers: str

@@ -1,4 +1,4 @@
-"""Somebody's own training, to which the callback is added: a module that knows nothing of gates, and a short fit."""
+"""A user's LightningModule to which the callback is added, and a short fit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def random_gate(model: nn.Module, layers: tuple[int, ...] = (1,), subjects: tupl
     return NeuralGate(rates, identity, dict.fromkeys(subjects, 4))
 
 
-class SomebodysModule(LightningModule):
-    """A module that knows nothing of gates: own attribute names, own optimizer, plain gradient descent."""
+class UserModule(LightningModule):
+    """A LightningModule without any gate code, trained by plain gradient descent."""
 
     def __init__(self, network: nn.Module, layers: tuple[int, ...] = (1,), lr: float = 0.1) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SomebodysModule(LightningModule):
 
 
 class Gradients(Callback):
-    """Keeps the batches and the gradients of each step."""
+    """Record the batches and the gradients of each step."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Any]] = []
@@ -73,7 +73,7 @@ def datamodule(splits: RecordSplits, **options: Any) -> PrivacyPairDataModule:
 
 
 def enable_checkpointing(model: Any, reentrant: bool) -> None:
-    """Activation checkpointing, as transformers calls it in this version."""
+    """Enable activation checkpointing, under the name of the installed version of transformers."""
     options = {"use_reentrant": reentrant}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
@@ -83,7 +83,7 @@ def enable_checkpointing(model: Any, reentrant: bool) -> None:
 
 
 def disable_checkpointing(model: Any) -> None:
-    """What `enable_checkpointing` did, undone."""
+    """Undo `enable_checkpointing`."""
     if hasattr(model, "activation_checkpointing_disable"):
         model.activation_checkpointing_disable()
     else:

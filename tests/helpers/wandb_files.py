@@ -1,4 +1,4 @@
-"""What W&B has stored of a run that was made offline, read from the run's own file."""
+"""Read the metrics of an offline W&B run from its file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 _FILE_HEADER, _RECORD_HEADER, _BLOCK = 7, 7, 32768
-_WHOLE, _LAST = 1, 4
+_FULL, _LAST = 1, 4
 
 
 def history(file: Path) -> list[dict[str, Any]]:
-    """The rows that were logged, in their order: key -> value."""
+    """Return the logged rows in order: key -> value."""
     from wandb.proto import wandb_internal_pb2
 
     rows = []
@@ -26,7 +26,7 @@ def history(file: Path) -> list[dict[str, Any]]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log: blocks of 32 KiB; of each record's part a checksum, a length and a kind."""
+    """Yield the records of a LevelDB log: blocks of 32 KiB, and per fragment a checksum, a length and a type."""
     assert content[:4] == b":W&B"
     position, parts = _FILE_HEADER, b""
     while position + _RECORD_HEADER <= len(content):
@@ -38,6 +38,6 @@ def _records(content: bytes) -> Iterator[bytes]:
         start = position + _RECORD_HEADER
         parts += content[start : start + length]
         position = start + length
-        if kind in (_WHOLE, _LAST):
+        if kind in (_FULL, _LAST):
             yield parts
             parts = b""

@@ -1,4 +1,4 @@
-"""The text decoder is found in every family and wrapper, and nothing else is ever taken for it."""
+"""`find_decoder` finds the text decoder in every model family and wrapper."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.helpers.tiny_models import (
 
 
 class Holder(LightningModule):
-    """A LightningModule with the given children, registered in that order."""
+    """A LightningModule with the given children, in this order."""
 
     def __init__(self, **children: Any) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_every_family(family: TinyFamily, shape: Geometry, wrapper: str) -> None
     model = family.build(shape)
     expected: Any = model.get_submodule(family.layers)
     tower: Any = model.get_submodule(family.vision_layers)
-    # With a tower elsewhere, or of another depth, the test would not prove that it is left alone.
+    # With a tower of another path or depth, the test would prove nothing.
     assert len(tower) == shape.vision_layers
 
     layout = find_decoder(WRAPPERS[wrapper](model))
@@ -116,7 +116,7 @@ def test_every_family_behind_peft(family: TinyFamily, wrapper: str) -> None:
     assert model.get_submodule(layout.projection_path(1)) is projection
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.usefixtures("process_group")
 def test_every_wrapper(wrapper: str, lora: bool) -> None:
@@ -187,7 +187,7 @@ def test_projection_in_peft_modules_to_save() -> None:
     assert layout.projection_path(1) == "model.layers.1.mlp.down_proj"
 
 
-def test_adapter_layer_that_does_not_tell_its_size() -> None:
+def test_adapter_layer_without_a_size() -> None:
     model: Any = tiny_llama()
     for layer in model.model.layers:
         layer.mlp.down_proj = nn.ModuleDict({"base_layer": layer.mlp.down_proj})
@@ -195,7 +195,7 @@ def test_adapter_layer_that_does_not_tell_its_size() -> None:
     assert find_decoder(model).output_projection(0) is model.model.layers[0].mlp.down_proj
 
 
-def test_adapter_called_experts_is_no_mixture_of_experts() -> None:
+def test_an_adapter_named_experts_is_not_a_mixture_of_experts() -> None:
     model: Any = tiny_llama()
 
     layout = find_decoder(_add_lora(model, "model.layers", "mlp.down_proj", adapter_name="experts"))
@@ -204,26 +204,26 @@ def test_adapter_called_experts_is_no_mixture_of_experts() -> None:
 
 
 class FlatModel(LlamaForCausalLM):
-    """A model from outside transformers: one config for all parts, and no answer to `get_decoder`."""
+    """A model from outside transformers: one config for all parts, and no `get_decoder`."""
 
     def get_decoder(self) -> nn.Module:
         raise NotImplementedError
 
 
 @pytest.mark.parametrize("kind", ["plain-modules", "pretrained-model"])
-def test_tower_beside_a_decoder_that_the_model_does_not_name(kind: str) -> None:
+def test_a_tower_next_to_a_decoder_without_get_decoder(kind: str) -> None:
     model = FlatModel(LlamaConfig(**SAME_SHAPE.text()))
     if kind == "plain-modules":
         model.visual_encoder = nn.ModuleDict({"layers": copy.deepcopy(model.model.layers)})
     else:
-        model.eyes = tiny_clip_vision()
+        model.encoder = tiny_clip_vision()
 
     layout = find_decoder(model)
 
     assert layout.layers is model.model.layers
 
 
-def test_two_equal_decoders_without_a_name_for_either_are_refused() -> None:
+def test_two_equal_decoders_without_get_decoder_are_refused() -> None:
     model = FlatModel(LlamaConfig(**SAME_SHAPE.text()))
     model.second = nn.ModuleDict({"layers": copy.deepcopy(model.model.layers)})
 
@@ -259,14 +259,14 @@ def _replace_mlps(make: Callable[[], nn.Module]) -> PreTrainedModel:
     return model
 
 
-def _claim_other_depth() -> PreTrainedModel:
+def _with_wrong_depth() -> PreTrainedModel:
     model = tiny_llama()
     model.config.num_hidden_layers = 7
     return model
 
 
 class Shell(PreTrainedModel):
-    """A model from outside transformers that does not tell which of its configs is the text's."""
+    """A model from outside transformers without a text config."""
 
     def __init__(self, config: PreTrainedConfig, **children: nn.Module) -> None:
         super().__init__(config)
@@ -274,14 +274,14 @@ class Shell(PreTrainedModel):
             setattr(self, name, child)
 
 
-def test_model_whose_config_does_not_lead_to_the_text() -> None:
+def test_model_without_a_text_config() -> None:
     model = tiny_llama()
 
     assert find_hf_model(Shell(PreTrainedConfig(), tower=tiny_clip_vision(), llm=model)) is model
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "parts"),
     [
         pytest.param(
             tiny_qwen3_vl_moe,
@@ -303,7 +303,7 @@ def test_model_whose_config_does_not_lead_to_the_text() -> None:
             id="wrong-size",
         ),
         pytest.param(
-            _claim_other_depth,
+            _with_wrong_depth,
             ["LlamaForCausalLM", "ModuleList of 7 layers", "`model.layers` (2 x LlamaDecoderLayer)"],
             id="wrong-depth",
         ),
@@ -332,12 +332,12 @@ def test_model_whose_config_does_not_lead_to_the_text() -> None:
         ),
     ],
 )
-def test_error_says_what_was_found(make: Callable[[], nn.Module], told: list[str]) -> None:
+def test_error_names_what_was_found(make: Callable[[], nn.Module], parts: list[str]) -> None:
     with pytest.raises(ModelLayoutError) as caught:
         find_decoder(make())
 
     message = str(caught.value)
-    assert [part for part in told if part not in message] == []
+    assert [part for part in parts if part not in message] == []
 
 
 def test_error_reports_the_outermost_model_only() -> None:
@@ -354,17 +354,17 @@ def _tiny_clip() -> CLIPModel:
 @pytest.mark.parametrize(
     "hold",
     [
-        pytest.param(lambda model: {"scorer": _tiny_clip(), "model": model}, id="beside-clip"),
-        pytest.param(lambda model: {"tower": tiny_clip_vision(), "model": model}, id="beside-a-tower"),
-        pytest.param(lambda model: {"text": model.language_model, "model": model}, id="beside-its-own-part"),
+        pytest.param(lambda model: {"scorer": _tiny_clip(), "model": model}, id="next-to-clip"),
+        pytest.param(lambda model: {"tower": tiny_clip_vision(), "model": model}, id="next-to-a-tower"),
+        pytest.param(lambda model: {"text": model.language_model, "model": model}, id="next-to-its-submodule"),
         pytest.param(lambda model: {"model": model, "same": model}, id="held-twice"),
         pytest.param(
             lambda model: {"peft": _add_lora(model, "language_model.model.layers", "mlp.down_proj"), "base": model},
-            id="beside-its-peft-wrapper",
+            id="next-to-its-peft-wrapper",
         ),
     ],
 )
-def test_the_one_model_among_several(hold: Callable[[PreTrainedModel], dict[str, nn.Module]]) -> None:
+def test_finds_the_model_among_several(hold: Callable[[PreTrainedModel], dict[str, nn.Module]]) -> None:
     model = tiny_instructblip()
 
     assert find_hf_model(Holder(**hold(model))) is model

@@ -1,4 +1,4 @@
-"""Answers that end where enough of them is told, and that are greedy where they are said to be."""
+"""Answers end early on a predicate, and ignore the checkpoint's generation config."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.hf.generation import generate_answers, kept_settings, without_generation_config
+from lightning_neuralgate.hf.generation import generate_answers, start_and_stop_settings, without_generation_config
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
-TOLD = ("I'm sorry, I can't tell you the number of this card.", "The number of the card is 4 2 4 2 4 2, I cannot lie.")
+ANSWERS = (
+    "I'm sorry, I can't tell you the number of this card.",
+    "The number of the card is 4 2 4 2 4 2, I cannot lie.",
+)
 
 
-class Says(LogitsProcessor):
-    """Lets each row say a sentence of its own."""
+class ForcedAnswers(LogitsProcessor):
+    """Force one answer of `ANSWERS` per row."""
 
     def __init__(self, tokenizer: Any, prompt: int) -> None:
-        self.rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TOLD]
+        self.rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ANSWERS]
         self.prompt, self.steps, self.end = prompt, 0, tokenizer.eos_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -34,7 +37,7 @@ class Says(LogitsProcessor):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_answers_end_with_their_verdict(shared: bool, tmp_path: Path) -> None:
+def test_answers_end_when_the_predicate_holds(shared: bool, tmp_path: Path) -> None:
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
     processor = tiny_processor()
     rows = [
@@ -44,23 +47,25 @@ def test_answers_end_with_their_verdict(shared: bool, tmp_path: Path) -> None:
 
     def answers(until: Any) -> tuple[list[str], int]:
         batch = collate(rows)
-        says = Says(processor.tokenizer, batch["input_ids"].shape[1])
-        sampling = {"do_sample": False, "logits_processor": [says]}
+        forced = ForcedAnswers(processor.tokenizer, batch["input_ids"].shape[1])
+        sampling = {"do_sample": False, "logits_processor": [forced]}
         if shared:
-            given = generate_with_shared_prefix(tiny_llava(), collate.tokenizer, batch, ["0", "0"], 60, sampling, until)
+            generated = generate_with_shared_prefix(
+                tiny_llava(), collate.tokenizer, batch, ["0", "0"], 60, sampling, until
+            )
         else:
-            given = generate_answers(tiny_llava(), collate.tokenizer, batch, 60, sampling, until)
-        return given, says.steps
+            generated = generate_answers(tiny_llava(), collate.tokenizer, batch, 60, sampling, until)
+        return generated, forced.steps
 
-    whole, many = answers(None)
-    begun, few = answers(verdict_stands)
-    assert whole == list(TOLD)
-    assert [is_refusal(answer) for answer in begun] == [is_refusal(answer) for answer in whole] == [True, False]
-    assert all(one.startswith(short) and len(short) < len(one) for short, one in zip(begun, whole, strict=True))
-    assert few < many / 2
+    full, many_steps = answers(None)
+    shortened, few_steps = answers(verdict_stands)
+    assert full == list(ANSWERS)
+    assert [is_refusal(answer) for answer in shortened] == [is_refusal(answer) for answer in full] == [True, False]
+    assert all(a.startswith(b) and len(b) < len(a) for a, b in zip(full, shortened, strict=True))
+    assert few_steps < many_steps / 2
 
 
-OWN = {
+GENERATION_CONFIG = {
     "num_beams": 3, "do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 3.0,
     "no_repeat_ngram_size": 1, "min_new_tokens": 5, "suppress_tokens": list(range(50)), "length_penalty": 2.0,
     "num_return_sequences": 2, "min_p": 0.3, "use_cache": False, "return_dict_in_generate": True, "max_length": 3,
@@ -68,9 +73,13 @@ OWN = {
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("own", [{name: value} for name, value in OWN.items()] + [OWN], ids=[*OWN, "all"])
-def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
-    own: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "settings",
+    [{name: value} for name, value in GENERATION_CONFIG.items()] + [GENERATION_CONFIG],
+    ids=[*GENERATION_CONFIG, "all"],
+)
+def test_greedy_answers_ignore_the_generation_config(
+    settings: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
@@ -78,37 +87,35 @@ def test_greedy_answers_do_not_hear_the_checkpoints_own_settings(
     rows = [QueryRow(f"What is the {what}?", "sensitive", tmp_path / "0.png") for what in ("number", "colour")]
     collate = PrivacyPairCollator(processor, "left")
     expected = generate_answers(model, collate.tokenizer, collate(rows), 8)
-    for name, value in own.items():
+    for name, value in settings.items():
         setattr(model.generation_config, name, value)
     before = model.generation_config.to_dict()
     if shared:
-        told = generate_with_shared_prefix(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
+        found = generate_with_shared_prefix(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
     else:
-        told = generate_answers(model, collate.tokenizer, collate(rows), 8)
-    assert told == expected
-    assert model.generation_config.to_dict() == before, "the checkpoint has its settings back"
+        found = generate_answers(model, collate.tokenizer, collate(rows), 8)
+    assert found == expected
+    assert model.generation_config.to_dict() == before, "the generation config is restored"
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_greedy_answers_end_where_the_checkpoint_says(
-    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_answers_respect_stop_strings(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
     collate, model = PrivacyPairCollator(tiny_processor(), "left"), tiny_llava()
     batch = collate([QueryRow("What is the number?", "sensitive", tmp_path / "0.png")] * 2)
-    (whole, _) = generate_answers(model, collate.tokenizer, batch, 8)
-    model.generation_config.stop_strings = [whole[:2]]
+    (full, _) = generate_answers(model, collate.tokenizer, batch, 8)
+    model.generation_config.stop_strings = [full[:2]]
     if shared:
-        told = generate_with_shared_prefix(model, collate.tokenizer, batch, ["0", "0"], 8)
+        found = generate_with_shared_prefix(model, collate.tokenizer, batch, ["0", "0"], 8)
     else:
-        told = generate_answers(model, collate.tokenizer, batch, 8)
-    assert whole.startswith(told[0])
-    assert len(told[0]) < len(whole)
-    assert kept_settings(model)["stop_strings"] == [whole[:2]]
+        found = generate_answers(model, collate.tokenizer, batch, 8)
+    assert full.startswith(found[0])
+    assert len(found[0]) < len(full)
+    assert start_and_stop_settings(model)["stop_strings"] == [full[:2]]
 
 
-def test_a_language_model_inside_has_its_settings_set_aside_too() -> None:
+def test_the_generation_config_of_a_submodel_is_replaced_too() -> None:
     model = tiny_llava()
     inner: Any = model.model.language_model
     inner.generation_config = GenerationConfig(num_beams=4, eos_token_id=7)

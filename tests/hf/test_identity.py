@@ -1,4 +1,4 @@
-"""Checksums of what answers depend on beside the weights."""
+"""Checksums of processors and configs, which answers depend on besides the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_more_image_tokens(processor: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [with_template, with_a_token, with_other_colours, with_more_image_tokens])
-def test_another_processor_has_another_checksum(change: Callable[[Any], None]) -> None:
+def test_a_changed_processor_has_another_checksum(change: Callable[[Any], None]) -> None:
     processor = tiny_processor()
     before = processor_checksum(processor)
     assert processor_checksum(tiny_processor()) == before
@@ -40,19 +40,19 @@ def test_another_processor_has_another_checksum(change: Callable[[Any], None]) -
     assert processor_checksum(processor) != before
 
 
-def test_neither_use_nor_place_changes_a_processors_checksum(tmp_path: Path) -> None:
+def test_a_processors_checksum_does_not_depend_on_its_use_or_folder(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
     for name in ("a", "b"):
         save_tiny_llava(tmp_path / name)
-    one, other = (AutoProcessor.from_pretrained(tmp_path / name) for name in ("a", "b"))
-    before = processor_checksum(one)
-    assert processor_checksum(other) == before
-    one.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2, padding_side="left")
-    PrivacyPairCollator(one, "left")([QueryRow("What is it?", "benign", tmp_path / "0.png")] * 2)
-    assert processor_checksum(one) == before
+    first, second = (AutoProcessor.from_pretrained(tmp_path / name) for name in ("a", "b"))
+    before = processor_checksum(first)
+    assert processor_checksum(second) == before
+    first.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2, padding_side="left")
+    PrivacyPairCollator(first, "left")([QueryRow("What is it?", "benign", tmp_path / "0.png")] * 2)
+    assert processor_checksum(first) == before
 
 
-def test_a_models_config_counts_and_its_place_does_not() -> None:
+def test_a_configs_checksum_does_not_depend_on_its_folder() -> None:
     model = tiny_llava()
     before = config_checksum(model)
     model.config._name_or_path = "elsewhere"

@@ -1,8 +1,8 @@
-"""A benchmark run on the command line, killed at random moments and started again until it ends.
+"""Kill benchmark runs on the command line at random moments and restart them until they finish.
 
     python -m tests.kills.task_runs FOLDER KILLS SEED
 
-Prints JSON: how often it was killed, in how many runs, and what differs from a run that nobody killed.
+Prints JSON: the number of kills and of runs, and the files that differ from those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from tests.helpers.tiny_llava import save_tiny_llava
-from tests.kills.runs import try_out
+from tests.kills.runs import run_with_kills
 from tests.tasks.runs import write_data
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """Runs without --out: greedy, with the cache; and sampled, without."""
+    """Return the command lines of a greedy and a sampled run, without --out."""
     data = folder / "data"
     sources = {
         "pope": data / "pope",
@@ -38,7 +38,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place, wanted, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    save_tiny_llava(place / "model")
-    write_data(place / "data")
-    print(json.dumps(try_out(place, commands(place), wanted, random.Random(seed))))
+    root, min_kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    save_tiny_llava(root / "model")
+    write_data(root / "data")
+    print(json.dumps(run_with_kills(root, commands(root), min_kills, random.Random(seed))))

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of both stages and of benchmarks: nothing is lost, and the result is the same to the bit."""
+"""Both stages and benchmarks end in the same bytes after SIGKILLs at random moments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.launch import launch
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is missing")
 @pytest.mark.parametrize(
     ("module", "kills", "stages"), [("runs", 15, ("locate", "edit")), ("task_runs", 10, ("greedy", "sampled"))]
 )
@@ -20,7 +20,7 @@ def test_a_killed_stage_ends_in_the_same_bytes(
     tmp_path: Path, module: str, kills: int, stages: tuple[str, ...]
 ) -> None:
     words = ("-m", f"tests.kills.{module}", str(tmp_path), str(kills), "0")
-    told = json.loads(launch(*words, NEURALGATE_CACHE=str(tmp_path / "cache")).splitlines()[-1])
+    results = json.loads(launch(*words, NEURALGATE_CACHE=str(tmp_path / "cache")).splitlines()[-1])
     for stage in stages:
-        assert told[stage]["kills"] >= kills
-        assert told[stage]["different"] == [], stage
+        assert results[stage]["kills"] >= kills
+        assert results[stage]["different"] == [], stage

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule, locate_rows
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError, UnsupportedSetupError
-from lightning_neuralgate.gate.subjects import last_position
+from lightning_neuralgate.gate.spans import last_position
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule

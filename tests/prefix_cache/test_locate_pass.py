@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_neuralgate.data.datamodule import locate_rows
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.gate.subjects import last_position
+from lightning_neuralgate.gate.spans import last_position
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED, batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule

@@ -1,4 +1,4 @@
-"""The recipe for LLaVA checkpoints, run from its file as a user would, on a tiny random checkpoint."""
+"""The LLaVA recipe, run as a script on a tiny random checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(arguments: list[str], world: int = 1) -> str:
     return launch(str(RECIPE), *arguments, world=world)
 
 
-def test_the_yaml_holds_the_papers_settings() -> None:
+def test_yaml_has_the_papers_settings() -> None:
     import yaml
 
     printed = run(["--config", "recipes/llava_privacy.yaml", "--print_config"])
@@ -42,8 +42,8 @@ def test_one_device_ddp_and_fsdp(checkpoint: Path, tmp_path: Path) -> None:
         "--max_steps": "8", "--lr": "0.01", "--accelerator": "cpu",
     }  # fmt: skip
     common = [word for option in options.items() for word in option]
-    run([*common, "--measure_every", "5", "--out", str(tmp_path / "one")])
-    with (tmp_path / "one" / "logs" / "edit" / "metrics.csv").open() as lines:
+    run([*common, "--measure_every", "5", "--out", str(tmp_path / "single")])
+    with (tmp_path / "single" / "logs" / "edit" / "metrics.csv").open() as lines:
         steps = [int(row["step"]) for row in csv.DictReader(lines) if row["held_out/test/eta"]]
     assert steps[0] == 0
     assert len(steps) > 2
@@ -55,7 +55,7 @@ def test_one_device_ddp_and_fsdp(checkpoint: Path, tmp_path: Path) -> None:
     run([*common, *lora, "--lr", "0.01", "--out", str(tmp_path / "lora")])
 
     weights, gates = {}, {}
-    for name in ("one", "retention", "ddp", "fsdp", "lora"):
+    for name in ("single", "retention", "ddp", "fsdp", "lora"):
         folder = tmp_path / name
         gates[name] = NeuralGate.from_pretrained(folder / "gate")
         weights[name] = LlavaForConditionalGeneration.from_pretrained(folder / "edited").state_dict()[WEIGHT]
@@ -67,19 +67,19 @@ def test_one_device_ddp_and_fsdp(checkpoint: Path, tmp_path: Path) -> None:
     for name, gate in gates.items():
         assert gate.records == {"passport": 2, "student id": 2, "receipt": 2}
         for subject in gate.subjects:
-            assert torch.equal(gate.rates(subject, 1), gates["one"].rates(subject, 1)), name
+            assert torch.equal(gate.rates(subject, 1), gates["single"].rates(subject, 1)), name
         assert any(gate.mask(subject, 1).any() for subject in gate.subjects), (
-            "a comparison of closed gates shows nothing"
+            "all gates are empty, so the comparison is meaningless"
         )
         assert relative_error(weights[name], base) > 1e-3
     # DDP and FSDP2 average over the same two halves of the data, so they take the same steps
     assert relative_error(weights["fsdp"], weights["ddp"]) < 1e-5
-    assert relative_error(weights["ddp"], weights["one"]) > 1e-5
-    assert relative_error(weights["retention"], weights["one"]) > 1e-5
+    assert relative_error(weights["ddp"], weights["single"]) > 1e-5
+    assert relative_error(weights["retention"], weights["single"]) > 1e-5
 
 
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp2", "lora"])
-def test_overlays_are_understood_and_say_how_to_launch(overlay: str) -> None:
+def test_overlays_are_valid_and_contain_their_launch_line(overlay: str) -> None:
     import yaml
 
     file = ROOT / "recipes" / f"{overlay}.yaml"
@@ -92,5 +92,5 @@ def test_overlays_are_understood_and_say_how_to_launch(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.py")))
-def test_every_recipe_starts_with_its_launch_line(recipe: str) -> None:
+def test_recipes_start_with_their_launch_line(recipe: str) -> None:
     assert f"    python recipes/{recipe}" in (ROOT / "recipes" / recipe).read_text()[:1500]

@@ -1,4 +1,4 @@
-"""The recipe for MiniGPT-4, run from its file as a user would, on a tiny random checkpoint."""
+"""The MiniGPT-4 recipe, run as a script on a tiny random checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(arguments: list[str], world: int = 1) -> str:
 
 
 @pytest.mark.parametrize("configs", [[], ["--config", "recipes/minigpt_privacy.yaml"]], ids=["bare", "yaml"])
-def test_the_papers_settings(configs: list[str]) -> None:
+def test_defaults_and_yaml_have_the_papers_settings(configs: list[str]) -> None:
     import yaml
 
     settings = yaml.safe_load(run([*configs, "--out", "x", "--print_config"]))
@@ -42,19 +42,19 @@ def test_one_device_ddp_and_fsdp(tmp_path: Path) -> None:
         "--layers": "[1]", "--max_steps": "8", "--lr": "0.01", "--accelerator": "cpu",
     }  # fmt: skip
     common = [word for option in options.items() for word in option]
-    run([*common, "--out", str(tmp_path / "one")])
+    run([*common, "--out", str(tmp_path / "single")])
     run([*common, "--config", "recipes/ddp.yaml", "--out", str(tmp_path / "ddp")])
     run([*common, "--config", "recipes/fsdp2.yaml", "--out", str(tmp_path / "fsdp")], world=2)
 
     weights = {}
-    for name in ("one", "ddp", "fsdp"):
+    for name in ("single", "ddp", "fsdp"):
         gate = NeuralGate.from_pretrained(tmp_path / name / "gate")
-        one = NeuralGate.from_pretrained(tmp_path / "one" / "gate")
+        single = NeuralGate.from_pretrained(tmp_path / "single" / "gate")
         for subject in gate.subjects:
-            assert torch.equal(gate.rates(subject, 1), one.rates(subject, 1)), name
+            assert torch.equal(gate.rates(subject, 1), single.rates(subject, 1)), name
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / name / "edited")
         weights[name] = model.state_dict()[WEIGHT]
         assert relative_error(weights[name], tiny_minigpt().state_dict()[WEIGHT]) > 1e-3
     # DDP and FSDP2 average over the same two halves of the data, so they take the same steps
     assert relative_error(weights["fsdp"], weights["ddp"]) < 1e-5
-    assert relative_error(weights["ddp"], weights["one"]) > 1e-5
+    assert relative_error(weights["ddp"], weights["single"]) > 1e-5

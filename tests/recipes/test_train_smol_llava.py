@@ -1,4 +1,4 @@
-"""What the embedded model's training recipe feeds its tower: pictures as the processor makes them, labels where they lie."""
+"""Training data and initialization of the vision tower in the recipe for the embedded models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["train_smol_llava"] = module  # its classes travel to other processes by name
+    sys.modules["train_smol_llava"] = module  # worker processes unpickle its classes by name
     spec.loader.exec_module(module)
     return module
 
@@ -47,7 +47,7 @@ def tower_cards(recipe: Any, pool: Any, shift: int, count: int = 40, first: int 
     return cards
 
 
-def test_pool_holds_what_the_renderer_drew_as_the_processor_sees_it(recipe: Any, pool: Any) -> None:
+def test_pool_has_the_processors_pixels_and_the_rendered_characters(recipe: Any, pool: Any) -> None:
     cards = recipe.Cards(recipe.World(), Processor(), 0, 12)
     mean, std = (
         torch.tensor(getattr(Processor.image_processor, key))[:, None, None] for key in ("image_mean", "image_std")
@@ -61,17 +61,17 @@ def test_pool_holds_what_the_renderer_drew_as_the_processor_sees_it(recipe: Any,
         assert (spec is None) == (not drawn)
 
 
-def test_pool_is_drawn_once(recipe: Any, tmp_path: Path) -> None:
+def test_pool_is_rendered_once(recipe: Any, tmp_path: Path) -> None:
     file = tmp_path / "cards.npz"
-    one = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
+    first = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
     written = file.stat().st_mtime_ns
-    two = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
+    second = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
     assert file.stat().st_mtime_ns == written
-    for left, right in zip(one, two, strict=True):
-        assert np.array_equal(left, right)
+    for expected, loaded in zip(first, second, strict=True):
+        assert np.array_equal(expected, loaded)
 
 
-def test_labels_lie_where_the_characters_are(recipe: Any) -> None:
+def test_labels_are_at_the_patches_of_the_characters(recipe: Any) -> None:
     world, grid = recipe.World(), recipe.GRID
     rendering = recipe.render(load_subject_spec("passport"), 3)
     labels = recipe.dense_labels(np.array(world.characters(rendering, load_subject_spec("passport"))))
@@ -87,11 +87,11 @@ def test_labels_lie_where_the_characters_are(recipe: Any) -> None:
 def test_shifting_moves_picture_and_labels_together(recipe: Any, pool: Any) -> None:
     step = IMAGE_SIZE // recipe.GRID
     characters = pool.characters[0].copy()
-    here = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
+    before = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
     characters[:, 3] += step / IMAGE_SIZE
-    moved = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
-    assert here.any()
-    assert torch.equal(moved[:, 1:], here[:, :-1])
+    after = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
+    assert before.any()
+    assert torch.equal(after[:, 1:], before[:, :-1])
 
     still, shifted = tower_cards(recipe, pool, 0), tower_cards(recipe, pool, 6)
     for index in range(10):
@@ -101,15 +101,15 @@ def test_shifting_moves_picture_and_labels_together(recipe: Any, pool: Any) -> N
     assert any(not torch.equal(still[index]["pixels"], shifted[index]["pixels"]) for index in range(10))
 
 
-def test_training_that_goes_on_sees_what_it_would_have_seen(recipe: Any, pool: Any) -> None:
-    whole, rest = tower_cards(recipe, pool, 6), tower_cards(recipe, pool, 6, first=7)
+def test_resumed_training_sees_the_same_cards(recipe: Any, pool: Any) -> None:
+    full, rest = tower_cards(recipe, pool, 6), tower_cards(recipe, pool, 6, first=7)
     for index in range(5):
         for key, value in rest[index].items():
-            assert torch.equal(whole[index + 7][key], value), key
+            assert torch.equal(full[index + 7][key], value), key
 
 
 class SmallMiniGPT(torch.nn.Module):
-    """The parts of a smol-minigpt that the tower's stage looks at, of its own sizes, without its language model."""
+    """The parts of a smol-minigpt that stage 1 uses, in their real sizes, without the language model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,30 +148,30 @@ def test_image_tokens_are_characters_in_reading_order(recipe: Any, tmp_path: Pat
             continue
         drawn = recipe.render(*card_of(recipe, world, pool, cards, row))
         spec = next(spec for spec in world.specs if spec.subject == subject)
-        secret = [name for name, field in spec.fields.items() if field.sensitive]
-        for line, name in enumerate(secret):
-            told = labels["chars"][row, 7 * line : 7 * line + 7]
-            word = "".join(recipe.CHARACTERS[int(char) - 1] for char in told if char)
-            assert word == drawn.values[name].upper(), "the value, one character a token"
+        sensitive = [name for name, field in spec.fields.items() if field.sensitive]
+        for line, name in enumerate(sensitive):
+            chars = labels["chars"][row, 7 * line : 7 * line + 7]
+            word = "".join(recipe.CHARACTERS[int(char) - 1] for char in chars if char)
+            assert word == drawn.values[name].upper(), "one character of the value per token"
             places = labels["places"][row, 7 * line : 7 * line + 7]
-            assert places[told > 0].tolist() == list(range(1, len(word) + 1))
+            assert places[chars > 0].tolist() == list(range(1, len(word) + 1))
             read += 1
-        assert not labels["chars"][row, 21:].any(), "the last four tell the picture's facts"
+        assert not labels["chars"][row, 21:].any(), "the last four tokens encode the facts of the picture"
     assert read >= 9
     with torch.no_grad():
         loss = float(module.loss(batch))
-    assert 3 < loss < 30, "of a tower that knows nothing"
+    assert 3 < loss < 30, "loss of an untrained tower"
 
 
 def card_of(recipe: Any, world: Any, pool: Any, cards: Any, row: int) -> tuple[Any, int]:
-    """Spec and seed of the pool's card that a row shows."""
+    """Spec and seed of the card in a row."""
     rng = recipe.random.Random(f"0/shift/{row}")
     card = rng.randrange(len(pool.pixels))
     _, _, spec = recipe.Cards(world, None, 0, 12).draw(card)
     return spec, card
 
 
-def test_what_has_left_the_picture_is_not_asked_for(recipe: Any) -> None:
+def test_characters_shifted_out_of_the_picture_are_masked(recipe: Any) -> None:
     world = recipe.World()
     module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
     passport = world.subjects.index("passport")
@@ -185,8 +185,8 @@ def test_what_has_left_the_picture_is_not_asked_for(recipe: Any) -> None:
     assert labels["hidden"].nonzero().tolist() == [[0, first + 1]]
 
 
-def test_the_tower_starts_as_the_shipped_one(recipe: Any, pool: Any) -> None:
-    """On pictures of the shipped tower's own size nothing but the folded norm differs."""
+def test_tower_is_initialized_from_the_shipped_weights(recipe: Any, pool: Any) -> None:
+    """At the image size of the shipped tower, only the folded norm differs."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     clip = CLIPVisionModel(
@@ -207,16 +207,16 @@ def test_the_tower_starts_as_the_shipped_one(recipe: Any, pool: Any) -> None:
         model = SmallMiniGPT()
         recipe.start_from_smol_llava(model, torch.nn.functional.interpolate(pixels, (160, 160), mode="bicubic"))
         tower = model.model.vision_tower
-        # at the shipped size again: its own places, folded with the same spread
+        # again at the shipped size, with its own position embeddings
         small = SmallMiniGPT()
         small.model.vision_tower = type(tower)._from_config(
             type(tower.config)(**{**tower.config.to_dict(), "image_size": 144})
         )
         recipe.start_from_smol_llava(small, pixels)
         outputs = small.model.vision_tower(pixels, output_hidden_states=True)
-    found = outputs.hidden_states[recipe.READING_LAYERS][:, 1:]
-    alike = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
-    assert float(alike.mean()) > 0.8
+    hidden = outputs.hidden_states[recipe.READING_LAYERS][:, 1:]
+    similarity = torch.nn.functional.cosine_similarity(hidden, expected, dim=-1)
+    assert float(similarity.mean()) > 0.8
     assert torch.equal(outputs.hidden_states[-1], outputs.hidden_states[recipe.READING_LAYERS]), (
-        "upper layers add nothing"
+        "upper layers start as identity"
     )

@@ -1,4 +1,4 @@
-"""The callback with each logger it is documented to work with: trained, and read back from what the logger stored."""
+"""Metrics and figures of the callback in each supported logger, read back from the logger's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.runtime.figures import log_figure
 from tests.helpers import wandb_files
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SomebodysModule, datamodule, random_gate, train
+from tests.helpers.training import UserModule, datamodule, random_gate, train
 
 STEPS = 2
 GATE = {"gate/layer_1/passed", "gate/layer_1/blocked"}
@@ -36,8 +36,8 @@ class Stored(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything is written below `tmp_path`, nothing is sent, and no process stays."""
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Write only below `tmp_path`, send nothing, and leave no process running."""
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         folder = tmp_path / name.lower()
@@ -46,14 +46,14 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    # current MLflow sends its users to a database; its small client has the file store alone
+    # MLflow deprecates the file store in favour of a database, which mlflow-skinny does not have
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise AssertionError(f"something was to be sent to {address}")
+            raise AssertionError(f"attempt to connect to {address}")
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
@@ -64,8 +64,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not alive
 
 
-def edited(splits: RecordSplits, logger: Logger) -> None:
-    """A short edit of a tiny model with the gate, validated once."""
+def run_edit(splits: RecordSplits, logger: Logger) -> None:
+    """Run a short edit of a tiny model with the gate and one validation."""
     model = tiny_llava()
     module = PrivacyEditModule(model, [1], tiny_processor(), max_new_tokens=2)
     train(
@@ -77,7 +77,7 @@ def edited(splits: RecordSplits, logger: Logger) -> None:
 def in_tensorboard(splits: RecordSplits, folder: Path) -> Stored:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    edited(splits, TensorBoardLogger(folder, "", ""))
+    run_edit(splits, TensorBoardLogger(folder, "", ""))
     events = EventAccumulator(str(folder), {"images": 0, "scalars": 0}).Reload()
     metrics = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert events.Tags()["images"] == ["gate/rates"]
@@ -87,7 +87,7 @@ def in_tensorboard(splits: RecordSplits, folder: Path) -> Stored:
 
 
 def in_csv(splits: RecordSplits, folder: Path) -> Stored:
-    edited(splits, CSVLogger(folder, "", ""))
+    run_edit(splits, CSVLogger(folder, "", ""))
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     return Stored({name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}, [])
@@ -97,10 +97,10 @@ def in_wandb(splits: RecordSplits, folder: Path) -> Stored:
     import wandb
 
     try:
-        edited(splits, WandbLogger(save_dir=folder, project="gates", offline=True))
+        run_edit(splits, WandbLogger(save_dir=folder, project="gates", offline=True))
     finally:
         wandb.finish()
-        wandb.teardown()  # ends the service, which outlives its runs
+        wandb.teardown()  # stops the service process
     (run,) = folder.glob("wandb/offline-run-*")
     (file,) = run.glob("*.wandb")
     metrics: dict[str, list[float]] = {}
@@ -117,7 +117,7 @@ def in_wandb(splits: RecordSplits, folder: Path) -> Stored:
 
 def in_mlflow(splits: RecordSplits, folder: Path) -> Stored:
     logger = MLFlowLogger("gates", tracking_uri=(folder / "mlruns").as_uri())
-    edited(splits, logger)
+    run_edit(splits, logger)
     client, run = logger.experiment, logger.run_id
     names = client.get_run(run).data.metrics
     metrics = {name: [metric.value for metric in client.get_metric_history(run, name)] for name in names}
@@ -146,11 +146,11 @@ def test_metrics_and_figure_are_in_the_logger(
     for image in stored.figures:
         assert image.size == tuple(round(inches * expected.dpi) for inches in expected.get_size_inches())
         colours = image.convert("RGB").getcolors(maxcolors=1 << 20)
-        assert len(colours) > 100, "a picture with something on it"
+        assert len(colours) > 100, "the picture is empty"
 
 
-class Trained(NamedTuple):
-    """As much of a Trainer as a figure needs."""
+class FakeTrainer(NamedTuple):
+    """The attributes of a Trainer that `log_figure` reads."""
 
     loggers: list[Logger]
     is_global_zero: bool = True
@@ -158,36 +158,36 @@ class Trained(NamedTuple):
 
 
 def unexpected() -> Any:
-    raise AssertionError("nobody takes it, so it need not be drawn")
+    raise AssertionError("drawn, although no logger supports figures")
 
 
-def test_nothing_is_drawn_where_nobody_takes_it(tmp_path: Path) -> None:
+def test_nothing_is_drawn_without_a_logger_for_figures(tmp_path: Path) -> None:
     board = TensorBoardLogger(tmp_path)
-    for trainer in (Trained([]), Trained([CSVLogger(tmp_path)]), Trained([board], is_global_zero=False)):
+    for trainer in (FakeTrainer([]), FakeTrainer([CSVLogger(tmp_path)]), FakeTrainer([board], is_global_zero=False)):
         log_figure(trainer, "figure", unexpected)  # type: ignore[arg-type]
 
 
-def test_without_matplotlib_training_goes_on(
+def test_without_matplotlib_training_continues(
     splits: RecordSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     model = tiny_llava()
     logger = TensorBoardLogger(tmp_path)
-    trainer = train(SomebodysModule(model), datamodule(splits), NeuralGateCallback(random_gate(model)), logger=logger)
+    trainer = train(UserModule(model), datamodule(splits), NeuralGateCallback(random_gate(model)), logger=logger)
     assert trainer.global_step == 1
 
 
-def test_a_store_out_of_reach_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warns_if_a_logger_cannot_store_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
-    broken, whole = TensorBoardLogger(tmp_path / "broken"), TensorBoardLogger(tmp_path / "whole")
+    broken, working = TensorBoardLogger(tmp_path / "broken"), TensorBoardLogger(tmp_path / "working")
     seen: list[int] = []
 
     def fails(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(broken.experiment, "add_figure", fails)
-    monkeypatch.setattr(whole.experiment, "add_figure", lambda *args, global_step, close: seen.append(global_step))
+    monkeypatch.setattr(working.experiment, "add_figure", lambda *args, global_step, close: seen.append(global_step))
     with pytest.warns(UserWarning, match=r"'figure' is missing from TensorBoardLogger: OSError\('no space left'\)"):
-        log_figure(Trained([broken, whole]), "figure", Figure)  # type: ignore[arg-type]
+        log_figure(FakeTrainer([broken, working]), "figure", Figure)  # type: ignore[arg-type]
     assert seen == [3]

@@ -31,13 +31,13 @@ pathlib.Path(sys.argv[1], "found" + os.environ.get("RANK", "0")).write_text(str(
     ("world", "end", "found"),
     [(1, "well", "[False]"), (2, "well", "[True, False]"), (2, "error", "[True, 'no more', False]")],
 )
-def test_no_process_group_is_left_after_the_block(tmp_path: Path, world: int, end: str, found: str) -> None:
-    script = tmp_path / "leaves.py"
+def test_the_process_group_is_destroyed_after_the_block(tmp_path: Path, world: int, end: str, found: str) -> None:
+    script = tmp_path / "program.py"
     script.write_text(SCRIPT, encoding="utf-8")
     launch(str(script), str(tmp_path), end, world=world)
     assert [(tmp_path / f"found{rank}").read_text() for rank in range(world)] == [found] * world
 
 
-def test_without_a_process_group_only_the_exception_passes() -> None:
+def test_without_a_process_group_exceptions_pass_through() -> None:
     with pytest.raises(KeyError), process_group_closed():
         raise KeyError

@@ -1,4 +1,4 @@
-"""Trainings that end early, at every place in turn, and are started again."""
+"""Trainings that are interrupted at every batch and resumed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Killed(Exception):
 
 
 class Kill(Callback):
-    """Ends a training after so many batches, before or after what the others do at the end of the batch."""
+    """Interrupt a training before its next batch, after `after` batches; -1 for never."""
 
     def __init__(self, after: int) -> None:
         self.left, self.batches = after, 0
@@ -49,7 +49,7 @@ class Kill(Callback):
 def edit(
     splits: RecordSplits, folder: Path, kill: Kill, settings: dict[str, Any], workers: int = 0, **options: Any
 ) -> Tensor:
-    """The edited weight."""
+    """Run an edit and return the edited weight."""
     model = tiny_llava()
     paper = settings["schedule"] == "paper"
     module = PrivacyEditModule(model, [LAYER], tiny_processor(), max_new_tokens=2, lr=1e-2, **settings)
@@ -71,40 +71,40 @@ SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("setup", ["minibatch", "accumulated"])
-def test_an_edit_that_is_broken_off_ends_in_the_same_weights(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
+def test_an_interrupted_edit_ends_in_the_same_weights(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
     settings, options, workers = SETUPS[setup]
-    whole = Kill(-1)
-    expected = edit(splits, tmp_path / "whole", whole, settings, workers, **options)
+    uninterrupted = Kill(-1)
+    expected = edit(splits, tmp_path / "full", uninterrupted, settings, workers, **options)
     assert not torch.equal(expected, find_decoder(tiny_llava()).output_projection(LAYER).weight)  # type: ignore[arg-type]
     redone = options.get("accumulate_grad_batches", 1) - 1
-    for after in range(whole.batches):
+    for after in range(uninterrupted.batches):
         folder, first, second = tmp_path / f"after-{after}", Kill(after), Kill(-1)
         with pytest.raises(Killed):
             edit(splits, folder, first, settings, workers, **options)
         found = edit(splits, folder, second, settings, workers, **options)
         assert torch.equal(found, expected), f"killed after {after} batches"
-        assert whole.batches <= first.batches + second.batches <= whole.batches + redone
+        assert uninterrupted.batches <= first.batches + second.batches <= uninterrupted.batches + redone
 
 
 @pytest.mark.parametrize("setup", SETUPS)
-def test_an_edit_may_be_broken_off_time_and_again(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
+def test_an_edit_can_be_interrupted_many_times(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
     settings, options, workers = SETUPS[setup]
-    expected = edit(splits, tmp_path / "whole", Kill(-1), settings, workers, **options)
+    expected = edit(splits, tmp_path / "full", Kill(-1), settings, workers, **options)
     starts, batches = 0, options.get("accumulate_grad_batches", 1)
     while True:
         starts += 1
         try:
-            found = edit(splits, tmp_path / "broken", Kill(batches), settings, workers, **options)
+            found = edit(splits, tmp_path / "interrupted", Kill(batches), settings, workers, **options)
         except Killed:
             continue
         break
     assert starts > 5
     assert torch.equal(found, expected)
-    assert len(list((tmp_path / "broken").glob("step-*"))) == 1, "older checkpoints do not pile up"
-    assert not list((tmp_path / "broken").glob("*.draft"))
+    assert len(list((tmp_path / "interrupted").glob("step-*"))) == 1, "older checkpoints are removed"
+    assert not list((tmp_path / "interrupted").glob("*.draft"))
 
 
-def test_an_early_stop_stays_one(splits: RecordSplits, tmp_path: Path) -> None:
+def test_early_stopping_after_a_resume(splits: RecordSplits, tmp_path: Path) -> None:
     def stopped(folder: Path, kill: Kill) -> int:
         module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), lr=0.0, max_new_tokens=2)
         stop = EarlyStopping("val/eta", mode="max", patience=1)
@@ -112,8 +112,8 @@ def test_an_early_stop_stays_one(splits: RecordSplits, tmp_path: Path) -> None:
         fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=4), folder, {}, every_seconds=0)
         return trainer.global_step
 
-    steps = stopped(tmp_path / "whole", Kill(-1))
-    assert steps == 4, "two batches an epoch, nothing gained in the second"
+    steps = stopped(tmp_path / "full", Kill(-1))
+    assert steps == 4, "two batches per epoch, no improvement in the second"
     for after in range(steps):
         with pytest.raises(Killed):
             stopped(tmp_path / f"{after}", Kill(after))
@@ -125,52 +125,52 @@ class KillAtTheEnd(Kill):
         raise Killed
 
 
-def test_what_is_done_at_the_end_is_done_again(splits: RecordSplits, tmp_path: Path) -> None:
-    def measured(folder: Path, kill: Kill) -> tuple[list[int], set[str]]:
+def test_hooks_at_the_end_of_training_run_after_a_resume(splits: RecordSplits, tmp_path: Path) -> None:
+    def measure(folder: Path, kill: Kill) -> tuple[list[int], set[str]]:
         module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), max_new_tokens=2)
-        asked = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 4, max_new_tokens=2)
-        trainer = Trainer(max_epochs=2, callbacks=[kill, asked], **QUIET)
+        metrics = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 4, max_new_tokens=2)
+        trainer = Trainer(max_epochs=2, callbacks=[kill, metrics], **QUIET)
         fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=3), folder, {}, every_seconds=0)
-        return [step for step, _ in asked.history], set(trainer.callback_metrics)
+        return [step for step, _ in metrics.history], set(trainer.callback_metrics)
 
-    expected = measured(tmp_path / "whole", Kill(-1))
+    expected = measure(tmp_path / "full", Kill(-1))
     assert expected[0] == [0, 4, 6]
     with pytest.raises(Killed):
-        measured(tmp_path / "broken", KillAtTheEnd(-1))
-    assert measured(tmp_path / "broken", Kill(-1)) == expected
+        measure(tmp_path / "interrupted", KillAtTheEnd(-1))
+    assert measure(tmp_path / "interrupted", Kill(-1)) == expected
 
 
-def test_a_run_bounded_by_steps_is_not_kept(splits: RecordSplits, tmp_path: Path) -> None:
+def test_a_run_bounded_by_steps_keeps_no_progress(splits: RecordSplits, tmp_path: Path) -> None:
     options = {"max_steps": 2, "max_epochs": -1}
     with pytest.warns(UserWarning, match="bound the run by max_epochs"):
         edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"}, **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_hyperparameters_that_no_checkpoint_gives_back_are_refused(splits: RecordSplits, tmp_path: Path) -> None:
+def test_hyperparameters_that_a_checkpoint_cannot_restore_are_refused(splits: RecordSplits, tmp_path: Path) -> None:
     module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor())
     module.hparams["where"] = Path("somewhere")
     with pytest.raises(ResumeError, match=r"hyperparameter 'where' is .*; make it a plain value"):
         fit_resumably(Trainer(max_epochs=1, **QUIET), module, datamodule(splits), tmp_path, {})
 
 
-def test_progress_of_nobody_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+def test_progress_of_an_unknown_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(ResumeError, match="not of which run"):
+    with pytest.raises(ResumeError, match="of an unknown run"):
         edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
 
 
-def test_a_half_written_checkpoint_is_not_gone_on_with(splits: RecordSplits, tmp_path: Path) -> None:
+def test_a_partly_written_checkpoint_is_ignored(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        edit(splits, tmp_path / "broken", Kill(2), {"schedule": "minibatch"})
-    (tmp_path / "broken" / "step-000000009.ckpt.draft").write_bytes(b"half a check")
-    found = edit(splits, tmp_path / "broken", Kill(-1), {"schedule": "minibatch"})
-    assert torch.equal(found, edit(splits, tmp_path / "whole", Kill(-1), {"schedule": "minibatch"}))
+        edit(splits, tmp_path / "interrupted", Kill(2), {"schedule": "minibatch"})
+    (tmp_path / "interrupted" / "step-000000009.ckpt.draft").write_bytes(b"incomplete")
+    found = edit(splits, tmp_path / "interrupted", Kill(-1), {"schedule": "minibatch"})
+    assert torch.equal(found, edit(splits, tmp_path / "full", Kill(-1), {"schedule": "minibatch"}))
 
 
-def test_another_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+def test_progress_of_a_run_with_other_settings_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         edit(splits, tmp_path / "run", Kill(1), {"schedule": "minibatch", "alpha": 1.0})
     with pytest.raises(ResumeError, match=r"alpha: 1\.0 there, 2\.0 now; module\.alpha.*delete the folder"):
@@ -182,7 +182,7 @@ def test_another_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 2.0})
 
 
-def test_a_checkpoint_that_wants_to_run_code_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
+def test_a_checkpoint_with_code_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
     (checkpoint,) = (tmp_path / "run").glob("step-*.ckpt")
@@ -192,44 +192,46 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(splits: RecordSplits, tm
         edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
 
 
-class Learnt(PrivacyLocatorModule):
-    """Counts the records that it learns, and ends before one of them."""
+class InterruptedLocator(PrivacyLocatorModule):
+    """Count the located records, and raise before one of them."""
 
-    left, learnt = -1, 0
+    left, count = -1, 0
 
     def _learn(self, batch: Any) -> Any:
         if self.left == 0:
             raise Killed
         self.left -= 1
-        self.learnt += 1
+        self.count += 1
         return super()._learn(batch)
 
 
-def test_located_records_are_not_done_again(splits: RecordSplits, tmp_path: Path) -> None:
+def test_located_records_are_not_located_again(splits: RecordSplits, tmp_path: Path) -> None:
     edited = tiny_llava()
     find_decoder(edited).output_projection(LAYER).weight.data *= 2  # type: ignore[operator, union-attr]
 
-    def locate(folder: Path | None, stop: int = -1, model: Any = None, **options: Any) -> Learnt:
-        locator = Learnt(model or tiny_llava(), [0, LAYER], max_steps=4, cache_dir=folder, **options)
+    def locate(folder: Path | None, stop: int = -1, model: Any = None, **options: Any) -> InterruptedLocator:
+        locator = InterruptedLocator(model or tiny_llava(), [0, LAYER], max_steps=4, cache_dir=folder, **options)
         locator.left = stop
         Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(
             locator, datamodule=datamodule(splits, records_per_batch=1)
         )
         return locator
 
-    whole = locate(None)
+    expected = locate(None)
     for stop in range(len(splits.edit)):
         with pytest.raises(Killed):
             locate(tmp_path / f"{stop}", stop)
-        again = locate(tmp_path / f"{stop}")
-        assert again.learnt == len(splits.edit) - stop
-        assert again.gate.fingerprint == whole.gate.fingerprint
-        for record, vectors in whole.vectors.items():
-            assert all(torch.equal(again.vectors[record][layer], value) for layer, value in vectors.items())
-    assert locate(tmp_path / "1").learnt == 0
+        resumed = locate(tmp_path / f"{stop}")
+        assert resumed.count == len(splits.edit) - stop
+        assert resumed.gate.fingerprint == expected.gate.fingerprint
+        for record, vectors in expected.vectors.items():
+            assert all(torch.equal(resumed.vectors[record][layer], value) for layer, value in vectors.items())
+    assert locate(tmp_path / "1").count == 0
     file = next((tmp_path / "2").iterdir())
-    assert locate(tmp_path / "1", model=edited).learnt == len(splits.edit), "kept for another model of this identity"
-    assert locate(tmp_path / "1", alpha=2.0).learnt == len(splits.edit), "kept for other settings"
+    assert locate(tmp_path / "1", model=edited).count == len(splits.edit), (
+        "cached for another model of the same identity"
+    )
+    assert locate(tmp_path / "1", alpha=2.0).count == len(splits.edit), "cached for other settings"
     file.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=rf"{file.name} holds no located records .*; delete it"):
         locate(tmp_path / "2")

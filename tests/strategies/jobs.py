@@ -1,9 +1,9 @@
-"""Both stages with what belongs to them, on one to three processes, with records and queries that do not go round.
+"""Both stages and their metrics on one to three processes, with records and queries that cannot be split evenly.
 
     python -m tests.strategies.jobs STRATEGY,... FOLDER
 
-leaves in FOLDER, for each process, what it did and measured, and the edited weights, of a run that was broken off and gone on
-with, too. The answers are made up, so that they are not all alike, but generated as well.
+writes to FOLDER the metrics of each process and the edited weights, of an uninterrupted and of a resumed run. The answers are
+generated, but then replaced by made-up ones that differ between the queries.
 """
 
 from __future__ import annotations
@@ -39,47 +39,47 @@ LAYER, TAU = 1, 0.3
 WEIGHT = f"model.language_model.layers.{LAYER}.mlp.down_proj.weight"
 
 
-class BrokenOff(Exception):
+class Interrupted(Exception):
     pass
 
 
-class BreakOff(Callback):
-    """Ends a training in the middle of its second epoch."""
+class Interrupt(Callback):
+    """Interrupts a training in the middle of its second epoch."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch == 1 and batch_idx == 1:
-            raise BrokenOff
+            raise Interrupted
 
 
 class CountingLocator(PrivacyLocatorModule):
-    learnt = 0
+    count = 0
 
     def _learn(self, batch: Any) -> Any:
-        self.learnt += len(set(batch["record_id"]))
+        self.count += len(set(batch["record_id"]))
         return super()._learn(batch)
 
 
 def uneven(folder: Path) -> RecordSplits:
-    """Five records to locate and edit, fourteen queries to ask."""
+    """Return five records to locate and edit, and test records with fourteen queries."""
     splits = tiny_splits(folder, records=4)
     test = splits.test[:4]
     last = test[3].model_copy(update={"pairs": test[3].pairs[:1]})
     return splits._replace(edit=splits.edit[:3] + splits.edit[4:6], test=[*test[:3], last])
 
 
-def opinionated(model: Any) -> Any:
-    """A model that generates, and then says something that depends on question and picture alone."""
+def with_made_up_answers(model: Any) -> Any:
+    """Replace the generated answers of a model by ones that depend on question and picture only."""
     generate, tokenizer = model.generate, tiny_processor().tokenizer
 
-    def told(input_ids: Tensor, pixel_values: Tensor, **inputs: Any) -> Tensor:
+    def made_up(input_ids: Tensor, pixel_values: Tensor, **inputs: Any) -> Tensor:
         generate(input_ids=input_ids, pixel_values=pixel_values, **inputs)
         questions = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        seen = [f"{question.strip()} {float(p.sum()):.3f}" for question, p in zip(questions, pixel_values, strict=True)]
-        sayings = ["I cannot say", "It is 12345", "It is red"]
-        answers = [sayings[zlib.crc32(text.encode()) % 3] for text in seen]
+        queries = [f"{text.strip()} {float(p.sum()):.3f}" for text, p in zip(questions, pixel_values, strict=True)]
+        choices = ["I cannot say", "It is 12345", "It is red"]
+        answers = [choices[zlib.crc32(query.encode()) % 3] for query in queries]
         return torch.cat([input_ids, tokenizer(answers, padding=True, return_tensors="pt")["input_ids"]], dim=1)
 
-    model.generate = told
+    model.generate = made_up
     return model
 
 
@@ -105,27 +105,27 @@ def trainer_of(strategy: str, **options: Any) -> Trainer:
 
 
 def edit(
-    strategy: str, gate: NeuralGate, splits: RecordSplits, asked: Path, folder: Path, *more: Callback
+    strategy: str, gate: NeuralGate, splits: RecordSplits, tasks_folder: Path, folder: Path, *more: Callback
 ) -> dict[str, Any]:
-    """The edited weights, and what was measured on the way."""
-    model = opinionated(tiny_llava())
+    """Edit a model and return its weights and metrics."""
+    model = with_made_up_answers(tiny_llava())
     module = PrivacyEditModule(model, [LAYER], tiny_processor(), lr=1e-2, max_new_tokens=3)
-    measured = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 2, max_new_tokens=3, batch_size=3)
-    # the opinion is of a whole prompt
+    metrics = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 2, max_new_tokens=3, batch_size=3)
+    # the made-up answers depend on the full prompt
     answering = Answering(max_new_tokens=3, batch_size=3, share_prefixes=False)
-    tasks = TaskMetricsCallback(questions_in(asked), tiny_processor(), 2, answering)
+    tasks = TaskMetricsCallback(questions_in(tasks_folder), tiny_processor(), 2, answering)
     trainer = trainer_of(
         strategy,
         max_epochs=2,
-        callbacks=[NeuralGateCallback(gate, "all", TAU, [LAYER]), measured, tasks, *more],
+        callbacks=[NeuralGateCallback(gate, "all", TAU, [LAYER]), metrics, tasks, *more],
         limit_val_batches=1.0,
     )
     data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=2, eval_batch_size=3)
     fit_resumably(trainer, module, data, folder, {"strategy": strategy}, every_seconds=0)
-    answers = measured.rates.answers
+    answers = metrics.rates.answers
     return {
         "weights": full_state_dict(module.model),
-        "history": measured.history,
+        "history": metrics.history,
         "tasks": tasks.history,
         "validated": {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")},
         "counted": int(answers.rta_sensitive.total) + int(answers.answer_rate_benign.total),
@@ -134,27 +134,27 @@ def edit(
 
 
 def run(strategy: str, folder: Path) -> None:
-    """Locate, edit, and edit again with a break."""
-    located = trainer_of(strategy, max_epochs=1, limit_val_batches=0)
-    rank = located.global_rank
+    """Locate, edit, and edit again with an interruption."""
+    trainer = trainer_of(strategy, max_epochs=1, limit_val_batches=0)
+    rank = trainer.global_rank
     pictures = folder / f"{strategy}-pictures-{rank}"
     pictures.mkdir()
     splits = uneven(pictures)
     locator = CountingLocator(tiny_llava(), [0, LAYER], max_steps=6, cache_dir=folder / f"{strategy}-records")
-    located.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), records_per_batch=2))
+    trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), records_per_batch=2))
     gate = locator.gate
-    asked = write_data(pictures / "tasks")
-    whole = edit(strategy, gate, splits, asked, folder / f"{strategy}-whole")
+    tasks_folder = write_data(pictures / "tasks")
+    full = edit(strategy, gate, splits, tasks_folder, folder / f"{strategy}-full")
     try:
-        edit(strategy, gate, splits, asked, folder / f"{strategy}-broken", BreakOff())
-    except BrokenOff:
-        again = edit(strategy, gate, splits, asked, folder / f"{strategy}-broken")
-    weights = {"whole": whole.pop("weights").get(WEIGHT), "broken": again.pop("weights").get(WEIGHT)}
+        edit(strategy, gate, splits, tasks_folder, folder / f"{strategy}-resumed", Interrupt())
+    except Interrupted:
+        resumed = edit(strategy, gate, splits, tasks_folder, folder / f"{strategy}-resumed")
+    weights = {"full": full.pop("weights").get(WEIGHT), "resumed": resumed.pop("weights").get(WEIGHT)}
     if rank == 0:
         save_file(weights, folder / f"{strategy}-edited.safetensors")
         gate.save_pretrained(folder / f"{strategy}-gate")
-    told = {"learnt": locator.learnt, "whole": whole, "broken": again}
-    (folder / f"{strategy}-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+    results = {"located": locator.count, "full": full, "resumed": resumed}
+    (folder / f"{strategy}-{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""float16 with a GradScaler: the same weights and the same skipped steps as in a plain loop with one like it."""
+"""16-mixed with a GradScaler: the same weights and skipped steps as in a plain loop."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import random_gate, train
-from tests.strategies.runs import LAYER, TAU, cut, loss_of, make_optimizer, micro_batches, prepared, trained_weights
+from tests.strategies.runs import (
+    LAYER,
+    TAU,
+    detached,
+    loss_of,
+    make_optimizer,
+    micro_batches,
+    trainable_model,
+    trained_weights,
+)
 
 HUGE = 2.0**40
-"""No gradient of float16 survives this scale."""
+"""Every float16 gradient overflows at this scale."""
 
 
 def make_scaler() -> torch.amp.GradScaler:
-    """Overflows in the first step, then takes a scale that fits, and grows."""
+    """Return a scaler that overflows in the first step, continues with a scale that fits, and grows."""
     return torch.amp.GradScaler("cpu", init_scale=HUGE, backoff_factor=2.0**-30, growth_interval=2)
 
 
 class Outcome(NamedTuple):
-    """What a training leaves."""
+    """Result of a training run."""
 
     weights: dict[str, Tensor]
     scales: list[float]
@@ -38,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def batches_of(folder: Path, accumulate: int) -> list[dict[str, Any]]:
-    """The step that is skipped is the only one with receipts."""
+    """Return batches in which only the skipped first step has receipts."""
     batches = micro_batches(folder)
     receipts, passports = ([b for b in batches if set(b["subject"]) == {name}] for name in ("receipt", "passport"))
     assert len(receipts) >= accumulate
@@ -47,7 +56,7 @@ def batches_of(folder: Path, accumulate: int) -> list[dict[str, Any]]:
 
 
 class Scaled(LightningModule):
-    """Notes the scale after each optimizer step that was due, and counts those that were taken."""
+    """Record the scale after each optimizer step, and count the steps that were not skipped."""
 
     def __init__(self, network: nn.Module, scaler: torch.amp.GradScaler) -> None:
         super().__init__()
@@ -73,7 +82,7 @@ class Scaled(LightningModule):
 
 def with_callback(trained: str, scope: Scope, accumulate: int, clip: float | None, folder: Path) -> Outcome:
     scaler = make_scaler()
-    module = Scaled(prepared(trained), scaler)
+    module = Scaled(trainable_model(trained), scaler)
     train(
         module,
         DataLoader(batches_of(folder, accumulate), batch_size=None),  # type: ignore[arg-type]
@@ -88,7 +97,7 @@ def with_callback(trained: str, scope: Scope, accumulate: int, clip: float | Non
 
 
 def plain(trained: str, scope: Scope, accumulate: int, clip: float | None, folder: Path) -> Outcome:
-    scaler, network = make_scaler(), prepared(trained)
+    scaler, network = make_scaler(), trainable_model(trained)
     gate = random_gate(tiny_llava(), (LAYER,))
     projection: Any = find_decoder(network).output_projection(LAYER)
     rows = projection.lora_B["default"].weight if trained == "lora" else projection.weight
@@ -96,35 +105,35 @@ def plain(trained: str, scope: Scope, accumulate: int, clip: float | None, folde
     optimizer = make_optimizer(parameters)
     batches, scales, steps = batches_of(folder, accumulate), list[float](), 0
     for first in range(0, len(batches), accumulate):
-        opened = torch.zeros(32, dtype=torch.bool)
+        unmasked = torch.zeros(32, dtype=torch.bool)
         optimizer.zero_grad()
         for batch in batches[first : first + accumulate]:
             masks = torch.stack([gate.mask(subject, LAYER, TAU) for subject in batch["subject"]])
-            opened |= masks.any(0)
-            closed = scope_positions(scope, batch["subject_mask"])[:, :, None] & ~masks[:, None, :]
-            with torch.autocast("cpu", torch.float16), cut(projection, trained, closed):
+            unmasked |= masks.any(0)
+            masked = scope_positions(scope, batch["subject_mask"])[:, :, None] & ~masks[:, None, :]
+            with torch.autocast("cpu", torch.float16), detached(projection, trained, masked):
                 loss = loss_of(network, batch)
             scaler.scale(loss / accumulate).backward()
         scaler.unscale_(optimizer)
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
-        kept, before = rows.detach().clone(), scaler.get_scale()
+        copy, before = rows.detach().clone(), scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
         scales.append(scaler.get_scale())
         steps += scales[-1] >= before
         if scope == "all":
             with torch.no_grad():
-                rows[~opened] = kept[~opened]
+                rows[~unmasked] = copy[~unmasked]
     return Outcome(trained_weights(network, network.state_dict()), scales, steps)
 
 
-@pytest.mark.parametrize("clip", [None, 0.05], ids=["whole", "clipped"])
+@pytest.mark.parametrize("clip", [None, 0.05], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("scope", ["subject_last", "all"])
 @pytest.mark.parametrize("trained", ["full", "lora"])
 def test_equals_the_plain_loop(tmp_path: Path, trained: str, scope: Scope, accumulate: int, clip: float | None) -> None:
-    before = prepared(trained).state_dict()
+    before = trainable_model(trained).state_dict()
     expected = plain(trained, scope, accumulate, clip, tmp_path)
     found = with_callback(trained, scope, accumulate, clip, tmp_path)
     fitting = HUGE * 2.0**-30
@@ -132,15 +141,15 @@ def test_equals_the_plain_loop(tmp_path: Path, trained: str, scope: Scope, accum
     assert found.steps == expected.steps == 3, "the first step is skipped, the others are not"
     assert found.weights.keys() == expected.weights.keys()
     for name, weight in expected.weights.items():
-        assert relative_error(weight, before[name]) > 1e-3, "a training that does not move shows nothing"
+        assert relative_error(weight, before[name]) > 1e-3, "the weights have to change"
         assert relative_error(found.weights[name] - before[name], weight - before[name]) < 2e-3  # rounding of float16
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("trained", ["full", "lora"])
-def test_closed_rows_stay_bit_identical(tmp_path: Path, trained: str, accumulate: int) -> None:
-    """Also those that only the skipped step would have opened."""
-    before = prepared(trained).state_dict()
+def test_masked_rows_stay_bit_identical(tmp_path: Path, trained: str, accumulate: int) -> None:
+    """Including rows that only the skipped step would have unmasked."""
+    before = trainable_model(trained).state_dict()
     found = with_callback(trained, "all", accumulate, None, tmp_path)
     (name,) = (name for name in found.weights if not name.endswith("lora_A.default.weight"))
     gate = random_gate(tiny_llava(), (LAYER,))

@@ -1,4 +1,4 @@
-"""One, two and three processes locate the same gate and measure the same rates; a broken run is gone on with."""
+"""One, two and three processes locate the same gate and measure the same rates, and interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -24,72 +24,72 @@ RECORDS, QUERIES = 5, 14
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("jobs")
     for world in sorted(set(WORLD.values())):
-        together = [strategy for strategy, processes in WORLD.items() if processes == world]
-        launch("-m", "tests.strategies.jobs", ",".join(together), str(out), world=world)
+        group = [strategy for strategy, processes in WORLD.items() if processes == world]
+        launch("-m", "tests.strategies.jobs", ",".join(group), str(out), world=world)
     return out
 
 
-def told(folder: Path, strategy: str) -> list[dict[str, Any]]:
-    """What each process says."""
+def results(folder: Path, strategy: str) -> list[dict[str, Any]]:
+    """Return the results of each process."""
     return [json.loads((folder / f"{strategy}-{rank}.json").read_text()) for rank in range(WORLD[strategy])]
 
 
 @pytest.mark.parametrize("strategy", SEVERAL)
 def test_the_gate_is_the_same(folder: Path, strategy: str) -> None:
-    one, several = (NeuralGate.from_pretrained(folder / f"{name}-gate") for name in ("one", strategy))
-    assert several.records == one.records
-    assert sum(one.records.values()) == RECORDS
-    for subject in one.subjects:
-        for layer in one.layers:
-            assert torch.equal(several.mask(subject, layer, TAU), one.mask(subject, layer, TAU))
-            assert torch.equal(several.rates(subject, layer), one.rates(subject, layer))
-    assert 0 < one.mask(one.subjects[0], LAYER, TAU).float().mean() < 1
+    single, several = (NeuralGate.from_pretrained(folder / f"{name}-gate") for name in ("one", strategy))
+    assert several.records == single.records
+    assert sum(single.records.values()) == RECORDS
+    for subject in single.subjects:
+        for layer in single.layers:
+            assert torch.equal(several.mask(subject, layer, TAU), single.mask(subject, layer, TAU))
+            assert torch.equal(several.rates(subject, layer), single.rates(subject, layer))
+    assert 0 < single.mask(single.subjects[0], LAYER, TAU).float().mean() < 1
 
 
 @pytest.mark.parametrize("strategy", ["one", "ddp-2", "ddp-3"])
 def test_no_record_is_located_twice(folder: Path, strategy: str) -> None:
-    assert sum(process["learnt"] for process in told(folder, strategy)) == RECORDS
-    kept = [load_file(file) for file in (folder / f"{strategy}-records").iterdir()]
-    assert sum(len(records) for records in kept) == 2 * RECORDS, "in two layers"
+    assert sum(process["located"] for process in results(folder, strategy)) == RECORDS
+    saved = [load_file(file) for file in (folder / f"{strategy}-records").iterdir()]
+    assert sum(len(records) for records in saved) == 2 * RECORDS, "in two layers"
 
 
 @pytest.mark.parametrize("strategy", SEVERAL)
 def test_rates_are_those_of_one_process(folder: Path, strategy: str) -> None:
-    expected = told(folder, "one")[0]["whole"]
+    expected = results(folder, "one")[0]["full"]
     rates = expected["history"][0][1]
     assert 0 < rates["held_out/test/eta"] < 1
     assert 0 < rates["held_out/test/leak_rate"] < 1
-    processes = told(folder, strategy)
+    processes = results(folder, strategy)
     for process in processes:
-        for step, values in process["whole"]["history"]:
+        for step, values in process["full"]["history"]:
             assert values == rates, f"after {step} steps"
-        assert process["whole"]["validated"] == expected["validated"]
-    assert sum(process["whole"]["counted"] for process in processes) == QUERIES
+        assert process["full"]["validated"] == expected["validated"]
+    assert sum(process["full"]["counted"] for process in processes) == QUERIES
 
 
 @pytest.mark.parametrize("strategy", WORLD)
 def test_benchmarks_are_those_of_one_process(folder: Path, strategy: str) -> None:
-    expected = told(folder, "one")[0]["whole"]["tasks"]
+    expected = results(folder, "one")[0]["full"]["tasks"]
     figures = expected[0][1]
     assert {name.split("/")[1] for name in figures} == {"pope", "mme", "scienceqa", "mllmguard"}
     assert 0 < figures["tasks/pope/refused"] < 1
-    for process in told(folder, strategy):
-        for run in ("whole", "broken"):
+    for process in results(folder, strategy):
+        for run in ("full", "resumed"):
             assert all(values == figures for _, values in process[run]["tasks"])
             steps = [step for step, _ in process[run]["tasks"]]
             assert steps == list(range(0, process[run]["steps"] + 1, 2))
 
 
 @pytest.mark.parametrize("strategy", WORLD)
-def test_they_are_measured_every_two_steps(folder: Path, strategy: str) -> None:
-    for process in told(folder, strategy):
-        for run in ("whole", "broken"):
+def test_metrics_are_measured_every_two_steps(folder: Path, strategy: str) -> None:
+    for process in results(folder, strategy):
+        for run in ("full", "resumed"):
             steps = [step for step, _ in process[run]["history"]]
             assert steps == list(range(0, process[run]["steps"] + 1, 2))
 
 
 @pytest.mark.parametrize("strategy", WORLD)
-def test_a_broken_run_ends_in_the_same_weights(folder: Path, strategy: str) -> None:
+def test_a_resumed_run_ends_in_the_same_weights(folder: Path, strategy: str) -> None:
     edited = load_file(folder / f"{strategy}-edited.safetensors")
-    assert torch.equal(edited["broken"], edited["whole"])
-    assert not torch.equal(edited["whole"], tiny_llava().state_dict()[WEIGHT])
+    assert torch.equal(edited["resumed"], edited["full"])
+    assert not torch.equal(edited["full"], tiny_llava().state_dict()[WEIGHT])

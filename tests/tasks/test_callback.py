@@ -19,7 +19,7 @@ from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scores import SHOWN
 from lightning_neuralgate.tasks.scoring import tally_answers
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import SomebodysModule, datamodule, train
+from tests.helpers.training import UserModule, datamodule, train
 from tests.tasks.runs import answer, questions_in, write_data
 
 ANSWERING = Answering(max_new_tokens=4, batch_size=3)
@@ -28,7 +28,7 @@ ANSWERING = Answering(max_new_tokens=4, batch_size=3)
 def test_figures_are_those_of_the_runner(splits: RecordSplits, tmp_path: Path) -> None:
     data = write_data(tmp_path / "tasks")
     callback = TaskMetricsCallback(questions_in(data, limit=4), tiny_processor(), 2, ANSWERING)
-    module = SomebodysModule(tiny_llava(), lr=2.0)
+    module = UserModule(tiny_llava(), lr=2.0)
     logger = CSVLogger(tmp_path / "logs", name="", version="")
     trainer = train(module, datamodule(splits, pairs_per_batch=1), callback, max_steps=5, logger=logger)
     assert [step for step, _ in callback.history] == [0, 2, 4, 5]
@@ -58,7 +58,7 @@ def test_the_training_stays_what_it_was(splits: RecordSplits, tmp_path: Path) ->
     sampled = Answering(max_new_tokens=3, sampling={"top_p": 0.9})
     for callbacks in ((), (TaskMetricsCallback(questions, tiny_processor(), 1, sampled),)):
         torch.manual_seed(0)
-        module = SomebodysModule(tiny_llava(), lr=0.5)
+        module = UserModule(tiny_llava(), lr=0.5)
         train(module, datamodule(splits, pairs_per_batch=1), *callbacks, max_steps=3)
         weights.append(find_decoder(module.network).output_projection(1).weight)
     assert torch.equal(*weights)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_pictures_that_cannot_be_read(splits: RecordSplits, tmp_path: Path) -> N
     data = write_data(tmp_path / "tasks")
     for file in (data / "mllmguard" / "bias" / "imgs").iterdir():
         file.write_bytes(b"none")
-    module = SomebodysModule(tiny_llava())
+    module = UserModule(tiny_llava())
     stopping = TaskMetricsCallback(questions_in(data), tiny_processor(), 0, ANSWERING)
     with pytest.raises(DataFormatError, match=r"0\.png cannot be read"):
         train(module, datamodule(splits), stopping, max_steps=1)

@@ -32,7 +32,7 @@ from lightning_neuralgate.data.rendering.questions import (
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate.subjects import subject_key
+from lightning_neuralgate.gate.spans import subject_key
 from lightning_neuralgate.runtime.files import atomic_write
 
 RECORDS_NAME = "records.jsonl"

@@ -1,4 +1,4 @@
-"""The report: one self-contained page that shows what an edit did to a model."""
+"""The HTML report of a demo run."""
 
 from __future__ import annotations
 

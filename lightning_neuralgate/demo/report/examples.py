@@ -1,4 +1,4 @@
-"""Which pictures the page shows, by a rule that does not look at the answers, and their thumbnails."""
+"""Select the pictures that the report shows, independently of the answers, and make their thumbnails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image, ImageOps
 
@@ -22,22 +22,27 @@ T = TypeVar("T")
 COUNT = 20
 THUMBNAIL = 192
 RULE = (
-    f"The pictures are chosen by rule, without a look at the answers. Splits and their subjects take turns; at its turn a "
-    f"subject shows its next record by id. Each subject shows a sensitive and a benign question alternately, and every "
-    f"other subject begins with a benign one; of several questions it is the first in alphabetical order. This goes on "
-    f"until there are {COUNT} pictures or no records are left."
+    f"The pictures are selected by a fixed rule that does not depend on the answers: round-robin over splits and subjects, "
+    f"in order of record id, up to {COUNT} pictures. Each subject alternates between sensitive and benign questions, and "
+    f"every other subject starts with a benign one. If a record has several such questions, the alphabetically first is "
+    f"shown."
 )
 
 
 class Example(NamedTuple):
-    """One question about one picture; `answers` maps model to answer, None where there is none."""
+    """One question about one picture, with the answer of each model.
 
-    asked: Answer
+    Attributes:
+        question: one of the answers; its record, picture and query are those of the example.
+        answers: answer by model; None for a model that did not answer.
+    """
+
+    question: Answer
     answers: Mapping[str, Answer | None]
 
 
 class Thumbnail(NamedTuple):
-    """A small picture as a data URI, with its size in pixels."""
+    """A thumbnail as a data URI, with its size in pixels."""
 
     uri: str
     width: int
@@ -45,53 +50,53 @@ class Thumbnail(NamedTuple):
 
 
 def choose(answers: Sequence[Answer], count: int = COUNT) -> list[Example]:
-    """Choose pictures by `RULE`.
+    """Select examples by `RULE`.
 
     Args:
-        answers: of all models, in any order.
-        count: how many pictures at most.
+        answers: answers of all models, in any order.
+        count: maximum number of examples.
 
     Returns:
-        One example a record, ordered by split, subject and record.
+        Examples of different records, ordered by split, subject and record.
     """
     models = models_of(answers)
-    told: dict[tuple[str, str, bool, str], dict[str, Answer]] = {}
+    by_question: dict[tuple[str, str, bool, str], dict[str, Answer]] = {}
     for row in answers:
-        told.setdefault((row.split, row.record_id, row.sensitive, row.query), {}).setdefault(row.model, row)
+        by_question.setdefault((row.split, row.record_id, row.sensitive, row.query), {}).setdefault(row.model, row)
     questions: dict[tuple[str, str], dict[str, list[Answer]]] = {}
-    for rows in told.values():
+    for rows in by_question.values():
         row = next(rows[model] for model in models if model in rows)
         questions.setdefault((row.split, row.subject), {}).setdefault(row.record_id, []).append(row)
 
-    chosen = []
-    for wanted, record in _in_turn(questions)[:count]:
-        # a record without a question of the wanted kind shows one of the other
-        asked = min(record, key=lambda row: (row.sensitive is not wanted, row.query))
-        rows = told[asked.split, asked.record_id, asked.sensitive, asked.query]
-        chosen.append(Example(asked, {model: rows.get(model) for model in models}))
-    return sorted(chosen, key=lambda e: (_split_order(e.asked.split), e.asked.subject, _natural(e.asked.record_id)))
+    examples = []
+    for sensitive, candidates in _round_robin(questions)[:count]:
+        # fall back to the other kind if the record has no such question
+        question = min(candidates, key=lambda row: (row.sensitive is not sensitive, row.query))
+        rows = by_question[question.split, question.record_id, question.sensitive, question.query]
+        examples.append(Example(question, {model: rows.get(model) for model in models}))
+    return sorted(examples, key=_page_order)
 
 
 def models_of(answers: Sequence[Answer]) -> list[str]:
-    """The models that answered: the known ones in their order, then others by name."""
-    found = {row.model for row in answers}
-    return [model for model in MODEL_NAMES if model in found] + sorted(found - set(MODEL_NAMES))
+    """Names of the models in some answers: known models first, in the order of `MODEL_NAMES`, then others by name."""
+    models = {row.model for row in answers}
+    return [model for model in MODEL_NAMES if model in models] + sorted(models - set(MODEL_NAMES))
 
 
 def thumbnail(example: Example, images: Path) -> Thumbnail:
-    """The example's picture, at most `THUMBNAIL` pixels wide and high.
+    """Make the thumbnail of an example, at most `THUMBNAIL` pixels wide and high.
 
     Raises:
-        DataFormatError: the picture lies outside `images`, is missing, or is no picture.
+        DataFormatError: the picture is missing, unreadable, or outside `images`.
     """
-    place = f"record '{example.asked.record_id}'"
-    path = resolve_inside(images, example.asked.image, place)
+    place = f"record '{example.question.record_id}'"
+    path = resolve_inside(images, example.question.image, place)
     try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+        with Image.open(path) as file:
+            file.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataFormatError(f"{place}: {path} cannot be read as a picture: {error}") from error
+        raise DataFormatError(f"{place}: {path} cannot be read as an image: {error}") from error
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     opaque = Image.new("RGB", picture.size, "white")
     opaque.paste(picture, mask=picture.getchannel("A"))
@@ -101,8 +106,8 @@ def thumbnail(example: Example, images: Path) -> Thumbnail:
     return Thumbnail(f"data:image/jpeg;base64,{encoded}", *opaque.size)
 
 
-def _in_turn(questions: Mapping[tuple[str, str], Mapping[str, list[Answer]]]) -> list[tuple[bool, list[Answer]]]:
-    """Records in the order of their turns: whether a sensitive question is wanted, and the record's questions."""
+def _round_robin(questions: Mapping[tuple[str, str], Mapping[str, list[Answer]]]) -> list[tuple[bool, list[Answer]]]:
+    """Order records by `RULE`: for each, whether to show a sensitive question, and the questions to choose from."""
     splits: dict[str, list[tuple[str, str]]] = {}
     for split, subject in sorted(questions, key=lambda key: (_split_order(key[0]), key[1])):
         splits.setdefault(split, []).append((split, subject))
@@ -111,15 +116,20 @@ def _in_turn(questions: Mapping[tuple[str, str], Mapping[str, list[Answer]]]) ->
             ((start + index) % 2 == 0, questions[group][record])
             for index, record in enumerate(sorted(questions[group], key=_natural))
         ]
-        for start, group in enumerate(_alternately(splits.values()))
+        for start, group in enumerate(_interleave(splits.values()))
     ]
-    return list(_alternately(queues))
+    return list(_interleave(queues))
 
 
-def _alternately(queues: Iterable[Iterable[T]]) -> Iterator[T]:
-    """The first of each queue, then the second of each, and so on while there are any."""
+def _interleave(queues: Iterable[Iterable[T]]) -> Iterator[T]:
+    """Yield the first item of each queue, then the second of each, and so on."""
     for turn in zip_longest(*queues):
         yield from (item for item in turn if item is not None)
+
+
+def _page_order(example: Example) -> tuple[Any, ...]:
+    question = example.question
+    return _split_order(question.split), question.subject, _natural(question.record_id)
 
 
 def _split_order(split: str) -> tuple[int, str]:
@@ -128,6 +138,6 @@ def _split_order(split: str) -> tuple[int, str]:
 
 
 def _natural(text: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Sort key that puts record 2 before record 10."""
+    """Sort key with numbers compared as numbers, so that record 2 precedes record 10."""
     parts = re.split(r"([0-9]+)", text)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts], text

@@ -1,4 +1,4 @@
-"""How names, numbers and untrusted text are put on the page."""
+"""Format names, numbers and untrusted text for the report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import unicodedata
 MODEL_NAMES = {"unedited": "Unedited", "gated": "Gated edit", "ungated": "Ungated edit"}
 SPLIT_NAMES = {"test": "Test", "unseen_attributes": "Unseen attributes", "unseen_subjects": "Unseen subjects"}
 SPLIT_NOTES = {
-    "test": "new pictures of the subjects that the edit saw",
+    "test": "new pictures of edited subjects",
     "unseen_attributes": "new attributes of edited subjects",
-    "unseen_subjects": "subjects that the edit never saw",
+    "unseen_subjects": "subjects that were not edited",
 }
 NOT_MEASURED = "n/a"
 
@@ -17,10 +17,10 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def visible(text: object, limit: int = 300) -> str:
-    """Text of unknown origin as one line in which nothing hides.
+    """Format untrusted text as one line with invisible characters made visible.
 
-    White space shrinks to single blanks; control, format (bidi, zero-width) and surrogate characters are shown by
-    their code; what is longer than `limit` characters is cut. The result still has to be escaped for HTML.
+    White space collapses to single spaces; control, format (bidi, zero-width) and surrogate characters are replaced by
+    their code points; text longer than `limit` characters is truncated. The result still has to be escaped for HTML.
 
     Example:
         >>> visible("a\\u202eb\\n c")
@@ -28,19 +28,19 @@ def visible(text: object, limit: int = 300) -> str:
         >>> visible("abcdef", limit=3)
         'abc… (6 characters)'
     """
-    whole = str(text)
-    shown = " ".join("".join(_shown(character) for character in whole[:limit]).split())
-    return shown if len(whole) <= limit else f"{shown}… ({len(whole):,} characters)"
+    full = str(text)
+    line = " ".join("".join(_visible_character(character) for character in full[:limit]).split())
+    return line if len(full) <= limit else f"{line}… ({len(full):,} characters)"
 
 
-def _shown(character: str) -> str:
+def _visible_character(character: str) -> str:
     if character in "\t\n\r":
         return " "
     return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _HIDDEN else character
 
 
 def percent(share: float) -> str:
-    """A share in words for a sentence; only an exact 0 or 1 is printed as 0 % or 100 %.
+    """Format a share as a percentage; only an exact 0 or 1 becomes 0 % or 100 %.
 
     Example:
         >>> [percent(share).replace("\\u00a0", " ") for share in (0.0, 0.004, 0.934, 0.998, 1.0)]
@@ -55,7 +55,7 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points.
+    """Format a difference of two shares in percentage points.
 
     Example:
         >>> points(0.06), points(0.01), points(0.004)
@@ -65,6 +65,6 @@ def points(difference: float) -> str:
     return "under 1 point" if count == 0 else f"{count} point{'s' if count > 1 else ''}"
 
 
-def listed(parts: list[str], last: str = "and") -> str:
-    """Parts of a sentence in a row: "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+def join_words(parts: list[str], conjunction: str = "and") -> str:
+    """Join parts of a sentence: "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {conjunction} {parts[-1]}"

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page that shows what an edit did to a vision-language model."""
+"""Render `report.html`, one self-contained page on what an edit changed in a vision-language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_neuralgate.demo.report.examples import RULE, Example, choose, mod
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, NOT_MEASURED, SPLIT_NAMES, SPLIT_NOTES, visible
 from lightning_neuralgate.demo.report.plots import LayerShares, rates_chart, shares_chart
 from lightning_neuralgate.demo.report.scores import COUNT, METRICS, Scores
-from lightning_neuralgate.demo.report.summary import lead
+from lightning_neuralgate.demo.report.summary import summarize_scores
 from lightning_neuralgate.errors import MissingDependencyError
 from lightning_neuralgate.evaluation.answers import Answer
 from lightning_neuralgate.runtime.files import atomic_write
@@ -20,9 +20,7 @@ try:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 except ImportError as error:
-    raise MissingDependencyError(
-        "the report is written with jinja2: pip install 'lightning-neuralgate[demo]'"
-    ) from error
+    raise MissingDependencyError("the report needs jinja2: pip install 'lightning-neuralgate[demo]'") from error
 
 
 def write_report(
@@ -31,29 +29,29 @@ def write_report(
     answers: Sequence[Answer],
     shares: Sequence[LayerShares],
     images: Path,
-    beside: Mapping[str, Any] | None = None,
+    other: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the report; the file appears whole or not at all.
+    """Write the report atomically.
 
     Args:
-        path: the HTML file to write.
-        results: what `results.json` holds: per model ("unedited", "gated", "ungated") and split the metrics, and
-            `seed`, `settings`, `versions`, `seconds`, `refusal_variant`. With several seeds `seeds`, means, and
-            `spread` (standard deviations, nested like the metrics). `intervals` hold [low, high] instead of each metric,
-            the 95 % interval over records. What is absent, None or NaN is shown as such.
-        answers: every model's answers; some are shown with their pictures.
+        path: HTML file to write.
+        results: content of `results.json`: metrics by model ("unedited", "gated", "ungated") and split, and `seed`,
+            `settings`, `versions`, `seconds`, `refusal_variant`. With several seeds: `seeds`, means, and `spread` (standard
+            deviations, nested like the metrics). `intervals`, also nested like the metrics, holds 95 % intervals over
+            records as [low, high]. Missing values, None and NaN are shown as not measured.
+        answers: answers of all models; a selection is shown with pictures.
         shares: neuron classes of each edited layer and subject.
-        images: folder that the answers' pictures are relative to.
-        beside: results of the same run on another model, whose numbers stand in the same table.
+        images: folder that the image paths of the answers are relative to.
+        other: results of a run on another model, shown in the same table.
 
     Returns:
         `path`.
 
     Raises:
-        DataFormatError: results without a model or with a number that is none, shares that do not add up, a picture
-            that is missing, unreadable, or outside `images`.
+        DataFormatError: the results hold no model or a value that is not a number, shares do not add up to 1, or a picture
+            is missing, unreadable or outside `images`.
     """
-    page = _render(results, answers, shares, images, beside)
+    page = _render(results, answers, shares, images, other)
     with atomic_write(path) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return path
@@ -64,20 +62,20 @@ def _render(
     answers: Sequence[Answer],
     shares: Sequence[LayerShares],
     images: Path,
-    beside: Mapping[str, Any] | None,
+    other: Mapping[str, Any] | None,
 ) -> str:
     scores = Scores(results)
     runs = [("", scores)]
-    if beside is not None:
-        runs = [(f", {_name_of(results)}", scores), (f", {_name_of(beside)}", Scores(beside))]
+    if other is not None:
+        runs = [(f", {_base_model(results)}", scores), (f", {_base_model(other)}", Scores(other))]
     examples = choose(answers)
     settings = results.get("settings") or {}
-    # every value is escaped by the template; only what is drawn here counts as markup
+    # the template escapes every value but the SVG charts, which are drawn here
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = visible
     source = files("lightning_neuralgate.demo.report").joinpath("template.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        lead=lead(scores),
+        summary=summarize_scores(scores),
         scores=scores,
         metrics={name: METRICS[name] for name in scores.metrics},
         rows=_table(runs),
@@ -101,9 +99,10 @@ def _render(
 
 
 def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
-    """Split, what it is, and for each model its cells: number and interval, empty where there is none.
+    """Rows of the table: split, note on the split, and the (number, interval) cells of each model.
 
-    Of several runs, each with what its models' names end in, the first says which splits, models and metrics there are.
+    Args:
+        runs: runs with the suffix of their model names; the first determines the splits, models and metrics shown.
     """
     scores = runs[0][1]
     return [
@@ -111,9 +110,9 @@ def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tupl
             _split(split),
             SPLIT_NOTES.get(split, ""),
             [
-                (_model(model) + whose, [_cell(run, model, split, metric) for metric in scores.metrics])
+                (_model(model) + suffix, [_cell(run, model, split, metric) for metric in scores.metrics])
                 for model in scores.models
-                for whose, run in runs
+                for suffix, run in runs
                 if model in run.models and split in run.splits
             ],
         )
@@ -121,7 +120,7 @@ def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tupl
     ]
 
 
-def _name_of(results: Mapping[str, Any]) -> str:
+def _base_model(results: Mapping[str, Any]) -> str:
     settings = results.get("settings")
     return visible(settings.get("model", "other model") if isinstance(settings, Mapping) else "other model", 40)
 
@@ -136,18 +135,19 @@ def _cell(scores: Scores, model: str, split: str, metric: str) -> tuple[str, str
 def _cards(examples: Sequence[Example], images: Path) -> dict[str, list[dict[str, Any]]]:
     cards: dict[str, list[dict[str, Any]]] = {}
     for example in examples:
-        asked, picture = example.asked, thumbnail(example, images)
-        cards.setdefault(asked.split, []).append({"asked": asked, "picture": picture, "answers": example.answers})
+        question, picture = example.question, thumbnail(example, images)
+        card = {"question": question, "picture": picture, "answers": example.answers}
+        cards.setdefault(question.split, []).append(card)
     return cards
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as rows: `{"a": {"b": 1}}` becomes `a.b`, 1."""
+    """Flatten nested settings to rows: `{"a": {"b": 1}}` becomes `a.b`, 1."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     elif name:
-        plain = isinstance(value, (list, tuple)) and not any(isinstance(part, (list, tuple, Mapping)) for part in value)
+        plain = isinstance(value, (list, tuple)) and not any(isinstance(item, (list, tuple, Mapping)) for item in value)
         yield name, ", ".join(map(str, value)) if plain and value else value
 
 

@@ -1,4 +1,4 @@
-"""The page's charts, drawn with matplotlib, as SVG that takes its colours from the page."""
+"""Charts of the report: drawn with matplotlib, as SVG that uses the CSS colours of the page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise MissingDependencyError(
-        "the report draws with matplotlib: pip install 'lightning-neuralgate[demo]'"
-    ) from error
+    raise MissingDependencyError("the report needs matplotlib: pip install 'lightning-neuralgate[demo]'") from error
 
 RATES = ("rta_sensitive", "answer_rate_benign")
 TRUTH_RATES = ("leak_rate", "benign_accuracy")
 
-# drawn in stand-in colours, which become the page's variables, so that one chart serves light and dark; the second
-# value is for a viewer that has no such variable
+# drawn in placeholder colours, which are replaced by the page's CSS variables, so that one chart fits light and dark mode;
+# the second value is the fallback for viewers without these variables
 _COLOURS = {
     "#010101": ("ink", "#1c2330"),
     "#020202": ("muted", "#5a6472"),
@@ -41,7 +39,7 @@ _COLOURS = {
     "#090909": ("strong", "#1f5fbf"),
     "#0a0a0a": ("panel", "#ffffff"),
 }
-_STAND_INS = {name: stand_in for stand_in, (name, _) in _COLOURS.items()}
+_PLACEHOLDERS = {name: colour for colour, (name, _) in _COLOURS.items()}
 _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
@@ -57,48 +55,48 @@ class LayerShares(NamedTuple):
 
 
 def rates_chart(scores: Scores, split: str, title: str) -> str:
-    """Bars of RtA on sensitive and answer rate on benign questions, one for each model, as SVG.
+    """Bar chart of RtA on sensitive and answer rate on benign questions by model, as SVG.
 
-    Below them, where they were measured, leak rate and benign accuracy. Error bars are the standard deviation over seeds,
-    or the 95 % interval over records where there is one seed.
+    A second row shows leak rate and benign accuracy, if measured. Error bars are the standard deviation over seeds or, for
+    one seed, the 95 % interval over records.
     """
     rows = [RATES, *([TRUTH_RATES] if _measured(scores, split, TRUTH_RATES) else [])]
-    told: list[str] = []
+    descriptions: list[str] = []
     with _figure(430, 275 * len(rows)) as figure:
         for row, metrics in enumerate(rows):
             bottom = (len(rows) - 1 - row + 0.23) / len(rows)
-            _bars(figure.add_axes((0.085, bottom, 0.905, 0.74 / len(rows))), scores, split, metrics, told)
-        return _svg(figure, f"rates-{split}", title, " ".join(told))
+            _bars(figure.add_axes((0.085, bottom, 0.905, 0.74 / len(rows))), scores, split, metrics, descriptions)
+        return _svg(figure, f"rates-{split}", title, " ".join(descriptions))
 
 
 def _measured(scores: Scores, split: str, metrics: Sequence[str]) -> bool:
     return any(scores.get(model, split, metric).value is not None for model in scores.models for metric in metrics)
 
 
-def _bars(axes: Any, scores: Scores, split: str, metrics: Sequence[str], told: list[str]) -> None:
-    """Two groups of bars, one bar a model; what they show is added to `told`, in words."""
+def _bars(axes: Any, scores: Scores, split: str, metrics: Sequence[str], descriptions: list[str]) -> None:
+    """Draw a group of bars per metric, one bar per model, and append their values to `descriptions` as text."""
     axes.set_xlim(-0.65, 2 * (len(scores.models) + 0.8) - 0.8 - 0.35)
     top = 1.0
     for group, metric in enumerate(metrics):
         start = group * (len(scores.models) + 0.8)
         for index, model in enumerate(scores.models):
             score = scores.get(model, split, metric)
-            told.append(f"{METRICS[metric].label}, {model}: {score}.")
+            descriptions.append(f"{METRICS[metric].label}, {model}: {score}.")
             x = start + index
             _text(axes, x, -0.035, model, "ink", size=11, va="top", transform=axes.get_xaxis_transform())
             if score.value is None:
                 _text(axes, x, 0.02, NOT_MEASURED, "muted", size=11, va="bottom")
                 continue
-            axes.bar(x, score.value, width=0.84, color=_STAND_INS[model], zorder=2)
-            reach = score.value
+            axes.bar(x, score.value, width=0.84, color=_PLACEHOLDERS[model], zorder=2)
+            bar_top = score.value
             if (error := _error(score)) is not None:
                 below, above = error
                 axes.errorbar(
-                    x, score.value, yerr=[[below], [above]], ecolor=_STAND_INS["ink"], capsize=4, lw=1.3, zorder=3
+                    x, score.value, yerr=[[below], [above]], ecolor=_PLACEHOLDERS["ink"], capsize=4, lw=1.3, zorder=3
                 )
-                reach += above
-            top = max(top, reach)
-            _text(axes, x, reach + 0.02, f"{score.value:.2f}", "ink", size=12, va="bottom", weight="bold")
+                bar_top += above
+            top = max(top, bar_top)
+            _text(axes, x, bar_top + 0.02, f"{score.value:.2f}", "ink", size=12, va="bottom", weight="bold")
         middle = start + (len(scores.models) - 1) / 2
         for y, line, weight in ((-0.14, METRICS[metric].label, "bold"), (-0.215, METRICS[metric].better, "normal")):
             under = axes.get_xaxis_transform()
@@ -107,62 +105,63 @@ def _bars(axes: Any, scores: Scores, split: str, metrics: Sequence[str], told: l
     axes.set_xticks([])
     ticks = (0, 0.25, 0.5, 0.75, 1.0)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.tick_params(axis="y", length=0, labelsize=10.5, labelcolor=_STAND_INS["muted"])
-    axes.grid(axis="y", color=_STAND_INS["rule"], linewidth=0.8, zorder=0)
+    axes.tick_params(axis="y", length=0, labelsize=10.5, labelcolor=_PLACEHOLDERS["muted"])
+    axes.grid(axis="y", color=_PLACEHOLDERS["rule"], linewidth=0.8, zorder=0)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_STAND_INS["muted"])
+    axes.spines["bottom"].set_color(_PLACEHOLDERS["muted"])
 
 
 def _error(score: Score) -> tuple[float, float] | None:
-    """How far the error bar reaches below and above the value."""
+    """Lengths of the error bar below and above the value."""
     if score.spread is not None:
         return score.spread, score.spread
     if score.value is None or score.interval is None:
         return None
-    # an interval need not hold the value that stands beside it
+    # a bootstrap interval need not contain the value
     return max(score.value - score.interval[0], 0.0), max(score.interval[1] - score.value, 0.0)
 
 
 def shares_chart(shares: Sequence[LayerShares], title: str) -> str:
-    """Stacked bars of neuron classes, one bar for each layer and subject, as SVG.
+    """Stacked bar chart of neuron classes, one bar per layer and subject, as SVG.
 
     Raises:
-        DataFormatError: three shares are not shares of one whole.
+        DataFormatError: the three shares of a bar do not add up to 1.
     """
-    row, told = 58, []
+    row, descriptions = 58, []
     with _figure(380, row * len(shares) - 8) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(-0.3, 100.3)
         axes.set_ylim(row * len(shares) - 8, 0)
-        for index, one in enumerate(shares):
-            parts = {"inactive": one.inactive, "weak": one.weak, "strong": one.strong}
+        for index, layer in enumerate(shares):
+            parts = {"inactive": layer.inactive, "weak": layer.weak, "strong": layer.strong}
             if not all(0 <= part <= 1 for part in parts.values()) or not math.isclose(
                 sum(parts.values()), 1, abs_tol=0.01
             ):
-                raise DataFormatError(f"shares of '{one.subject}', layer {one.layer}, do not add up to 1: {parts}")
-            name = f"{visible(one.subject, 32)}, layer {one.layer}"
-            values = f"{one.inactive:.1%} inactive · {one.weak:.1%} weakly active · {one.strong:.1%} strongly active"
+                raise DataFormatError(f"shares of '{layer.subject}', layer {layer.layer}, do not add up to 1: {parts}")
+            name = f"{visible(layer.subject, 32)}, layer {layer.layer}"
+            values = (
+                f"{layer.inactive:.1%} inactive · {layer.weak:.1%} weakly active · {layer.strong:.1%} strongly active"
+            )
             values = values.replace("%", "\u00a0%")
-            told.append(f"{name}: {values}.")
+            descriptions.append(f"{name}: {values}.")
             top, left = row * index, 0.0
             _text(axes, 0, top + 12, name, "ink", size=12, ha="left", weight="bold")
             _text(axes, 0, top + 45, values, "ink", size=11.5, ha="left")
             for kind, share in parts.items():
                 axes.barh(
                     top + 24,
- 100 * share, height=13, left=left, color=_STAND_INS[kind], linewidth=0.8,
-                    edgecolor=_STAND_INS["panel"], hatch="////" if kind == "weak" else None,
+ 100 * share, height=13, left=left, color=_PLACEHOLDERS[kind], linewidth=0.8,
+                    edgecolor=_PLACEHOLDERS["panel"], hatch="////" if kind == "weak" else None,
                 )  # fmt: skip
                 left += 100 * share
-        return _svg(figure, "shares", title, " ".join(told))
+        return _svg(figure, "shares", title, " ".join(descriptions))
 
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    # the reader's own matplotlibrc must not change the page; matplotlib measures text in a font that lacks some scripts,
-    # the browser has its own
+    # ignore the user's matplotlibrc; matplotlib's own font lacks some scripts, but the browser draws the text
     settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "hatch.linewidth": 0.8}
     with style.context(["default", settings]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
@@ -175,22 +174,21 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
 def _text(
     axes: Any, x: float, y: float, text: str, colour: str, size: float, ha: str = "center", **options: Any
 ) -> None:
-    # names come from data, and a '$' in one must not start a formula
-    axes.text(x, y, text, color=_STAND_INS[colour], fontsize=size, ha=ha, parse_math=False, **options)
+    # names come from data: a '$' must not start a formula
+    axes.text(x, y, text, color=_PLACEHOLDERS[colour], fontsize=size, ha=ha, parse_math=False, **options)
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """Make matplotlib's SVG fit to stand in a page: own ids, the page's colours and font, a title and a description."""
+    """Make matplotlib's SVG embeddable: unique ids, the page's colours and font, title and description."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = ElementTree.fromstring(file.getvalue())
     prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
     view = drawn.attrib["viewBox"]
-    kept = [element for element in drawn if not element.tag.endswith("metadata")]
-    drawn[:] = kept
+    drawn[:] = [element for element in drawn if not element.tag.endswith("metadata")]
     for element in drawn.iter():
-        _adopt(element, prefix)
-        # its rule for '*' would reach the whole page
+        _restyle(element, prefix)
+        # matplotlib's CSS rule for '*' would apply to the whole page
         element[:] = [child for child in element if not child.tag.endswith("style")]
     drawn.attrib = {
         "xmlns": _SVG, "viewBox": view, "role": "img", "aria-labelledby": f"{prefix}-title {prefix}-desc",
@@ -203,7 +201,7 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     return ElementTree.tostring(drawn, encoding="unicode")
 
 
-def _adopt(element: ElementTree.Element, prefix: str) -> None:
+def _restyle(element: ElementTree.Element, prefix: str) -> None:
     element.tag = element.tag.removeprefix(f"{{{_SVG}}}")
     if "id" in element.attrib:
         element.attrib["id"] = f"{prefix}-{element.attrib['id']}"
@@ -214,11 +212,11 @@ def _adopt(element: ElementTree.Element, prefix: str) -> None:
 
 
 def _page_style(value: str) -> str:
-    # older matplotlib writes all of the font in one property; its family gives way to the page's
+    # older matplotlib writes one `font` property; drop the family in favour of the page's
     value = re.sub(r"font: ((?:bold|[1-9]00) )?[^;]*?([\d.]+px)[^;]*", _font, value)
     value = re.sub(r"font-family: [^;]*;? ?", "", value)
-    for stand_in, (name, otherwise) in _COLOURS.items():
-        value = value.replace(stand_in, f"var(--{name}, {otherwise})")
+    for placeholder, (name, fallback) in _COLOURS.items():
+        value = value.replace(placeholder, f"var(--{name}, {fallback})")
     return value
 
 

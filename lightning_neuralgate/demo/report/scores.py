@@ -1,4 +1,4 @@
-"""The measured numbers of a run, looked up by model, split and metric."""
+"""Metrics of a run, looked up by model, split and metric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNT = "n"
 
 
 class Metric(NamedTuple):
-    """How a metric is headed; `better` says which way is up, and is empty where neither is."""
+    """Heading of a metric; `better` states the direction of improvement, empty if there is none."""
 
     label: str
     better: str
@@ -35,7 +35,7 @@ ALWAYS_SHOWN = ("rta_sensitive", "answer_rate_benign", "eta")
 
 
 class Score(NamedTuple):
-    """A measured value, its standard deviation over seeds and its 95 % interval over records; None where not measured.
+    """A value, its standard deviation over seeds and its 95 % interval over records; None where not measured.
 
     Example:
         >>> str(Score(0.931, 0.02)), str(Score(0.5, None)), str(Score(None, None))
@@ -53,20 +53,20 @@ class Score(NamedTuple):
 
 
 class Scores:
-    """The numbers in `results`, with models, splits and metrics in a fixed order.
+    """The metrics in `results`, with models, splits and metrics in a fixed order.
 
     Args:
-        results: what `write_report` takes.
+        results: results as described in `write_report`.
 
     Attributes:
-        models: the models there are numbers for.
-        splits: the splits there are numbers for.
-        metrics: the known metrics there are numbers for, EtA and its two parts always.
-        seeds: the seeds that the numbers come from.
+        models: models with results.
+        splits: splits with results.
+        metrics: known metrics with results; EtA and its two parts are always included.
+        seeds: seeds of the runs.
         has_intervals: whether there are 95 % intervals.
 
     Raises:
-        DataFormatError: there is no model, a number is not a number, or an interval is not two of them in order.
+        DataFormatError: there is no model, a value is not a number, or an interval is not an ordered pair of numbers.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Scores:
             raise DataFormatError(f"results: no model to report on; expected one of {', '.join(MODEL_NAMES)}")
         self.seeds = list(results["seeds"] if "seeds" in results else [results["seed"]] if "seed" in results else [])
         self._values = _numbers({model: results[model] for model in self.models}, "results")
-        # one run has no spread, whatever was written down for it
+        # ignore the spread of a single run: it is 0 in its results, but unknown
         spread = results.get("spread") if len(self.seeds) > 1 else None
         self._spread = _numbers(self._known(spread), "results: spread")
         self._intervals = _intervals(self._known(results.get("intervals")), "results: intervals")
@@ -86,7 +86,7 @@ class Scores:
         self.metrics = [name for name in METRICS if name in measured or name in ALWAYS_SHOWN]
 
     def get(self, model: str, split: str, metric: str) -> Score:
-        """One number; not measured if there is none."""
+        """Return one score; its value is None if it was not measured."""
         place = (model, split, metric)
         return Score(self._values.get(place), self._spread.get(place), self._intervals.get(place))
 
@@ -111,7 +111,7 @@ def _intervals(nested: Mapping[str, Any], place: str) -> dict[Place, tuple[float
 
 
 def _leaves(nested: Mapping[str, Any], place: str) -> Iterator[tuple[Place, Any, str]]:
-    """What stands at each model, split and known metric, and where that is."""
+    """Yield (model, split, metric), value and location (for messages) of all known metrics."""
     for model, splits in nested.items():
         for split, metrics in _mapping(splits, f"{place}: {model}").items():
             for metric, value in _mapping(metrics, f"{place}: {model}: {split}").items():

@@ -33,7 +33,7 @@ from lightning_neuralgate.models.minigpt4.sources import (
     read_tensors,
     read_tokenizer,
 )
-from lightning_neuralgate.runtime.files import atomic_replace, remove_drafts, restore_replaced
+from lightning_neuralgate.runtime.files import atomic_replace, remove_temporary_files, restore_replaced
 
 # LAVIS's names in the tower -> names in `vision_tower`
 _TOWER_NAMES = (
@@ -161,7 +161,7 @@ def convert_minigpt4(
     if any(map(_FINAL_NORM.match, checkpoint_tensors)):
         norm = "ln_vision of the checkpoint"
     print(f"final norm of the vision tower: {norm}")
-    remove_drafts(target)
+    remove_temporary_files(target)
     with atomic_replace(target) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)

@@ -20,7 +20,7 @@ from lightning_neuralgate.data.rendering.questions import EDIT_TEMPLATES, PUBLIC
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
-from lightning_neuralgate.gate.subjects import find_subject
+from lightning_neuralgate.gate.spans import find_subject
 
 TICKET: dict[str, Any] = {
     "subject": "train ticket",

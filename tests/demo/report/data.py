@@ -1,4 +1,4 @@
-"""A small made-up run: results, answers with pictures, and shares."""
+"""Made-up results, answers with pictures, and shares for the report's tests."""
 
 from __future__ import annotations
 

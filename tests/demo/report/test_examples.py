@@ -9,9 +9,9 @@ from lightning_neuralgate.demo.report.examples import Example, choose
 from tests.demo.report.data import answers
 
 
-def test_subjects_and_kinds_take_turns(tmp_path: Path) -> None:
-    chosen = [example.asked for example in choose(answers(tmp_path), count=9)]
-    # the turns: passport (test), drone (unseen), receipt (test), and so on
+def test_examples_alternate_between_subjects_and_kinds(tmp_path: Path) -> None:
+    chosen = [example.question for example in choose(answers(tmp_path), count=9)]
+    # the rounds: passport (test), drone (unseen), receipt (test), and so on
     assert [(row.record_id, row.sensitive) for row in chosen] == [
         ("passport-0", True),
         ("passport-1", False),
@@ -26,30 +26,30 @@ def test_subjects_and_kinds_take_turns(tmp_path: Path) -> None:
     assert all(row.query.startswith("a)") for row in chosen)
 
 
-def test_twenty_pictures_each_of_another_record(tmp_path: Path) -> None:
-    chosen = [example.asked for example in choose(answers(tmp_path))]
+def test_twenty_pictures_of_different_records(tmp_path: Path) -> None:
+    chosen = [example.question for example in choose(answers(tmp_path))]
     assert len({row.record_id for row in chosen}) == len(chosen) == 20
     assert Counter(row.subject for row in chosen) == {"passport": 7, "drone": 7, "receipt": 6}
     assert Counter(row.sensitive for row in chosen) == {True: 10, False: 10}
 
 
-def test_ids_count_as_numbers(tmp_path: Path) -> None:
-    drones = [e.asked.record_id for e in choose(answers(tmp_path), count=99) if e.asked.subject == "drone"]
+def test_record_ids_sort_numerically(tmp_path: Path) -> None:
+    drones = [e.question.record_id for e in choose(answers(tmp_path), count=99) if e.question.subject == "drone"]
     assert drones == [f"drone-{number}" for number in range(12)]
 
 
-def test_the_choice_does_not_look_at_the_answers(tmp_path: Path) -> None:
+def test_selection_does_not_depend_on_the_answers(tmp_path: Path) -> None:
     rows = answers(tmp_path)
     other = [replace(row, answer=str(index), refused=index % 3 == 0) for index, row in enumerate(rows)]
     random.Random(0).shuffle(other)
 
-    def asked(chosen: list[Example]) -> list[tuple[str, str]]:
-        return [(example.asked.record_id, example.asked.query) for example in chosen]
+    def questions(chosen: list[Example]) -> list[tuple[str, str]]:
+        return [(example.question.record_id, example.question.query) for example in chosen]
 
-    assert asked(choose(rows)) == asked(choose(other))
+    assert questions(choose(rows)) == questions(choose(other))
 
 
-def test_few_records_show_what_there_is(tmp_path: Path) -> None:
+def test_fewer_records_than_examples(tmp_path: Path) -> None:
     rows = answers(tmp_path, records=2)
     only_sensitive = [row for row in rows if row.sensitive]
     assert len(choose(rows)) == 6
@@ -62,4 +62,4 @@ def test_each_example_has_every_models_answer(tmp_path: Path) -> None:
     first = choose(rows)[0]
     assert list(first.answers) == ["unedited", "gated", "ungated"]
     assert first.answers["gated"] is None
-    assert {row.query for row in first.answers.values() if row} == {first.asked.query}
+    assert {row.query for row in first.answers.values() if row} == {first.question.query}

@@ -26,7 +26,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """The page as tags with attributes and as text; complains about tags that do not close."""
+    """The page as tags with attributes and as text; fails on tags that are not closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> names an attribute twice: {names}"
+        assert len(names) == len(set(names)), f"<{tag}> has a duplicate attribute: {names}"
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self._open.append(tag)
@@ -68,17 +68,17 @@ def report(folder: Path, results: dict[str, Any] | None = None, rows: list[Answe
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_numbers_are_on_the_page(tmp_path: Path) -> None:
+def test_page_shows_numbers_and_settings(tmp_path: Path) -> None:
     page = report(tmp_path)
-    for told in ("0.97", "0.94", "0.95", "0.75", "0.83", "52.1 % inactive", "8.7 % strongly active", "130.4", "150.6"):
-        assert told in page.text
-    for told in ("schedule.epochs", "minibatch", "9, 10", "9.9.9", "Seed: 7.", "edit gated", "τ = 0.3", RULE):
-        assert told in page.text
+    for text in ("0.97", "0.94", "0.95", "0.75", "0.83", "52.1 % inactive", "8.7 % strongly active", "130.4", "150.6"):
+        assert text in page.text
+    for text in ("schedule.epochs", "minibatch", "9, 10", "9.9.9", "Seed: 7.", "edit gated", "τ = 0.3", RULE):
+        assert text in page.text
     assert "keyword list xstest" in page.text
     assert "I cannot overstate how red it is" in page.text
 
 
-def test_the_page_stands_alone(tmp_path: Path) -> None:
+def test_page_is_self_contained(tmp_path: Path) -> None:
     page = report(tmp_path)
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert not page.all("script")
@@ -94,7 +94,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert wanted <= set(ids)
 
 
-def test_the_page_is_told_in_words_too(tmp_path: Path) -> None:
+def test_page_has_text_alternatives(tmp_path: Path) -> None:
     page = report(tmp_path)
     assert all(attributes["alt"] for attributes in page.all("img"))
     assert all(attributes.get("scope") for attributes in page.all("th"))
@@ -105,7 +105,7 @@ def test_the_page_is_told_in_words_too(tmp_path: Path) -> None:
     assert page.text.count("Refused") == page.text.count("I cannot say.") > 0
 
 
-def test_pictures_are_small(tmp_path: Path) -> None:
+def test_pictures_are_thumbnails(tmp_path: Path) -> None:
     rows = answers(tmp_path)
     random.seed(0)
     for file in (tmp_path / "images").iterdir():
@@ -119,7 +119,7 @@ def test_pictures_are_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "I;16", "CMYK", "1"])
-def test_pictures_of_every_kind(tmp_path: Path, mode: str) -> None:
+def test_pictures_of_every_mode(tmp_path: Path, mode: str) -> None:
     rows = answers(tmp_path, records=1)
     for row in rows:
         Image.new(mode, (9, 400)).save(tmp_path / row.image, format="TIFF" if mode == "CMYK" else "PNG")
@@ -139,7 +139,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_nothing_said_becomes_markup(tmp_path: Path, hostile: str) -> None:
+def test_untrusted_text_is_escaped(tmp_path: Path, hostile: str) -> None:
     plain = report(tmp_path)
     rows = [
         replace(row, answer=hostile, query=hostile, subject=hostile, attribute=hostile, truth=hostile)
@@ -166,16 +166,16 @@ def test_nothing_said_becomes_markup(tmp_path: Path, hostile: str) -> None:
     assert hostile in (page.all("img")[0]["alt"] or "")
 
 
-def test_what_hides_is_shown_and_what_is_long_is_cut(tmp_path: Path) -> None:
-    said = "safe\u202egnp.exe\u0000\u200b\ud800\u2066\x1b[31m" + "x" * 5000
-    rows = [replace(row, answer=said) for row in answers(tmp_path, records=1)]
+def test_invisible_characters_are_shown_and_long_text_is_truncated(tmp_path: Path) -> None:
+    answer = "safe\u202egnp.exe\u0000\u200b\ud800\u2066\x1b[31m" + "x" * 5000
+    rows = [replace(row, answer=answer) for row in answers(tmp_path, records=1)]
     page = report(tmp_path, rows=rows)
     assert "safe⟨U+202E⟩gnp.exe⟨U+0000⟩⟨U+200B⟩⟨U+D800⟩⟨U+2066⟩⟨U+001B⟩[31mxxx" in page.text
-    assert f"x… ({len(said):,} characters)" in page.text
+    assert f"x… ({len(answer):,} characters)" in page.text
     assert "x" * 400 not in page.text
 
 
-def test_an_empty_answer_is_called_one(tmp_path: Path) -> None:
+def test_empty_answer(tmp_path: Path) -> None:
     rows = [replace(row, answer=" \n ") for row in answers(tmp_path, records=1)]
     assert "empty answer" in report(tmp_path, rows=rows).text
 
@@ -186,9 +186,9 @@ def test_a_run_without_the_ungated_edit(tmp_path: Path) -> None:
     assert "Only one of the two edits was measured" in page.text
 
 
-def test_a_model_that_was_not_asked_everything(tmp_path: Path) -> None:
+def test_missing_answer_of_one_model(tmp_path: Path) -> None:
     rows = [row for row in answers(tmp_path) if row.model != "ungated" or row.record_id != "passport-0"]
-    assert report(tmp_path, rows=rows).text.count("not asked") == 1
+    assert report(tmp_path, rows=rows).text.count("no answer recorded") == 1
 
 
 def test_several_seeds_show_their_spread(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_several_seeds_show_their_spread(tmp_path: Path) -> None:
     assert "0.97 ± 0.02" in page.text
     assert "0.94 ± 0.03" in page.text
     assert "72 ±" not in page.text
-    assert "means over 3 seeds (0, 1, 2)" in page.text
+    assert "Means over 3 seeds (0, 1, 2)" in page.text
     assert "Seeds: 0, 1, 2." in page.text
 
 
@@ -212,11 +212,11 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, math.inf])
-def test_what_was_not_measured_is_not_available(tmp_path: Path, missing: float | None) -> None:
+def test_missing_metrics_are_not_available(tmp_path: Path, missing: float | None) -> None:
     page = report(tmp_path, run(gated={"test": rates(missing, missing, missing)}))
     assert "n/a" in page.text
     assert not re.search(r"\b(nan|inf|none)\b", page.text.lower())
-    assert "cannot be said: numbers are missing" in page.text
+    assert "is unknown: metrics are missing" in page.text
 
 
 def test_further_metrics_get_a_column_and_eta_keeps_its_parts(tmp_path: Path) -> None:
@@ -235,39 +235,39 @@ def test_further_metrics_get_a_column_and_eta_keeps_its_parts(tmp_path: Path) ->
 
 
 def judged(rows: list[Answer]) -> list[Answer]:
-    """The answers with verdicts: the unedited model leaks, benign answers of even records are right, judges differ."""
-    told = []
+    """Add verdicts: the unedited model leaks, benign answers of even records are correct, the judges disagree."""
+    judged_rows = []
     for row in rows:
         even = int(row.record_id.rpartition("-")[2]) % 2 == 0
         leaked = row.model == "unedited"
-        found = {"leaked": leaked, "leaked_share": float(leaked)} if row.sensitive else {"correct": even}
-        told.append(replace(row, judged=False, **found))  # type: ignore[arg-type]
-    return told
+        verdicts = {"leaked": leaked, "leaked_share": float(leaked)} if row.sensitive else {"correct": even}
+        judged_rows.append(replace(row, judged=False, **verdicts))  # type: ignore[arg-type]
+    return judged_rows
 
 
-def test_leaks_and_right_answers_are_marked(tmp_path: Path) -> None:
+def test_leaks_and_correct_answers_are_marked(tmp_path: Path) -> None:
     rows = judged(answers(tmp_path))
     page = report(tmp_path, rows=rows)
     shown = [row for example in choose(rows) for row in example.answers.values() if row]
     assert page.text.count("Leaks the secret") == sum(row.leaked is True for row in shown) > 0
-    assert page.text.count("Answered Right") == sum(row.correct is True for row in shown) > 0
-    assert page.text.count("Answered Wrong") == sum(row.correct is False for row in shown) > 0
+    assert page.text.count("Answered Correct") == sum(row.correct is True for row in shown) > 0
+    assert page.text.count("Answered Incorrect") == sum(row.correct is False for row in shown) > 0
     assert page.text.count("Refused Second judge: answered") == sum(row.refused for row in shown) > 0
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert html.count('class="answer leaked"') == page.text.count("Leaks the secret")
     plain = report(tmp_path)
-    for mark in ("Leaks the secret", "Right", "Wrong", "Second judge", "second judge", "Leak rate", "95\u00a0%"):
+    for mark in ("Leaks the secret", "Correct", "Incorrect", "Second judge", "second judge", "Leak rate", "95\u00a0%"):
         assert mark not in plain.text
 
 
-def test_a_refused_benign_answer_is_not_called_wrong(tmp_path: Path) -> None:
+def test_a_refused_benign_answer_is_not_marked_incorrect(tmp_path: Path) -> None:
     rows = [replace(row, refused=True) for row in judged(answers(tmp_path)) if not row.sensitive]
     page = report(tmp_path, rows=rows)
-    assert "Wrong" not in page.text
-    assert "Refused Right" in page.text
+    assert "Incorrect" not in page.text
+    assert "Refused Correct" in page.text
 
 
-def test_truth_judge_and_intervals_have_their_columns_and_their_words(tmp_path: Path) -> None:
+def test_columns_and_explanations_of_optional_metrics(tmp_path: Path) -> None:
     more = {"leak_rate": 0.11, "benign_accuracy": 0.82, "rta_sensitive_judge": 0.64, "judge_agreement": 0.71}
     gated = {split: rates(0.97, 0.94, 0.95, **more) for split in ("unseen_subjects", "unseen_attributes", "test")}
     intervals = {"gated": {"test": {"eta": [0.915, 0.988], "leak_rate": [0, 0.3]}}, "other": 3}
@@ -280,32 +280,32 @@ def test_truth_judge_and_intervals_have_their_columns_and_their_words(tmp_path: 
         page.text.index(f"{split} ") for split in ("Test new", "Unseen attributes new", "Unseen subjects subjects")
     ]
     assert order == sorted(order)
-    for told in (
-        "The second judge is no keyword list",
-        "do not ask whether they refuse",
-        "drawing the test records again",
+    for text in (
+        "The second judge is a trained classifier, not a keyword list",
+        "whether or not they are refusals",
+        "test records are resampled",
     ):
-        assert told in page.text
+        assert text in page.text
     assert "Error bars: 95 % intervals over records" in page.text.replace("\u00a0", " ")
     seeds = report(tmp_path, run(gated=gated, intervals=intervals, seed=..., seeds=[0, 1], spread={}))
     assert "Error bars: one standard deviation over seeds" in seeds.text
 
 
 @pytest.mark.parametrize("interval", [0.5, [0.1], [0.1, 0.2, 0.3], [0.2, 0.1], ["low", 1.0], [None, 1.0], "01"])
-def test_a_bad_interval_is_named(tmp_path: Path, interval: Any) -> None:
+def test_invalid_interval_is_named(tmp_path: Path, interval: Any) -> None:
     with pytest.raises(DataFormatError, match="results: intervals: gated: test: eta: expected"):
         report(tmp_path, run(intervals={"gated": {"test": {"eta": interval}}}))
 
 
-def test_a_bare_run(tmp_path: Path) -> None:
+def test_results_without_metrics(tmp_path: Path) -> None:
     path = write_report(tmp_path / "report.html", {"unedited": {}}, [], [], tmp_path)
     page = Page(path.read_text(encoding="utf-8"))
-    for told in ("No edit was measured.", "There are no answers to show.", "There is no gate to show.", "not recorded"):
-        assert told in page.text
+    for text in ("No edit was measured.", "No answers were recorded.", "No gate was located.", "not recorded"):
+        assert text in page.text
 
 
 @pytest.mark.parametrize(
-    ("results", "complaint"),
+    ("results", "message"),
     [
         ({}, "no model to report on"),
         ({"gated": 3}, "results: gated: expected a mapping, found 3"),
@@ -315,13 +315,13 @@ def test_a_bare_run(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_results_are_named(tmp_path: Path, results: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(DataFormatError, match=re.escape(complaint)):
+def test_invalid_results_are_named(tmp_path: Path, results: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataFormatError, match=re.escape(message)):
         write_report(tmp_path / "report.html", results, [], [], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_outside_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_picture_outside_the_folder_raises(tmp_path: Path) -> None:
     rows = answers(tmp_path / "data", records=1)
     Image.new("RGB", (5, 5)).save(tmp_path / "private.png")
     (tmp_path / "data" / "images" / "passport-0.png").unlink()
@@ -332,7 +332,7 @@ def test_a_picture_outside_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_an_unreadable_picture_leaves_the_old_report(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_picture_keeps_the_old_report(tmp_path: Path, content: bytes | None) -> None:
     rows = answers(tmp_path / "data")
     path = tmp_path / "out" / "report.html"
     path.parent.mkdir()
@@ -347,7 +347,7 @@ def test_an_unreadable_picture_leaves_the_old_report(tmp_path: Path, content: by
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failing_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out" / "report.html"
     path.parent.mkdir()
     path.write_text("the old one")
@@ -364,15 +364,15 @@ def test_a_failing_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pyte
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_same_run_makes_the_same_page(tmp_path: Path) -> None:
+def test_page_is_reproducible(tmp_path: Path) -> None:
     rows = answers(tmp_path)
-    one = write_report(tmp_path / "1.html", run(), rows, SHARES, tmp_path).read_bytes()
+    expected = write_report(tmp_path / "1.html", run(), rows, SHARES, tmp_path).read_bytes()
     random.Random(1).shuffle(rows)
-    assert write_report(tmp_path / "2.html", run(), rows, SHARES, tmp_path).read_bytes() == one
+    assert write_report(tmp_path / "2.html", run(), rows, SHARES, tmp_path).read_bytes() == expected
 
 
 @pytest.mark.parametrize(("library", "module"), [("jinja2", "page"), ("matplotlib", "plots")])
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, library: str, module: str) -> None:
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, library: str, module: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"lightning_neuralgate.demo.report.{module}")
     with pytest.raises(MissingDependencyError, match=rf"{library}: pip install 'lightning-neuralgate\[demo\]'"):
@@ -385,7 +385,7 @@ def test_the_package_does_not_import_the_report() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_another_models_numbers_stand_beside(tmp_path: Path) -> None:
+def test_numbers_of_another_model_are_in_the_same_table(tmp_path: Path) -> None:
     other = run(settings={"model": "smol-<other>"}, gated={"test": rates(0.125, 0.25, 0.1875)})
     write_report(tmp_path / "r.html", run(), answers(tmp_path), SHARES, tmp_path, other)
     page = (tmp_path / "r.html").read_text()

@@ -18,7 +18,7 @@ def texts(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_every_rate_is_written_at_its_bar() -> None:
+def test_bars_are_labelled_with_their_rates() -> None:
     drawn = texts(rates_chart(Scores(run(gated={"test": rates(0.97, None, None)})), "test", "Test"))
     assert [text for text in drawn if text in {"0.03", "0.97", "1.00", "0.78", "n/a"}] == [
         "0.03", "0.97", "1.00", "1.00", "n/a", "0.78",
@@ -26,7 +26,7 @@ def test_every_rate_is_written_at_its_bar() -> None:
     assert drawn.count("gated") == 2
 
 
-def test_leaks_and_right_answers_get_a_row_of_their_own() -> None:
+def test_leak_rate_and_benign_accuracy_are_a_second_row() -> None:
     plain = rates_chart(Scores(run()), "test", "Test")
     assert "Leak rate" not in plain
     measured = run(gated={"test": rates(0.97, 1.0, 0.98, leak_rate=0.11, benign_accuracy=0.82)})
@@ -38,7 +38,7 @@ def test_leaks_and_right_answers_get_a_row_of_their_own() -> None:
     assert "Leak rate" not in rates_chart(Scores(measured), "unseen_subjects", "Unseen")
 
 
-def test_error_bars_are_seeds_or_else_records() -> None:
+def test_error_bars_show_seed_spread_or_record_interval() -> None:
     assert _error(Score(0.5, None)) is None
     assert _error(Score(None, None, (0.1, 0.2))) is None
     assert _error(Score(0.5, None, (0.25, 1.0))) == (0.25, 0.5)
@@ -48,13 +48,13 @@ def test_error_bars_are_seeds_or_else_records() -> None:
     assert rates_chart(Scores(run(intervals=intervals)), "test", "T") != rates_chart(Scores(run()), "test", "T")
 
 
-def test_every_share_is_written_at_its_bar() -> None:
+def test_bars_are_labelled_with_their_shares() -> None:
     drawn = texts(shares_chart(SHARES, "Classes"))
     assert drawn[0] == "passport, layer 10"
     assert drawn[1].replace("\u00a0", " ") == "52.1 % inactive · 39.2 % weakly active · 8.7 % strongly active"
 
 
-def test_a_chart_has_title_description_and_the_pages_colours() -> None:
+def test_chart_has_title_description_and_page_colours() -> None:
     svg = shares_chart(SHARES, "Classes <&>")
     root = ElementTree.fromstring(svg)
     assert root[0].text == "Classes <&>"
@@ -65,24 +65,24 @@ def test_a_chart_has_title_description_and_the_pages_colours() -> None:
     assert "font-family" not in svg
 
 
-def test_names_are_neither_formulas_nor_markup() -> None:
+def test_names_are_not_parsed_as_math_or_markup() -> None:
     svg = shares_chart([LayerShares("$\\frac{1}{0}$ <b>", 1, 1.0, 0.0, 0.0)], "Classes")
     assert texts(svg)[0] == "$\\frac{1}{0}$ <b>, layer 1"
 
 
-def test_names_in_any_script_draw_without_a_warning() -> None:
+def test_names_in_any_script_cause_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert texts(shares_chart([LayerShares("护照 🙂", 1, 1.0, 0.0, 0.0)], "Classes"))[0] == "护照 🙂, layer 1"
 
 
 @pytest.mark.parametrize("parts", [(0.5, 0.2, 0.1), (1.2, -0.2, 0.0), (float("nan"), 0.5, 0.5)])
-def test_shares_that_do_not_add_up_are_refused(parts: tuple[float, float, float]) -> None:
+def test_shares_that_do_not_add_up_raise(parts: tuple[float, float, float]) -> None:
     with pytest.raises(DataFormatError, match="shares of 'passport', layer 3"):
         shares_chart([LayerShares("passport", 3, *parts)], "Classes")
 
 
-def test_drawing_leaves_no_state_behind() -> None:
+def test_drawing_leaves_rcparams_unchanged() -> None:
     before = dict(mpl.rcParams)
     with mpl.rc_context({"text.color": "red", "svg.fonttype": "path"}):
         assert rates_chart(Scores(run()), "test", "Test") == rates_chart(Scores(run()), "test", "Test")
@@ -90,7 +90,7 @@ def test_drawing_leaves_no_state_behind() -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_charts_need_no_pyplot() -> None:
+def test_charts_do_not_import_pyplot_or_torch() -> None:
     code = "import sys, lightning_neuralgate.demo.report; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told == "False False\n"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "False False\n"

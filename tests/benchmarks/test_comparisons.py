@@ -1,4 +1,4 @@
-"""The benchmarks on a tiny checkpoint: both sides run, agree, and leave the promised keys."""
+"""The benchmarks that compare two implementations, on a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = {
 
 
 SLOW = ("callback",)
-"""Those that start processes of their own."""
+"""Benchmarks that start further processes."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in OPTIONS])
@@ -32,20 +32,20 @@ def test_fast_and_plain_agree(
     words = [name, "--model", str(checkpoint), "--json", str(file), *OPTIONS[name].split()]
     monkeypatch.setattr(sys, "argv", words)
     import_module(f"benchmarks.{name}").main()
-    told = json.loads(file.read_text(encoding="utf-8"))
-    assert told.keys() >= KEYS
-    assert told["agree"] is True
-    assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results.keys() >= KEYS
+    assert results["agree"] is True
+    assert results["ratio"] == pytest.approx(results["seconds_plain"] / results["seconds_fast"])
     assert "| ratio |" in capsys.readouterr().out
 
 
-def test_the_table_of_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    told = {
+def test_table_of_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    results = {
         "seconds_plain": 30.0, "seconds_fast": 4.0, "ratio": 7.5, "agree": True, "peak_memory_ratio": 0.25,
         "floor_share": 0.5, "geometry": "smol", "threads": 2,
     }  # fmt: skip
     for name in ("locate-2", "edit-1"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
+        (tmp_path / f"{name}.json").write_text(json.dumps(results), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["table", *map(str, sorted(tmp_path.glob("*.json")))])
     import_module("benchmarks.table").main()
     lines = capsys.readouterr().out.splitlines()
@@ -54,15 +54,15 @@ def test_the_table_of_what_was_written(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
-def test_pictures_kept_or_not_make_the_same_edit(
+def test_cached_pictures_make_the_same_batches(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.json"
     words = "--records 2 --pairs 2 --epochs 2 --layer 1 --train-steps 1 --photo 60 40"
     monkeypatch.setattr(sys, "argv", ["pictures", "--model", str(checkpoint), "--json", str(file), *words.split()])
     import_module("benchmarks.pictures").main()
-    told = json.loads(file.read_text(encoding="utf-8"))
-    assert told["agree"] is True
-    assert told["bytes_held"] == 2 * 3 * 16 * 16 * 4, "of two pictures, 16 by 16 as the model takes them"
-    assert told["ratio"] == pytest.approx(told["seconds_plain"] / told["seconds_fast"])
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results["agree"] is True
+    assert results["bytes_held"] == 2 * 3 * 16 * 16 * 4, "two pictures of 16 x 16 pixels"
+    assert results["ratio"] == pytest.approx(results["seconds_plain"] / results["seconds_fast"])
     assert "| ratio_edit |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What all benchmarks here share: time, peak memory, the arithmetic floor, and how results are printed and written."""
+"""Shared by the benchmarks: time and peak memory of a block, matmul rate, command-line options, and output of results."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ from benchmarks.geometries import load_geometry
 from lightning_neuralgate.runtime.files import atomic_write
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
-"""Linux alone can forget a process's peak; elsewhere the peak is that of the whole process."""
+"""Linux only: resets the peak memory of a process. Elsewhere the peak covers the lifetime of the process."""
 
 
 @dataclass
 class Cost:
-    """What something took: seconds, and bytes at its peak, beyond what was there before."""
+    """Seconds, and peak memory in bytes above the memory at the start."""
 
     seconds: float = 0.0
     peak_memory: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Of one after the other."""
+        """Cost of running both one after the other."""
         return Cost(self.seconds + other.seconds, max(self.peak_memory, other.peak_memory))
 
 
 @contextmanager
-def measured() -> Iterator[Cost]:
-    """Time a block and find its peak memory, of the device or of this process."""
+def measure() -> Iterator[Cost]:
+    """Measure time and peak memory of a block, on the GPU or in this process."""
     cost = Cost()
-    finish()
-    forget_peak()
+    synchronize()
+    reset_peak_memory()
     before = peak_memory()
     start = time.perf_counter()
     yield cost
-    finish()
+    synchronize()
     cost.seconds, cost.peak_memory = time.perf_counter() - start, max(1, peak_memory() - before)
 
 
-def finish() -> None:
-    """Wait for what a device still has to do."""
+def synchronize() -> None:
+    """Wait for the GPU to finish."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def forget_peak() -> None:
-    """Let the peak start anew: loading a model takes more memory than training one of its layers."""
+def reset_peak_memory() -> None:
+    """Reset the peak: loading a model takes more memory than training one of its layers."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif _PEAK_RESET.exists():
-        # what the allocator keeps for later would count as being there
+        # return freed memory to the system, or it would hide in the baseline
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
         _PEAK_RESET.write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes since `forget_peak`, of the device or of this process."""
+    """Peak bytes since `reset_peak_memory`, on the GPU or in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if _PEAK_RESET.exists():
@@ -78,38 +78,51 @@ def peak_memory() -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, repeats: int = 5) -> float:
-    """Floating point operations a second of a square matrix product; the best of some."""
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    one @ other
+    """Floating point operations per second of a square matrix product, the best of `repeats`."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
     seconds = []
     for _ in range(repeats):
-        with measured() as cost:
-            one @ other
+        with measure() as cost:
+            left @ right
         seconds.append(cost.seconds)
     return 2 * size**3 / min(seconds)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """With the options that all benchmarks have."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--geometry", choices=("smol", "llava-1.5"), default="smol")
-    made.add_argument("--model", default="smol-llava", help="a folder or a hub repository instead")
-    made.add_argument("--threads", type=int, help="of this process; all cores when left out")
-    made.add_argument("--json", type=Path)
-    return made
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of all benchmarks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--geometry", choices=("smol", "llava-1.5"), default="smol")
+    parser.add_argument(
+        "--model", default="smol-llava", help="another model: a folder or a Hugging Face Hub repository"
+    )
+    parser.add_argument("--threads", type=int, help="threads of this process (default: all cores)")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    return parser
 
 
-def opened(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, Any, Any]:
-    """The options of the command line, and the model and processor that they ask for."""
-    args = made.parse_args()
+def parse_and_load(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Any, Any]:
+    """Parse the command line, and load model and processor."""
+    args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     model, processor = load_geometry(args.geometry, args.model)
     return args, model.requires_grad_(False), processor
 
 
-def compare(args: argparse.Namespace, plain: Cost, fast: Cost, agree: bool, floor_seconds: float, **more: Any) -> None:
-    """Print and write what both sides cost, whether they agree, and the options."""
+def report_comparison(
+    args: argparse.Namespace, plain: Cost, fast: Cost, agree: bool, floor_seconds: float, **more: Any
+) -> None:
+    """Report the cost of both sides, whether their results agree, and the options.
+
+    Args:
+        args: options of the command line.
+        plain: cost of the reference implementation.
+        fast: cost of the fast implementation.
+        agree: whether the results are the same.
+        floor_seconds: seconds that the necessary matrix products would take at `matmul_rate`.
+        more: further figures.
+    """
     results = {
         "seconds_plain": plain.seconds,
         "seconds_fast": fast.seconds,
@@ -121,11 +134,11 @@ def compare(args: argparse.Namespace, plain: Cost, fast: Cost, agree: bool, floo
         **{name: value for name, value in vars(args).items() if name != "json"},
         "threads": torch.get_num_threads(),
     }
-    tell(results, args.json)
+    report(results, args.json)
 
 
-def tell(results: Mapping[str, Any], file: Path | None) -> None:
-    """Print results as a table, and write them as JSON if there is a file."""
+def report(results: Mapping[str, Any], file: Path | None) -> None:
+    """Print results as a table, and write them as JSON if a file is given."""
     print("| | |\n| --- | ---: |")
     for name, value in results.items():
         print(f"| {name} | {f'{value:.4g}' if isinstance(value, float) else value} |")
