@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+    from lightning_neuralgate.data.rendering.dataset import render_splits
     from lightning_neuralgate.edit.delta import EditDelta
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+    from lightning_neuralgate.evaluation.run import evaluate
     from lightning_neuralgate.gate.callback import NeuralGateCallback
     from lightning_neuralgate.gate.neural_gate import NeuralGate
     from lightning_neuralgate.locate.locator import PrivacyLocatorModule
     from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
+    from lightning_neuralgate.models.loading import load_model
     from lightning_neuralgate.tasks.callback import TaskMetricsCallback
+    from lightning_neuralgate.tasks.runner import answer_tasks
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,9 +36,13 @@ __all__ = [
     "RefusalMetricsCallback",
     "RefuseToAnswerRate",
     "TaskMetricsCallback",
+    "answer_tasks",
+    "evaluate",
+    "load_model",
+    "render_splits",
 ]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "BenignAccuracy": "metrics",
     "EditDelta": "edit.delta",
     "ExpectToAnswer": "metrics",
@@ -48,15 +56,20 @@ _HOMES = {
     "RefusalMetricsCallback": "evaluation.callback",
     "RefuseToAnswerRate": "metrics",
     "TaskMetricsCallback": "tasks.callback",
+    "answer_tasks": "tasks.runner",
+    "evaluate": "evaluation.run",
+    "load_model": "models.loading",
+    "render_splits": "data.rendering.dataset",
 }
+"""Public name -> the module it is imported from on first use."""
 
 
 def __getattr__(name: str) -> Any:
     # torch, transformers and lightning take seconds to import; `neuralgate --help` should not wait for them
-    if name in _HOMES:
-        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _LAZY_IMPORTS:
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
         _register_models()
-        return found
+        return value
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
@@ -65,9 +78,9 @@ def __dir__() -> list[str]:
 
 
 def _register_models() -> None:
-    """Let transformers' Auto classes know MiniGPT-4, where they are in use.
+    """Register MiniGPT-4 with transformers' Auto classes, if these have been imported.
 
-    Else they would answer its folders with a bare tokenizer and without a word.
+    Without it they would load a MiniGPT-4 folder as a bare tokenizer, without a warning.
     """
     if "transformers.models.auto" in sys.modules:
         importlib.import_module(f"{__name__}.models.minigpt4")

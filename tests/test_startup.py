@@ -1,4 +1,4 @@
-"""Modules that are imported at start-up (`python -m benchmarks.startup` measures the time)."""
+"""Import time: which modules are imported by what. `python -m benchmarks.startup` measures the seconds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ HEAVY = {
 
 @lru_cache
 def imported_by(statement: str) -> set[str]:
-    """Return the names of all modules in a process that has run a statement."""
+    """Names of all modules in a process that has run a statement."""
     code = f"try:\n    {statement}\nfinally:\n    import sys, json; print(json.dumps([*sys.modules]), file=sys.stderr)"
-    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert completed.returncode == 0, completed.stderr
-    return set(json.loads(completed.stderr.splitlines()[-1]))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
 
 
 def packages(modules: set[str]) -> set[str]:
@@ -36,26 +36,26 @@ def packages(modules: set[str]) -> set[str]:
 
 def test_the_package_and_its_help_import_nothing_heavy() -> None:
     assert not packages(imported_by("import lightning_neuralgate")) & HEAVY
-    found = packages(imported_by("from lightning_neuralgate.cli import main; main(['--help'])"))
-    assert "jsonargparse" in found
-    assert not found & HEAVY
+    imported = packages(imported_by("from lightning_neuralgate.cli import main; main(['--help'])"))
+    assert "jsonargparse" in imported
+    assert not imported & HEAVY
 
 
 @pytest.mark.parametrize(
     "statement",
     ["from lightning_neuralgate import *", "from lightning_neuralgate.cli import main; main(['locate', '--help'])"],
 )
-def test_importing_a_stage_does_not_import_optional_libraries(statement: str) -> None:
-    lightning_modules = imported_by("import lightning")
-    more = imported_by(statement) - lightning_modules
+def test_public_names_and_command_help_import_no_optional_library(statement: str) -> None:
+    with_lightning = imported_by("import lightning")
+    more = imported_by(statement) - with_lightning
     assert "lightning_neuralgate.locate.locator" in more
-    # lightning and torchmetrics import rich, matplotlib and others, if they are installed
-    optional = HEAVY - {"torch", "lightning", "transformers", "torchmetrics"} - {"pydantic", "safetensors", "tqdm"}
-    assert not (packages(more) - packages(lightning_modules)) & optional
+    # lightning and torchmetrics import rich, matplotlib and others themselves, where they are installed
+    late = HEAVY - {"torch", "lightning", "transformers", "torchmetrics"} - {"pydantic", "safetensors", "tqdm"}
+    assert not (packages(more) - packages(with_lightning)) & late
     assert not {"matplotlib.pyplot", "torchmetrics.functional.text.bert", "torchvision", "rich.progress"} & more
     models = {name.split(".")[2] for name in more if name.startswith("transformers.models.")}
     assert models <= {"auto", "blip_2"}, (
-        "model code is imported with a model, except what the registration of MiniGPT-4 needs"
+        "no model code is imported before a model is loaded, except what registering MiniGPT-4 needs"
     )
 
 
@@ -66,21 +66,21 @@ def test_importing_a_stage_does_not_import_optional_libraries(statement: str) ->
         "from transformers import AutoProcessor; import lightning_neuralgate",
     ],
 )
-def test_minigpt4_is_registered_with_the_auto_classes(statement: str) -> None:
-    lookup = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
-    completed = subprocess.run(
-        [sys.executable, "-c", f"{statement}; {lookup}"], capture_output=True, text=True, timeout=120, check=True
+def test_auto_classes_know_minigpt4_after_import_in_any_order(statement: str) -> None:
+    print_config = "from transformers import AutoConfig; print(type(AutoConfig.for_model('minigpt4')).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; {print_config}"], capture_output=True, text=True, timeout=120, check=True
     )
-    assert completed.stdout.split() == ["MiniGPT4Config"]
+    assert done.stdout.split() == ["MiniGPT4Config"]
 
 
-def test_public_names_are_the_same_for_type_checkers_and_at_run_time() -> None:
+def test_public_names_are_exported_and_visible_to_type_checkers() -> None:
     source = ast.parse(Path(lightning_neuralgate.__file__).read_text(encoding="utf-8"))
     (typed,) = (node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     declared = {
         alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert sorted(declared) == sorted(lightning_neuralgate.__all__) == sorted(lightning_neuralgate._HOMES)
+    assert sorted(declared) == sorted(lightning_neuralgate.__all__) == sorted(lightning_neuralgate._LAZY_IMPORTS)
     for name, module in declared.items():
         assert module is not None
         assert getattr(lightning_neuralgate, name) is getattr(import_module(module), name)
@@ -89,12 +89,12 @@ def test_public_names_are_the_same_for_type_checkers_and_at_run_time() -> None:
         _ = lightning_neuralgate.NeuralGateCalback
 
 
-def test_the_benchmark_reports_medians_and_ratios_to_lightning(
+def test_startup_benchmark_reports_medians_and_ratios(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seconds = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
+    times = iter([9.0, 9.0, 2.0, 1.0, 4.0, 6.0, 8.0, 4.0])
     monkeypatch.setattr(startup, "STATEMENTS", {"import lightning": "1 + 1", "help": "2 + 2"})
-    monkeypatch.setattr(startup, "seconds", lambda statement: next(seconds))
+    monkeypatch.setattr(startup, "seconds", lambda statement: next(times))
     monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "3", "--json", str(tmp_path / "results.json")])
     startup.main()
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
