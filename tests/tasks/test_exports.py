@@ -22,8 +22,8 @@ from tests.helpers.task_answers import (
     pope,
     written,
 )
-from tests.metrics.functional.test_mme import tool as mme_tool
-from tests.metrics.test_pope import official as pope_script
+from tests.metrics.functional.test_mme import official_scores as mme_tool
+from tests.metrics.functional.test_pope import official as pope_script
 
 
 def test_exports_match_the_owners_formats(tmp_path: Path) -> None:
