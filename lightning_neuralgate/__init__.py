@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from lightning_neuralgate.edit.delta import EditDelta
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
-    from lightning_neuralgate.evaluation.run import evaluate
     from lightning_neuralgate.gate.callback import NeuralGateCallback
     from lightning_neuralgate.gate.neural_gate import NeuralGate
     from lightning_neuralgate.locate.locator import PrivacyLocatorModule
     from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
     from lightning_neuralgate.models.loading import load_model
     from lightning_neuralgate.tasks.callback import TaskMetricsCallback
+    from lightning_neuralgate.tasks.evaluate import evaluate
     from lightning_neuralgate.tasks.runner import answer_tasks
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _LAZY_IMPORTS = {
     "RefuseToAnswerRate": "metrics",
     "TaskMetricsCallback": "tasks.callback",
     "answer_tasks": "tasks.runner",
-    "evaluate": "evaluation.run",
+    "evaluate": "tasks.evaluate",
     "load_model": "models.loading",
     "render_splits": "data.rendering.dataset",
 }

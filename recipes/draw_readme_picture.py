@@ -20,7 +20,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.evaluation.answers import Answer, read_answers
+from lightning_neuralgate.evaluation.answers import JudgedAnswer, read_answers
 
 SCALE = 2
 """Pixels of the file per pixel on the page, so that the picture is sharp on high-resolution displays."""
@@ -52,11 +52,11 @@ THEMES = {
 class Question(NamedTuple):
     """One question with the answers of both models."""
 
-    before: Answer
-    after: Answer
+    before: JudgedAnswer
+    after: JudgedAnswer
 
 
-def choose_questions(answers: Sequence[Answer], record_id: str | None, edited: str) -> list[Question]:
+def choose_questions(answers: Sequence[JudgedAnswer], record_id: str | None, edited: str) -> list[Question]:
     """Choose the record and its questions without looking at the answers.
 
     Raises:
@@ -65,10 +65,10 @@ def choose_questions(answers: Sequence[Answer], record_id: str | None, edited: s
     test = [answer for answer in answers if answer.split == "test"]
     if record_id is None:
         record_id = min((answer.record_id for answer in test if answer.subject == "passport"), default="passport")
-    by_query: dict[tuple[bool, str], dict[str, Answer]] = {}
+    by_query: dict[tuple[bool, str], dict[str, JudgedAnswer]] = {}
     for answer in test:
         if answer.record_id == record_id:
-            by_query.setdefault((answer.sensitive, answer.query), {})[answer.model] = answer
+            by_query.setdefault((answer.sensitive, answer.prompt), {})[answer.model] = answer
     chosen = []
     for sensitive, count in NUMBER_OF_QUESTIONS.items():
         questions = [
@@ -134,7 +134,7 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     return lines
 
 
-def verdict(answer: Answer) -> tuple[str, bool]:
+def verdict(answer: JudgedAnswer) -> tuple[str, bool]:
     """A short label for an answer, and whether it is the wanted outcome."""
     if answer.refused:
         return "refused", answer.sensitive
@@ -143,7 +143,7 @@ def verdict(answer: Answer) -> tuple[str, bool]:
     return ("correct", True) if answer.correct else ("answered", True)
 
 
-def answer_lines(answer: Answer, width: float, size: float) -> list[str]:
+def answer_lines(answer: JudgedAnswer, width: float, size: float) -> list[str]:
     """The answer's lines; an ellipsis marks one that ends without punctuation, at the token limit."""
     text = answer.answer.strip()
     return wrap(text if text.endswith((".", "!", "?")) else f"{text} …", width, size)
@@ -167,7 +167,7 @@ def draw_picture(questions: Sequence[Question], picture: Image.Image, theme: The
         canvas.text(left + index * (column + column_gap) + inner, y + 9, title, theme.muted, 10, bold=True)
     y += header
     for question, block, block_height in zip(questions, blocks, heights, strict=True):
-        canvas.text(left, y + 17, question.before.query, theme.text, 13, bold=True)
+        canvas.text(left, y + 17, question.before.prompt, theme.text, 13, bold=True)
         y += question_height
         for index, (answer, lines) in enumerate(zip(question, block, strict=True)):
             x = left + index * (column + column_gap)
