@@ -4,7 +4,7 @@
     python -m benchmarks.models --json FILE --only minigpt4 qwen2_vl
 
 Each family is a tiny random model with its real processor, used through the public API. A cell is `yes` if all checks of the
-column pass, `whole passes` if they pass without the fast implementation, and otherwise the error.
+column pass, `full passes` if they pass without the fast implementation, and otherwise the error.
 
 locate   all records are located, and fast and full passes give the same gate
 edit     the gated edit changes only the chosen projection; with `scope="all"`, rows blocked by the gate stay unchanged
@@ -48,7 +48,7 @@ from lightning_neuralgate.tasks.evaluate import evaluate
 from tests.helpers.tiny_checkpoints import CHECKPOINTS, tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_splits
 
-YES, FULL_PASSES = "yes", "whole passes"
+YES, FULL_PASSES = "yes", "full passes"
 FALLBACK = "full forward passes are run instead"
 """Part of the warning of `prefix_cache.verify.FastPath`."""
 LAYER = 1

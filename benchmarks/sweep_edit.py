@@ -42,7 +42,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "gate, all positions": {"scope": "all"},
     "gate, from the subject on": {"scope": "from_subject"},
     "no pictures in the edit": {"images": False},
-    "1 record a subject": {"records": 1},
+    "1 record per subject": {"records": 1},
     "ungated, lr 1.5e-3": {**UNGATED, "lr": 1.5e-3},
     "no retention": {"retention_weight": 0.0},
     "2 epochs": {"epochs": 2},
@@ -54,7 +54,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "gate, lr 6e-3": {"lr": 6e-3},
     "alpha 3": {"alpha": 3.0},
     "layer 4": {**UNGATED, "layer": 4},
-    "gate, whole subject": {"scope": "subject"},
+    "gate, full subject": {"scope": "subject"},
     "gate, lr 6e-3, public questions": {"lr": 6e-3, **PUBLIC},
     "ungated, lr 6e-3, public questions": {**UNGATED, "lr": 6e-3, **PUBLIC},
 }
@@ -64,10 +64,10 @@ COLUMNS = {
     "test: RtA": ("test", "rta_sensitive"),
     "leak": ("test", "leak_rate"),
     "answered": ("test", "answer_rate_benign"),
-    "new attributes: RtA": ("unseen_attributes", "rta_sensitive"),
+    "unseen attributes: RtA": ("unseen_attributes", "rta_sensitive"),
     "answered ": ("unseen_attributes", "answer_rate_benign"),
     "EtA": ("unseen_attributes", "eta"),
-    "new subjects: RtA": ("unseen_subjects", "rta_sensitive"),
+    "unseen subjects: RtA": ("unseen_subjects", "rta_sensitive"),
     "leak ": ("unseen_subjects", "leak_rate"),
     "answered  ": ("unseen_subjects", "answer_rate_benign"),
     "EtA ": ("unseen_subjects", "eta"),
@@ -258,7 +258,7 @@ def gradient_parts(experiment: Any, gate: Any, scopes: tuple[str, ...]) -> dict[
             "subject's last token": last,
             "rest of the question": from_subject & ~subject & ~answer,
             "answer": answer,
-            "whole": batch["attention_mask"].bool(),
+            "full": batch["attention_mask"].bool(),
         }
         masks = torch.stack([gate.mask(subject_key(name), s.layer, s.tau) for name in batch["subject"]])
         for name, positions in groups.items():
@@ -269,7 +269,7 @@ def gradient_parts(experiment: Any, gate: Any, scopes: tuple[str, ...]) -> dict[
             gated = torch.where(positions[:, :, None] & ~masks[:, None, :], 0.0, grad)
             totals[f"scope {scope}"] = totals.get(f"scope {scope}", 0) + gated.flatten(0, 1).T @ x.flatten(0, 1)
     experiment.model.requires_grad_(False)
-    full = totals.pop("whole")
+    full = totals.pop("full")
     parts: dict[str, dict[str, float]] = {}
     for name, part in totals.items():
         if name.startswith("scope "):
@@ -313,13 +313,13 @@ def table_lines(out: Path) -> Iterator[str]:
     if not gradients:
         return
     yield "\n## Where the edit's first gradient comes from\n"
-    yield "| part of the text | its norm over that of the whole gradient |"
+    yield "| part of the text | norm relative to the full gradient |"
     yield "| --- | ---: |"
     names = gradients[0]["parts"]
     for name in (n for n in names if not n.startswith("scope ")):
         yield f"| {name} | {mean_and_deviation([row['parts'][name]['share'] for row in gradients])} |"
-    yield "\n## What the gate takes away from it\n"
-    yield "| scope | share of the norm taken away | cosine with the whole | first Adam steps that change |"
+    yield "\n## Effect of the gate on the first gradient\n"
+    yield "| scope | removed share of the norm | cosine with the full gradient | changed elements of the first Adam step |"
     yield "| --- | ---: | ---: | ---: |"
     for name in (n for n in names if n.startswith("scope ")):
         cells = [

@@ -35,7 +35,7 @@ def main() -> None:
         nargs="+",
         help="files written with --json, named after the benchmark, such as locate-2.json",
     )
-    print("| benchmark | geometry | threads | plain | fast | ratio | agree | memory | floor |")
+    print("| benchmark | geometry | threads | plain | fast | ratio | agree | memory | lower bound |")
     print("| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |")
     for file in parser.parse_args().files:
         print(row(file.stem.split("-")[0], json.loads(file.read_text(encoding="utf-8"))))

@@ -29,7 +29,7 @@ def test_named_files_exist() -> None:
 
 
 def test_a_walk_names_each_file_at_most_twice() -> None:
-    walks = {title: text for title, text in sections().items() if title.startswith("The way of")}
+    walks = {title: text for title, text in sections().items() if title.startswith("From ")}
     assert len(walks) == 3
     for title, text in walks.items():
         for path, count in Counter(named_paths(text)).items():

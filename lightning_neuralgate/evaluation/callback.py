@@ -25,7 +25,7 @@ from lightning_neuralgate.prefix_cache.generate import generate_with_shared_pref
 
 
 class PeriodicEvaluationCallback(Callback):
-    """Call `measure` before, every few optimizer steps of, and after a training, and log its values.
+    """Call `measure` before training, every few optimizer steps, and after it, and log its values.
 
     They go to all loggers of the Trainer, against its number of optimizer steps, and into `trainer.callback_metrics`, which
     other callbacks can monitor. Module modes and random states are restored, so the training is unchanged, bit for bit.
@@ -120,7 +120,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class RefusalMetricsCallback(PeriodicEvaluationCallback):
-    """Evaluate held-out queries before, every few optimizer steps of, and after a training, and log the rates.
+    """Evaluate held-out queries before training, every few optimizer steps, and after it, and log the rates.
 
     For each split `held_out/SPLIT/rta_sensitive`, `answer_rate_benign` and `eta`, and with known true values `leak_rate` and
     `benign_accuracy`, are logged to all loggers of the Trainer, against its number of optimizer steps, and into

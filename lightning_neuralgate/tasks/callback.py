@@ -23,7 +23,7 @@ from lightning_neuralgate.tasks.verdicts import KeywordListJudge
 
 
 class TaskMetricsCallback(PeriodicEvaluationCallback):
-    """Evaluate benchmarks before, every few optimizer steps of, and after a training, and log the figures.
+    """Evaluate benchmarks before training, every few optimizer steps, and after it, and log the figures.
 
     The figures that `neuralgate eval` prints are logged as `tasks/TASK/FIGURE` to all loggers of the Trainer, against its
     number of optimizer steps, and into `trainer.callback_metrics`. Several processes share the questions; each counts once.

@@ -1,4 +1,4 @@
-"""Subject specs: YAML files that describe private things to render.
+"""Subject specs: YAML files that describe privacy-sensitive objects and documents to render.
 
 A spec defines the subject's fields (sensitive or benign, and the source of their values), the wording of questions and
 answers, and the layout of the picture. The specs that ship with the package are in `rendering/subjects/`.
