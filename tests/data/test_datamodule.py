@@ -1,33 +1,18 @@
+"""Batches of `PrivacyPairDataModule`: their rows, order, share per process, and refused data."""
+
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
-from lightning_neuralgate.data import targets
-from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.datamodule import LEAD_INS, PrivacyPairDataModule, locate_rows
-from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
-from lightning_neuralgate.data.targets import answer_rows, fill_targets, first_words
-from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
 from lightning_neuralgate.hf.forward import IGNORED
-from lightning_neuralgate.hf.generation import generate_answers
-from lightning_neuralgate.runtime.files import cache_folder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import UserModule, train
-
-
-def without_targets(splits: RecordSplits) -> RecordSplits:
-    def without(record: PrivacyRecord) -> PrivacyRecord:
-        pairs = tuple(pair.model_copy(update={"benign_target": None}) for pair in record.pairs)
-        return record.model_copy(update={"pairs": pairs})
-
-    return splits._replace(edit=[without(record) for record in splits.edit])
+from tests.helpers.training import UserModule, train, without_targets
 
 
 def test_locate_rows_are_six_contexts_and_a_benign_query(splits: RecordSplits) -> None:
@@ -44,13 +29,13 @@ def test_fitted_module_chooses_the_training_batches(splits: RecordSplits) -> Non
     data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=3, shuffle=False)
     assert [batch["role"].count("sensitive") for batch in data.train_dataloader()] == [3, 3, 2]
 
-    class Fitted:
+    class FakeModule:
         data_view = "records"
 
-    class Attached:
-        lightning_module = Fitted()
+    class FakeTrainer:
+        lightning_module = FakeModule()
 
-    data.trainer = Attached()  # type: ignore[assignment]
+    data.trainer = FakeTrainer()  # type: ignore[assignment]
     batches = list(data.train_dataloader())
     assert [set(batch["record_id"]) for batch in batches] == [{record.record_id} for record in splits.edit]
 
@@ -78,7 +63,7 @@ def test_retention_rows_depend_on_seed_epoch_rank_and_pairs_only(splits: RecordS
     items = [RetentionItem(query=f"What is {i}?", target=f"It is {i}") for i in range(40)]
 
     def drawn(epoch: int = 0, rank: int = 0, seed: int = 0, workers: int = 0) -> list[list[list[int]]]:
-        class Attached:
+        class FakeTrainer:
             lightning_module = None
             current_epoch, global_rank, world_size = epoch, rank, rank + 1
 
@@ -86,7 +71,7 @@ def test_retention_rows_depend_on_seed_epoch_rank_and_pairs_only(splits: RecordS
             splits, tiny_processor(), items, pairs_per_batch=2, retention_per_batch=3, shuffle=False,
             num_workers=workers, seed=seed,
         )  # fmt: skip
-        data.trainer = Attached()  # type: ignore[assignment]
+        data.trainer = FakeTrainer()  # type: ignore[assignment]
         return [batch["input_ids"][-3:].tolist() for batch in data.pairs_dataloader()]
 
     expected = drawn()
@@ -107,12 +92,12 @@ def test_validation_prompts_are_all_queries_of_the_test_split(splits: RecordSpli
 @pytest.mark.parametrize("view", ["records", "prompts"])
 def test_duplicates_on_other_processes_are_not_counted(splits: RecordSplits, view: str) -> None:
     def batches(rank: int, world: int) -> list[dict[str, Any]]:
-        class Attached:
+        class FakeTrainer:
             lightning_module = None
             current_epoch, global_rank, world_size = 0, rank, world
 
         data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=1)
-        data.trainer = Attached()  # type: ignore[assignment]
+        data.trainer = FakeTrainer()  # type: ignore[assignment]
         return list(data.records_dataloader() if view == "records" else data.val_dataloader())
 
     def content(batch: dict[str, Any]) -> str:
@@ -159,88 +144,3 @@ def test_invalid_data_is_refused(splits: RecordSplits) -> None:
         DataFormatError, match=r"record passport-edit-0: .* has no target; generate it with fill_targets"
     ):
         next(iter(PrivacyPairDataModule(without_targets(splits), tiny_processor()).pairs_dataloader()))
-
-
-def test_targets_are_the_first_words_of_the_models_answers(splits: RecordSplits) -> None:
-    model, processor = tiny_llava(), tiny_processor()
-    incomplete = without_targets(splits)
-    items = [RetentionItem(query="What do bees make?"), RetentionItem(query="Kept?", target="Yes, as given")]
-    edit, retention = fill_targets(incomplete.edit, items, model, processor)
-    row = QueryRow(edit[1].pairs[1].benign, "benign", edit[1].image, edit[1].subject)
-    (answer,) = answer_rows(model, processor, [row], max_new_tokens=24)
-    assert edit[1].pairs[1].benign_target == first_words(answer, 5)
-    assert len(edit[1].pairs[1].benign_target.split()) <= 5
-    assert retention[1].target == "Yes, as given"
-    assert retention[0].target
-
-
-def test_targets_are_generated_once_per_model_and_data(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    original = targets.answer_rows
-
-    def counting(model: Any, processor: Any, rows: Any, *args: Any, **kwargs: Any) -> list[str]:
-        calls.append(len(rows))
-        return original(model, processor, rows, *args, **kwargs)
-
-    monkeypatch.setattr(targets, "answer_rows", counting)
-    incomplete, processor = without_targets(splits), tiny_processor()
-    first, _ = fill_targets(incomplete.edit, [], tiny_llava(), processor)
-    again, _ = fill_targets(incomplete.edit, [], tiny_llava(), processor)
-    assert first == again
-    assert calls == [8], "the second call reads the cache"
-    fill_targets(incomplete.edit, [], tiny_llava(seed=1), processor)
-    fill_targets(incomplete.edit[1:], [], tiny_llava(), processor)
-    assert calls == [8, 8, 6], "another model and other data have other keys"
-    fill_targets(first, [], tiny_llava(), processor)
-    assert len(calls) == 3, "nothing is generated if all targets are present"
-    files = list((cache_folder() / "targets").iterdir())
-    assert len(files) == 3
-    assert len(json.loads(files[0].read_text())) in (6, 8)
-
-
-def test_missing_targets_are_generated_when_fitting_starts(splits: RecordSplits) -> None:
-    model, processor = tiny_llava(), tiny_processor()
-    data = PrivacyPairDataModule(without_targets(splits), processor)
-    trainer = Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(PrivacyEditModule(model, [1]), datamodule=data)
-    assert all(pair.benign_target for record in data.splits.edit for pair in record.pairs)
-
-
-def test_answers_are_in_order_and_do_not_depend_on_the_batch(splits: RecordSplits) -> None:
-    model, processor = tiny_llava(), tiny_processor()
-    record = splits.test[0]
-    rows = [
-        QueryRow(query, "benign", record.image)
-        for query in ("Is it?", "What is the long and winding number of this receipt here?", "Why?", "A longer one?")
-    ]
-    batched = answer_rows(model, processor, rows, max_new_tokens=6, batch_size=3)
-    single = [answer_rows(model, processor, [row], max_new_tokens=6)[0] for row in rows]
-    assert batched == single
-    assert len(set(single)) > 1
-
-
-def test_models_may_return_the_answer_without_the_prompt(splits: RecordSplits) -> None:
-    data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=2)
-    batch = next(iter(data.val_dataloader()))
-    tokenizer = data.collate_training.tokenizer
-
-    class AnswerOnly(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def generate(self, **inputs: Any) -> torch.Tensor:
-            return torch.tensor(tokenizer(["The passport is red."] * 2)["input_ids"])
-
-    assert generate_answers(AnswerOnly(), tokenizer, batch, 5) == ["The passport is red."] * 2
-
-
-def test_environment_variables_move_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path / "cache"))
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("NEURALGATE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "lightning-neuralgate"

@@ -86,19 +86,19 @@ def test_demo_writes_all_outputs(checkpoint: str, tmp_path: Path, monkeypatch: p
 def test_edit_without_public_questions_keeps_the_ordinary_ones(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stop(Exception):
+    class StopBeforeTraining(Exception):
         pass
 
-    def record_retention(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
-        raise Stop([item.image.stem.partition("-")[0] for item in retention])
+    def stop_with_retention(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
+        raise StopBeforeTraining([item.image.stem.partition("-")[0] for item in retention])
 
-    monkeypatch.setattr(experiment, "PrivacyPairDataModule", record_retention)
-    tiny = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
-    tiny.render()
-    for public, kinds in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
-        with pytest.raises(Stop) as stop:
-            tiny.edit(None, "public", replace(tiny.settings, public_questions=public))
-        assert stop.value.args == (kinds,)
+    monkeypatch.setattr(experiment, "PrivacyPairDataModule", stop_with_retention)
+    tiny_experiment = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    tiny_experiment.render()
+    for public, expected in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
+        with pytest.raises(StopBeforeTraining) as stop:
+            tiny_experiment.edit(None, "public", replace(tiny_experiment.settings, public_questions=public))
+        assert stop.value.args == (expected,)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +177,11 @@ def test_two_processes_give_the_same_results_as_one(
 
 
 def test_errors_of_workers_are_raised_in_the_main_process(checkpoint: str, tmp_path: Path) -> None:
-    tiny = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
-    with WorkerPool(tiny, 2) as pool, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
+    tiny_experiment = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    with WorkerPool(tiny_experiment, 2) as pool, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
         pool.starmap(_fail_on_two, [("one",), ("two",)])
     with pytest.raises(ValueError, match="at least 1"):
-        WorkerPool(tiny, 0)
+        WorkerPool(tiny_experiment, 0)
 
 
 def _fail_on_two(_: experiment.Experiment, name: str) -> None:

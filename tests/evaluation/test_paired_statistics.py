@@ -183,9 +183,9 @@ def test_other_metrics_have_their_tests() -> None:
     assert found["overall/par"].p_value == 2 / 64
     assert found["asd"].test == "bootstrap"
     assert found["asd"].difference == 0.75
-    assert "overall/refused" not in found, "nobody knows who refused"
+    assert "overall/refused" not in found, "the scores do not contain refusals"
     unread = paired_differences(one, mllmguard_tally([None, *[0] * 7], ["privacy"] * 8))
-    assert unread["overall/par"].test == "bootstrap", "it is no share of all items any more"
+    assert unread["overall/par"].test == "bootstrap", "without a score for each item it is not a share of all items"
 
 
 @pytest.mark.parametrize(

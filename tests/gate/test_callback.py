@@ -19,7 +19,7 @@ from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import UserModule, datamodule, random_gate, train
 
 
-def hooks_of(model: nn.Module) -> int:
+def count_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in find_decoder(model).layers.modules())
 
 
@@ -29,11 +29,11 @@ def test_hooks_are_removed_after_fit_and_after_an_exception(splits: RecordSplits
 
     class Count(Callback):
         def on_train_batch_start(self, *args: Any) -> None:
-            seen.append(hooks_of(model))
+            seen.append(count_hooks(model))
 
     callback = NeuralGateCallback(random_gate(model))
     train(UserModule(model), datamodule(splits), callback, Count())
-    assert (seen, hooks_of(model)) == ([1], 0)
+    assert (seen, count_hooks(model)) == ([1], 0)
 
     class Fails(UserModule):
         def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -42,7 +42,7 @@ def test_hooks_are_removed_after_fit_and_after_an_exception(splits: RecordSplits
 
     with pytest.raises(RuntimeError, match="boom"):
         train(Fails(model), datamodule(splits), callback)
-    assert hooks_of(model) == 0
+    assert count_hooks(model) == 0
     assert callback._batch is None
 
 
@@ -86,7 +86,7 @@ def test_two_gates_on_a_layer_are_refused(splits: RecordSplits) -> None:
             NeuralGateCallback(gate),
             NeuralGateCallback(gate, "all", tau=0.5),
         )
-    assert hooks_of(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_batch_without_subject_positions_is_refused(splits: RecordSplits) -> None:
@@ -175,8 +175,8 @@ def test_training_resumes_with_the_same_gate_only(
 
 
 @pytest.mark.parametrize("tau", [0.3, 0.4])
-def test_checkpoints_with_further_state_resume(splits: RecordSplits, tmp_path: Path, tau: float) -> None:
-    """Earlier versions saved a fingerprint of each row."""
+def test_checkpoints_of_earlier_versions_resume(splits: RecordSplits, tmp_path: Path, tau: float) -> None:
+    """Their additional state, a fingerprint of each row, is ignored."""
     gate, file = random_gate(tiny_llava()), tmp_path / "first.ckpt"
     save_checkpoint(splits, file, NeuralGateCallback(gate))
     checkpoint = torch.load(file, weights_only=True)

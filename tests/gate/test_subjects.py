@@ -128,7 +128,7 @@ def test_answers_are_not_searched_if_the_prompt_names_a_subject() -> None:
     labels = [-100] * len(prompt) + [1] * len(answer)
     assert found(prompt + answer, labels) == ("passport", "passport")
     assert found(prompt + answer) == ("ID", "id")
-    # if the prompt has labels too, it cannot be told from the answer
+    # if the prompt has labels too, it cannot be distinguished from the answer
     assert found("# " + prompt + answer, [-100] * 2 + [1] * len(prompt + answer)) == ("ID", "id")
     assert found(prompt + answer, [1] * len(prompt + answer)) == ("ID", "id")
 

@@ -56,29 +56,30 @@ def written(folder: Path, answers: list[AnsweredItem]) -> Path:
 
 
 def figures(answers: list[AnsweredItem], **options: Any) -> dict[str, dict[str, float]]:
-    told = task_scores(tally_answers(answers, **options), "the list", resamples=50)
-    return {task: one["figures"] for task, one in told["tasks"].items()}
+    scores = task_scores(tally_answers(answers, **options), "the list", resamples=50)
+    return {task: row["figures"] for task, row in scores["tasks"].items()}
 
 
 def changed(answers: list[AnsweredItem], **new: str) -> list[AnsweredItem]:
-    """The answers, with those of some items replaced."""
+    """Replace the answers to some items."""
     return [
-        AnsweredItem(**{**vars(one), "answer": new.get(one.item_id.replace("/", "_").replace(".", "_"), one.answer)})
-        for one in answers
+        AnsweredItem(**{**vars(item), "answer": new.get(item.item_id.replace("/", "_").replace(".", "_"), item.answer)})
+        for item in answers
     ]
 
 
 def guard_rows(answers: list[AnsweredItem], *scores: Any) -> list[dict[str, Any]]:
-    """Scores of the answers to MLLMGuard, in their order."""
-    asked = [one for one in answers if one.task == "mllmguard"]
+    """Rows of a file of judge scores, one per answer to MLLMGuard."""
+    guarded = [item for item in answers if item.task == "mllmguard"]
     return [
-        {"item_id": one.item_id, "answer": one.answer, "score": score} for one, score in zip(asked, scores, strict=True)
+        {"item_id": item.item_id, "answer": item.answer, "score": score}
+        for item, score in zip(guarded, scores, strict=True)
     ]
 
 
 def many(count: int) -> Iterator[AnsweredItem]:
-    """Answers to all tasks, a fifth of each."""
-    said = (
+    """Yield answers to all tasks, a fifth of them to each."""
+    texts = (
         "Yes, it is.",
         "No, there is none.",
         SORRY,
@@ -87,11 +88,11 @@ def many(count: int) -> Iterator[AnsweredItem]:
     )
     for number in range(count // 10):
         image = number // 2
-        yield from (pope(2 * number + n, ("yes", "no")[n], said[(number + n) % 5]) for n in (0, 1))
-        yield from (mme("OCR", f"{number}.png", n, ("yes", "no")[n], said[(number + n) % 4]) for n in (0, 1))
-        yield from (scienceqa(2 * number + n, "AB"[n], said[(number * 3 + n) % 5]) for n in (0, 1))
-        yield from (guard(("privacy", "bias")[n], number, "12345", said[(number + 2 * n) % 5]) for n in (0, 1))
+        yield from (pope(2 * number + n, ("yes", "no")[n], texts[(number + n) % 5]) for n in (0, 1))
+        yield from (mme("OCR", f"{number}.png", n, ("yes", "no")[n], texts[(number + n) % 4]) for n in (0, 1))
+        yield from (scienceqa(2 * number + n, "AB"[n], texts[(number * 3 + n) % 5]) for n in (0, 1))
+        yield from (guard(("privacy", "bias")[n], number, "12345", texts[(number + 2 * n) % 5]) for n in (0, 1))
         yield from (
-            privacy(f"r{image}", 2 * number + n, role, truth, said[(number + n) % 5])
+            privacy(f"r{image}", 2 * number + n, role, truth, texts[(number + n) % 5])
             for n, (role, truth) in enumerate((("sensitive", "12345"), ("benign", "red")))
         )

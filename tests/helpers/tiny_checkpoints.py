@@ -29,7 +29,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from lightning_neuralgate.models.minigpt4 import LLAMA2_TEMPLATE, VICUNA_TEMPLATE, MiniGPT4Processor
 from lightning_neuralgate.models.minigpt4.processing import IMAGE_TOKEN
 from tests.helpers.tiny_llava import tiny_tokenizer
-from tests.helpers.tiny_models import TINY_FAMILIES, Geometry
+from tests.helpers.tiny_models import TINY_FAMILIES, TinySizes
 
 SIZE = {"height": 16, "width": 16}
 TOKENS = 4
@@ -111,7 +111,7 @@ def _minigpt4(chat_template: str, tokens: int) -> Callable[[PreTrainedTokenizerF
 
 
 _QWEN_TOKENS = {"end_token": "<|vision_end|>", "start_token": "<|vision_start|>", "video_token": "<|video_pad|>"}
-# the special tokens of each family, with the image token last (see `Geometry.image_token`), and the processor's factory
+# the special tokens of each family, with the image token last (see `TinySizes.image_token`), and the processor's factory
 _PROCESSORS: dict[str, tuple[dict[str, str], Callable[[PreTrainedTokenizerFast], Any]]] = {
     "llava": ({"image_token": "<picture>"}, _llava),
     "minigpt4": ({"image_token": IMAGE_TOKEN}, _minigpt4(LLAMA2_TEMPLATE, 1)),
@@ -145,8 +145,8 @@ def tiny_checkpoint(family: str, layers: int = 3) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(**special)
     processor = make(tokenizer)
     torch.manual_seed(0)
-    shape = Geometry(text_layers=layers, vocabulary=len(tokenizer))
-    model = TINY_FAMILIES[family].build(shape).eval()
+    sizes = TinySizes(text_layers=layers, vocabulary=len(tokenizer))
+    model = TINY_FAMILIES[family].build(sizes).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embed" not in name:
             torch.nn.init.normal_(parameter, std=0.2)  # larger than by default, so that answers differ

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits
 from lightning_neuralgate.edit.editor import mean_by_role
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
@@ -89,3 +89,13 @@ def disable_checkpointing(model: Any) -> None:
     else:
         model.gradient_checkpointing_disable()
     model.disable_input_require_grads()
+
+
+def without_targets(splits: RecordSplits) -> RecordSplits:
+    """Remove the benign targets of the edit records."""
+
+    def without(record: PrivacyRecord) -> PrivacyRecord:
+        pairs = tuple(pair.model_copy(update={"benign_target": None}) for pair in record.pairs)
+        return record.model_copy(update={"pairs": pairs})
+
+    return splits._replace(edit=[without(record) for record in splits.edit])

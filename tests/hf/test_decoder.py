@@ -22,16 +22,16 @@ from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, P
 from lightning_neuralgate.errors import ModelLayoutError
 from lightning_neuralgate.hf.decoder import MLP_PROJECTIONS, find_decoder, find_hf_model
 from tests.helpers.tiny_models import (
-    SAME_SHAPE,
+    DEFAULT_SIZES,
     TINY_FAMILIES,
-    Geometry,
     TinyFamily,
+    TinySizes,
+    build_llava,
     tiny_bart,
     tiny_clip_vision,
     tiny_gpt2,
     tiny_instructblip,
     tiny_llama,
-    tiny_llava,
     tiny_qwen3_vl_moe,
 )
 
@@ -75,23 +75,23 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("wrapper", ["bare", "lightning"])
 @pytest.mark.parametrize(
-    "shape",
-    [SAME_SHAPE, Geometry(text_layers=3, text_size=32, vision_layers=2, vision_size=64)],
-    ids=["same-shape", "other-shape"],
+    "sizes",
+    [DEFAULT_SIZES, TinySizes(text_layers=3, text_size=32, vision_layers=2, vision_size=64)],
+    ids=["same-sizes", "different-sizes"],
 )
-def test_every_family(family: TinyFamily, shape: Geometry, wrapper: str) -> None:
-    model = family.build(shape)
+def test_every_family(family: TinyFamily, sizes: TinySizes, wrapper: str) -> None:
+    model = family.build(sizes)
     expected: Any = model.get_submodule(family.layers)
     tower: Any = model.get_submodule(family.vision_layers)
     # With a tower of another path or depth, the test would prove nothing.
-    assert len(tower) == shape.vision_layers
+    assert len(tower) == sizes.vision_layers
 
     layout = find_decoder(WRAPPERS[wrapper](model))
 
     assert layout.layers is expected
     assert (layout.layers_path, layout.projection) == (family.layers, family.projection)
-    assert (layout.num_layers, layout.hidden_size) == (shape.text_layers, shape.text_size)
-    for index in range(shape.text_layers):
+    assert (layout.num_layers, layout.hidden_size) == (sizes.text_layers, sizes.text_size)
+    for index in range(sizes.text_layers):
         path = f"{family.layers}.{index}.{family.projection}"
         assert layout.projection_path(index) == path
         assert layout.layer(index) is expected[index]
@@ -100,7 +100,7 @@ def test_every_family(family: TinyFamily, shape: Geometry, wrapper: str) -> None
 
 @pytest.mark.parametrize("wrapper", ["bare", "lightning"])
 def test_every_family_behind_peft(family: TinyFamily, wrapper: str) -> None:
-    model = family.build(SAME_SHAPE)
+    model = family.build(DEFAULT_SIZES)
     layers: Any = model.get_submodule(family.layers)
     linear = layers[1].get_submodule(family.projection)
     wrapped = WRAPPERS[wrapper](_add_lora(model, family.layers, family.projection))
@@ -120,7 +120,7 @@ def test_every_family_behind_peft(family: TinyFamily, wrapper: str) -> None:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.usefixtures("process_group")
 def test_every_wrapper(wrapper: str, lora: bool) -> None:
-    model: Any = tiny_llava()
+    model: Any = build_llava()
     layers = model.model.language_model.layers
     wrapped = WRAPPERS[wrapper](_add_lora(model, "model.language_model.layers", "mlp.down_proj") if lora else model)
     projection = layers[0].mlp.down_proj
@@ -135,7 +135,7 @@ def test_every_wrapper(wrapper: str, lora: bool) -> None:
 
 
 def test_a_compiled_layer_inside_the_model() -> None:
-    model = tiny_llava()
+    model = build_llava()
     layers: Any = model.get_submodule("model.language_model.layers")
     projection = layers[0].mlp.down_proj
     layers[0] = torch.compile(layers[0])
@@ -148,7 +148,7 @@ def test_a_compiled_layer_inside_the_model() -> None:
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"])
 def test_text_without_an_image_passes_through_the_projections(name: str) -> None:
-    model = TINY_FAMILIES[name].build(SAME_SHAPE)
+    model = TINY_FAMILIES[name].build(DEFAULT_SIZES)
     layout = find_decoder(Holder(model=model))
     shapes: list[torch.Size] = []
     for index in range(layout.num_layers):
@@ -212,7 +212,7 @@ class FlatModel(LlamaForCausalLM):
 
 @pytest.mark.parametrize("kind", ["plain-modules", "pretrained-model"])
 def test_a_tower_next_to_a_decoder_without_get_decoder(kind: str) -> None:
-    model = FlatModel(LlamaConfig(**SAME_SHAPE.text()))
+    model = FlatModel(LlamaConfig(**DEFAULT_SIZES.text()))
     if kind == "plain-modules":
         model.visual_encoder = nn.ModuleDict({"layers": copy.deepcopy(model.model.layers)})
     else:
@@ -224,7 +224,7 @@ def test_a_tower_next_to_a_decoder_without_get_decoder(kind: str) -> None:
 
 
 def test_two_equal_decoders_without_get_decoder_are_refused() -> None:
-    model = FlatModel(LlamaConfig(**SAME_SHAPE.text()))
+    model = FlatModel(LlamaConfig(**DEFAULT_SIZES.text()))
     model.second = nn.ModuleDict({"layers": copy.deepcopy(model.model.layers)})
 
     with pytest.raises(ModelLayoutError, match=r"(?s)FlatModel.*more than one.*`model\.layers`.*`second\.layers`"):
@@ -326,7 +326,7 @@ def test_model_without_a_text_config() -> None:
             BoringModel, ["BoringModel", "transformers.PreTrainedModel", "`layer` (Linear)"], id="no-hf-model"
         ),
         pytest.param(
-            lambda: Holder(student=tiny_llava(), teacher=tiny_llava()),
+            lambda: Holder(student=build_llava(), teacher=build_llava()),
             ["`student` (LlavaForConditionalGeneration)", "`teacher` (LlavaForConditionalGeneration)"],
             id="two-models",
         ),
@@ -346,9 +346,9 @@ def test_error_reports_the_outermost_model_only() -> None:
 
 
 def _tiny_clip() -> CLIPModel:
-    text: dict[str, Any] = SAME_SHAPE.text()
+    text: dict[str, Any] = DEFAULT_SIZES.text()
     del text["num_key_value_heads"]
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=SAME_SHAPE.vision(), projection_dim=8))
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=DEFAULT_SIZES.vision(), projection_dim=8))
 
 
 @pytest.mark.parametrize(

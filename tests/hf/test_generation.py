@@ -1,4 +1,4 @@
-"""Answers end early on a predicate, and ignore the checkpoint's generation config."""
+"""Answers end early on a predicate, ignore the checkpoint's generation config, and may come without the prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.hf.generation import generate_answers, start_and_stop_settings, without_generation_config
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
@@ -123,3 +125,19 @@ def test_the_generation_config_of_a_submodel_is_replaced_too() -> None:
         assert inner.generation_config.num_beams is None
         assert inner.generation_config.eos_token_id == 7
     assert inner.generation_config.num_beams == 4
+
+
+def test_models_may_return_the_answer_without_the_prompt(splits: RecordSplits) -> None:
+    data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=2)
+    batch = next(iter(data.val_dataloader()))
+    tokenizer = data.collate_training.tokenizer
+
+    class AnswerOnly(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def generate(self, **inputs: Any) -> torch.Tensor:
+            return torch.tensor(tokenizer(["The passport is red."] * 2)["input_ids"])
+
+    assert generate_answers(AnswerOnly(), tokenizer, batch, 5) == ["The passport is red."] * 2

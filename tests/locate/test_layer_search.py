@@ -23,7 +23,7 @@ IDENTITY = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 8, 4)
 
 
 def gate(strong: dict[int, tuple[int, int]]) -> NeuralGate:
-    """Two subjects of four neurons; of each so many are strongly active in a layer."""
+    """Gate of two subjects with four neurons; `strong` maps each layer to their numbers of strongly active neurons."""
     rates = {
         subject: {
             layer: torch.tensor([1.0] * counts[index] + [0.25] * (4 - counts[index]))

@@ -23,7 +23,7 @@ from lightning_neuralgate.prefix_cache.edit_pass import EditPass
 from lightning_neuralgate.prefix_cache.layout import BatchLayout
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.tiny_models import TINY_FAMILIES, Geometry
+from tests.helpers.tiny_models import TINY_FAMILIES, TinySizes
 from tests.helpers.training import Gradients, datamodule, random_gate, train
 from tests.prefix_cache.test_locate_pass import words_batch
 
@@ -199,7 +199,7 @@ def test_an_unsupported_model_runs_full_rows_with_one_warning(
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"])
 def test_other_models(family: str, frozen: int) -> None:
-    model = TINY_FAMILIES[family].build(Geometry(text_layers=4)).eval().requires_grad_(False)
+    model = TINY_FAMILIES[family].build(TinySizes(text_layers=4)).eval().requires_grad_(False)
     weight, batch = trained(model), {**words_batch(), "subject": ["passport"] * 5}
     layout = BatchLayout(model, batch)
     passes = EditPass(model, layout, frozen)

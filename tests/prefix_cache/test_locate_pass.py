@@ -20,7 +20,7 @@ from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 from lightning_neuralgate.prefix_cache.prefix import split_positions_problem
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
-from tests.helpers.tiny_models import TINY_FAMILIES, Geometry
+from tests.helpers.tiny_models import TINY_FAMILIES, TinySizes
 from tests.helpers.training import datamodule
 
 SHARED = 5
@@ -127,7 +127,7 @@ def test_rows_with_different_pictures_share_nothing(splits: RecordSplits) -> Non
 )
 def test_families(family: str) -> None:
     torch.manual_seed(0)
-    model = TINY_FAMILIES[family].build(Geometry(text_layers=4)).eval()
+    model = TINY_FAMILIES[family].build(TinySizes(text_layers=4)).eval()
     for parameter in find_decoder(model).layers.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -137,7 +137,7 @@ def test_families(family: str) -> None:
 @pytest.mark.parametrize("window", [30, 12])
 def test_a_window_over_the_prefix(window: int) -> None:
     torch.manual_seed(0)
-    model = TINY_FAMILIES["gemma3"].build(Geometry(text_layers=4)).eval()
+    model = TINY_FAMILIES["gemma3"].build(TinySizes(text_layers=4)).eval()
     model.config.text_config.sliding_window = window
     for parameter in find_decoder(model).layers.parameters():
         if parameter.ndim > 1:

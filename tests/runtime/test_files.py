@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.runtime.files import atomic_replace, atomic_write, remove_temporary_files, restore_replaced
+from lightning_neuralgate.runtime.files import (
+    atomic_replace,
+    atomic_write,
+    cache_folder,
+    remove_temporary_files,
+    restore_replaced,
+)
 
 
 def test_atomic_write_creates_a_complete_file_or_none(tmp_path: Path) -> None:
@@ -111,3 +117,11 @@ def test_a_file_does_not_replace_a_folder_or_the_other_way_round(tmp_path: Path,
         write_other()
     assert list(tmp_path.iterdir()) == [target]
     assert list(target.iterdir()) == [] if existing == "folder" else target.read_text() == "old"
+
+
+def test_environment_variables_move_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEURALGATE_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("NEURALGATE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lightning-neuralgate"

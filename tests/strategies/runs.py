@@ -40,7 +40,7 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import datamodule, random_gate
 
 LAYER, TAU, MICRO_BATCHES = 1, 0.5, 12
-WORLD = {
+WORLD_SIZES = {
     "one": 1,
     "ddp": 2,
     "ddp_static": 2,
@@ -59,11 +59,11 @@ class Case(NamedTuple):
 
     accumulate: int
     precision: str
-    trained: str
+    trainable: str
     scope: Scope
 
     def __str__(self) -> str:
-        return f"{self.accumulate}-{self.precision}-{self.trained}-{self.scope}"
+        return f"{self.accumulate}-{self.precision}-{self.trainable}-{self.scope}"
 
 
 CASES = [
@@ -85,10 +85,10 @@ def cases_of(strategy: str) -> list[Case]:
     return [case for case in few if case.accumulate == 1] if strategy == "ddp_static" else few
 
 
-def trainable_model(trained: str) -> nn.Module:
+def trainable_model(trainable: str) -> nn.Module:
     """Return a tiny LLaVA in which one projection trains, or a LoRA on it with nonzero factors."""
     model: Any = tiny_llava().requires_grad_(False)
-    if trained == "full":
+    if trainable == "full":
         find_decoder(model).output_projection(LAYER).requires_grad_(True)
         return model  # type: ignore[no-any-return]
     torch.manual_seed(5)
@@ -116,7 +116,7 @@ def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 
 class Training(LightningModule):
-    """A user's training, in which each process takes its share of the batches."""
+    """A user's LightningModule that splits the batches over the processes."""
 
     def __init__(self, network: nn.Module, batches: list[dict[str, Any]], by_layer: bool = True) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def trained_weights(network: nn.Module, state: dict[str, Tensor]) -> dict[str, T
 
 
 class FSDP1OnCPU(FSDPStrategy):
-    """FSDP1 on a CPU, which Lightning does not support and FSDP1 only with an explicit device."""
+    """FSDP1 on CPUs, which Lightning does not support; FSDP1 itself needs an explicit device there."""
 
     def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
         return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
@@ -160,7 +160,7 @@ class FSDP1OnCPU(FSDPStrategy):
 def trainer_of(strategy: str, case: Case, /, **options: Any) -> Trainer:
     """Return a Trainer with the callback."""
     gate = random_gate(tiny_llava(), (LAYER,))
-    kinds: dict[str, Any] = {
+    strategies: dict[str, Any] = {
         "one": "auto",
         "ddp": "ddp",
         "ddp_static": DDPStrategy(static_graph=True),
@@ -174,7 +174,7 @@ def trainer_of(strategy: str, case: Case, /, **options: Any) -> Trainer:
     }
     return Trainer(
         accelerator="cpu",
-        devices=WORLD[strategy],
+        devices=WORLD_SIZES[strategy],
         precision=case.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=case.accumulate,
         log_every_n_steps=1,
@@ -185,7 +185,7 @@ def trainer_of(strategy: str, case: Case, /, **options: Any) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         **{
-            "strategy": kinds[strategy],
+            "strategy": strategies[strategy],
             "max_epochs": 1,
             "callbacks": [NeuralGateCallback(gate, case.scope, TAU)],
             **options,
@@ -197,7 +197,7 @@ def run(strategy: str, case: Case, folder: Path) -> None:
     """Train with the callback and save the trained weights on rank 0."""
     trainer = trainer_of(strategy, case)
     batches = micro_batches(folder / f"data-{trainer.global_rank}")
-    module = Training(trainable_model(case.trained), batches, by_layer=strategy != "fsdp_root")
+    module = Training(trainable_model(case.trainable), batches, by_layer=strategy != "fsdp_root")
     trainer.fit(module)
     if isinstance(trainer.strategy, FSDPStrategy):
         with FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False):  # type: ignore[arg-type]
@@ -237,12 +237,12 @@ def refusals_under_fsdp1(folder: Path) -> None:
     (folder / f"refusals-{trainer.global_rank}.json").write_text(json.dumps(errors), encoding="utf-8")
 
 
-def plain(world: int, case: Case, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def train_plain_loop(world: int, case: Case, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run the same training as a plain loop in one process and return the trained weights before and after it."""
-    network = trainable_model(case.trained)
+    network = trainable_model(case.trainable)
     gate = random_gate(tiny_llava(), (LAYER,))
     projection: Any = find_decoder(network).output_projection(LAYER)
-    rows = projection.lora_B["default"].weight if case.trained == "lora" else projection.weight
+    rows = projection.lora_B["default"].weight if case.trainable == "lora" else projection.weight
     before = trained_weights(network, network.state_dict())
     optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad])
     batches = micro_batches(folder / "data-plain")
@@ -258,24 +258,24 @@ def plain(world: int, case: Case, folder: Path) -> tuple[dict[str, Tensor], dict
             unmasked |= masks.any(0)
             masked = scope_positions(case.scope, batch["subject_mask"])[:, :, None] & ~masks[:, None, :]
             autocast = torch.autocast("cpu", torch.bfloat16) if is_bf16 else nullcontext()
-            with autocast, detached(projection, case.trained, masked):
+            with autocast, detached(projection, case.trainable, masked):
                 loss = loss_of(network, batch)
             (loss / len(share)).backward()
-        copy = rows.detach().clone()
+        before_step = rows.detach().clone()
         optimizer.step()
         if case.scope == "all":
             with torch.no_grad():
-                rows[~unmasked] = copy[~unmasked]
+                rows[~unmasked] = before_step[~unmasked]
     return before, trained_weights(network, network.state_dict())
 
 
 @contextmanager
-def detached(projection: Any, trained: str, masked: Tensor) -> Iterator[None]:
+def detached(projection: Any, trainable: str, masked: Tensor) -> Iterator[None]:
     """Detach the trained parameters from the masked elements of the output, (B, T, d) bool, while the block runs."""
 
     def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0]
-        if trained == "lora":
+        if trainable == "lora":
             base = projection.base_layer(x)
             added = output - base
             return base + torch.where(masked, added.detach(), added)
@@ -289,7 +289,7 @@ def detached(projection: Any, trained: str, masked: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def result(folder: Path, strategy: str, case: Case) -> dict[str, Tensor]:
+def load_weights(folder: Path, strategy: str, case: Case) -> dict[str, Tensor]:
     """Load the trained weights of a run."""
     return load_file(folder / f"{strategy}-{case}.safetensors")
 

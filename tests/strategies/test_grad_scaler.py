@@ -80,9 +80,9 @@ class Scaled(LightningModule):
             self.scales.append(self.scaler.get_scale())
 
 
-def with_callback(trained: str, scope: Scope, accumulate: int, clip: float | None, folder: Path) -> Outcome:
+def with_callback(trainable: str, scope: Scope, accumulate: int, clip: float | None, folder: Path) -> Outcome:
     scaler = make_scaler()
-    module = Scaled(trainable_model(trained), scaler)
+    module = Scaled(trainable_model(trainable), scaler)
     train(
         module,
         DataLoader(batches_of(folder, accumulate), batch_size=None),  # type: ignore[arg-type]
@@ -96,11 +96,11 @@ def with_callback(trained: str, scope: Scope, accumulate: int, clip: float | Non
     return Outcome(trained_weights(module.network, module.network.state_dict()), module.scales, module.steps)
 
 
-def plain(trained: str, scope: Scope, accumulate: int, clip: float | None, folder: Path) -> Outcome:
-    scaler, network = make_scaler(), trainable_model(trained)
+def train_plain_loop(trainable: str, scope: Scope, accumulate: int, clip: float | None, folder: Path) -> Outcome:
+    scaler, network = make_scaler(), trainable_model(trainable)
     gate = random_gate(tiny_llava(), (LAYER,))
     projection: Any = find_decoder(network).output_projection(LAYER)
-    rows = projection.lora_B["default"].weight if trained == "lora" else projection.weight
+    rows = projection.lora_B["default"].weight if trainable == "lora" else projection.weight
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters)
     batches, scales, steps = batches_of(folder, accumulate), list[float](), 0
@@ -111,7 +111,7 @@ def plain(trained: str, scope: Scope, accumulate: int, clip: float | None, folde
             masks = torch.stack([gate.mask(subject, LAYER, TAU) for subject in batch["subject"]])
             unmasked |= masks.any(0)
             masked = scope_positions(scope, batch["subject_mask"])[:, :, None] & ~masks[:, None, :]
-            with torch.autocast("cpu", torch.float16), detached(projection, trained, masked):
+            with torch.autocast("cpu", torch.float16), detached(projection, trainable, masked):
                 loss = loss_of(network, batch)
             scaler.scale(loss / accumulate).backward()
         scaler.unscale_(optimizer)
@@ -131,11 +131,13 @@ def plain(trained: str, scope: Scope, accumulate: int, clip: float | None, folde
 @pytest.mark.parametrize("clip", [None, 0.05], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("scope", ["subject_last", "all"])
-@pytest.mark.parametrize("trained", ["full", "lora"])
-def test_equals_the_plain_loop(tmp_path: Path, trained: str, scope: Scope, accumulate: int, clip: float | None) -> None:
-    before = trainable_model(trained).state_dict()
-    expected = plain(trained, scope, accumulate, clip, tmp_path)
-    found = with_callback(trained, scope, accumulate, clip, tmp_path)
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_equals_the_plain_loop(
+    tmp_path: Path, trainable: str, scope: Scope, accumulate: int, clip: float | None
+) -> None:
+    before = trainable_model(trainable).state_dict()
+    expected = train_plain_loop(trainable, scope, accumulate, clip, tmp_path)
+    found = with_callback(trainable, scope, accumulate, clip, tmp_path)
     fitting = HUGE * 2.0**-30
     assert found.scales == expected.scales == [fitting, fitting, 2 * fitting, 2 * fitting]
     assert found.steps == expected.steps == 3, "the first step is skipped, the others are not"
@@ -146,11 +148,11 @@ def test_equals_the_plain_loop(tmp_path: Path, trained: str, scope: Scope, accum
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("trained", ["full", "lora"])
-def test_masked_rows_stay_bit_identical(tmp_path: Path, trained: str, accumulate: int) -> None:
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_masked_rows_stay_bit_identical(tmp_path: Path, trainable: str, accumulate: int) -> None:
     """Including rows that only the skipped step would have unmasked."""
-    before = trainable_model(trained).state_dict()
-    found = with_callback(trained, "all", accumulate, None, tmp_path)
+    before = trainable_model(trainable).state_dict()
+    found = with_callback(trainable, "all", accumulate, None, tmp_path)
     (name,) = (name for name in found.weights if not name.endswith("lora_A.default.weight"))
     gate = random_gate(tiny_llava(), (LAYER,))
     receipt, passport = (gate.mask(subject, LAYER, TAU) for subject in ("receipt", "passport"))

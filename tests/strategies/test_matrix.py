@@ -23,9 +23,9 @@ from tests.helpers.launch import launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import UserModule, datamodule, random_gate, train
-from tests.strategies.runs import LAYER, TAU, WORLD, Case, cases_of, plain, result
+from tests.strategies.runs import LAYER, TAU, WORLD_SIZES, Case, cases_of, load_weights, train_plain_loop
 
-RUNS = [(strategy, case) for strategy in WORLD for case in cases_of(strategy)]
+RUNS = [(strategy, case) for strategy in WORLD_SIZES for case in cases_of(strategy)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all cases of all strategies; strategies with the same number of processes share a launch."""
     out = tmp_path_factory.mktemp("strategies")
     groups: dict[tuple[int, str], list[str]] = {}
-    for strategy, world in WORLD.items():
+    for strategy, world in WORLD_SIZES.items():
         # ddp_fork starts its processes itself
         key = (1, strategy) if strategy == "ddp_fork" else (world, "")
         groups.setdefault(key, []).append(strategy)
@@ -46,13 +46,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loop(world: int, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run the plain loop once for all tests; return the weights before and after it."""
     with TemporaryDirectory() as scratch:
-        return plain(world, case, Path(scratch))
+        return train_plain_loop(world, case, Path(scratch))
 
 
 @pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
 def test_equals_the_plain_loop(folder: Path, strategy: str, case: Case) -> None:
-    found = result(folder, strategy, case)
-    before, expected = loop(WORLD[strategy], case)
+    found = load_weights(folder, strategy, case)
+    before, expected = loop(WORLD_SIZES[strategy], case)
     assert found.keys() == expected.keys() == before.keys()
     for name, weight in expected.items():
         assert relative_error(weight, before[name]) > 1e-2, "the weights have to change"
@@ -64,13 +64,13 @@ def test_equals_the_plain_loop(folder: Path, strategy: str, case: Case) -> None:
 
 @pytest.mark.parametrize(("strategy", "case"), [run for run in RUNS if run[1].scope == "all"], ids=str)
 def test_masked_rows_are_bit_identical(folder: Path, strategy: str, case: Case) -> None:
-    before, _ = loop(WORLD[strategy], case)
+    before, _ = loop(WORLD_SIZES[strategy], case)
     (name,) = (name for name in before if not name.endswith("lora_A.default.weight"))
     model = tiny_llava()
     gate = random_gate(model, (LAYER,))
     unmasked = torch.stack([gate.mask(subject, LAYER, TAU) for subject in gate.subjects]).any(0)
     assert 0 < int(unmasked.sum()) < find_decoder(model).hidden_size
-    changed = (result(folder, strategy, case)[name] != before[name]).any(1)
+    changed = (load_weights(folder, strategy, case)[name] != before[name]).any(1)
     assert torch.equal(changed, unmasked)
 
 
@@ -88,7 +88,7 @@ def test_masked_rows_are_bit_identical(folder: Path, strategy: str, case: Case) 
     ],
 )
 def test_unsupported_setups_of_fsdp1_are_refused_in_every_process(folder: Path, setup: str, error: str) -> None:
-    for rank in range(WORLD["fsdp1"]):
+    for rank in range(WORLD_SIZES["fsdp1"]):
         errors = json.loads((folder / f"refusals-{rank}.json").read_text(encoding="utf-8"))
         assert re.match(error, errors[setup])
 

@@ -1,4 +1,4 @@
-"""The runner: every question once, in whatever company, by whatever number of processes, after whatever break."""
+"""The runner answers every question once, in any batch and on any number of processes; cache and sampling."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ SAMPLED = Answering(max_new_tokens=6, batch_size=3, sampling=PAPER_SAMPLING)
 
 def test_every_question_is_answered_once_and_in_order(data: Path, complete: Path) -> None:
     answers = list(read_answered(complete))
-    keys = [one.key for one in answers]
+    keys = [answered.key for answered in answers]
     assert keys == sorted(keys)
-    assert Counter(one.task for one in answers) == {"pope": 5, "mme": 8, "scienceqa": 4, "mllmguard": 4}
+    assert Counter(answered.task for answered in answers) == {"pope": 5, "mme": 8, "scienceqa": 4, "mllmguard": 4}
     items = {(item.task, item.item_id): item for item in questions_in(data)}
     rows = [QueryRow(item.prompt, "benign", item.picture) for item in items.values()]
     texts = dict(zip(items, answer_rows(tiny_llava(), tiny_processor(), rows, 6, batch_size=1), strict=True))
-    for one in answers:
-        assert one == items[one.key].answered(texts[one.key])
-    assert len({one.answer for one in answers}) > 3
+    for answered in answers:
+        assert answered == items[answered.key].answered(texts[answered.key])
+    assert len({answered.answer for answered in answers}) > 3
     assert all(byte < 128 for byte in complete.read_bytes())
 
 
@@ -80,16 +80,16 @@ def test_the_cache_depends_on_processor_and_end_tokens(data: Path, tmp_path: Pat
 
     assert answered_rows("first", tiny_llava(), tiny_processor()) == 21
     assert answered_rows("again", tiny_llava(), tiny_processor()) == 0
-    wordier = tiny_processor()
-    wordier.tokenizer.add_tokens(["passport"])
-    assert answered_rows("another tokenizer", tiny_llava(), wordier) == 21
-    shorter = tiny_llava()
-    shorter.generation_config.eos_token_id = [2, 5]
-    assert answered_rows("another end", shorter, tiny_processor()) == 21
+    extended = tiny_processor()
+    extended.tokenizer.add_tokens(["passport"])
+    assert answered_rows("another tokenizer", tiny_llava(), extended) == 21
+    ends_earlier = tiny_llava()
+    ends_earlier.generation_config.eos_token_id = [2, 5]
+    assert answered_rows("another end token", ends_earlier, tiny_processor()) == 21
     beams = tiny_llava()
     beams.generation_config.num_beams = 3
-    assert answered_rows("settings that do not count", beams, tiny_processor()) == 0
-    generation = json.loads((tmp_path / "another end" / "run.json").read_text())["settings"]["generation"]
+    assert answered_rows("ignored settings", beams, tiny_processor()) == 0
+    generation = json.loads((tmp_path / "another end token" / "run.json").read_text())["settings"]["generation"]
     assert {name: generation[name] for name in ("do_sample", "num_beams", "eos_token_id")} == {
         "do_sample": False, "num_beams": 1, "eos_token_id": [2, 5]
     }  # fmt: skip
@@ -113,7 +113,7 @@ def test_invalid_generation_settings_are_refused(options: dict[str, Any], messag
 
 def test_a_corrupt_cache_is_named(data: Path, tmp_path: Path) -> None:
     file = AnswerCache({}).file
-    file.write_text("no data base, but long enough to be read as the header of one" * 20)
+    file.write_text("not a database, but long enough to be read as the header of one" * 20)
     with pytest.raises(DataFormatError, match=r"answers\.sqlite cannot be used .* or run with --cache false"):
         answer(data, tmp_path)
 
@@ -124,12 +124,12 @@ def test_sampled_answers_depend_on_neither_batch_size_nor_global_seed(data: Path
         torch.manual_seed(size)
         answering = Answering(6, PAPER_SAMPLING, batch_size=size, share_prefixes=size > 1)
         file = answer(data, tmp_path / str(size), answering=answering, use_cache=False).file
-        answers[size] = {one.key: one.answer for one in read_answered(file)}
+        answers[size] = {answered.key: answered.answer for answered in read_answered(file)}
     assert answers[1] == answers[3] == answers[8]
-    other = Answering(6, PAPER_SAMPLING, seed=1, batch_size=8)
-    again = answer(data, tmp_path / "other", answering=other, use_cache=False).file
-    changed = sum(one.answer != answers[8][one.key] for one in read_answered(again))
-    assert changed > 15, "another seed gives other answers"
+    another_seed = Answering(6, PAPER_SAMPLING, seed=1, batch_size=8)
+    file = answer(data, tmp_path / "another seed", answering=another_seed, use_cache=False).file
+    changed = sum(answered.answer != answers[8][answered.key] for answered in read_answered(file))
+    assert changed > 15, "another seed gives different answers"
 
 
 def test_sampling_draws_from_the_distribution() -> None:
@@ -140,7 +140,7 @@ def test_sampling_draws_from_the_distribution() -> None:
         int(seeded_sampling({"top_p": 0.9}, batch, [seed])["logits_processor"](ids, scores).argmax())
         for seed in range(4000)
     )
-    # 0.9 of the mass is the first three; the fourth is never drawn
+    # top_p=0.9 keeps the first three tokens (0.95 of the mass)
     assert counts[3] == 0
     for token, share in enumerate((0.5, 0.3, 0.15)):
         assert counts[token] / 4000 == pytest.approx(share / 0.95, abs=0.03)
@@ -153,8 +153,8 @@ def test_the_repetition_penalty_ignores_padding() -> None:
     plain = seeded_sampling({}, batch, [7])["logits_processor"]
     scores = torch.tensor([[4.0, 4.0, 4.0]])
     assert (process(ids, scores) - plain(ids, scores)).tolist() == [[0.0, 0.0, -2.0]]
-    said = torch.tensor([[0, 0, 2, 1]])
-    assert (process(said, scores) - plain(said, scores)).tolist() == [[0.0, -2.0, -2.0]]
+    continued = torch.tensor([[0, 0, 2, 1]])
+    assert (process(continued, scores) - plain(continued, scores)).tolist() == [[0.0, -2.0, -2.0]]
     with pytest.raises(ValueError, match="not num_beams"):
         seeded_sampling({"num_beams": 2}, batch, [1])
 
@@ -171,15 +171,17 @@ def test_pictures_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
     assert sorted(done.unreadable) == ["mme OCR/1.jpg/0", "mme OCR/1.jpg/1"]
     assert "cannot be read" in done.unreadable["mme OCR/1.jpg/0"]
     expected = [
-        one.key for one in read_answered(answer(data, tmp_path / "complete").file) if "OCR/1" not in one.item_id
+        answered.key
+        for answered in read_answered(answer(data, tmp_path / "complete").file)
+        if "OCR/1" not in answered.item_id
     ]
-    assert [one.key for one in read_answered(done.file)] == expected
+    assert [answered.key for answered in read_answered(done.file)] == expected
 
 
 def test_questions_that_the_processor_rejects(tmp_path: Path) -> None:
-    usual: Any = tiny_processor().image_processor.__class__
+    image_processor_class: Any = tiny_processor().image_processor.__class__
 
-    class Particular(usual):
+    class RejectsWideImages(image_processor_class):
         def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
             if images[0].size == (3, 1):
                 raise RuntimeError("absolute aspect ratio must be smaller than 2")
@@ -191,7 +193,7 @@ def test_questions_that_the_processor_rejects(tmp_path: Path) -> None:
     with (folder / "pope" / "coco_pope_random.json").open("a") as lines:
         lines.write(json.dumps(odd) + "\n")
     processor = tiny_processor()
-    processor.image_processor = Particular(**{
+    processor.image_processor = RejectsWideImages(**{
         name: getattr(processor.image_processor, name) for name in ("size", "crop_size")
     })  # fmt: skip
 
@@ -208,64 +210,16 @@ def test_questions_that_the_processor_rejects(tmp_path: Path) -> None:
     assert run.missing == 0
 
 
-def test_a_picture_deleted_after_the_survey_is_skipped(tmp_path: Path) -> None:
-    folder = write_data(tmp_path / "data")
-    questions = questions_in(folder, on_broken="skip")
-    item = next(one for one in questions if one.task == "mllmguard")
-    questions.sources = {"mllmguard": lambda broken: iter([item])}
-    (folder / "mllmguard" / "bias" / "imgs" / "0.png").unlink()
-    (batch,) = QuestionBatches(questions, tiny_processor(), 3)
-    assert "0.png cannot be read: [Errno 2] No such file" in batch["broken"][0].reason
-    questions.on_broken = "stop"
-    with pytest.raises(
-        DataFormatError, match=r"prompt\.csv, line 2: record bias/prompt/00000: picture .*0\.png cannot be read"
-    ):
-        next(iter(QuestionBatches(questions, tiny_processor(), 3)))
-
-
 def test_an_invalid_run_file_is_named(data: Path, tmp_path: Path) -> None:
     answer(data, tmp_path)
     lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "answers.jsonl").write_text("".join(lines[:-1]))
-    assert partial_tasks(tally_run(tmp_path)[1]) == ["scienceqa"], "answers that somebody took away are missed"
+    assert partial_tasks(tally_run(tmp_path)[1]) == ["scienceqa"], "deleted answers are missing"
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(DataFormatError, match=r"run\.json was not written by a run over tasks"):
         tally_run(tmp_path)
     (tmp_path / "run.json").unlink()
-    assert tally_run(tmp_path)[1] == {}, "nobody knows"
-
-
-def test_a_limit_samples_complete_groups(data: Path) -> None:
-    questions = questions_in(data, limit=5)
-    assert questions.survey().counts == {"pope": 5, "mme": 4, "scienceqa": 4, "mllmguard": 4}
-    mme = [item for item in questions if item.task == "mme"]
-    assert Counter(item.group for item in mme).most_common() == [(mme[0].group, 2), (mme[2].group, 2)]
-    smallest = questions_in(data, limit=1)
-    assert smallest.survey().counts == {"pope": 1, "mme": 2, "scienceqa": 1, "mllmguard": 1}, "no image is cut in half"
-    assert {item.item_id for item in smallest} <= {item.item_id for item in questions}
-
-
-def test_batches_are_the_same_for_any_number_of_processes(data: Path) -> None:
-    questions, processor = questions_in(data), tiny_processor()
-    questions.survey()
-
-    def batches(world: int, done: frozenset[tuple[str, str]] = frozenset()) -> list[list[tuple[str, ...]]]:
-        shares = [QuestionBatches(questions, processor, 4, done, rank, world) for rank in range(world)]
-        lists = [list(share.loader()) for share in shares]
-        assert len({len(one) for one in lists}) == 1, "all have equally many"
-        return [
-            sorted(tuple(item.item_id for item in batch["items"]) for batch in one if batch["counted"]) for one in lists
-        ]
-
-    (one,) = batches(1)
-    assert len(one) == 6
-    for world in (2, 4, 5, 7):
-        assert sorted(batch for share in batches(world) for batch in share) == one
-    first = [*questions][:4]
-    done = frozenset((item.task, item.item_id) for item in first)
-    assert sorted(batch for share in batches(2, done) for batch in share) == sorted(
-        batch for batch in one if batch != tuple(item.item_id for item in first)
-    )
+    assert tally_run(tmp_path)[1] == {}, "without run.json there are no counts"
 
 
 def test_workers_change_nothing(data: Path, complete: Path, tmp_path: Path) -> None:
@@ -283,8 +237,8 @@ def test_two_processes_answer_as_one(data: Path, complete: Path, tmp_path: Path,
 @pytest.mark.slow
 def test_two_processes_sample_as_one(data: Path, tmp_path: Path) -> None:
     launch("-m", "tests.tasks.runs", "ddp", str(data), str(tmp_path / "two"), "--sample", world=2)
-    one = answer(data, tmp_path / "one", answering=SAMPLED, use_cache=False).file
-    assert (tmp_path / "two" / "answers.jsonl").read_bytes() == one.read_bytes()
+    single = answer(data, tmp_path / "one", answering=SAMPLED, use_cache=False).file
+    assert (tmp_path / "two" / "answers.jsonl").read_bytes() == single.read_bytes()
 
 
 def test_privacy_pair_has_the_rates_of_evaluate(splits: RecordSplits, tmp_path: Path) -> None:
