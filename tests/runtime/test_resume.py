@@ -233,5 +233,5 @@ def test_located_records_are_not_located_again(splits: RecordSplits, tmp_path: P
     )
     assert locate(tmp_path / "1", alpha=2.0).count == len(splits.edit), "cached for other settings"
     file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=rf"{file.name} holds no located records .*; delete it"):
+    with pytest.raises(ValueError, match=rf"{file.name} cannot be read as located records .*; delete it"):
         locate(tmp_path / "2")

@@ -144,7 +144,7 @@ def test_score_and_compare_on_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert scores["tasks"]["pope"]["figures"]["accuracy"] == 0.75
     assert (tmp_path / "export" / "mme" / "OCR.txt").is_file()
     assert main(["score", str(first), "--variant", "gcg", "--judge.kind", "reader"]) == 1
-    assert "--variant gcg names a keyword list, and --judge.kind reader is none" in capsys.readouterr().err
+    assert "--variant gcg names a keyword list, but --judge.kind reader uses none" in capsys.readouterr().err
     assert main(["score", str(first), "--variant", "gcg", "--out", str(tmp_path / "gcg")]) == 0
     assert "keyword list 'gcg'" in json.loads((tmp_path / "gcg" / "scores.json").read_text())["refusals"]
     capsys.readouterr()
