@@ -91,7 +91,8 @@ def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[
         seed: seed of the bootstrap; the order of the items does not matter.
 
     Returns:
-        Figure -> [low, high], named as in `tally.compute()`. A figure that is NaN, or of fewer than two units, is left out.
+        Figure -> [low, high], named as in `tally.compute()`; figures that are NaN are left out, and all figures of a tally of
+        fewer than two units.
 
     Raises:
         ValueError: fewer than one resample.

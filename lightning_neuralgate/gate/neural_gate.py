@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
-from lightning_neuralgate.gate.spans import subject_key
+from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.hf.hub import local_folder
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.files import atomic_write
@@ -81,10 +81,10 @@ class NeuralGate:
         self.model = model
         self.settings = dict(settings or {})
         self.versions = dict(versions or library_versions())
-        self.records = {subject_key(subject): int(count) for subject, count in records.items()}
+        self.records = {normalize_subject(subject): int(count) for subject, count in records.items()}
         self._rates: dict[str, dict[int, Tensor]] = {}
         for subject, layers in rates.items():
-            key = subject_key(subject)
+            key = normalize_subject(subject)
             if key not in self.records:
                 raise GateFormatError(f"subject '{subject}' has rates but no number of records")
             self._rates[key] = {
@@ -109,7 +109,7 @@ class NeuralGate:
 
     @property
     def subjects(self) -> list[str]:
-        """Subjects that the gate covers, in the form that `subject_key` returns."""
+        """Subjects that the gate covers, in the form that `normalize_subject` returns."""
         return list(self._rates)
 
     @property
@@ -123,7 +123,7 @@ class NeuralGate:
         Raises:
             GateMismatchError: the gate does not cover the subject or the layer; the message lists what it covers.
         """
-        layers = self._rates.get(subject_key(subject))
+        layers = self._rates.get(normalize_subject(subject))
         if layers is None:
             raise GateMismatchError(f"the gate has no subject '{subject}'; it covers {', '.join(self.subjects)}")
         if layer not in layers:
@@ -182,7 +182,7 @@ class NeuralGate:
             raise ValueError(f"max_layers must be at least 1, got {max_layers}")
         # an empty list means all, too: an empty plot has no use
         rates = {
-            layer: {subject_key(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
+            layer: {normalize_subject(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
             for layer in layers or self.layers
         }
         return draw_gate(rates, tau, f"Neural gate in {self.model.architecture}", max_layers)

@@ -69,7 +69,7 @@ def test_missing_parts_of_a_benchmark_are_reported(tmp_path: Path, capsys: pytes
     assert scores["mme"]["missing"] == [name for name in (*PERCEPTION, *COGNITION) if name != "OCR"]
     assert scores["mllmguard"]["missing"] == ["bias", "toxicity"]
     assert scores["pope"]["missing"] == []
-    line = "mllmguard: no answers of bias, toxicity; figures over all parts are over the others alone"
+    line = "mllmguard: no answers of bias, toxicity; totals cover the remaining parts only"
     printed = capsys.readouterr().out
     assert line in printed
     assert "mme: no answers of existence, count, position" in printed
@@ -144,7 +144,7 @@ def test_score_and_compare_on_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert scores["tasks"]["pope"]["figures"]["accuracy"] == 0.75
     assert (tmp_path / "export" / "mme" / "OCR.txt").is_file()
     assert main(["score", str(first), "--variant", "gcg", "--judge.kind", "reader"]) == 1
-    assert "--variant gcg names a keyword list, and --judge.kind reader is none" in capsys.readouterr().err
+    assert "--variant gcg names a keyword list, but --judge.kind reader uses none" in capsys.readouterr().err
     assert main(["score", str(first), "--variant", "gcg", "--out", str(tmp_path / "gcg")]) == 0
     assert "keyword list 'gcg'" in json.loads((tmp_path / "gcg" / "scores.json").read_text())["refusals"]
     capsys.readouterr()

@@ -32,7 +32,7 @@ from lightning_neuralgate.data.rendering.questions import (
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate.spans import subject_key
+from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.runtime.files import atomic_write
 
 RECORDS_NAME = "records.jsonl"
@@ -247,8 +247,8 @@ def _secrets(spec: SubjectSpec, values: Mapping[str, str]) -> set[tuple[str, str
 
 
 def _check_distinct(specs: Sequence[SubjectSpec]) -> None:
-    counts = Counter(file_name_of(subject_key(spec.subject)) for spec in specs)
-    if repeated := [spec.subject for spec in specs if counts[file_name_of(subject_key(spec.subject))] > 1]:
+    counts = Counter(file_name_of(normalize_subject(spec.subject)) for spec in specs)
+    if repeated := [spec.subject for spec in specs if counts[file_name_of(normalize_subject(spec.subject))] > 1]:
         raise DataFormatError(
             f"two subject specs have the subject '{repeated[0]}'; give each subject once, either edited or unseen"
         )
