@@ -1,7 +1,9 @@
 """`NeuralGate`: which dimensions of a layer's output encode the privacy of a subject.
 
-A gate stores the *activity rates* M_l[j], the share of a subject's records in which dimension j had to flip its sign
-(m_l[j] < 0) to protect privacy. It does not store the thresholded mask, so tau can be chosen later:
+For each record, the locator learns a feature vector m_l in (-1, 1)^d that scales the output of layer l so that privacy is
+protected. Dimension j is also called a neuron; it is row j of the layer's MLP output projection. A gate stores the *activity
+rates* M_l[j], the share of a subject's records in which dimension j had to flip its sign (m_l[j] < 0). It does not store the
+thresholded mask, so tau can be chosen later:
 
     gate(subject, l, tau)[j] = M_l[j] > tau
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
 FORMAT_VERSION = 1
+DEFAULT_TAU = 0.3
+"""Dimensions with an activity rate above tau count as strongly active; the paper's value."""
 
 
 class ClassShares(NamedTuple):
@@ -66,7 +70,7 @@ class NeuralGate:
         >>> gate.mask("passport", 1, tau=0.3)
         tensor([False, False,  True,  True])
         >>> gate
-        NeuralGate(Tiny, d=4, tau=0.3)
+        NeuralGate(Tiny, d=4; classes at tau=0.3)
           passport (5 records), layer 1: 25.0 % inactive, 25.0 % weakly active, 50.0 % strongly active
     """
 
@@ -130,13 +134,13 @@ class NeuralGate:
             raise GateMismatchError(f"the gate has no layer {layer}; it covers {self.layers}")
         return layers[layer].clone()
 
-    def mask(self, subject: str, layer: int, tau: float = 0.3) -> Tensor:
+    def mask(self, subject: str, layer: int, tau: float = DEFAULT_TAU) -> Tensor:
         """Return the mask M_l > tau: True for strongly active dimensions, (d,) bool."""
         if not 0.0 <= tau <= 1.0:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         return self.rates(subject, layer) > tau
 
-    def shares(self, subject: str, layer: int, tau: float = 0.3) -> ClassShares:
+    def shares(self, subject: str, layer: int, tau: float = DEFAULT_TAU) -> ClassShares:
         """Return the shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
         rates, strong = self.rates(subject, layer), self.mask(subject, layer, tau)
         inactive = rates == 0
@@ -148,7 +152,7 @@ class NeuralGate:
 
     def plot(
         self,
-        tau: float | None = 0.3,
+        tau: float | None = DEFAULT_TAU,
         layers: Sequence[int] | None = None,
         subjects: Sequence[str] | None = None,
         max_layers: int = MAX_PANELS,
@@ -270,11 +274,10 @@ class NeuralGate:
         return gate
 
     def __repr__(self) -> str:
-        tau = 0.3
-        lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}, tau={tau})"]
+        lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}; classes at tau={DEFAULT_TAU})"]
         for subject in self.subjects:
             for layer in self.layers:
-                inactive, weak, strong = self.shares(subject, layer, tau)
+                inactive, weak, strong = self.shares(subject, layer)
                 lines.append(
                     f"  {subject} ({self.records[subject]} records), layer {layer}: {inactive:.1%} inactive, "
                     f"{weak:.1%} weakly active, {strong:.1%} strongly active".replace("%", " %")

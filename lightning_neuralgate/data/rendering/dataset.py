@@ -64,7 +64,7 @@ def render_splits(
     """Render a PrivacyPair data set into a folder, and return its records.
 
     The folder receives `records.jsonl` (one record per line), `images/` (PNG files, readable with Hugging Face `datasets`)
-    and `authors/` (the same records in the authors' JSON format). Files are moved into place only after all of them have
+    and `authors/` (the same records in the paper's JSON format). Files are moved into place only after all of them have
     been written. Edit and test records share no picture and no question template, and no secret value unless a field has
     too few possible values. Subjects with unseen fields also get records in `unseen_attributes`, whose queries ask for
     these fields only.
@@ -73,7 +73,7 @@ def render_splits(
     number within the split, and not on how many other records there are.
 
     Args:
-        folder: output folder, created if missing; records that are already there are replaced.
+        folder: output folder, created if missing; its `records.jsonl` is replaced, other files stay.
         seed: seed of values, pictures and queries.
         edit_records: number of edit records per subject.
         test_records: number of records per edited subject in `test`, and in `unseen_attributes` if it has unseen fields. The
@@ -113,7 +113,7 @@ def render_splits(
     edit_specs = [load_subject_spec(source) for source in subjects]
     unseen_specs = [load_subject_spec(source) for source in unseen]
     _check_distinct([*edit_specs, *unseen_specs])
-    unseen_attribute_records = {spec.subject: test_records * _has_unseen_fields(spec) for spec in edit_specs}
+    unseen_attribute_records = {spec.subject: test_records if _has_unseen_pairs(spec) else 0 for spec in edit_specs}
     unseen_subject_records = max(test_records, -(-test_records * len(edit_specs) // max(1, len(unseen_specs))))
     total = (
         len(edit_specs) * (edit_records + test_records)
@@ -254,8 +254,13 @@ def _check_distinct(specs: Sequence[SubjectSpec]) -> None:
         )
 
 
-def _has_unseen_fields(spec: SubjectSpec) -> bool:
-    sensitive, benign = (bool(spec.phrases(sensitive, unseen=True)) for sensitive in (True, False))
+def _has_unseen_pairs(spec: SubjectSpec) -> bool:
+    """Return whether query pairs can ask for unseen fields alone.
+
+    Raises:
+        DataFormatError: only the sensitive or only the benign fields have unseen ones.
+    """
+    sensitive, benign = bool(spec.phrases(True, unseen=True)), bool(spec.phrases(False, unseen=True))
     if sensitive != benign:
         present, missing = ("sensitive", "benign") if sensitive else ("benign", "sensitive")
         raise DataFormatError(
