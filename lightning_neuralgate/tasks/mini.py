@@ -20,7 +20,7 @@ from lightning_neuralgate.data.rendering.dataset import picture_seed, render_spl
 from lightning_neuralgate.data.rendering.draw import ORDINARY_COLOURS, ordinary_picture, render
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec, shipped_subjects
 from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.tasks.sources import needed
+from lightning_neuralgate.tasks.sources import import_optional
 
 _OBJECTS = ("dog", "car", "horse", "banana", "bicycle", "tree", "house", "cat", "boat", "chair", "pizza", "clock")
 """Objects that are on none of the pictures."""
@@ -178,8 +178,8 @@ def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
             }
         )
     folder.mkdir()
-    needed("pyarrow.parquet").write_table(
-        needed("pyarrow").Table.from_pylist(rows), folder / "test-00000-of-00001.parquet"
+    import_optional("pyarrow.parquet").write_table(
+        import_optional("pyarrow").Table.from_pylist(rows), folder / "test-00000-of-00001.parquet"
     )
 
 

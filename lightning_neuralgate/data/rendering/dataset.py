@@ -1,4 +1,4 @@
-"""Render PrivacyPair data sets: records whose pictures are drawn, so that the value of every attribute is known."""
+"""Render PrivacyPair datasets: records whose pictures are drawn, so that the value of every attribute is known."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def render_splits(
     unseen: Sequence[str | Path] = UNSEEN_SUBJECTS,
     progress: str | None = None,
 ) -> RecordSplits:
-    """Render a PrivacyPair data set into a folder, and return its records.
+    """Render a PrivacyPair dataset into a folder, and return its records.
 
     The folder receives `records.jsonl` (one record per line), `images/` (PNG files, readable with Hugging Face `datasets`)
     and `authors/` (the same records in the paper's JSON format). Files are moved into place only after all of them have
