@@ -18,14 +18,13 @@ from torch import Tensor
 
 from lightning_neuralgate.errors import SubjectNotFoundError
 
+_REPLACEMENT = "\ufffd"
+
 
 class SupportsDecode(Protocol):
     """The part of a tokenizer that this module needs."""
 
     def decode(self, token_ids: Sequence[int], /, **kwargs: object) -> str: ...
-
-
-_REPLACEMENT = "\ufffd"
 
 
 class TokenSpan(NamedTuple):
@@ -135,7 +134,7 @@ def _token_span(token_ids: Sequence[int], tokenizer: SupportsDecode, start: int,
 
 
 def _token_at(token_ids: Sequence[int], tokenizer: SupportsDecode, position: int) -> int:
-    """Return the first token whose decoded prefix contains a character of the decoded text."""
+    """Return the index of the first token at which the decoded prefix contains a character of the decoded text."""
 
     def prefix_length(count: int) -> tuple[int, bool]:
         """Return the length of a decoded prefix, and whether it ends between two characters."""

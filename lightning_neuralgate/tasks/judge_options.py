@@ -151,8 +151,7 @@ def _extra_judge(judge: ExtraJudge, variant: RefusalVariant) -> NamedRefusalJudg
     return options.refusal_judge(variant if options.kind == "list" else _DEFAULT_LIST)
 
 
-@lru_cache(
-    maxsize=1
-)  # refusals and MLLMGuard scores are usually judged by the same model, which has to fit in memory once
+@lru_cache(maxsize=1)
 def _load_local_chat(name: str, device: str) -> LocalChat:
+    """Load a chat model once for refusals and MLLMGuard scores, because it may not fit in memory twice."""
     return LocalChat.load(name, device)

@@ -229,7 +229,7 @@ def test_privacy_pair_leaves_out_the_edit_split(splits: RecordSplits, tmp_path: 
     assert {item.fields["split"] for item in items} == {"test", "unseen_subjects"}
 
 
-def test_a_hub_data_set_with_images_is_read(tmp_path: Path) -> None:
+def test_a_hub_dataset_with_images_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({
         **{name: datasets.Value("string") for name in pope_rows(1)[0] if name != "image"},
@@ -244,7 +244,7 @@ def test_a_hub_data_set_with_images_is_read(tmp_path: Path) -> None:
         list(stream_dataset(str(tmp_path / "set"), None, "nowhere", tmp_path))
 
 
-def test_a_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     files = [
@@ -262,7 +262,7 @@ def test_a_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list((tmp_path / "cache").rglob("*.arrow")), "nothing is kept"
 
 
-def test_json_lines_of_a_data_set_are_streamed(tmp_path: Path) -> None:
+def test_json_lines_of_a_dataset_are_streamed(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     json_lines(tmp_path / "set" / "validation.jsonl", [{"question_id": 1, "text": "Is it?"}])
     (row,) = stream_dataset(str(tmp_path / "set"), None, "validation", tmp_path)
