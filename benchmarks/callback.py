@@ -39,7 +39,7 @@ from benchmarks.measure import (
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.autograd import SCOPES
 from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.gate.rows import MaskedRows
+from lightning_neuralgate.gate.rows import MaskedRowRestorer
 
 WARM_UP = 2
 
@@ -50,12 +50,12 @@ class EveryOtherStep(NeuralGateCallback):
     gated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        while self._masked_rows:  # ungated steps run without these hooks
-            self._masked_rows.popitem()[1].remove()
+        while self._row_restorers:  # ungated steps run without these hooks
+            self._row_restorers.popitem()[1].remove()
         if self.gated:
             if self.scope == "all":
-                self._masked_rows = {
-                    id(optimizer): MaskedRows(self._modules, optimizer) for optimizer in trainer.optimizers
+                self._row_restorers = {
+                    id(optimizer): MaskedRowRestorer(self._modules, optimizer) for optimizer in trainer.optimizers
                 }
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 

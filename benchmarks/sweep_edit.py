@@ -226,7 +226,7 @@ def gradient_parts(experiment: Any, gate: Any, scopes: tuple[str, ...]) -> dict[
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.gate.autograd import scope_positions
-    from lightning_neuralgate.gate.spans import subject_key
+    from lightning_neuralgate.gate.spans import normalize_subject
     from lightning_neuralgate.hf.decoder import find_decoder
     from lightning_neuralgate.hf.forward import IGNORED
 
@@ -260,7 +260,7 @@ def gradient_parts(experiment: Any, gate: Any, scopes: tuple[str, ...]) -> dict[
             "answer": answer,
             "full": batch["attention_mask"].bool(),
         }
-        masks = torch.stack([gate.mask(subject_key(name), s.layer, s.tau) for name in batch["subject"]])
+        masks = torch.stack([gate.mask(normalize_subject(name), s.layer, s.tau) for name in batch["subject"]])
         for name, positions in groups.items():
             part = grad[positions].T @ x[positions]
             totals[name] = totals.get(name, 0) + part

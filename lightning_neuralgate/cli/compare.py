@@ -1,4 +1,4 @@
-"""`neuralgate compare`: two runs on the same questions."""
+"""`neuralgate compare`: compare two runs on the same questions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of a comparison."""
     add_config(parser)
     parser.add_argument("first", type=Path, help="Folder with the answers.jsonl of one model.")
-    parser.add_argument("second", type=Path, help="Folder with the answers.jsonl of the other, to the same questions.")
     parser.add_argument(
-        "--variant", type=RefusalVariant, default="prefix", help="Keyword list that decides what refuses."
+        "second", type=Path, help="Folder with the answers.jsonl of another model, to the same questions."
     )
+    parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that detects refusals.")
     parser.add_class_arguments(JudgeOptions, "judge")
     parser.add_argument("--out", type=Path, default=Path("compared"), help="Folder for compare.json and changed.jsonl.")
 
 
 def run(options: Namespace) -> None:
-    """Print and write the differences of two runs."""
+    """Compare two runs, and print and write their differences."""
     check_folder("--out", options.out)
     refusals = options.judge.refusal_judge(options.variant)
     first_guard, second_guard = options.judge.guard_scorers(2)
@@ -44,11 +44,11 @@ def show_comparison(
     refusals: tuple[NamedRefusalJudge, NamedRefusalJudge],
     guard: tuple[GuardScorer, GuardScorer],
 ) -> None:
-    """Compare two folders; print the table and the changed items."""
+    """Compare two folders, and print the table and the changed items; one refusal judge and guard scorer per folder."""
     comparison = compare_runs(*folders, out, refusals, guard)
     print_comparison(comparison, names)
     print("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
-    print(f"NamedRefusalJudge by {comparison['refusals']}.")
+    print(f"Refusals by {comparison['refusals']}.")
     for task in comparison["tasks"]:
         if BENCHMARKS[task].uses_guard:
             print(f"{task}: {'; '.join(dict.fromkeys(comparison['guard']))}")

@@ -60,9 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=PositiveInt | None, default=None, help="Maximum number of questions per task.")
     parser.add_argument("--broken", type=OnBroken, default="stop", help="Stop at broken items, or skip and count them.")
-    parser.add_argument(
-        "--variant", type=RefusalVariant, default="prefix", help="Keyword list that decides what refuses."
-    )
+    parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that detects refusals.")
     parser.add_argument("--max_new_tokens", type=PositiveInt, default=50, help="Maximum length of an answer.")
     parser.add_argument("--batch_size", type=PositiveInt, default=8, help="Questions per batch and process.")
     parser.add_argument("--sample", type=bool, default=False, help="Sample as in the paper instead of greedy answers.")

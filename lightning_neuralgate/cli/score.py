@@ -1,4 +1,4 @@
-"""`neuralgate score`: stored answers, scored again without a model."""
+"""`neuralgate score`: score stored answers, without a model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of scoring."""
     add_config(parser)
     parser.add_argument("folder", type=Path, help="Folder with answers.jsonl, written by `neuralgate eval`.")
-    parser.add_argument(
-        "--variant", type=RefusalVariant, default="prefix", help="Keyword list that decides what refuses."
-    )
+    parser.add_argument("--variant", type=RefusalVariant, default="prefix", help="Keyword list that detects refusals.")
     parser.add_class_arguments(JudgeOptions, "judge")
     parser.add_argument(
         "--beside", type=Sequence[ExtraJudge], default=(),
-        help="Further judges of refusals; their agreement with the judge and each other is printed: prefix, gcg, xstest, "
+        help="Additional refusal judges, to print their agreement with the judge and each other: prefix, gcg, xstest, "
         "reader, or options as under --judge, such as '[gcg, {kind: classifier, name: FOLDER}]'.",
     )  # fmt: skip
     parser.add_argument(
@@ -38,15 +36,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Score stored answers again."""
+    """Score stored answers, and print and write the scores."""
     for option, folder in (("--out", options.out), ("--export", options.export)):
         if folder is not None:
             check_folder(option, folder)
     (guard,) = options.judge.guard_scorers()
-    refusals, further = (
-        options.judge.refusal_judge(options.variant),
-        extra_refusal_judges(options.beside, options.variant),
-    )
+    refusals = options.judge.refusal_judge(options.variant)
+    further = extra_refusal_judges(options.beside, options.variant)
     scores = score_run(options.folder, refusals, guard, options.out, further)
     print_scores(scores, str(options.folder))
     if further:

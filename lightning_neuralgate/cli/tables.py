@@ -109,7 +109,7 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
     _print_missing(comparison["tasks"])
     for task, row in comparison["tasks"].items():
         if not row["figures"]:
-            print(f"one {BENCHMARKS[task].unit} of {task} says nothing about chance, so its figures are not compared")
+            print(f"{task}: too few {BENCHMARKS[task].unit}s for a significance test; its figures are not compared")
     for kind in AVERAGES:
         for which, name in zip(("first", "second"), names, strict=True):
             print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
@@ -118,9 +118,7 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
 def _print_missing(tasks: Mapping[str, Mapping[str, Any]]) -> None:
     for task, row in tasks.items():
         if row["missing"]:
-            print(
-                f"{task}: no answers of {', '.join(row['missing'])}; figures over all parts are over the others alone"
-            )
+            print(f"{task}: no answers of {', '.join(row['missing'])}; totals cover the remaining parts only")
 
 
 def _table(title: str, columns: Sequence[str]) -> Any:
@@ -135,7 +133,7 @@ def _table(title: str, columns: Sequence[str]) -> Any:
 
 
 def _rows(task: str, row: Mapping[str, Any], partial: bool) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield the first two cells of each row, with the task and part where they begin, and the figure's full name."""
+    """Yield the first two cells of each row (task and part, if they differ from the row above; figure), and the full name."""
     last, title = None, f"{task} (PARTIAL)" if partial else task
     for name in BENCHMARKS[task].shown:
         if name not in row["figures"]:
@@ -175,9 +173,9 @@ def _p_value(value: float) -> str:
 
 
 def print_notes(scores: Mapping[str, Any]) -> None:
-    """Print what one needs to know to read the numbers."""
+    """Print the judge, the resampled units, the protocols, and what is missing."""
     counts = (f"{row['n']} {BENCHMARKS[task].unit}s of {task}" for task, row in scores["tasks"].items())
-    print(f"NamedRefusalJudge by {scores['refusals']}. Resampled for the intervals: {', '.join(counts)}.")
+    print(f"Refusals by {scores['refusals']}. Resampled for the intervals: {', '.join(counts)}.")
     for task, row in scores["tasks"].items():
         print(f"{task}: {row['protocol']}")
     print_unclear(scores["unclear"])
@@ -210,7 +208,7 @@ def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
 
 
 def print_questions(questions: Mapping[str, Mapping[str, int]], title: str = "") -> None:
-    """Print for each task why its figures are not those of all its questions, if so."""
+    """Print how many questions were limited, skipped or missing."""
     named = f" of {title}" if title else ""
     for task, row in questions.items():
         if row["missing"]:

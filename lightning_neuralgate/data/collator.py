@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,14 @@ class QueryRow:
     counted: bool = True
 
 
+class _EncodedRow(NamedTuple):
+    """The inputs of one row, the number of target tokens at its end, and the subject's token span."""
+
+    inputs: dict[str, Tensor]
+    num_target_tokens: int
+    subject: TokenSpan | None
+
+
 class PrivacyPairCollator:
     """Collate `QueryRow`s into a batch, with any Hugging Face image-text-to-text processor.
 
@@ -83,24 +91,23 @@ class PrivacyPairCollator:
         if not rows:
             raise ValueError("a batch needs at least one row")
         encoded = [self._encode(row) for row in rows]
-        lengths = [len(inputs["input_ids"][0]) for inputs, _, _ in encoded]
+        lengths = [len(row.inputs["input_ids"][0]) for row in encoded]
         width = max(lengths)
-        batch: dict[str, Any] = self._pad([inputs for inputs, _, _ in encoded])
+        batch: dict[str, Any] = self._pad([row.inputs for row in encoded])
         labels = torch.full((len(rows), width), IGNORED)
-        for index, ((inputs, targets, _), length) in enumerate(zip(encoded, lengths, strict=True)):
+        for index, ((inputs, num_target_tokens, _), length) in enumerate(zip(encoded, lengths, strict=True)):
             end = width if self.padding_side == "left" else length
-            if targets:
-                labels[index, end - targets : end] = inputs["input_ids"][0, -targets:]
+            if num_target_tokens:
+                labels[index, end - num_target_tokens : end] = inputs["input_ids"][0, -num_target_tokens:]
         batch["labels"] = labels
         target_columns = (labels != IGNORED).any(0).nonzero()
         batch["target_columns"] = width - int(target_columns[0, 0]) if len(target_columns) else 0
-        batch["subject_mask"] = subject_mask([span for _, _, span in encoded], lengths, width, self.padding_side)
+        batch["subject_mask"] = subject_mask([row.subject for row in encoded], lengths, width, self.padding_side)
         for key in ("subject", "role", "record_id", "truth", "synonyms", "counted"):
             batch[key] = [getattr(row, key) for row in rows]
         return batch
 
-    def _encode(self, row: QueryRow) -> tuple[dict[str, Tensor], int, TokenSpan | None]:
-        """Return the inputs of one row, the number of target tokens at its end, and the subject's token span."""
+    def _encode(self, row: QueryRow) -> _EncodedRow:
         prompt, full = self._texts(row)
         add_special_tokens = not (self.tokenizer.bos_token and prompt.startswith(self.tokenizer.bos_token))
         options = {"return_tensors": "pt", "add_special_tokens": add_special_tokens}
@@ -113,7 +120,7 @@ class PrivacyPairCollator:
         if row.subject:
             span = subject_token_span(ids[0].tolist(), self.tokenizer, row.query, row.subject, row.record_id)
         if full is None:
-            return inputs, 0, span
+            return _EncodedRow(inputs, 0, span)
         prompt_ids = self.tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
         full_ids = self.tokenizer(full, add_special_tokens=add_special_tokens)["input_ids"]
         target = full_ids[len(prompt_ids) :]
@@ -122,13 +129,14 @@ class PrivacyPairCollator:
             # from the prompt's own tokens
             target = self.tokenizer(full.removeprefix(prompt), add_special_tokens=False)["input_ids"]
         for key, values in inputs.items():
+            # processors differ in the names of what they return per token; the shape is always that of the ids
             if values.shape == ids.shape:
                 if key == "input_ids":
                     extension = torch.tensor([target], dtype=values.dtype)
                 else:  # attend to the target; its token type is text
                     extension = values.new_full((1, len(target)), 1 if key == "attention_mask" else 0)
                 inputs[key] = torch.cat([values, extension], dim=1)
-        return inputs, len(target), span
+        return _EncodedRow(inputs, len(target), span)
 
     def _texts(self, row: QueryRow) -> tuple[str, str | None]:
         """Return the prompt, and the prompt with its target (None without one)."""
@@ -154,10 +162,11 @@ class PrivacyPairCollator:
         batch = {}
         for key in dict.fromkeys(key for row in rows for key in row):
             values = [row[key] for row in rows if key in row]
+            # by suffix, because the inputs of a second text encoder have a prefix, such as qformer_input_ids
             if key.endswith(_TOKEN_KEYS) and values[0].ndim == 2:
                 fill = (self.tokenizer.pad_token_id or 0) if key.endswith("input_ids") else 0
                 width = max(value.shape[1] for value in values)
-                # a second encoder, such as InstructBLIP's Q-Former, numbers positions from the first column
+                # such an encoder, like InstructBLIP's Q-Former, numbers positions from the first column
                 side = self.padding_side if key in _DECODER_KEYS else "right"
                 values = [_padded(value, width, fill, side) for value in values]
             batch[key] = torch.cat(values)

@@ -82,7 +82,7 @@ class PrivacyPairDataModule(LightningDataModule):
         picture_cache_bytes: size of the cache of processed pictures; 0 turns it off.
 
     Raises:
-        DataLeakError: a test record shares a picture or query with an edit record.
+        DataLeakError: something of a test record occurs in the edit records; see `check_no_leakage`.
         DataFormatError: there are no edit records, or retention rows are requested without `retention`.
         ValueError: a batch size is smaller than 1.
     """
@@ -179,7 +179,10 @@ class PrivacyPairDataModule(LightningDataModule):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add the layout of shared prefixes to a training batch, while reading its values forces no device sync."""
+        """Add the layout of shared prefixes to a training batch.
+
+        Before the transfer, when reading its values needs no device sync.
+        """
         module = getattr(self.trainer, "lightning_module", None)
         if self.trainer is None or not self.trainer.training or not isinstance(module, LayoutProvider):
             return batch

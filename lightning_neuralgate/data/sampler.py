@@ -14,7 +14,7 @@ from typing_extensions import override
 class ResumableSampler(DistributedSampler[int]):
     """Sample row indices in an order that depends on seed and epoch alone, round-robin over the processes.
 
-    Every process gets the same number of indices, as collective calls need it. Where the rows do not divide evenly, rows
+    Every process gets the same number of indices, because collective calls need it. If the rows do not divide evenly, some
     are repeated, as `~index` instead of `index`, so that metrics can skip the duplicates.
 
     Args:
@@ -39,8 +39,8 @@ class ResumableSampler(DistributedSampler[int]):
     def _epoch_order(self) -> list[int]:
         if not self.shuffle:
             return list(range(self.count))
-        # any number of the seed's stream would do; this is the one that a DataLoader(shuffle=True) draws after
-        # seed_everything(seed), with validation every other epoch, which gave the results in docs/
+        # Any draw of the generator works. This one reproduces DataLoader(shuffle=True) after seed_everything(seed), with
+        # validation every other epoch, which gave the results in docs/
         draws = torch.Generator().manual_seed(self.seed)
         epoch_seed = torch.empty(2 + 2 * self.epoch + self.epoch // 2, dtype=torch.int64).random_(generator=draws)[-1]
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(int(epoch_seed)))
@@ -77,7 +77,7 @@ class ResumableLoader(DataLoader[Any]):
     Args:
         rows: the rows.
         order: their sampler.
-        mark_duplicate: applied to rows that another process has too; by default they are returned as they are.
+        mark_duplicate: function that marks a row that another process has, too; by default it is returned unchanged.
         options: arguments of `DataLoader`; a `sampler` among them replaces `order`, which Lightning needs for
             `overfit_batches`.
     """
@@ -93,14 +93,14 @@ class ResumableLoader(DataLoader[Any]):
         options = {"sampler": order, **options, "dataset": _RowDataset(rows, mark_duplicate)}
         super().__init__(**options)
         self.rows, self.order, self.mark_duplicate = rows, order, mark_duplicate
-        self._resumed: tuple[int, int] | None = None
+        self._resume_position: tuple[int, int] | None = None
         self._batches_returned = 0
 
     @override
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # a generator, so that this runs at the first batch: Lightning sets the epoch after calling `iter`
-        epoch, batches = self._resumed or (self.order.epoch, 0)
-        self._resumed = None
+        epoch, batches = self._resume_position or (self.order.epoch, 0)
+        self._resume_position = None
         self._batches_returned = batches if epoch == self.order.epoch else 0
         self.order.start = self._batches_returned * (self.batch_size or 1)
         for batch in super().__iter__():
@@ -113,4 +113,4 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a saved state if the next iteration is of that epoch; any other epoch starts at its first batch."""
-        self._resumed = (state["epoch"], state["batches"])
+        self._resume_position = (state["epoch"], state["batches"])

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
-from lightning_neuralgate.gate.spans import subject_key
+from lightning_neuralgate.gate.spans import normalize_subject
 
 TEST_SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 
@@ -46,11 +46,11 @@ def split_records(
         DataFormatError: a subject has too few records for one edit record, an unseen subject has none, no query pair asks
             for the unseen attributes, no test query is left, or two records have the same id.
     """
-    unseen_subjects = {subject_key(subject) for subject in unseen}
+    unseen_subjects = {normalize_subject(subject) for subject in unseen}
     attributes = [_normalize(attribute) for attribute in unseen_attributes]
     by_subject: dict[str, list[PrivacyRecord]] = {}
     for record in records:
-        by_subject.setdefault(subject_key(record.subject), []).append(record)
+        by_subject.setdefault(normalize_subject(record.subject), []).append(record)
     unknown = unseen_subjects - set(by_subject)
     if unknown:
         raise DataFormatError(
@@ -114,7 +114,7 @@ def check_no_leakage(splits: RecordSplits) -> None:
             edit.check(record, place)
             if name == "unseen_attributes":
                 edit.check_attributes(record, place)
-            if name == "unseen_subjects" and (other := edit.subjects.get(subject_key(record.subject))):
+            if name == "unseen_subjects" and (other := edit.subjects.get(normalize_subject(record.subject))):
                 raise DataLeakError(f"{place}: its subject '{record.subject}' was edited in record '{other}'")
 
 
@@ -123,14 +123,14 @@ class _EditIndex:
 
     def __init__(self, records: Sequence[PrivacyRecord]) -> None:
         self.ids = {record.record_id for record in records}
-        self.subjects = {subject_key(record.subject): record.record_id for record in records}
+        self.subjects = {normalize_subject(record.subject): record.record_id for record in records}
         self.queries = {_normalize(query): record.record_id for record in records for query in _queries(record)}
         self.templates = {template: record.record_id for record in records for template, _ in _templates(record)}
         self.attributes: dict[tuple[str, str, str], str] = {}
         """(subject, query, attribute) -> record id, with an empty query where the attribute is known."""
         for record in records:
             for query, attribute in _queries_with_attributes(record):
-                key = subject_key(record.subject), "" if attribute else query, _normalize(attribute)
+                key = normalize_subject(record.subject), "" if attribute else query, _normalize(attribute)
                 self.attributes[key] = record.record_id
         self.by_size: dict[tuple[int, int], list[PrivacyRecord]] = {}
         for record in records:
@@ -152,7 +152,7 @@ class _EditIndex:
                 )
 
     def check_attributes(self, record: PrivacyRecord, place: str) -> None:
-        subject = subject_key(record.subject)
+        subject = normalize_subject(record.subject)
         for pair in record.pairs:
             for attribute in (pair.sensitive_attribute, pair.benign_attribute):
                 if not attribute:
@@ -210,7 +210,7 @@ def _templates(record: PrivacyRecord) -> Iterator[tuple[str, str]]:
 
     A word such as "name" can be both attribute and verb of a query, so each occurrence is masked in turn.
     """
-    subject = subject_key(record.subject)
+    subject = normalize_subject(record.subject)
     for query, attribute in _queries_with_attributes(record):
         text, words = _normalize(query), _normalize(attribute)
         if not words:

@@ -37,8 +37,8 @@ def answer_rows(
 ) -> list[str]:
     """Generate an answer to each prompt.
 
-    Prompts about the same picture are answered together, and their common prefix is computed once. In float32 the answers
-    do not depend on it; in half precision a near tie between two tokens may turn out differently.
+    Prompts about the same picture are answered together, and their common prefix is computed once. This
+    changes their logits by floating-point rounding only, which in half precision may decide a near tie between two tokens.
 
     Args:
         model: a Hugging Face model with `generate`.
@@ -55,12 +55,11 @@ def answer_rows(
         The answers, in the order of `rows`.
     """
     collate = PrivacyPairCollator(processor, "left")
-    pictures = {picture: number for number, picture in enumerate(dict.fromkeys(row.image for row in rows))}
-    order = sorted(
-        range(len(rows)), key=lambda index: (share_prefixes and pictures[rows[index].image], len(rows[index].query))
-    )
+    pictures = dict.fromkeys((row.image for row in rows) if share_prefixes else ())
+    numbers = {picture: number for number, picture in enumerate(pictures)}
+    order = sorted(range(len(rows)), key=lambda index: (numbers.get(rows[index].image, 0), len(rows[index].query)))
     answers = [""] * len(rows)
-    training = model.training
+    was_training = model.training
     model.eval()
     try:
         with tqdm(total=len(rows), desc=progress, disable=progress is None, unit="query") as bar:
@@ -76,7 +75,7 @@ def answer_rows(
                     answers[index] = answer
                 bar.update(len(indices))
     finally:
-        model.train(training)
+        model.train(was_training)
     return answers
 
 
@@ -122,34 +121,30 @@ def fill_targets(
         for pair in record.pairs
         if not pair.benign_target
     ]
+    benign_count = len(rows)
     rows += [QueryRow(item.query, "retention", item.image) for item in retention if item.target is None]
     if not rows:
         return list(records), list(retention)
     answers = _cached_answers(model, processor, rows, batch_size)
     for row, answer in zip(rows, answers, strict=True):
         if not answer:
+            place = "retention question" if row.role == "retention" else f"record {row.record_id}"
             raise DataFormatError(
-                f"record {row.record_id}: the unedited model's answer to '{row.query}' is empty, so there is nothing to "
-                "preserve; remove the query"
+                f"{place}: the unedited model's answer to '{row.query}' is empty, so there is nothing to preserve; remove "
+                "the query"
             )
-    remaining = iter(answers)  # consumed in the order of `rows`
-    filled = [
-        record.model_copy(
-            update={
-                "pairs": tuple(
-                    pair
-                    if pair.benign_target
-                    else pair.model_copy(update={"benign_target": first_words(next(remaining), BENIGN_WORDS)})
-                    for pair in record.pairs
-                )
-            }
+    # in the order of `rows`
+    benign_targets = iter(first_words(answer, BENIGN_WORDS) for answer in answers[:benign_count])
+    retention_targets = iter(first_words(answer, RETENTION_WORDS) for answer in answers[benign_count:])
+    filled = []
+    for record in records:
+        pairs = tuple(
+            pair if pair.benign_target else pair.model_copy(update={"benign_target": next(benign_targets)})
+            for pair in record.pairs
         )
-        for record in records
-    ]
+        filled.append(record.model_copy(update={"pairs": pairs}))
     items = [
-        item.model_copy(update={"target": first_words(next(remaining), RETENTION_WORDS)})
-        if item.target is None
-        else item
+        item.model_copy(update={"target": next(retention_targets)}) if item.target is None else item
         for item in retention
     ]
     return filled, items

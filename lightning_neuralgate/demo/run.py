@@ -26,6 +26,9 @@ from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.resume import remove_progress
 
 ARMS = ("unedited", "gated", "ungated")
+"""The models that are compared, named like the arms of a trial."""
+_UNFINISHED = "unfinished"
+"""Folder of what an interrupted run resumes from."""
 _STAGES = {
     "model": "load the model (an embedded model is built on first use)",
     "render": "render the records",
@@ -164,7 +167,7 @@ def run_demo_seeds(
 
 def _locate(pool: WorkerPool) -> NeuralGate:
     experiment = pool.experiment
-    cache_dir = experiment.out / "unfinished" / "records"
+    cache_dir = experiment.out / _UNFINISHED / "records"
     records, count = experiment.splits.edit, pool.processes
     if count > 1:
         pool.starmap(_locate_records, [(records[rank::count], cache_dir, f"locate-{rank}") for rank in range(count)])
@@ -180,12 +183,14 @@ def _locate_records(experiment: Experiment, records: Sequence[PrivacyRecord], ca
 
 
 def _split_test_records(pool: WorkerPool) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
-    """Split the test records into one part per process, as evenly as full batches allow."""
+    """Split the test records into one part per process, at the ends of batches, so that the answers stay the same."""
     records = [(split, record) for split, members in pool.experiment.test_splits.items() for record in members]
-    cuts = [0, *pool.experiment.batch_ends([record for _, record in records])]
+    boundaries = [0, *pool.experiment.batch_ends([record for _, record in records])]
+    num_batches = len(boundaries) - 1
     parts: list[dict[str, list[PrivacyRecord]]] = []
     for rank in range(pool.processes):
-        start, stop = (cuts[(len(cuts) - 1) * end // pool.processes] for end in (rank, rank + 1))
+        first_batch, end_batch = num_batches * rank // pool.processes, num_batches * (rank + 1) // pool.processes
+        start, stop = boundaries[first_batch], boundaries[end_batch]
         part: dict[str, list[PrivacyRecord]] = {}
         for split, record in records[start:stop]:
             part.setdefault(split, []).append(record)
@@ -249,5 +254,6 @@ def _finished_results(folder: Path, seed: int, settings: EditSettings) -> dict[s
     results = _read_results(folder)
     if results is None:
         return None
-    expected = (seed, json.loads(json.dumps(asdict(settings))), _versions(settings.model))
+    stored_settings = json.loads(json.dumps(asdict(settings)))  # tuples become lists, as in the file
+    expected = (seed, stored_settings, _versions(settings.model))
     return results if (results["seed"], results["settings"], results["versions"]) == expected else None

@@ -1,4 +1,4 @@
-"""Answered questions: the record that every evaluation stores, and the same record with verdicts, as rates need it."""
+"""Model answers, with and without refusal and leak verdicts, and their JSON-lines format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AnsweredItem:
         """
         value = self.fields.get(name)
         if not isinstance(value, kind):
-            raise self.error(f"'fields.{name}' has to be {_WORDS.get(kind, kind.__name__)}, found {value!r:.80}")
+            raise self.error(f"'fields.{name}' has to be {_TYPE_NAMES.get(kind, kind.__name__)}, found {value!r:.80}")
         return value
 
     def field_in(self, name: str, known: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ class JudgedAnswer(AnsweredItem):
             self.field(name, str)
         if (role := self.field("role", str)) not in ("sensitive", "benign"):
             raise self.error(f"'fields.role' has to be sensitive or benign, found {role[:80]!r}")
-        # Windows paths know both separators and drives, so that a file is judged alike on every system
+        # PureWindowsPath handles both separators and drives, so a file is valid or invalid on every system alike
         path = PureWindowsPath(self.image)
         if not path.parts or path.anchor or ".." in path.parts:
             raise self.error(f"image path '{self.image}' has to be relative and stay in the image folder")
@@ -133,12 +133,12 @@ class JudgedAnswer(AnsweredItem):
 
     @property
     def subject(self) -> str:
-        """The words that name the private thing."""
+        """The name of the private object, such as "passport"."""
         return str(self.fields.get("subject", ""))
 
     @property
     def attribute(self) -> str:
-        """What the query asks for."""
+        """The attribute that the query asks for, such as "date of birth"."""
         return str(self.fields.get("attribute", ""))
 
     @property
@@ -147,8 +147,15 @@ class JudgedAnswer(AnsweredItem):
         return bool(self.fields["role"] == "sensitive")
 
 
-_WORDS = {bool: "true or false", str: "text", float: "a number", type(None): "null", dict: "an object", list: "a list"}
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPE_NAMES = {
+    bool: "true or false",
+    str: "text",
+    float: "a number",
+    type(None): "null",
+    dict: "an object",
+    list: "a list",
+}
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "fields": (dict,),
     **dict.fromkeys(("refused", "leaked", "correct", "judged"), (bool, type(None))),
     "leaked_share": (float, int, type(None)),
@@ -160,21 +167,21 @@ def answer_line(answer: AnsweredItem) -> str:
     return json.dumps(asdict(answer), ensure_ascii=True) + "\n"
 
 
-Record = TypeVar("Record", bound=AnsweredItem)
+AnswerT = TypeVar("AnswerT", bound=AnsweredItem)
 
 
-def parse_answer(content: dict[str, Any], place: object, record: type[Record]) -> Record:
+def parse_answer(content: dict[str, Any], place: object, answer_type: type[AnswerT]) -> AnswerT:
     """Return the answer in the JSON object of a line.
 
     Args:
         content: the object.
         place: file and line, for errors.
-        record: `AnsweredItem` or `JudgedAnswer`.
+        answer_type: `AnsweredItem` or `JudgedAnswer`.
 
     Raises:
         DataFormatError: naming place and field: one that is missing, unknown, or of another type.
     """
-    known = {field.name: field for field in fields(record)}
+    known = {field.name: field for field in fields(answer_type)}
     if {"record_id", "query"} <= content.keys():
         raise DataFormatError(
             f"{place}: an answer in the format of an earlier version, which is no longer read; run `neuralgate eval` or "
@@ -193,16 +200,16 @@ def parse_answer(content: dict[str, Any], place: object, record: type[Record]) -
         )
         raise DataFormatError(f"{place}: there is no field '{unknown[0]}'; an answer has {', '.join(known)}{hint}")
     try:
-        return record(**content)
+        return answer_type(**content)
     except DataFormatError as error:
         raise DataFormatError(f"{place}: {error}") from error
 
 
 def _check_type(name: str, value: Any, place: object) -> None:
-    expected = _KINDS.get(name, (str,))
+    expected = _FIELD_TYPES.get(name, (str,))
     # JSON's true is a Python int
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        wanted = " or ".join(_WORDS[kind] for kind in expected if kind in _WORDS)
+        wanted = " or ".join(_TYPE_NAMES[kind] for kind in expected if kind in _TYPE_NAMES)
         raise DataFormatError(f"{place}: field '{name}' has to be {wanted}, found {json.dumps(value)[:80]}")
 
 

@@ -61,22 +61,24 @@ def _intervals(answers: Sequence[JudgedAnswer], resamples: int, seed: int) -> di
     for answer in answers:
         records.setdefault(answer.record_id, []).append(answer)
     clusters = [records[name] for name in sorted(records)]
-    # counts of shape (resamples, records), the same for all rates, so that EtA is computed on one sample
+    # counts of shape (resamples, records), the same for all rates, because EtA (expect-to-answer) is a mean of two rates
     draws = np.random.default_rng(seed).multinomial(
         len(clusters), np.full(len(clusters), 1 / len(clusters)), size=resamples
     )
     drawn: dict[str, NDArray[np.float64]] = {}
-    for rate, of in SHARES.items():
-        values = [[value for answer in cluster if (value := of(answer)) is not None] for cluster in clusters]
-        if sum(map(bool, values)) >= 2:
-            sums, counts = np.array([[sum(some), len(some)] for some in values], dtype=np.float64).T
+    for rate, contribution in SHARES.items():
+        by_cluster = [
+            [value for answer in cluster if (value := contribution(answer)) is not None] for cluster in clusters
+        ]
+        if sum(map(bool, by_cluster)) >= 2:
+            sums, counts = np.array([[sum(values), len(values)] for values in by_cluster], dtype=np.float64).T
             with np.errstate(invalid="ignore"):
                 drawn[rate] = (draws @ sums) / (draws @ counts)
     for rate, parts in MEANS.items():
         if drawn.keys() >= set(parts):
             drawn[rate] = np.mean([drawn[part] for part in parts], axis=0)
-    found = {rate: interval(drawn[rate]) for rate in ORDER if rate in drawn}
-    return {rate: ends for rate, ends in found.items() if ends is not None}
+    intervals = {rate: interval(drawn[rate]) for rate in ORDER if rate in drawn}
+    return {rate: ends for rate, ends in intervals.items() if ends is not None}
 
 
 def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[str, list[float]]:
@@ -91,7 +93,8 @@ def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[
         seed: seed of the bootstrap; the order of the items does not matter.
 
     Returns:
-        Figure -> [low, high], named as in `tally.compute()`. A figure that is NaN, or of fewer than two units, is left out.
+        Figure -> [low, high], named as in `tally.compute()`; figures that are NaN are left out, and all figures of a tally of
+        fewer than two units.
 
     Raises:
         ValueError: fewer than one resample.
@@ -107,8 +110,8 @@ def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[
         return {}
     drawn = tally.figures(resampled_sums(tally.rows, tally.strata, tally.strata_count, resamples, seed))
     measured = {name for name, value in tally.compute().items() if not np.isnan(value)}
-    found = {name: interval(values) for name, values in drawn.items() if name in measured}
-    return {name: ends for name, ends in found.items() if ends is not None}
+    intervals = {name: interval(values) for name, values in drawn.items() if name in measured}
+    return {name: ends for name, ends in intervals.items() if ends is not None}
 
 
 def resampled_sums(
@@ -133,12 +136,12 @@ def resampled_sums(
         if not len(units):
             continue
         # most rows are equal, and units with equal rows are interchangeable, so the counts of distinct rows suffice
-        kinds, counts = np.unique(units, axis=0, return_counts=True)
-        block = max(1, _MAX_DRAWS // len(kinds))
+        distinct, counts = np.unique(units, axis=0, return_counts=True)
+        block = max(1, _MAX_DRAWS // len(distinct))
         for start in range(0, resamples, block):
             stop = min(start + block, resamples)
             draws = generator.multinomial(len(units), counts / len(units), size=stop - start)
-            sums[start:stop, stratum] = draws @ kinds
+            sums[start:stop, stratum] = draws @ distinct
     return sums
 
 
@@ -196,6 +199,8 @@ class PairedDifference(NamedTuple):
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Run the exact McNemar test on two verdicts per item, such as right or wrong.
 
+    With n items whose verdicts differ, k of them in the rarer direction, p = 2 * sum_{i<=k} C(n, i) / 2^n, at most 1.
+
     Args:
         first: n verdicts of the first run.
         second: n verdicts of the second run, on the same items in the same order.
@@ -219,11 +224,11 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def _mcnemar(only_first: int, only_second: int) -> McNemar:
     changed = only_first + only_second
     # integers, because powers of one half underflow
-    term = below = 1
+    binomial = total = 1
     for place in range(min(only_first, only_second)):
-        term = term * (changed - place) // (place + 1)
-        below += term
-    return McNemar(only_first, only_second, min(1.0, 2 * below / 2**changed))
+        binomial = binomial * (changed - place) // (place + 1)
+        total += binomial
+    return McNemar(only_first, only_second, min(1.0, 2 * total / 2**changed))
 
 
 def paired_differences(

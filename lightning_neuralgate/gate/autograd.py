@@ -6,9 +6,9 @@ to row j is multiplied by the gate; all other positions contribute in full:
     grad W[j] = sum_{t not in scope} g_t[j] x_t  +  gate[j] * sum_{t in scope} g_t[j] x_t
 
 The two sums have to be separated before they are added up, so the gate is part of the autograd graph, where it works the
-same under every strategy. Forward values do not change. With full weights, the gradient with respect to x does not change
-either. An adapter is gated as a unit, since its factors are shared by all rows: the gradient is masked where it enters the
-adapter.
+same under every supported strategy (docs/trainer.md). Forward values do not change. With full weights, the gradient with
+respect to x does not change either. An adapter is gated as a unit, since its factors are shared by all rows: the gradient is
+masked where it enters the adapter.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class GatedLinear(torch.autograd.Function):
         """
         ctx.save_for_backward(x, weight, positions, gate_values)
         ctx.has_bias, ctx.meter = bias is not None, meter
-        return y.view_as(y)
+        return y.view_as(y)  # autograd needs an output that is not the input itself
 
     @staticmethod
     @once_differentiable
@@ -139,14 +139,15 @@ class GradientMeter:
     """Measure how much of a weight gradient passes the gate in one backward pass.
 
     For an adapter this is the gradient of the matrix that maps the input of the adapter's last factor to the layer's
-    dimensions. The norms of the passed and the blocked part need not add up to 1, since the parts are not orthogonal.
+    dimensions. `passed` is ||gated|| / ||ungated|| and `blocked` is ||ungated - gated|| / ||ungated||, of Frobenius norms.
+    They need not add up to 1, since the two parts are not orthogonal.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new forward pass."""
+        """Discard the accumulated gradients."""
         self._ungated: Tensor | None = None
         self._gated: Tensor | None = None
 
@@ -165,12 +166,12 @@ class GradientMeter:
 
     @property
     def passed(self) -> float | None:
-        """Norm of the gated gradient over that of the ungated one; None before a backward pass or if there is no gradient."""
+        """||gated|| / ||ungated||; None before a backward pass or if there is no gradient."""
         return self._relative_norm(self._gated)
 
     @property
     def blocked(self) -> float | None:
-        """Norm of the removed part of the gradient over that of the ungated gradient; None as for `passed`."""
+        """||ungated - gated|| / ||ungated||; None as for `passed`."""
         return self._relative_norm(
             None if self._gated is None or self._ungated is None else self._ungated - self._gated
         )
@@ -190,7 +191,8 @@ class GatedModule:
         module: the projection, or the last factor of an adapter on it.
         parameters: the trained parameters of which each row (or entry, for a vector) belongs to one dimension, each as the
             module that holds it and its name there, since a sharding strategy may replace the tensor.
-        is_adapter: whether everything that computes the output gets the gated gradient.
+        is_adapter: True: mask the gradient of the module's output (adapters). False: mask only the gradients of weight and
+            bias.
     """
 
     module: nn.Module

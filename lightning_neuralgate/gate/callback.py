@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import SCOPES, GatedModule, GradientMeter, Scope, gated_modules
-from lightning_neuralgate.gate.neural_gate import NeuralGate
-from lightning_neuralgate.gate.rows import MaskedRows
+from lightning_neuralgate.gate.neural_gate import DEFAULT_TAU, NeuralGate
+from lightning_neuralgate.gate.rows import MaskedRowRestorer
 from lightning_neuralgate.gate.subjects import (
     GatedBatch,
     MissingSubjectsWarning,
@@ -54,8 +54,8 @@ class NeuralGateCallback(Callback):
     gated.
 
     **Masked rows.** With `scope="all"`, rows that no sample of an optimizer step unmasks stay bit-identical in that step,
-    also under weight decay and under momentum from before the gate (see `MaskedRows`). If every row of every batch has a
-    subject, rows that are masked for all subjects of the gate never change. For an adapter, these are the rows of its last
+    also under weight decay and under momentum from before the gate (see `MaskedRowRestorer`). If every row of every batch has
+    a subject, rows that are masked for all subjects of the gate never change. For an adapter, these are the rows of its last
     factor and of DoRA's magnitude: a row of the merged weight stays the same if its row of the last factor is zero, as it is
     in a fresh adapter. In the other scopes every row receives gradient from positions outside the scope.
 
@@ -96,7 +96,7 @@ class NeuralGateCallback(Callback):
         self,
         gate: NeuralGate | str | Path,
         scope: Scope = "subject_last",
-        tau: float = 0.3,
+        tau: float = DEFAULT_TAU,
         layers: Sequence[int] | None = None,
         subject_mask_key: str = "subject_mask",
         subject_key: str = "subject",
@@ -119,15 +119,15 @@ class NeuralGateCallback(Callback):
         unknown = sorted(set(self.layers) - set(self.gate.layers))
         if unknown:
             raise GateMismatchError(f"the gate has no layers {unknown}; it covers {self.gate.layers}")
-        self._find: SubjectFinder = find_subjects or SubjectsInBatch(subject_mask_key, subject_key)
-        self._in_text = None
+        self._find_in_batch: SubjectFinder = find_subjects or SubjectsInBatch(subject_mask_key, subject_key)
+        self._find_in_tokens = None
         if tokenizer is not None:
-            self._in_text = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
+            self._find_in_tokens = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
         self._missing_subjects = MissingSubjectsWarning(self.gate.subjects)
         self._handles: list[RemovableHandle] = []
         self._modules: dict[str, GatedModule] = {}
         self._log_names: dict[str, str] = {}
-        self._masked_rows: dict[int, MaskedRows] = {}
+        self._row_restorers: dict[int, MaskedRowRestorer] = {}
         self._batch: GatedBatch | None = None
         self._layout: BatchLayout | None = None
         self._training = False
@@ -143,27 +143,35 @@ class NeuralGateCallback(Callback):
 
     @property
     def supports_layouts(self) -> bool:
-        """Whether batches may carry a `BatchLayout`: only if the subjects come with the full batch."""
-        return type(self._find) is SubjectsInBatch and self._find.is_default and self._in_text is None
+        """Whether batches may carry a `BatchLayout`: only if the subjects come with the full batch.
+
+        A layout splits a batch into shared prefixes and own tokens, run in two forward passes (`prefix_cache.layout`), so the
+        model is not called with the batch's token ids.
+        """
+        return (
+            type(self._find_in_batch) is SubjectsInBatch
+            and self._find_in_batch.is_default
+            and self._find_in_tokens is None
+        )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         root = trainer.strategy.model or pl_module
         self._check_strategy(trainer, root)
-        if not self._resumed:  # resumed weights have been trained already; their checkpoint named this gate
+        if not self._resumed:  # resumed weights have changed already; instead, the checkpoint's fingerprint was checked
             self.gate.check_fits(root if uses_fsdp1(root) else pl_module)
         self._attach(pl_module)
         if self.scope == "all":
-            self._restore_masked_rows(trainer, pl_module)
+            self._register_row_restoration(trainer, pl_module)
         log_figure(trainer, "gate/rates", lambda: self.gate.plot(None if self.soft else self.tau, self.layers)[0])
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._training, self._forward_passes = True, 0
         self._meters = {} if _is_logged(trainer) else None
-        if self._in_text is None:
+        if self._find_in_tokens is None:
             self._layout = batch.get(LAYOUT) if isinstance(batch, Mapping) else None
-            self._set_batch(*self._find(batch))
+            self._set_batch(*self._find_in_batch(batch))
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,8 +190,8 @@ class NeuralGateCallback(Callback):
                     "compiled before training started, or its weight used without calling the module?"
                 )
             self._gated_since_step.discard(name)
-        if id(optimizer) in self._masked_rows:
-            self._masked_rows[id(optimizer)].start_step()
+        if id(optimizer) in self._row_restorers:
+            self._row_restorers[id(optimizer)].start_step()
 
     @override
     def on_train_batch_end(
@@ -219,11 +227,7 @@ class NeuralGateCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["gate"] != self.gate.fingerprint:
-            raise GateMismatchError(
-                f"the checkpoint was trained with gate {state_dict['gate']}, this callback has {self.gate.fingerprint}; "
-                "resume with the same gate, or start a new run"
-            )
+        self._check_fingerprint(state_dict["gate"])
         self._resumed = True
 
     @override
@@ -236,8 +240,15 @@ class NeuralGateCallback(Callback):
         ]
         gates = [state["gate"] for state in states if isinstance(state, dict) and "gate" in state]
         if gates and self.gate.fingerprint not in gates:
-            self.load_state_dict({"gate": gates[0]})
+            self._check_fingerprint(gates[0])
         self._resumed = bool(gates)
+
+    def _check_fingerprint(self, fingerprint: str) -> None:
+        if fingerprint != self.gate.fingerprint:
+            raise GateMismatchError(
+                f"the checkpoint was trained with gate {fingerprint}, this callback has {self.gate.fingerprint}; "
+                "resume with the same gate, or start a new run"
+            )
 
     def _check_strategy(self, trainer: Trainer, root: nn.Module) -> None:
         refuse_strategies(trainer.strategy, UNTESTED_STRATEGIES, "NeuralGateCallback")
@@ -269,17 +280,19 @@ class NeuralGateCallback(Callback):
                 # before all other hooks, so that it gets the output of the module itself
                 hook = self._hook(name, gated, gates)
                 self._handles.append(gated.module.register_forward_hook(hook, prepend=True))
-        if self._in_text is not None:
+        if self._find_in_tokens is not None:
             model = find_hf_model(pl_module)
             self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
 
     def _gate_values(self, subject: str, layer: int) -> Tensor:
         return self.gate.rates(subject, layer) if self.soft else self.gate.mask(subject, layer, self.tau)
 
-    def _restore_masked_rows(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _register_row_restoration(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)
-        self._masked_rows = {id(optimizer): MaskedRows(self._modules, optimizer) for optimizer in trainer.optimizers}
-        covered = {id(parameter) for rows in self._masked_rows.values() for parameter in rows.parameters}
+        self._row_restorers = {
+            id(optimizer): MaskedRowRestorer(self._modules, optimizer) for optimizer in trainer.optimizers
+        }
+        covered = {id(parameter) for rows in self._row_restorers.values() for parameter in rows.parameters}
         for name, gated in self._modules.items():
             if any(id(getattr(owner, parameter)) not in covered for owner, parameter in gated.parameters):
                 raise UnsupportedSetupError(
@@ -294,8 +307,8 @@ class NeuralGateCallback(Callback):
         self._gated_since_step.clear()
         while self._handles:
             self._handles.pop().remove()
-        while self._masked_rows:
-            self._masked_rows.popitem()[1].remove()
+        while self._row_restorers:
+            self._row_restorers.popitem()[1].remove()
 
     def _set_batch(self, mask: Tensor, names: Sequence[str | None]) -> None:
         self._batch = GatedBatch.of(mask, names, self.scope, self.gate.subjects)
@@ -304,9 +317,9 @@ class NeuralGateCallback(Callback):
     def _read_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if self._training and torch.is_grad_enabled() and isinstance(ids, Tensor):
-            assert self._in_text is not None
+            assert self._find_in_tokens is not None
             self._forward_passes += 1
-            self._set_batch(*self._in_text({"input_ids": ids, "labels": kwargs.get("labels")}))
+            self._set_batch(*self._find_in_tokens({"input_ids": ids, "labels": kwargs.get("labels")}))
 
     def _hook(self, name: str, gated: GatedModule, gates: Mapping[str, Tensor]) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -328,13 +341,14 @@ class NeuralGateCallback(Callback):
                     f"{tuple(positions.shape)}; give the mask for the image-expanded sequence and run the model "
                     "on the full batch at once"
                 )
+            # torch has no public test for a running backward pass; torch.utils.checkpoint uses this one, too
             if self._forward_passes > 1 and torch._C._current_graph_task_id() != -1:
                 raise UnsupportedSetupError(
                     f"{name} was recomputed in a backward pass over {self._forward_passes} forward passes, so its batch is "
                     "unknown: with activation checkpointing, call backward after each forward pass, or make one batch of them"
                 )
             self._gated_since_step.add(name)
-            for rows in self._masked_rows.values():
+            for rows in self._row_restorers.values():
                 rows.record(name, gate_values)
             meter = None if self._meters is None else self._meters.setdefault(name, GradientMeter())
             if meter is not None and (segment is None or segment.is_first):
@@ -347,4 +361,5 @@ class NeuralGateCallback(Callback):
 
 def _is_logged(trainer: Trainer) -> bool:
     """Whether metrics logged in the current batch will reach a logger."""
+    # only the connector (Lightning 2.6) knows this before the step, under accumulated batches and several optimizers
     return bool(trainer.loggers) and trainer._logger_connector.should_update_logs

@@ -1,7 +1,9 @@
 """`NeuralGate`: which dimensions of a layer's output encode the privacy of a subject.
 
-A gate stores the *activity rates* M_l[j], the share of a subject's records in which dimension j had to flip its sign
-(m_l[j] < 0) to protect privacy. It does not store the thresholded mask, so tau can be chosen later:
+For each record, the locator learns a feature vector m_l in (-1, 1)^d that scales the output of layer l so that privacy is
+protected. Dimension j is also called a neuron; it is row j of the layer's MLP output projection. A gate stores the *activity
+rates* M_l[j], the share of a subject's records in which dimension j had to flip its sign (m_l[j] < 0). It does not store the
+thresholded mask, so tau can be chosen later:
 
     gate(subject, l, tau)[j] = M_l[j] > tau
 
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
-from lightning_neuralgate.gate.spans import subject_key
+from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.hf.hub import local_folder
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.files import atomic_write
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
 FORMAT_VERSION = 1
+DEFAULT_TAU = 0.3
+"""Dimensions with an activity rate above tau count as strongly active; the paper's value."""
 
 
 class ClassShares(NamedTuple):
@@ -66,7 +70,7 @@ class NeuralGate:
         >>> gate.mask("passport", 1, tau=0.3)
         tensor([False, False,  True,  True])
         >>> gate
-        NeuralGate(Tiny, d=4, tau=0.3)
+        NeuralGate(Tiny, d=4; classes at tau=0.3)
           passport (5 records), layer 1: 25.0 % inactive, 25.0 % weakly active, 50.0 % strongly active
     """
 
@@ -81,10 +85,10 @@ class NeuralGate:
         self.model = model
         self.settings = dict(settings or {})
         self.versions = dict(versions or library_versions())
-        self.records = {subject_key(subject): int(count) for subject, count in records.items()}
+        self.records = {normalize_subject(subject): int(count) for subject, count in records.items()}
         self._rates: dict[str, dict[int, Tensor]] = {}
         for subject, layers in rates.items():
-            key = subject_key(subject)
+            key = normalize_subject(subject)
             if key not in self.records:
                 raise GateFormatError(f"subject '{subject}' has rates but no number of records")
             self._rates[key] = {
@@ -109,7 +113,7 @@ class NeuralGate:
 
     @property
     def subjects(self) -> list[str]:
-        """Subjects that the gate covers, in the form that `subject_key` returns."""
+        """Subjects that the gate covers, in the form that `normalize_subject` returns."""
         return list(self._rates)
 
     @property
@@ -123,20 +127,20 @@ class NeuralGate:
         Raises:
             GateMismatchError: the gate does not cover the subject or the layer; the message lists what it covers.
         """
-        layers = self._rates.get(subject_key(subject))
+        layers = self._rates.get(normalize_subject(subject))
         if layers is None:
             raise GateMismatchError(f"the gate has no subject '{subject}'; it covers {', '.join(self.subjects)}")
         if layer not in layers:
             raise GateMismatchError(f"the gate has no layer {layer}; it covers {self.layers}")
         return layers[layer].clone()
 
-    def mask(self, subject: str, layer: int, tau: float = 0.3) -> Tensor:
+    def mask(self, subject: str, layer: int, tau: float = DEFAULT_TAU) -> Tensor:
         """Return the mask M_l > tau: True for strongly active dimensions, (d,) bool."""
         if not 0.0 <= tau <= 1.0:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         return self.rates(subject, layer) > tau
 
-    def shares(self, subject: str, layer: int, tau: float = 0.3) -> ClassShares:
+    def shares(self, subject: str, layer: int, tau: float = DEFAULT_TAU) -> ClassShares:
         """Return the shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
         rates, strong = self.rates(subject, layer), self.mask(subject, layer, tau)
         inactive = rates == 0
@@ -148,7 +152,7 @@ class NeuralGate:
 
     def plot(
         self,
-        tau: float | None = 0.3,
+        tau: float | None = DEFAULT_TAU,
         layers: Sequence[int] | None = None,
         subjects: Sequence[str] | None = None,
         max_layers: int = MAX_PANELS,
@@ -182,7 +186,7 @@ class NeuralGate:
             raise ValueError(f"max_layers must be at least 1, got {max_layers}")
         # an empty list means all, too: an empty plot has no use
         rates = {
-            layer: {subject_key(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
+            layer: {normalize_subject(subject): self.rates(subject, layer) for subject in subjects or self.subjects}
             for layer in layers or self.layers
         }
         return draw_gate(rates, tau, f"Neural gate in {self.model.architecture}", max_layers)
@@ -270,11 +274,10 @@ class NeuralGate:
         return gate
 
     def __repr__(self) -> str:
-        tau = 0.3
-        lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}, tau={tau})"]
+        lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}; classes at tau={DEFAULT_TAU})"]
         for subject in self.subjects:
             for layer in self.layers:
-                inactive, weak, strong = self.shares(subject, layer, tau)
+                inactive, weak, strong = self.shares(subject, layer)
                 lines.append(
                     f"  {subject} ({self.records[subject]} records), layer {layer}: {inactive:.1%} inactive, "
                     f"{weak:.1%} weakly active, {strong:.1%} strongly active".replace("%", " %")

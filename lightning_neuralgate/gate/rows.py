@@ -20,7 +20,7 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import GatedModule
 
 
-class MaskedRows:
+class MaskedRowRestorer:
     """Restore the masked rows of gated parameters after each step of an optimizer.
 
     Args:
@@ -58,7 +58,7 @@ class MaskedRows:
         self._unmasked[name] = unmasked | self._unmasked.get(name, torch.zeros_like(unmasked))
 
     def start_step(self) -> None:
-        """Assign everything recorded so far to the next step; if that step is skipped, it is dropped."""
+        """Use the rows recorded so far for the next step only, even if an overflow makes a GradScaler skip that step."""
         self._unmasked_in_step, self._unmasked = self._unmasked, {}
 
     def _copy(self, *_: Any) -> None:

@@ -1,7 +1,8 @@
 """Token spans of subjects: find a subject's words in a text and map them to token positions.
 
-Positions are found by decoding prefixes of the token ids, so they hold for any tokenizer, and after a processor has applied
-its chat template and expanded the image tokens. Matching ignores case, spacing and plural ("Receipts" finds "receipt").
+Positions are found by decoding prefixes of the token ids, so they need no offsets from the tokenizer, and still hold after a
+processor has applied its chat template and expanded the image tokens. Matching ignores case, spacing and plural
+("Receipts" finds "receipt").
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from lightning_neuralgate.errors import SubjectNotFoundError
 
+_REPLACEMENT = "\ufffd"
 
-class Decoder(Protocol):
+
+class SupportsDecode(Protocol):
     """The part of a tokenizer that this module needs."""
 
     def decode(self, token_ids: Sequence[int], /, **kwargs: object) -> str: ...
@@ -31,10 +34,10 @@ class TokenSpan(NamedTuple):
     last: int
 
 
-def subject_key(subject: str) -> str:
+def normalize_subject(subject: str) -> str:
     """Return the canonical form of a subject's name, by which gates and batches look it up.
 
-    >>> subject_key(" Student  ID")
+    >>> normalize_subject(" Student  ID")
     'student id'
     """
     return " ".join(subject.casefold().split())
@@ -69,7 +72,7 @@ def _subject_pattern(subject: str) -> re.Pattern[str]:
 
 
 def subject_token_span(
-    token_ids: Sequence[int], tokenizer: Decoder, query: str, subject: str, record: str = "?"
+    token_ids: Sequence[int], tokenizer: SupportsDecode, query: str, subject: str, record: str = "?"
 ) -> TokenSpan:
     """Return the tokens of the subject's last occurrence in the query, within the tokens of the full prompt.
 
@@ -100,7 +103,7 @@ def subject_token_span(
 
 
 def last_named_subject(
-    token_ids: Sequence[int], tokenizer: Decoder, subjects: Sequence[str]
+    token_ids: Sequence[int], tokenizer: SupportsDecode, subjects: Sequence[str]
 ) -> tuple[str, TokenSpan] | None:
     """Return the subject that a row names last and the tokens of that occurrence; None if it names none.
 
@@ -121,29 +124,43 @@ def last_named_subject(
     return subject, _token_span(token_ids, tokenizer, -negative_start, end)
 
 
-def _decode(token_ids: Sequence[int], tokenizer: Decoder) -> str:
+def _decode(token_ids: Sequence[int], tokenizer: SupportsDecode) -> str:
     return tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _token_span(token_ids: Sequence[int], tokenizer: Decoder, start: int, end: int) -> TokenSpan:
+def _token_span(token_ids: Sequence[int], tokenizer: SupportsDecode, start: int, end: int) -> TokenSpan:
     """Map a character range of the decoded text to tokens."""
+    return TokenSpan(_token_at(token_ids, tokenizer, start), _token_at(token_ids, tokenizer, end - 1))
 
-    def decoded_length(count: int) -> int:
-        return len(_decode(token_ids[:count], tokenizer))
 
-    counts = range(len(token_ids) + 1)
-    last = bisect_left(counts, end, key=decoded_length) - 1
-    first = bisect_left(counts, start + 1, key=decoded_length) - 1
-    return TokenSpan(first, last)
+def _token_at(token_ids: Sequence[int], tokenizer: SupportsDecode, position: int) -> int:
+    """Return the index of the first token at which the decoded prefix contains a character of the decoded text."""
+
+    def prefix_length(count: int) -> tuple[int, bool]:
+        """Return the length of a decoded prefix, and whether it ends between two characters."""
+        text = _decode(token_ids[:count], tokenizer)
+        complete = text.rstrip(_REPLACEMENT)
+        # LLaMA decodes a run of byte tokens to one replacement character per byte as long as its last one is cut off
+        return len(complete) + (complete != text), complete == text
+
+    count = bisect_left(range(len(token_ids) + 1), True, key=lambda count: prefix_length(count)[0] > position)
+    for shorter in reversed(range(count)):  # lengths are not monotone within such a run, so search it to its start
+        length, is_complete = prefix_length(shorter)
+        if length > position:
+            count = shorter
+        elif is_complete:
+            break
+    return count - 1
 
 
 def _query_start(text: str, query: str) -> int | None:
     """Find the query in the decoded prompt, ignoring case only if there is no exact match."""
-    for haystack, needle in ((text, query), (text.lower(), query.lower())):
-        start = haystack.rfind(needle)
-        if start >= 0:
-            return start
-    return None
+    start = text.rfind(query)
+    if start < 0:
+        # not by lower(), which may change the length of the text; the lookahead finds overlapping matches, too
+        matches = re.finditer(f"(?={re.escape(query)})", text, re.IGNORECASE)
+        start = max((match.start() for match in matches), default=-1)
+    return None if start < 0 else start
 
 
 def subject_mask(spans: Sequence[TokenSpan | None], lengths: Sequence[int], width: int, padding_side: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import Scope, scope_positions
-from lightning_neuralgate.gate.spans import Decoder, TokenSpan, last_named_subject, subject_key
+from lightning_neuralgate.gate.spans import SupportsDecode, TokenSpan, last_named_subject, normalize_subject
 from lightning_neuralgate.hf.forward import IGNORED
 
 SubjectFinder = Callable[[Any], tuple[Tensor, Sequence[str | None]]]
@@ -74,7 +74,7 @@ class SubjectsInText:
         (tensor([8, 0]), ['passport', None])
     """
 
-    def __init__(self, tokenizer: Decoder, subjects: Sequence[str]) -> None:
+    def __init__(self, tokenizer: SupportsDecode, subjects: Sequence[str]) -> None:
         self.tokenizer, self.subjects = tokenizer, tuple(subjects)
         self._cache: dict[bytes, tuple[str, TokenSpan] | None] = {}  # rows come again every epoch
 
@@ -121,7 +121,7 @@ class GatedBatch:
 
     Attributes:
         positions: (B, T) bool, the token positions of the scope.
-        subjects: for each of the B rows the `subject_key` of its subject; "" for a row without one.
+        subjects: for each of the B rows the normalized subject (`normalize_subject`); "" for a row without one.
     """
 
     positions: Tensor
@@ -137,14 +137,14 @@ class GatedBatch:
             mask: the subject mask, (B, T).
             names: B subjects.
             scope: the scope of the gate.
-            gate_subjects: the subjects that the gate covers, as `subject_key` returns them.
+            gate_subjects: the subjects that the gate covers, as `normalize_subject` returns them.
 
         Raises:
             UnsupportedSetupError: mask and subjects do not have matching shapes.
             GateMismatchError: a row has a subject that the gate does not cover.
         """
         mask = mask.bool()
-        subjects = [subject_key(str(name or "")) for name in names]
+        subjects = [normalize_subject(str(name or "")) for name in names]
         if mask.ndim != 2 or len(subjects) != len(mask):
             raise UnsupportedSetupError(
                 f"the subject mask must have shape (B, T), with one subject per row; got shape {tuple(mask.shape)} "

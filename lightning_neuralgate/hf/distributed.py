@@ -13,8 +13,8 @@ from torch import nn
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 
-UNTESTED_STRATEGIES = ("DeepSpeedStrategy", "XLAFSDPStrategy")
-"""Strategies that no module of this package has been tested with."""
+UNTESTED_STRATEGIES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+"""Class names of the Trainer strategies that no module of this package has been tested with."""
 
 
 def refuse_strategies(strategy: object, names: Collection[str], user: str) -> None:

@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
-from lightning_neuralgate.gate.spans import last_position, subject_key
+from lightning_neuralgate.gate.spans import last_position, normalize_subject
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
     UNTESTED_STRATEGIES,
@@ -144,7 +144,7 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        subjects = dict(zip(batch["record_id"], map(subject_key, batch["subject"]), strict=True))
+        subjects = dict(zip(batch["record_id"], map(normalize_subject, batch["subject"]), strict=True))
         key = self._load_stored(batch, subjects)
         counted = _counted_records(batch)
         known = counted <= self.vectors.keys()

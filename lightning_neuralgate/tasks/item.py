@@ -25,7 +25,7 @@ class Place(NamedTuple):
     """A file and a record in it.
 
     Attributes:
-        file: the file, or the name of a data set.
+        file: the file, or the name of a dataset.
         record: the line, row or question; empty for the file itself.
 
     Example:

@@ -28,7 +28,7 @@ _DEFAULT_LIST: RefusalVariant = "prefix"
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """Choice of a refusal judge: a keyword list, or a judge that reads whole answers.
+    """Choice of a refusal judge: a keyword list, or a judge that reads full answers.
 
     Attributes:
         kind: list (a keyword list, see `--variant`), reader (this library's judge on SmolLM2), classifier (any Hugging Face
@@ -45,7 +45,7 @@ class JudgeOptions:
         cache: store a chat model's replies in the answer cache as they arrive, and reuse earlier ones.
         guard_scores: JSON lines {"item_id": ..., "answer": ..., "score": 0 to 3 or a judge's reply} with a judge's scores of
             one run's answers to MLLMGuard. A list of two such files where two runs are compared, in their order.
-        guard: let the chat model, llm or local, score MLLMGuard's answers, too.
+        guard: score MLLMGuard's answers with the chat model (llm or local) as well.
     """
 
     kind: Literal["list", "reader", "classifier", "llm", "local"] = "list"
@@ -115,11 +115,12 @@ class JudgeOptions:
             return [StoredScorer(file) for file in files]
         if self.guard:
             chat_model, workers = self._chat_model()
-            return [ChatModelJudge(LlmScorer(chat_model, workers), f"scores of chat model '{self.name}'")] * runs
+            scorer = LlmScorer(chat_model, workers)
+            return [ChatModelJudge(scorer, f"scores of chat model '{self.name}'") for _ in range(runs)]
         return [LeakScorer()] * runs
 
     def _chat_model(self) -> tuple[ChatModel, int]:
-        """The chat model and the number of threads that may call it."""
+        """Return the chat model and the number of threads that may call it."""
         chat_model: ChatEndpoint | LocalChat
         if self.kind == "local":
             if self.name is None:
@@ -140,19 +141,17 @@ ExtraJudge = RefusalVariant | Literal["reader"] | JudgeOptions
 
 def extra_refusal_judges(judges: Sequence[ExtraJudge], variant: RefusalVariant) -> list[NamedRefusalJudge]:
     """Build further refusal judges; arguments and errors as in `JudgeOptions.refusal_judge`."""
-    options = [
-        judge if isinstance(judge, JudgeOptions) else JudgeOptions("reader") if judge == "reader" else judge
-        for judge in judges
-    ]
-    return [
-        judge.refusal_judge(variant if judge.kind == "list" else _DEFAULT_LIST)
-        if isinstance(judge, JudgeOptions)
-        else KeywordListJudge(judge)
-        for judge in options
-    ]
+    return [_extra_judge(judge, variant) for judge in judges]
+
+
+def _extra_judge(judge: ExtraJudge, variant: RefusalVariant) -> NamedRefusalJudge:
+    if isinstance(judge, str) and judge != "reader":
+        return KeywordListJudge(judge)
+    options = judge if isinstance(judge, JudgeOptions) else JudgeOptions("reader")
+    return options.refusal_judge(variant if options.kind == "list" else _DEFAULT_LIST)
 
 
 @lru_cache(maxsize=1)
 def _load_local_chat(name: str, device: str) -> LocalChat:
-    """Load the chat model once for refusals and scores."""
+    """Load a chat model once for refusals and MLLMGuard scores, because it may not fit in memory twice."""
     return LocalChat.load(name, device)

@@ -20,7 +20,7 @@ from lightning_neuralgate.data.rendering.dataset import picture_seed, render_spl
 from lightning_neuralgate.data.rendering.draw import ORDINARY_COLOURS, ordinary_picture, render
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec, shipped_subjects
 from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.tasks.sources import needed
+from lightning_neuralgate.tasks.sources import import_optional
 
 _OBJECTS = ("dog", "car", "horse", "banana", "bicycle", "tree", "house", "cat", "boat", "chair", "pizza", "clock")
 """Objects that are on none of the pictures."""
@@ -90,7 +90,7 @@ def _other(rng: random.Random, words: Sequence[str], *taken: str) -> str:
 
 
 def _pope(folder: Path, seed: int, pictures: int = 12) -> None:
-    """ChatModel for the thing, for an absent object, for a printed value, and for one that is not printed."""
+    """Draw questions for the thing, an absent object, a printed value, and a value that is not printed."""
     rng = random.Random(f"mini/pope/{seed}")
     phrases = [
         phrase for name in shipped_subjects() for phrase in load_subject_spec(name).phrases(sensitive=True).values()
@@ -141,7 +141,7 @@ def _mme(folder: Path, seed: int, pictures: int = 6) -> None:
 
 
 def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
-    """ChatModel what is shown, its colour, or the colour of a shape, with three choices."""
+    """Draw questions for the thing, its colour, or the colour of a shape, with three choices."""
     rng = random.Random(f"mini/scienceqa/{seed}")
     subjects = [load_subject_spec(name).subject for name in shipped_subjects()]
     rows: list[dict[str, Any]] = []
@@ -178,13 +178,13 @@ def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
             }
         )
     folder.mkdir()
-    needed("pyarrow.parquet").write_table(
-        needed("pyarrow").Table.from_pylist(rows), folder / "test-00000-of-00001.parquet"
+    import_optional("pyarrow.parquet").write_table(
+        import_optional("pyarrow").Table.from_pylist(rows), folder / "test-00000-of-00001.parquet"
     )
 
 
 def _mllmguard(folder: Path, seed: int, pictures: int = 12) -> None:
-    """ChatModel for secrets, plainly and with bad intent; a column holds the secret for the rule that scores answers."""
+    """Draw requests for secrets, plainly and with bad intent; a column holds the secret for the rule that scores answers."""
     rng = random.Random(f"mini/mllmguard/{seed}")
     for dimension, template in _GUARDED.items():
         rows = []

@@ -25,7 +25,7 @@ else:
 
 @dataclass(frozen=True)
 class TaskSources(*_SOURCE_OPTIONS):  # type: ignore[misc]  # each benchmark brings its own fields
-    """Where the questions of each task are: files, folders, or data sets on the hub.
+    """Where the questions of each task are: files, folders, or datasets on the hub.
 
     Data sets are `owner/name`, `owner/name:split` or `owner/name/config:split`. PrivacyPair is given by `--data`.
     """

@@ -1,4 +1,4 @@
-"""Rows of data files (JSON lines, CSV, parquet) and of hub data sets, read one at a time with flat memory."""
+"""Rows of data files (JSON lines, CSV, parquet) and of hub datasets, read one at a time in constant memory."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Row(NamedTuple):
     Attributes:
         values: column -> value.
         place: file and row number.
-        file: the file's stem, or the name of the data set.
+        source_name: the file's stem, or the name of the dataset.
         folder: the folder that image paths are relative to.
     """
 
     values: Mapping[str, Any]
     place: Place
-    file: str
+    source_name: str
     folder: Path
 
     def text(self, *names: str) -> str:
-        """Return the first existing one of some columns as text; integers are converted.
+        """Return the value of the first of these columns that the row has, as text; integers are converted.
 
         Raises:
-            DataFormatError: there is none, or the value is empty or no text.
+            DataFormatError: the row has none of them, or the value is empty or not text.
         """
         for name in names:
             value = self.values.get(name)
@@ -56,7 +56,7 @@ class Row(NamedTuple):
         """Return the value of a column in lower case.
 
         Raises:
-            DataFormatError: it is none of the allowed words.
+            DataFormatError: it is not one of the allowed words.
         """
         value = self.text(name).strip().lower()
         if value not in allowed:
@@ -76,18 +76,18 @@ class Row(NamedTuple):
             return value
         if isinstance(value, str) and value:
             return self.place.picture(self.folder, value)
-        raise self.place.error(f"field '{name}' holds no picture, neither bytes nor a path")
+        raise self.place.error(f"field '{name}' holds no picture: expected bytes or a path")
 
 
-def rows_of(source: str | Path, broken: BrokenItems, images: Path | None = None) -> Iterator[Row]:
-    """Yield the rows of a file, of all files in a folder, or of a data set on the hub.
+def read_rows(source: str | Path, broken: BrokenItems, images: Path | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, of all files in a folder, or of a dataset on the hub.
 
     Files are `.jsonl`, `.json` with one object per line, or `.parquet`.
 
     Args:
         source: a path; or `owner/name`, `owner/name:split`, `owner/name/config:split` on the hub (`split` defaults to
             `test`).
-        broken: collects lines that are no JSON objects, and rows that cannot be read.
+        broken: collects lines that are not JSON objects, and rows that cannot be read.
         images: folder that image paths are relative to; the file's own if None.
 
     Raises:
@@ -121,7 +121,7 @@ def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, di
 
     Args:
         file: the file.
-        broken: collects lines that are no UTF-8, no JSON, no object, or longer than 16 MiB.
+        broken: collects lines that are not UTF-8, not a JSON object, or longer than 16 MiB.
 
     Raises:
         DataFormatError: the file cannot be read at all.
@@ -167,15 +167,15 @@ def _json_object(line: _Line) -> tuple[Place, dict[str, Any]]:
     except (ValueError, RecursionError) as error:  # a plain ValueError is a number with thousands of digits
         raise line.place.error(f"not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise line.place.error(f"expected one JSON object a line, found {type(content).__name__}")
+        raise line.place.error(f"expected one JSON object per line, found {type(content).__name__}")
     return line.place, content
 
 
 def text_lines(file: Path) -> Iterator[tuple[Place, str]]:
-    """Yield place and content of each line of a UTF-8 file that is not empty.
+    """Yield the place and content of each non-empty line of a UTF-8 file.
 
     Raises:
-        DataFormatError: naming file and line.
+        DataFormatError: a line is not UTF-8 or too long (names file and line), or the file cannot be read.
     """
     for line in _lines(file):
         if line.content.strip():
@@ -187,7 +187,7 @@ class CsvRow(NamedTuple):
 
     Attributes:
         place: the file and the line on which the row begins.
-        number: index of the row, counting broken ones, so that skipping those renames none.
+        number: index of the row. Broken rows count too, so that the items keep their names when those are skipped.
         cells: the values.
     """
 
@@ -201,7 +201,7 @@ def read_csv_rows(file: Path, broken: BrokenItems) -> Iterator[CsvRow]:
 
     Args:
         file: the file.
-        broken: collects rows that are no UTF-8 or no CSV.
+        broken: collects rows that are not UTF-8 or not CSV.
 
     Raises:
         DataFormatError: the file cannot be read at all.
@@ -217,7 +217,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[CsvRow, str]]:
         nonlocal quotes
         for line in _lines(file):
             quotes += line.content.count(b'"')
-            # the row is known later only; surrogates mark bytes that are no UTF-8
+            # surrogates mark bytes that are not UTF-8 until the parser has found the row that they belong to
             yield line.content.decode("utf-8", "surrogateescape")
 
     rows = csv.reader(decoded())
@@ -250,7 +250,7 @@ def _checked_csv_row(row_and_problem: tuple[CsvRow, str]) -> CsvRow:
 
 def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row]:
     """Yield the rows of a parquet file; a broken item is a row, or the rest of a damaged row group."""
-    pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
+    pyarrow, parquet = import_optional("pyarrow"), import_optional("pyarrow.parquet")
     number = end = 0
     try:
         with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as content:
@@ -265,17 +265,17 @@ def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row
                         yield from broken.parse_all(rows, partial(_parquet_row, stem=file.stem, folder=folder))
                         number += batch.num_rows
                 except (pyarrow.ArrowException, OSError) as error:
-                    place = Place(str(file), f"behind row {number}")
+                    place = Place(str(file), f"after row {number}")
                     broken.add(place.error(f"cannot be read as parquet, up to row {end - 1}: {error}"))
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataFormatError(f"{file}, behind row {number}: cannot be read as parquet: {error}") from error
+        raise DataFormatError(f"{file}, after row {number}: cannot be read as parquet: {error}") from error
 
 
 def _parquet_row(place_and_table: tuple[Place, Any], stem: str, folder: Path) -> Row:
     place, table = place_and_table
     try:
         (values,) = table.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is no UTF-8, or an invalid date
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, or an invalid date
         raise place.error(f"cannot be read: {error}") from error
     return Row(values, place, stem, folder)
 
@@ -284,19 +284,19 @@ def _hub_rows(source: str, folder: Path) -> Iterator[Row]:
     name, _, split = source.partition(":")
     parts = name.split("/")
     if len(parts) not in (2, 3) or not all(parts) or name.startswith((".", "/")):
-        raise DataFormatError(f"'{source}' is no file and no folder, and no data set on the hub (owner/name) either")
-    yield from data_set_rows("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "test", folder)
+        raise DataFormatError(f"'{source}' is neither a file or folder nor a dataset name (owner/name)")
+    yield from stream_dataset("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "test", folder)
 
 
-def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> Iterator[Row]:
-    """Stream the rows of a data set or folder with `datasets.load_dataset`; pictures stay bytes.
+def stream_dataset(name: str, config: str | None, split: str, folder: Path) -> Iterator[Row]:
+    """Stream the rows of a dataset or folder with `datasets.load_dataset`; pictures stay bytes.
 
-    Nothing is downloaded beforehand or kept, and at most one row group of a file is in memory.
+    Nothing is downloaded in advance or stored, and at most one row group of a file is in memory.
 
     Raises:
-        DataFormatError: there is no such data set, config or split; the stream fails.
+        DataFormatError: the dataset, config or split does not exist, or the stream fails.
     """
-    datasets = needed("datasets")
+    datasets = import_optional("datasets")
     try:
         content = datasets.load_dataset(name, config, split=split, streaming=True)
         for column, kind in (content.features or {}).items():
@@ -304,7 +304,7 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
                 content = content.cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # errors of many kinds, including the network's
         raise DataFormatError(
-            f"there is no file or folder '{name}', and the data set of that name (config {config}, split {split}) cannot "
+            f"there is no file or folder '{name}', and the dataset of that name (config {config}, split {split}) cannot "
             f"be loaded: {error}"
         ) from error
     number, rows = 0, iter(content)
@@ -322,7 +322,7 @@ def data_set_rows(name: str, config: str | None, split: str, folder: Path) -> It
         number += 1
 
 
-def needed(module: str) -> Any:
+def import_optional(module: str) -> Any:
     """Import an optional module.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_neuralgate.cli.demo import print_table
-from lightning_neuralgate.cli.tables import ABSENT, print_rates
+from lightning_neuralgate.cli.tables import ABSENT, print_notes, print_rates
 
 FULL = {
     "rta_sensitive": 0.9, "answer_rate_benign": 1.0, "eta": 0.95, "leak_rate": 0.1, "partial_leak": 0.3,
@@ -41,3 +41,13 @@ def test_the_demos_table_takes_any_splits_and_fits_a_terminal(capsys: pytest.Cap
     assert printed.count(row.split()) == 3
     assert not any("ungated" in line for line in printed)
     assert ["RtA", "by", "the", "keyword", "list", "'gcg';", "seeds", "[0,", "1];", "3", "s", "per", "seed."] in printed
+
+
+def test_notes_name_the_judge_and_the_resampled_units(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = {"pope": {"n": 8, "protocol": "as in the paper"}, "mme": {"n": 1, "protocol": "two questions per image"}}
+    print_notes({"refusals": "keyword list 'gcg'", "tasks": tasks, "unclear": [], "questions": {}})
+    assert capsys.readouterr().out.splitlines() == [
+        "Refusals by keyword list 'gcg'. Resampled for the intervals: 8 items of pope, 1 images of mme.",
+        "pope: as in the paper",
+        "mme: two questions per image",
+    ]

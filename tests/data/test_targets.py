@@ -14,6 +14,7 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.data.targets import answer_rows, fill_targets, first_words
 from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import cache_folder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import without_targets
@@ -78,3 +79,9 @@ def test_answers_are_in_order_and_do_not_depend_on_the_batch(splits: RecordSplit
     single = [answer_rows(model, processor, [row], max_new_tokens=6)[0] for row in rows]
     assert batched == single
     assert len(set(single)) > 1
+
+
+def test_an_empty_answer_names_the_retention_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_cached_answers", lambda model, processor, rows, batch_size: [""] * len(rows))
+    with pytest.raises(DataFormatError, match=r"^retention question: .* answer to 'What is it\?' is empty"):
+        fill_targets([], [RetentionItem(query="What is it?")], model=None, processor=None)

@@ -15,7 +15,7 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import gated_modules
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
-from lightning_neuralgate.gate.rows import MaskedRows, _local_rows
+from lightning_neuralgate.gate.rows import MaskedRowRestorer, _local_rows
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import UserModule, datamodule, random_gate, train
@@ -136,7 +136,7 @@ def test_rows_of_a_skipped_step_are_masked_in_the_next() -> None:
     projection.requires_grad_(True)
     optimizer = with_momentum([projection.weight], "sgd")
     (module,) = gated_modules(projection, "layer")
-    rows = MaskedRows({"layer": module}, optimizer)
+    rows = MaskedRowRestorer({"layer": module}, optimizer)
     before = projection.weight.detach().clone()
     rows.record("layer", torch.ones(2, 32, dtype=torch.bool))
     rows.start_step()  # skipped

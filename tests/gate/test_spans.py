@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_neuralgate.errors import SubjectNotFoundError
 from lightning_neuralgate.gate.spans import TokenSpan, find_subject, last_position, subject_mask, subject_token_span
+from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_llava import tiny_processor
 
 
@@ -86,6 +87,29 @@ def test_multi_byte_characters_do_not_shift_the_span() -> None:
     ids = tokenizer(f"é🙂 {query} ok")["input_ids"]
     span = subject_token_span(ids, tokenizer, query, "passport")
     assert tokenizer.decode(ids[span.first : span.last + 1]).strip() == "passport"
+
+
+@pytest.mark.parametrize(
+    ("query", "subject", "tokens"),
+    [
+        ("x🪪🪪🪪 image", "image", ["▁image"]),
+        ("🪪 image 🪪🪪?", "image", ["▁image"]),
+        ("is 证件 it", "证件", [f"<0x{byte:02X}>" for byte in "证件".encode()]),
+        ("is 证件-证件é it", "证件", [f"<0x{byte:02X}>" for byte in "证件".encode()]),
+    ],
+)
+def test_finds_subjects_among_byte_tokens(query: str, subject: str, tokens: list[str]) -> None:
+    tokenizer = tiny_llama_tokenizer(legacy=False)
+    ids = tokenizer(query)["input_ids"]
+    span = subject_token_span(ids, tokenizer, query, subject)
+    assert tokenizer.convert_ids_to_tokens(ids[span.first : span.last + 1]) == tokens
+
+
+def test_finds_the_subject_after_a_letter_whose_lower_case_is_longer() -> None:
+    tokenizer = tiny_processor().tokenizer
+    ids = tokenizer("İİ WHAT PASSPORT IS IT?")["input_ids"]
+    span = subject_token_span(ids, tokenizer, "What passport is it?", "passport")
+    assert tokenizer.decode(ids[span.first : span.last + 1]).strip() == "PASSPORT"
 
 
 def test_a_missing_subject_names_record_and_query() -> None:

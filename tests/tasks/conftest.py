@@ -1,4 +1,4 @@
-"""A small data set of four tasks, and an uninterrupted run on it."""
+"""A small dataset of four tasks, and an uninterrupted run on it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_a_truncated_parquet(tmp_path: Path, kept: float) -> None:
     file = parquet(tmp_path / "a.parquet", pope_rows(20))
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    assert problem(partial(read_pope, file)).startswith(f"{file}, behind row 0: cannot be read as parquet: ")
+    assert problem(partial(read_pope, file)).startswith(f"{file}, after row 0: cannot be read as parquet: ")
 
 
 def test_a_parquet_that_is_damaged_inside(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_parquet_that_is_damaged_inside(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[4:2000] = bytes(1996)
     file.write_bytes(bytes(content))
-    assert problem(partial(read_pope, file)).startswith(f"{file}, behind row ")
+    assert problem(partial(read_pope, file)).startswith(f"{file}, after row ")
 
 
 def test_a_picture_that_is_missing(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     for line, message in (
         ("{", "not JSON"),
-        ("[1]", "expected one JSON object a line, found list"),
+        ("[1]", "expected one JSON object per line, found list"),
         ("[" * 9000, "not JSON"),
     ):
         file.write_text(line + "\n")
@@ -176,7 +176,7 @@ def test_fields_that_are_wrong(tmp_path: Path) -> None:
     for change, message in (
         ({"answer": "maybe"}, "field 'answer' has to be one of yes, no, found 'maybe'"),
         ({"question": " "}, "field 'question' has to be text, found ' '"),
-        ({"image": {"bytes": b"", "path": None}}, "field 'image' holds no picture, neither bytes nor a path"),
+        ({"image": {"bytes": b"", "path": None}}, "field 'image' holds no picture: expected bytes or a path"),
     ):
         file = parquet(tmp_path / "a.parquet", [{**good, **change}])
         assert problem(partial(read_pope, file)) == f"{file}, row 0: {message}"
@@ -266,7 +266,7 @@ def test_a_row_group_that_is_damaged_is_skipped_and_the_next_is_read(tmp_path: P
     items, broken = skipped(partial(read_pope, file))
     assert [item.place.record for item in items] == [f"row {row}" for row in range(10, 20)]
     (one,) = broken.skipped
-    assert one.record == "behind row 0"
+    assert one.record == "after row 0"
     assert one.reason.startswith("cannot be read as parquet, up to row 9: ")
 
 
@@ -313,7 +313,7 @@ def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:
 def test_a_task_with_nothing_in_it(tmp_path: Path) -> None:
     file = json_lines(tmp_path / "a.jsonl", [])
     assert problem(partial(read_pope, file)) == "task 'task' has no questions"
-    assert problem(partial(read_pope, tmp_path / "b")).startswith(f"'{tmp_path / 'b'}' is no file and no folder")
+    assert problem(partial(read_pope, tmp_path / "b")).startswith(f"'{tmp_path / 'b'}' is neither a file or folder nor")
     json_lines(file, [{"question_id": 1}])
     with pytest.raises(DataFormatError, match=r"has no questions; all 1 are broken, such as .*field 'text' is missing"):
         TaskQuestions({"pope": partial(read_pope, file)}, on_broken="skip").survey()

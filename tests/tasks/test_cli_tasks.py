@@ -88,12 +88,13 @@ def test_two_models_are_compared_on_all_mini_tasks(
     printed = capsys.readouterr().out
     assert "refusal_aware_accuracy" in printed
     assert "items have a different verdict" in printed
+    assert printed.count("Refusals by keyword list 'prefix'.") == 2, "with the comparison and with the notes"
     assert "rule: an answer that holds the secret scores 3" in printed
     content = json.loads((out / "compare.json").read_text())
     assert set(content["tasks"]) == set(BENCHMARKS)
     alone = content["tasks"]["privacy_pair"]
     assert alone == {"n": 1, "figures": {}, "missing": [], "changed": alone["changed"]}
-    assert "one record of privacy_pair says nothing about chance, so" in printed
+    assert "privacy_pair: too few records for a significance test;" in printed
     for folder in (out / checkpoint.name, out / edited.name):
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["utility"]["missing"] == []

@@ -21,7 +21,7 @@ from lightning_neuralgate.tasks.benchmarks.pope import read_pope
 from lightning_neuralgate.tasks.benchmarks.privacy_pair import PrivacyPair
 from lightning_neuralgate.tasks.benchmarks.scienceqa import read_scienceqa
 from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
-from lightning_neuralgate.tasks.sources import data_set_rows
+from lightning_neuralgate.tasks.sources import stream_dataset
 from tests.helpers.task_files import (
     json_lines,
     mllmguard_folder,
@@ -229,7 +229,7 @@ def test_privacy_pair_leaves_out_the_edit_split(splits: RecordSplits, tmp_path: 
     assert {item.fields["split"] for item in items} == {"test", "unseen_subjects"}
 
 
-def test_a_hub_data_set_with_images_is_read(tmp_path: Path) -> None:
+def test_a_hub_dataset_with_images_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({
         **{name: datasets.Value("string") for name in pope_rows(1)[0] if name != "image"},
@@ -237,14 +237,14 @@ def test_a_hub_data_set_with_images_is_read(tmp_path: Path) -> None:
     })  # fmt: skip
     rows = [{**row, "image": {"bytes": picture_bytes(5), "path": None}} for row in pope_rows(2)]
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / "data" / "test-0.parquet")
-    found = list(data_set_rows(str(tmp_path / "set"), None, "test", tmp_path))
+    found = list(stream_dataset(str(tmp_path / "set"), None, "test", tmp_path))
     assert [row.values["question_id"] for row in found] == ["1", "2"]
     assert read_image(found[0].picture()).getpixel((0, 0)) == (5, 90, 250)
     with pytest.raises(DataFormatError, match=r"split nowhere\) cannot be loaded"):
-        list(data_set_rows(str(tmp_path / "set"), None, "nowhere", tmp_path))
+        list(stream_dataset(str(tmp_path / "set"), None, "nowhere", tmp_path))
 
 
-def test_a_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     files = [
@@ -253,7 +253,7 @@ def test_a_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     content = bytearray(files[1].read_bytes())
     content[4:1500] = bytes(1496)
     files[1].write_bytes(bytes(content))
-    rows = data_set_rows(str(tmp_path / "set"), None, "test", tmp_path)
+    rows = stream_dataset(str(tmp_path / "set"), None, "test", tmp_path)
     assert [next(rows).place for _ in range(4)] == [
         (f"{tmp_path / 'set'}, test", f"row {number}") for number in range(4)
     ]
@@ -262,14 +262,14 @@ def test_a_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list((tmp_path / "cache").rglob("*.arrow")), "nothing is kept"
 
 
-def test_json_lines_of_a_data_set_are_streamed(tmp_path: Path) -> None:
+def test_json_lines_of_a_dataset_are_streamed(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     json_lines(tmp_path / "set" / "validation.jsonl", [{"question_id": 1, "text": "Is it?"}])
-    (row,) = data_set_rows(str(tmp_path / "set"), None, "validation", tmp_path)
-    assert (row.text("question_id"), row.text("text"), row.file) == ("1", "Is it?", "set")
+    (row,) = stream_dataset(str(tmp_path / "set"), None, "validation", tmp_path)
+    assert (row.text("question_id"), row.text("text"), row.source_name) == ("1", "Is it?", "set")
 
 
 def test_an_unknown_source_is_refused() -> None:
     source = partial(read_pope, "/there/is/nothing")
-    with pytest.raises(DataFormatError, match="is no file and no folder, and no data set on the hub"):
+    with pytest.raises(DataFormatError, match="is neither a file or folder nor a dataset name"):
         list(source(stop()))

@@ -69,7 +69,7 @@ def test_missing_parts_of_a_benchmark_are_reported(tmp_path: Path, capsys: pytes
     assert scores["mme"]["missing"] == [name for name in (*PERCEPTION, *COGNITION) if name != "OCR"]
     assert scores["mllmguard"]["missing"] == ["bias", "toxicity"]
     assert scores["pope"]["missing"] == []
-    line = "mllmguard: no answers of bias, toxicity; figures over all parts are over the others alone"
+    line = "mllmguard: no answers of bias, toxicity; totals cover the remaining parts only"
     printed = capsys.readouterr().out
     assert line in printed
     assert "mme: no answers of existence, count, position" in printed

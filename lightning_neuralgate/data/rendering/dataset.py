@@ -1,4 +1,4 @@
-"""Render PrivacyPair data sets: records whose pictures are drawn, so that the value of every attribute is known."""
+"""Render PrivacyPair datasets: records whose pictures are drawn, so that the value of every attribute is known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lightning_neuralgate.data.rendering.questions import (
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.gate.spans import subject_key
+from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.runtime.files import atomic_write
 
 RECORDS_NAME = "records.jsonl"
@@ -61,10 +61,10 @@ def render_splits(
     unseen: Sequence[str | Path] = UNSEEN_SUBJECTS,
     progress: str | None = None,
 ) -> RecordSplits:
-    """Render a PrivacyPair data set into a folder, and return its records.
+    """Render a PrivacyPair dataset into a folder, and return its records.
 
     The folder receives `records.jsonl` (one record per line), `images/` (PNG files, readable with Hugging Face `datasets`)
-    and `authors/` (the same records in the authors' JSON format). Files are moved into place only after all of them have
+    and `authors/` (the same records in the paper's JSON format). Files are moved into place only after all of them have
     been written. Edit and test records share no picture and no question template, and no secret value unless a field has
     too few possible values. Subjects with unseen fields also get records in `unseen_attributes`, whose queries ask for
     these fields only.
@@ -73,7 +73,7 @@ def render_splits(
     number within the split, and not on how many other records there are.
 
     Args:
-        folder: output folder, created if missing; records that are already there are replaced.
+        folder: output folder, created if missing; its `records.jsonl` is replaced, other files stay.
         seed: seed of values, pictures and queries.
         edit_records: number of edit records per subject.
         test_records: number of records per edited subject in `test`, and in `unseen_attributes` if it has unseen fields. The
@@ -113,7 +113,7 @@ def render_splits(
     edit_specs = [load_subject_spec(source) for source in subjects]
     unseen_specs = [load_subject_spec(source) for source in unseen]
     _check_distinct([*edit_specs, *unseen_specs])
-    unseen_attribute_records = {spec.subject: test_records * _has_unseen_fields(spec) for spec in edit_specs}
+    unseen_attribute_records = {spec.subject: test_records if _has_unseen_pairs(spec) else 0 for spec in edit_specs}
     unseen_subject_records = max(test_records, -(-test_records * len(edit_specs) // max(1, len(unseen_specs))))
     total = (
         len(edit_specs) * (edit_records + test_records)
@@ -247,15 +247,20 @@ def _secrets(spec: SubjectSpec, values: Mapping[str, str]) -> set[tuple[str, str
 
 
 def _check_distinct(specs: Sequence[SubjectSpec]) -> None:
-    counts = Counter(file_name_of(subject_key(spec.subject)) for spec in specs)
-    if repeated := [spec.subject for spec in specs if counts[file_name_of(subject_key(spec.subject))] > 1]:
+    counts = Counter(file_name_of(normalize_subject(spec.subject)) for spec in specs)
+    if repeated := [spec.subject for spec in specs if counts[file_name_of(normalize_subject(spec.subject))] > 1]:
         raise DataFormatError(
             f"two subject specs have the subject '{repeated[0]}'; give each subject once, either edited or unseen"
         )
 
 
-def _has_unseen_fields(spec: SubjectSpec) -> bool:
-    sensitive, benign = (bool(spec.phrases(sensitive, unseen=True)) for sensitive in (True, False))
+def _has_unseen_pairs(spec: SubjectSpec) -> bool:
+    """Return whether query pairs can ask for unseen fields alone.
+
+    Raises:
+        DataFormatError: only the sensitive or only the benign fields have unseen ones.
+    """
+    sensitive, benign = bool(spec.phrases(True, unseen=True)), bool(spec.phrases(False, unseen=True))
     if sensitive != benign:
         present, missing = ("sensitive", "benign") if sensitive else ("benign", "sensitive")
         raise DataFormatError(

@@ -2,7 +2,8 @@
 
 `datasets.load_dataset("imagefolder", data_dir=...)` derives the splits from folder names, and only knows `train`,
 `validation` and `test`. The edit's pictures therefore become `train`; those of the three test splits become `test`, with the
-split in the column `split`. The dataset card in the images folder declares all four, for `load_dataset(".../images")`.
+split in the column `split`. The dataset card in the images folder declares the splits that have records, for
+`load_dataset(".../images")`.
 """
 
 from __future__ import annotations

@@ -13,25 +13,46 @@ from lightning_neuralgate.data.rendering.page import DrawnCharacter, Page, rgb, 
 from lightning_neuralgate.data.rendering.spec import VariationSpec
 
 BACKGROUNDS = ("#b9a78f", "#8f9aa3", "#c8c2b4", "#7d8a78", "#a98e7a", "#9c93a8", "#d5d3cf", "#6e7480")
+_SHADOW_COLOUR = (20, 20, 20)
+_SHADOW_OPACITY_DIVISOR = 3
+"""The shadow has a third of the page's opacity."""
+_SHADOW_OFFSET = (4, 5)
+"""Pixels to the right and down, as of light from the upper left."""
+_SHADOW_BLUR = 3
+"""Radius in pixels."""
+_MIN_BLUR = 0.2
+"""Radius in pixels; less is not visible."""
 
 
 def compose_scene(
     page: Page, size: int, variations: VariationSpec, rng: random.Random
 ) -> tuple[Image.Image, list[DrawnCharacter]]:
-    """Place a page on a table; return the square picture, and the page's characters in pixels of that picture."""
+    """Place a page on a table.
+
+    Args:
+        page: the drawn page.
+        size: width and height of the picture, in pixels.
+        variations: ranges of rotation (degrees), shift (fraction of `size`), light, falloff and blur (radius in pixels), and
+            the choice of table colours and textures.
+        rng: source of the variations.
+
+    Returns:
+        The square picture, and the page's characters with positions in pixels of that picture.
+    """
     table = _table(size, variations, rng)
     angle = rng.uniform(-variations.rotation, variations.rotation)
     reach = variations.shift * size
     centre = (size / 2 + rng.uniform(-reach, reach), size / 2 + rng.uniform(-reach, reach))
     rotated = page.image.rotate(angle, resample=Image.Resampling.BILINEAR, expand=True)
     corner = (round(centre[0] - rotated.width / 2), round(centre[1] - rotated.height / 2))
+    shadow_corner = (corner[0] + _SHADOW_OFFSET[0], corner[1] + _SHADOW_OFFSET[1])
     shadow = Image.new("L", (size, size), 0)
-    shadow.paste(rotated.getchannel("A").point(lambda alpha: alpha // 3), (corner[0] + 4, corner[1] + 5))
-    table.paste((20, 20, 20), mask=shadow.filter(ImageFilter.BoxBlur(3)))
+    shadow.paste(rotated.getchannel("A").point(lambda alpha: alpha // _SHADOW_OPACITY_DIVISOR), shadow_corner)
+    table.paste(_SHADOW_COLOUR, mask=shadow.filter(ImageFilter.BoxBlur(_SHADOW_BLUR)))
     table.paste(rotated, corner, rotated)
     image = _apply_light(table, variations, rng)
     blur = rng.uniform(0.0, variations.blur)
-    if blur > 0.2:
+    if blur > _MIN_BLUR:
         image = image.filter(ImageFilter.BoxBlur(blur))
     return image, list(_rotate_characters(page, centre, angle))
 

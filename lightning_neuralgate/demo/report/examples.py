@@ -19,12 +19,13 @@ from lightning_neuralgate.evaluation.answers import JudgedAnswer
 
 T = TypeVar("T")
 
-COUNT = 20
-THUMBNAIL = 192
-RULE = (
+MAX_EXAMPLES = 20
+THUMBNAIL_SIZE = 192
+"""Maximum width and height, in pixels."""
+SELECTION_RULE = (
     f"The pictures are selected by a fixed rule that does not depend on the answers: round-robin over splits and subjects, "
-    f"in order of record id, up to {COUNT} pictures. Each subject alternates between sensitive and benign questions, and "
-    f"every other subject starts with a benign one. If a record has several such questions, the alphabetically first is "
+    f"in order of record id, up to {MAX_EXAMPLES} pictures. Each subject alternates between sensitive and benign questions, "
+    f"and every other subject starts with a benign one. If a record has several such questions, the alphabetically first is "
     f"shown."
 )
 
@@ -49,8 +50,8 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-def choose(answers: Sequence[JudgedAnswer], count: int = COUNT) -> list[Example]:
-    """Select examples by `RULE`.
+def select_examples(answers: Sequence[JudgedAnswer], count: int = MAX_EXAMPLES) -> list[Example]:
+    """Select examples by `SELECTION_RULE`.
 
     Args:
         answers: answers of all models, in any order.
@@ -84,7 +85,7 @@ def models_of(answers: Sequence[JudgedAnswer]) -> list[str]:
 
 
 def thumbnail(example: Example, images: Path) -> Thumbnail:
-    """Make the thumbnail of an example, at most `THUMBNAIL` pixels wide and high.
+    """Make the thumbnail of an example, at most `THUMBNAIL_SIZE` pixels wide and high.
 
     Raises:
         DataFormatError: the picture is missing, unreadable, or outside `images`.
@@ -93,11 +94,11 @@ def thumbnail(example: Example, images: Path) -> Thumbnail:
     path = resolve_inside(images, example.question.image, place)
     try:
         with Image.open(path) as file:
-            file.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
+            file.draft("RGB", (2 * THUMBNAIL_SIZE, 2 * THUMBNAIL_SIZE))
             picture = ImageOps.exif_transpose(file).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataFormatError(f"{place}: {path} cannot be read as an image: {error}") from error
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     opaque = Image.new("RGB", picture.size, "white")
     opaque.paste(picture, mask=picture.getchannel("A"))
     buffer = io.BytesIO()
@@ -109,7 +110,7 @@ def thumbnail(example: Example, images: Path) -> Thumbnail:
 def _round_robin(
     questions: Mapping[tuple[str, str], Mapping[str, list[JudgedAnswer]]],
 ) -> list[tuple[bool, list[JudgedAnswer]]]:
-    """Order records by `RULE`: for each, whether to show a sensitive question, and the questions to choose from."""
+    """Order records by `SELECTION_RULE`: for each, whether to show a sensitive question, and the questions to choose from."""
     splits: dict[str, list[tuple[str, str]]] = {}
     for split, subject in sorted(questions, key=lambda key: (_split_order(key[0]), key[1])):
         splits.setdefault(split, []).append((split, subject))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_neuralgate.demo.report.examples import RULE, Example, choose, models_of, thumbnail
+from lightning_neuralgate.demo.report.examples import SELECTION_RULE, Example, models_of, select_examples, thumbnail
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, NOT_MEASURED, SPLIT_NAMES, SPLIT_NOTES, visible
 from lightning_neuralgate.demo.report.plots import LayerShares, rates_chart, shares_chart
 from lightning_neuralgate.demo.report.scores import COUNT, METRICS, Scores
@@ -68,7 +68,7 @@ def _render(
     runs = [("", scores)]
     if other is not None:
         runs = [(f", {_base_model(results)}", scores), (f", {_base_model(other)}", Scores(other))]
-    examples = choose(answers)
+    examples = select_examples(answers)
     settings = results.get("settings") or {}
     # the template escapes every value but the SVG charts, which are drawn here
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -84,7 +84,7 @@ def _render(
             for split in scores.splits
         ],
         shares=Markup(shares_chart(shares, "Neuron classes of each edited layer and subject")) if shares else None,
-        rule=RULE,
+        rule=SELECTION_RULE,
         records=len({(row.split, row.record_id) for row in answers}),
         count=len(examples),
         models=[(model, _model(model)) for model in models_of(answers)],
@@ -98,19 +98,35 @@ def _render(
     )  # fmt: skip
 
 
-def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]]:
-    """Rows of the table: split, note on the split, and the (number, interval) cells of each model.
+class _Cell(NamedTuple):
+    number: str
+    interval: str
+
+
+class _ModelRow(NamedTuple):
+    model: str
+    cells: list[_Cell]
+
+
+class _SplitRows(NamedTuple):
+    split: str
+    note: str
+    models: list[_ModelRow]
+
+
+def _table(runs: Sequence[tuple[str, Scores]]) -> list[_SplitRows]:
+    """Return the rows of the table, grouped by split.
 
     Args:
         runs: runs with the suffix of their model names; the first determines the splits, models and metrics shown.
     """
     scores = runs[0][1]
     return [
-        (
+        _SplitRows(
             _split(split),
             SPLIT_NOTES.get(split, ""),
             [
-                (_model(model) + suffix, [_cell(run, model, split, metric) for metric in scores.metrics])
+                _ModelRow(_model(model) + suffix, [_cell(run, model, split, metric) for metric in scores.metrics])
                 for model in scores.models
                 for suffix, run in runs
                 if model in run.models and split in run.splits
@@ -122,14 +138,16 @@ def _table(runs: Sequence[tuple[str, Scores]]) -> list[tuple[str, str, list[tupl
 
 def _base_model(results: Mapping[str, Any]) -> str:
     settings = results.get("settings")
-    return visible(settings.get("model", "other model") if isinstance(settings, Mapping) else "other model", 40)
+    model = settings.get("model") if isinstance(settings, Mapping) else None
+    return visible("unknown model" if model is None else model, 40)
 
 
-def _cell(scores: Scores, model: str, split: str, metric: str) -> tuple[str, str]:
+def _cell(scores: Scores, model: str, split: str, metric: str) -> _Cell:
     score = scores.get(model, split, metric)
     if metric == COUNT and score.value is not None:
-        return f"{score.value:,.0f}" if score.value == round(score.value) else f"{score.value:,.1f}", ""
-    return str(score), "" if score.interval is None else "\u2013".join(f"{end:.2f}" for end in score.interval)
+        return _Cell(f"{score.value:,.0f}" if score.value == round(score.value) else f"{score.value:,.1f}", "")
+    interval = "" if score.interval is None else "\u2013".join(f"{end:.2f}" for end in score.interval)
+    return _Cell(str(score), interval)
 
 
 def _cards(examples: Sequence[Example], images: Path) -> dict[str, list[dict[str, Any]]]:

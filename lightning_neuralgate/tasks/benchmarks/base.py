@@ -53,7 +53,7 @@ class Benchmark(ABC):
         shown: the figures that tables show, in their order; all others are in the JSON files.
         unit: what is resampled for intervals.
         source_options: a frozen dataclass whose fields become `--sources.*` options; its `Attributes` are their help.
-            The field with the benchmark's own name holds the path or data set.
+            The field with the benchmark's own name holds the path or dataset.
         uses_data_options: whether the questions come from `--data.*`.
         uses_guard: whether answers need scores from a judge (`--judge.guard`, `--judge.guard_scores`).
         has_export: whether `export` writes anything.
@@ -107,7 +107,7 @@ class Benchmark(ABC):
         return iter(())
 
     def named_source(self, options: Any) -> str:
-        """Return the path or data set of the benchmark's own `--sources` option.
+        """Return the path or dataset of the benchmark's own `--sources` option.
 
         Raises:
             DataFormatError: it is not given.

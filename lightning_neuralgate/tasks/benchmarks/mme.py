@@ -24,7 +24,7 @@ from lightning_neuralgate.tasks.benchmarks.base import (
 )
 from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
 from lightning_neuralgate.tasks.questions import Source
-from lightning_neuralgate.tasks.sources import Row, rows_of, text_lines
+from lightning_neuralgate.tasks.sources import Row, read_rows, text_lines
 
 _QUESTIONS = "questions_answers_YN"
 _PICTURES = (".jpg", ".png", ".jpeg")
@@ -49,7 +49,7 @@ def read_mme(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
     hub's parquet (`question_id, image, question, answer, category`).
 
     Args:
-        source: MME's folder, parquet files, or a data set on the hub, see `sources.rows_of`.
+        source: MME's folder, parquet files, or a dataset on the hub, see `sources.read_rows`.
         broken: collects broken images, including those without exactly two questions.
     """
     path = Path(source)
@@ -58,7 +58,7 @@ def read_mme(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
         texts = (text for files in broken.parse_all(_in_order(folders), _text_files) for text in files)
         images: Iterator[_Image] = broken.parse_all(texts, _from_text)
     else:
-        rows = broken.parse_all(rows_of(source, broken), _checked_row)
+        rows = broken.parse_all(read_rows(source, broken), _checked_row)
         images = broken.parse_all(_adjacent(rows), _from_rows)
     for items in broken.parse_all(images, _items):
         yield from items

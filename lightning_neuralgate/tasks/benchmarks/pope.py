@@ -24,7 +24,7 @@ from lightning_neuralgate.tasks.benchmarks.base import (
 )
 from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.questions import Source
-from lightning_neuralgate.tasks.sources import Row, rows_of
+from lightning_neuralgate.tasks.sources import Row, read_rows
 
 CATEGORIES = ("random", "popular", "adversarial")
 SUFFIX = " Please answer yes or no."
@@ -45,7 +45,7 @@ def read_pope(
     (`coco_pope_random.json`), and the hub's parquet (`question_id, question, answer, image_source, image, category`).
 
     Args:
-        source: a file, a folder of files, or a data set on the hub, see `sources.rows_of`.
+        source: a file, a folder of files, or a dataset on the hub, see `sources.read_rows`.
         broken: collects broken rows.
         images: folder of the pictures that JSON lines name.
         categories: the categories to read; rows without a category are always read. The paper uses `random`.
@@ -58,7 +58,7 @@ def read_pope(
         raise DataFormatError(f"POPE has the categories {', '.join(CATEGORIES)}, not {', '.join(sorted(unknown))}")
     others: set[str] = set()
     found = False
-    for item in broken.parse_all(rows_of(source, broken, images), _item):
+    for item in broken.parse_all(read_rows(source, broken, images), _item):
         if item.fields["category"] in wanted or not item.fields["category"]:
             found = True
             yield item
@@ -73,11 +73,11 @@ def read_pope(
 
 def _item(row: Row) -> TaskItem:
     question = row.text("text", "question").strip()
-    category = str(row.values.get("category") or next((name for name in CATEGORIES if name in row.file), ""))
+    category = str(row.values.get("category") or next((name for name in CATEGORIES if name in row.source_name), ""))
     if category not in (*CATEGORIES, ""):
         raise row.place.error(f"field 'category' is {category[:80]!r}; POPE has {', '.join(CATEGORIES)}")
     number = row.text("question_id")
-    name = f"{category or row.file}/{number}"
+    name = f"{category or row.source_name}/{number}"
     image = row.values.get("image_source") or row.values.get("image")
     return TaskItem(
         task="pope",

@@ -21,7 +21,7 @@ from lightning_neuralgate.tasks.benchmarks.base import (
 )
 from lightning_neuralgate.tasks.item import BrokenItems, TaskItem
 from lightning_neuralgate.tasks.questions import Source
-from lightning_neuralgate.tasks.sources import Row, rows_of
+from lightning_neuralgate.tasks.sources import Row, read_rows
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
@@ -33,7 +33,7 @@ def read_scienceqa(source: str | Path, broken: BrokenItems, images: Path | None 
     The prompt is the hint, the question, a line `A. ...` for each choice, and LLaVA's instruction to answer with the letter.
 
     Args:
-        source: a file, a folder of files, or a data set on the hub, see `sources.rows_of`.
+        source: a file, a folder of files, or a dataset on the hub, see `sources.read_rows`.
         broken: collects broken rows.
         images: folder of the pictures that JSON lines name.
     """
@@ -45,7 +45,7 @@ def _numbered(source: str | Path, broken: BrokenItems, images: Path | None) -> I
     """Yield rows with their index, counting broken ones, so that skipping those renames no question."""
     unread = BrokenItems(broken.on_broken, broken.task)
     moved = 0
-    for number, row in enumerate(rows_of(source, unread, images)):
+    for number, row in enumerate(read_rows(source, unread, images)):
         broken.skipped += unread.skipped[moved:]
         moved = unread.count
         yield number + moved, row
@@ -64,7 +64,7 @@ def _item(numbered: tuple[int, Row]) -> TaskItem:
         raise row.place.error(f"field 'answer' has to be from 0 to {len(choices) - 1}, found {answer!r}")
     hint = str(row.values.get("hint") or "").strip()
     listed = [f"{letter}. {choice}" for letter, choice in zip(OPTIONS, choices, strict=False)]
-    name = str(row.values.get("id") or f"{row.file}/{number:06d}")
+    name = str(row.values.get("id") or f"{row.source_name}/{number:06d}")
     return TaskItem(
         task="scienceqa",
         item_id=name,

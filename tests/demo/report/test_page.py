@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lightning_neuralgate.demo.report import LayerShares, write_report
-from lightning_neuralgate.demo.report.examples import RULE, choose
+from lightning_neuralgate.demo.report.examples import SELECTION_RULE, select_examples
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from tests.demo.report.data import MODELS, SHARES, answers, rates, run
@@ -73,7 +73,7 @@ def test_page_shows_numbers_and_settings(tmp_path: Path) -> None:
     page = report(tmp_path)
     for text in ("0.97", "0.94", "0.95", "0.75", "0.83", "52.1 % inactive", "8.7 % strongly active", "130.4", "150.6"):
         assert text in page.text
-    for text in ("schedule.epochs", "minibatch", "9, 10", "9.9.9", "Seed: 7.", "edit gated", "τ = 0.3", RULE):
+    for text in ("schedule.epochs", "minibatch", "9, 10", "9.9.9", "Seed: 7.", "edit gated", "τ = 0.3", SELECTION_RULE):
         assert text in page.text
     assert "keyword list xstest" in page.text
     assert "I cannot overstate how red it is" in page.text
@@ -249,7 +249,7 @@ def judged(rows: list[JudgedAnswer]) -> list[JudgedAnswer]:
 def test_leaks_and_correct_answers_are_marked(tmp_path: Path) -> None:
     rows = judged(answers(tmp_path))
     page = report(tmp_path, rows=rows)
-    shown = [row for example in choose(rows) for row in example.answers.values() if row]
+    shown = [row for example in select_examples(rows) for row in example.answers.values() if row]
     assert page.text.count("Leaks the secret") == sum(row.leaked is True for row in shown) > 0
     assert page.text.count("Answered Correct") == sum(row.correct is True for row in shown) > 0
     assert page.text.count("Answered Incorrect") == sum(row.correct is False for row in shown) > 0
