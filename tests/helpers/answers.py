@@ -1,4 +1,4 @@
-"""WrappedJudge answers for tests of rates and reports."""
+"""Judged answers for tests of rates and reports."""
 
 from __future__ import annotations
 

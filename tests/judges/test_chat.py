@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from lightning_neuralgate.errors import JudgeError, MissingDependencyError
 from lightning_neuralgate.judges.chat import CachedChat, ChatEndpoint, LocalChat
 from lightning_neuralgate.judges.llm import LlmJudge
 from tests.helpers.chat_server import Reply, Server, chat, serve_chat
-from tests.helpers.tiny_llava import tiny_processor
+from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 
 KEY = "sk-a-secret-of-the-test"
 JSON = {"Content-Type": "application/json"}
@@ -276,18 +276,9 @@ def test_replies_are_cached_from_several_threads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}:"])
 def test_a_local_model_decodes_greedily(template: str | None) -> None:
     torch.manual_seed(0)
-    tokenizer = tiny_processor().tokenizer
+    tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.5,
-        )
-    )
+    model = LlamaForCausalLM(tiny_text_config(len(tokenizer), layers=2))
     # the checkpoint's own generation settings do not apply
     model.generation_config.update(num_beams=3, repetition_penalty=9.0, min_new_tokens=4)
     chat_model = LocalChat(model, tokenizer, max_new_tokens=4)
