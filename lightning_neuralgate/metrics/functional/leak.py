@@ -174,13 +174,9 @@ def _pair(answers: str | Sequence[str], values: str | Sequence[str], name: str) 
     Raises:
         DataFormatError: the numbers of answers and values differ, or one is not a string.
     """
-    answers = _as_list(answers)
-    values = [values] if isinstance(values, str) else list(values)
+    answers, values = _as_list(answers), _as_list(values, f"`{name}` value")
     if len(values) != len(answers):
         raise DataFormatError(f"there are {len(answers)} answers and {len(values)} values in `{name}`; give one each")
-    for index, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataFormatError(f"`{name}` value {index} is {value!r} of type {type(value).__name__}; expected a str")
     return list(zip(answers, values, strict=True))
 
 

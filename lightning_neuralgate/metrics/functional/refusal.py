@@ -239,13 +239,13 @@ def _excludes_openings(text: str, openings: tuple[str, ...]) -> bool:
     return bool(text) and not any(opening.startswith(text) or text.startswith(opening) for opening in openings)
 
 
-def _as_list(answers: str | Sequence[str]) -> list[str]:
-    """Return the answers as a list; a single string is one answer, not a sequence of letters."""
-    answers = [answers] if isinstance(answers, str) else list(answers)
-    for index, answer in enumerate(answers):
-        if not isinstance(answer, str):
-            raise DataFormatError(f"answer {index} is {answer!r} of type {type(answer).__name__}; expected a str")
-    return answers
+def _as_list(texts: str | Sequence[str], name: str = "answer") -> list[str]:
+    """Return the texts as a list; a single string is one text, not a sequence of letters."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataFormatError(f"{name} {index} is {text!r} of type {type(text).__name__}; expected a str")
+    return texts
 
 
 def _refusal_flags(answers: Sequence[str], refusals: RefusalVariant | Sequence[bool]) -> list[bool]:
