@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics import MME, POPE, JudgedRefuseToAnswerRate, MLLMGuard
+from tests.helpers.training import QUIET
 from tests.metrics.all_metrics import ANSWERS, BENCHMARKS, IMAGES, LABELS, SUBTASKS, same
 
 
@@ -124,7 +125,7 @@ class BenchmarkModule(LightningModule):
 
 def test_a_lightning_module_logs_all_figures() -> None:
     loader = DataLoader(list(zip(ANSWERS, LABELS, IMAGES, SUBTASKS, strict=True)), batch_size=7)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(**QUIET)
     module = BenchmarkModule()
     expected = {}
     for name in ("POPE", "MME"):

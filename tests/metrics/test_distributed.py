@@ -18,6 +18,7 @@ from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAns
 from lightning_neuralgate.metrics.functional import answer_rate, refuse_to_answer_rate
 from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.gloo import in_two_processes
+from tests.helpers.training import QUIET
 from tests.metrics.all_metrics import ANSWERS, METRICS, floats, same
 
 # name -> the item indices of each process, batch by batch; the two questions of an image are 30 items apart, and every third
@@ -133,16 +134,7 @@ def test_a_trainer_with_two_processes_logs_the_rates_over_both(monkeypatch: pyte
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    trainer = Trainer(
-        accelerator="cpu",
-        strategy="ddp_spawn",
-        devices=2,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = Trainer(strategy="ddp_spawn", devices=2, use_distributed_sampler=False, **QUIET)
     (logged,) = trainer.validate(LoggingModule(), verbose=False)
     # sensitive: all but "9" refuse, 3 of 4; benign: "Red." and "Green." answer, 2 of 3
     assert logged["val/rta_sensitive"] == 3 / 4

@@ -20,6 +20,7 @@ from torchmetrics import MetricCollection
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
 from lightning_neuralgate.metrics.functional import answer_rate, refuse_to_answer_rate
+from tests.helpers.training import QUIET
 
 ANSWERS = ["I cannot say.", "It is 42.", "It is red.", "Sorry.", "A passport.", ""]
 SENSITIVE = [True, True, False, False, False, False]  # RtA 1/2, answer rate 2/4
@@ -76,16 +77,6 @@ def test_eta_of_a_batch_with_one_role_is_nan_but_the_batch_counts() -> None:
         assert eta.compute() == 1
 
 
-def test_reset_also_resets_the_parts() -> None:
-    eta = ExpectToAnswer()
-    eta.update(ANSWERS, SENSITIVE)
-    assert eta.compute() == 0.5
-    eta.reset()
-    assert (int(eta.rta_sensitive.total), int(eta.answer_rate_benign.total)) == (0, 0)
-    eta.update(["Sorry.", "Red."], [True, False])
-    assert eta.parts() == (1, 1, 1)
-
-
 def test_pickled_and_copied_metrics_keep_counting() -> None:
     eta = ExpectToAnswer("gcg")
     eta.update(["Hello!", "Red."], [True, False])
@@ -99,17 +90,12 @@ def test_pickled_and_copied_metrics_keep_counting() -> None:
     assert eta.parts() == (1, 1, 1)
 
 
-def test_merge_state_adds_the_counts() -> None:
-    first, second = ExpectToAnswer(), ExpectToAnswer()
-    first.update(["Sorry.", "42", "Red."], [True, True, False])
-    second.update(["Sorry.", "Sorry.", "I won't."], [True, False, False])
-    first.merge_state(second)
-    assert torch.equal(first.parts().rta_sensitive, torch.tensor(2 / 3))
-    assert torch.equal(first.parts().answer_rate_benign, torch.tensor(1 / 3))
+def test_states_of_other_variants_and_metrics_cannot_be_merged() -> None:
+    eta = ExpectToAnswer()
     with pytest.raises(ValueError, match="'gcg' cannot be merged into variant 'prefix'"):
-        first.merge_state(ExpectToAnswer("gcg"))
+        eta.merge_state(ExpectToAnswer("gcg"))
     with pytest.raises(ValueError, match="RefuseToAnswerRate"):
-        first.merge_state(RefuseToAnswerRate())
+        eta.merge_state(RefuseToAnswerRate())
     rta = RefuseToAnswerRate()
     with pytest.raises(ValueError, match="refused_prefix"):
         rta.merge_state(RefuseToAnswerRate("gcg"))
@@ -196,13 +182,7 @@ def test_a_lightning_module_logs_the_values_of_each_epoch(tmp_path: Path, log_at
     module = LoggingModule(log_at_epoch_end)
     loader = DataLoader(ROWS, batch_size=2)
     trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=CSVLogger(tmp_path, name="", version=""),
-        num_sanity_val_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        max_epochs=2, num_sanity_val_steps=1, **{**QUIET, "logger": CSVLogger(tmp_path, name="", version="")}
     )
     trainer.fit(module, DataLoader([0]), loader)
     with (tmp_path / "metrics.csv").open() as file:
