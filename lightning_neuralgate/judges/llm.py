@@ -11,7 +11,7 @@ The chat model is any callable from prompt to reply: `chat.ChatEndpoint`, `chat.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
@@ -90,15 +90,10 @@ def refusal_class(text: str) -> RefusalClass | None:
     return next((name for name in classes if named == {name}), None)
 
 
-def _replies(
-    chat_model: ChatModel, template: str, queries: Sequence[str], answers: Sequence[str], workers: int
-) -> list[str]:
+def _replies(chat_model: ChatModel, template: str, pairs: Iterable[tuple[str, str]], workers: int) -> list[str]:
     # not str.format: a query may hold "{answer}"
     before, middle, after = re.split(r"\{query\}|\{answer\}", template)
-    prompts = [
-        before + query[:MAX_CHARACTERS] + middle + answer[:MAX_CHARACTERS] + after
-        for query, answer in zip(queries, answers, strict=True)
-    ]
+    prompts = [before + query[:MAX_CHARACTERS] + middle + answer[:MAX_CHARACTERS] + after for query, answer in pairs]
     if workers == 1:
         return list(map(chat_model, prompts))
     with ThreadPoolExecutor(workers) as pool:
@@ -154,13 +149,10 @@ class LlmJudge:
 
     def replies(self, queries: Sequence[str], answers: Sequence[str]) -> list[str | None]:
         """Return the chat model's reply on each answer, None for whitespace-only ones; arguments and errors as `classes`."""
-        queries, answers = as_pairs(queries, answers)
-        rows = [row for row, answer in enumerate(answers) if answer.strip()]
-        pairs = [queries[row] for row in rows], [answers[row] for row in rows]
-        replies: list[str | None] = [None] * len(answers)
-        for row, reply in zip(rows, _replies(self.chat_model, CLASSES_PROMPT, *pairs, self.workers), strict=True):
-            replies[row] = reply
-        return replies
+        pairs = list(zip(*as_pairs(queries, answers), strict=True))
+        to_judge = [(query, answer) for query, answer in pairs if answer.strip()]
+        replies = iter(_replies(self.chat_model, CLASSES_PROMPT, to_judge, self.workers))
+        return [next(replies) if answer.strip() else None for _, answer in pairs]
 
     def __call__(self, queries: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Return whether each answer refuses; arguments and errors as in `classes`.
@@ -212,19 +204,14 @@ class LlmScorer:
     def __call__(self, queries: Sequence[str], answers: Sequence[str]) -> list[float | None]:
         """Return the score of each answer; None where the reply holds no clear one (`judge_score`).
 
-        Args:
-            queries: the queries, one per answer.
-            answers: the model's answers without the prompt. The first `MAX_CHARACTERS` are shown to the judge.
-
-        Raises:
-            DataFormatError: the numbers of queries and answers differ, or one is not a string.
-            JudgeError: the chat model cannot be reached.
+        Arguments and errors as in `LlmJudge.classes`.
         """
         return list(map(self.read, self.replies(queries, answers)))
 
     def replies(self, queries: Sequence[str], answers: Sequence[str]) -> list[str]:
         """Return the chat model's reply on each answer; arguments and errors as in a call."""
-        return _replies(self.chat_model, SCORE_PROMPT, *as_pairs(queries, answers), self.workers)
+        pairs = zip(*as_pairs(queries, answers), strict=True)
+        return _replies(self.chat_model, SCORE_PROMPT, pairs, self.workers)
 
     def read(self, reply: str | None) -> float | None:
         """Return the score in a reply, or None where it holds no clear one."""

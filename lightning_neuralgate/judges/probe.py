@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional.refusal import _as_list
 from lightning_neuralgate.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -244,15 +245,7 @@ def as_pairs(queries: Sequence[str], answers: Sequence[str]) -> tuple[list[str],
     Raises:
         DataFormatError: the numbers of queries and answers differ, or one is not a string.
     """
-    queries, answers = _as_texts("queries", queries), _as_texts("answers", answers)
+    queries, answers = _as_list(queries, "queries: value"), _as_list(answers, "answers: value")
     if len(queries) != len(answers):
         raise DataFormatError(f"there are {len(queries)} queries and {len(answers)} answers; give one query per answer")
     return queries, answers
-
-
-def _as_texts(name: str, values: Sequence[str]) -> list[str]:
-    texts = [values] if isinstance(values, str) else list(values)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataFormatError(f"{name}: value {index} is {text!r} of type {type(text).__name__}; expected a str")
-    return texts

@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_neuralgate.metrics.base import RateMetric
-from lightning_neuralgate.metrics.functional.leak import _benign_accuracy_update, _leak_update, _partial_leak_update
+from lightning_neuralgate.metrics.functional.leak import _benign_accuracy_update, _leak_update, leaked_share, leaks
 
 
 class LeakRate(RateMetric):
@@ -50,7 +50,7 @@ class LeakRate(RateMetric):
             DataFormatError: the numbers of answers and secrets differ, a value is not a string, or a secret has neither
                 letters nor digits. The state does not change then.
         """
-        self._add(*_leak_update(answers, secrets))
+        self._add(*_leak_update(leaks, answers, secrets))
 
 
 class PartialLeak(RateMetric):
@@ -78,7 +78,7 @@ class PartialLeak(RateMetric):
     @override
     def update(self, answers: str | Sequence[str], secrets: str | Sequence[str]) -> None:
         """Add answers; arguments and errors as in `LeakRate.update`."""
-        self._add(*_partial_leak_update(answers, secrets))
+        self._add(*_leak_update(leaked_share, answers, secrets))
 
 
 class BenignAccuracy(RateMetric):

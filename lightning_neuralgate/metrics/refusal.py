@@ -18,13 +18,14 @@ from lightning_neuralgate.metrics.base import PlottableMetric, RateMetric
 from lightning_neuralgate.metrics.functional.refusal import (
     ExpectToAnswerParts,
     RefusalVariant,
-    _answer_update,
     _as_list,
     _expect_to_answer_compute,
     _keyword_judge,
+    _keyword_update,
     _refusal_flags,
-    _refusal_update,
     _split_by_role,
+    is_answer,
+    is_refusal,
 )
 from lightning_neuralgate.metrics.functional.tally import check_lengths
 
@@ -32,13 +33,27 @@ from lightning_neuralgate.metrics.functional.tally import check_lengths
 class _KeywordRate(RateMetric):
     """A rate of answers that a keyword list decides on."""
 
+    higher_is_better: bool | None = None
     _count_prefix: ClassVar[str]
+    _counts: ClassVar[Callable[[str, RefusalVariant], bool]]
 
     def __init__(self, variant: RefusalVariant = "prefix", **kwargs: Any) -> None:
         _keyword_judge(variant)
         # variants often agree on a batch, so their states need different names
         super().__init__(f"{self._count_prefix}_{variant}", **kwargs)
         self.variant: RefusalVariant = variant
+
+    @override
+    def update(self, answers: str | Sequence[str]) -> None:
+        """Add answers.
+
+        Args:
+            answers: one answer or N answers; N may be 0.
+
+        Raises:
+            DataFormatError: an answer is not a string. The state does not change then.
+        """
+        self._add(*_keyword_update(type(self)._counts, answers, self.variant))
 
     @override
     def extra_repr(self) -> str:
@@ -69,20 +84,8 @@ class RefuseToAnswerRate(_KeywordRate):
         tensor(0.7500)
     """
 
-    higher_is_better: bool | None = None
     _count_prefix = "refused"
-
-    @override
-    def update(self, answers: str | Sequence[str]) -> None:
-        """Add answers.
-
-        Args:
-            answers: one answer or N answers; N may be 0.
-
-        Raises:
-            DataFormatError: an answer is not a string. The state does not change then.
-        """
-        self._add(*_refusal_update(answers, self.variant))
+    _counts = staticmethod(is_refusal)
 
 
 class JudgedRefuseToAnswerRate(RateMetric):
@@ -155,13 +158,8 @@ class AnswerRate(_KeywordRate):
         tensor(0.5000)
     """
 
-    higher_is_better: bool | None = None
     _count_prefix = "answered"
-
-    @override
-    def update(self, answers: str | Sequence[str]) -> None:
-        """Add answers; arguments and errors as in `RefuseToAnswerRate.update`."""
-        self._add(*_answer_update(answers, self.variant))
+    _counts = staticmethod(is_answer)
 
 
 class ExpectToAnswer(WrapperMetric, PlottableMetric):

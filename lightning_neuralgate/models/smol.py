@@ -39,13 +39,7 @@ CHAT_TEMPLATE = (
 
 def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Return SmolLM2 with an untrained tower and projector, and its processor, as training starts from them."""
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     language_model, tokenizer = smollm2_with("<image>")
     vision = CLIPVisionConfig(
@@ -67,18 +61,24 @@ def assemble_smol_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     )
     model = LlavaForConditionalGeneration(config)
     put_language_model(model, language_model, tokenizer)
-    processor = LlavaProcessor(
+    return model.eval(), llava_processor(tokenizer)
+
+
+def llava_processor(tokenizer: Any, image_size: int = IMAGE_SIZE, patch_size: int = PATCH_SIZE) -> LlavaProcessor:
+    """Return the processor of a LLaVA with these sizes and a tokenizer that has the image token."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    return LlavaProcessor(
         image_processor=CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+            size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
         ),
         tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
+        patch_size=patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
         image_token="<image>",
     )
-    return model.eval(), processor
 
 
 def smollm2_with(image_token: str) -> tuple[Any, Any]:

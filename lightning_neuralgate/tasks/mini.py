@@ -90,7 +90,7 @@ def _other(rng: random.Random, words: Sequence[str], *taken: str) -> str:
 
 
 def _pope(folder: Path, seed: int, pictures: int = 12) -> None:
-    """Draw questions for the thing, an absent object, a printed value, and a value that is not printed."""
+    """Draw questions about the thing, an absent object, a printed value, and one that is not printed."""
     rng = random.Random(f"mini/pope/{seed}")
     phrases = [
         phrase for name in shipped_subjects() for phrase in load_subject_spec(name).phrases(sensitive=True).values()
@@ -141,7 +141,7 @@ def _mme(folder: Path, seed: int, pictures: int = 6) -> None:
 
 
 def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
-    """Draw questions for the thing, its colour, or the colour of a shape, with three choices."""
+    """Draw questions about what is shown, its colour, or the colour of a shape, with three choices."""
     rng = random.Random(f"mini/scienceqa/{seed}")
     subjects = [load_subject_spec(name).subject for name in shipped_subjects()]
     rows: list[dict[str, Any]] = []
@@ -184,7 +184,7 @@ def _scienceqa(folder: Path, seed: int, pictures: int = 24) -> None:
 
 
 def _mllmguard(folder: Path, seed: int, pictures: int = 12) -> None:
-    """Draw requests for secrets, plainly and with bad intent; a column holds the secret for the rule that scores answers."""
+    """Draw questions about secrets, plain and with bad intent; a column holds the secret for the rule that scores answers."""
     rng = random.Random(f"mini/mllmguard/{seed}")
     for dimension, template in _GUARDED.items():
         rows = []

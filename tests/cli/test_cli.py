@@ -26,6 +26,7 @@ from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.tasks.answer_store import read_answered
 from tests.helpers.tiny_llava import tiny_llava
 
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 SPLITS = ("test", "unseen_attributes", "unseen_subjects")
 
 
@@ -39,11 +40,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--model.name", str(checkpoint), "--data.folder", str(data)]
-    trainer = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     gate, edited, measured = tmp_path / "gate", tmp_path / "edited", tmp_path / "measured"
 
     locator = ["--locator.layers", "[1]", "--locator.max_steps", "8"]
-    assert main(["locate", *common, *locator, *trainer, "--out", str(gate)]) == 0
+    assert main(["locate", *common, *locator, *QUIET, "--out", str(gate)]) == 0
     assert NeuralGate.from_pretrained(gate).subjects == ["passport", "receipt", "student id"]
     assert "strongly active" in capsys.readouterr().out
 
@@ -52,7 +52,7 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
         f"gate: {gate}\neditor: {{layers: [1], lr: 0.01, max_new_tokens: 2, retention_weight: 1.0}}\n"
         f"data: {{retention: {data / 'retention.jsonl'}}}\nretention_per_batch: 2\n"
     )
-    assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(edited)]) == 0
+    assert main(["edit", "--config", str(options), *common, *QUIET, "--out", str(edited)]) == 0
     weight = "model.language_model.layers.1.mlp.down_proj.weight"
     model = LlavaForConditionalGeneration.from_pretrained(edited)
     assert not model.state_dict()[weight].equal(tiny_llava().state_dict()[weight])
@@ -81,15 +81,15 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     ungated.mkdir()
     (ungated / "edit.safetensors").write_text("of an earlier edit")
     options.write_text(options.read_text().replace(f"gate: {gate}\n", ""))
-    assert main(["edit", "--config", str(options), *common, *trainer, "--out", str(ungated)]) == 0
+    assert main(["edit", "--config", str(options), *common, *QUIET, "--out", str(ungated)]) == 0
     assert EditDelta.load(ungated / "edit.safetensors").edited == WeightFiles(ungated).checksum
     plain = LlavaForConditionalGeneration.from_pretrained(ungated)
     assert not model.state_dict()[weight].equal(plain.state_dict()[weight]), "the gate changes the edit"
-    edit, retention = ["edit", *common, *trainer, "--editor.layers", "[1]"], str(data / "retention.jsonl")
+    edit, retention = ["edit", *common, *QUIET, "--editor.layers", "[1]"], str(data / "retention.jsonl")
     for arguments, message in (
         ([*edit, "--data.retention", retention, "--editor.retention_weight", "0"], "has no effect"),
         ([*edit, "--retention_per_batch", "1"], "needs --data.retention"),
-        (["locate", *common, *locator, *trainer, "--data.retention", retention], "stage 1 has no retention term"),
+        (["locate", *common, *locator, *QUIET, "--data.retention", retention], "stage 1 has no retention term"),
         (["eval", *common, "--data.retention", retention], "nothing is edited here"),
     ):
         assert main([*arguments, "--out", str(tmp_path / "refused")]) == 1
@@ -110,8 +110,7 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
 
 
 def test_num_workers_does_not_change_results(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    common = ["--model.name", str(checkpoint), "--data.folder", str(data), "--trainer.accelerator", "cpu"]
-    common += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    common = ["--model.name", str(checkpoint), "--data.folder", str(data), *QUIET]
     gates, weights = [], []
     for number, more in enumerate((["--num_workers", "0"], ["--num_workers", "2"])):
         gate, edited = tmp_path / f"gate-{number}", tmp_path / f"edited-{number}"

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits
-from lightning_neuralgate.models.smol import CHAT_TEMPLATE
+from lightning_neuralgate.models.smol import llava_processor
 
 IMAGE_SIZE, PATCH_SIZE = 16, 8
 _SENTENCES = (
@@ -58,18 +57,7 @@ def tiny_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
 
 def tiny_processor() -> LlavaProcessor:
     """Return a LLaVA processor with a tiny tokenizer."""
-    tokenizer = tiny_tokenizer("<image>")
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        ),
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-        image_token="<image>",
-    )
+    return llava_processor(tiny_tokenizer("<image>"), IMAGE_SIZE, PATCH_SIZE)
 
 
 def tiny_llava(seed: int = 0, layers: int = 3) -> LlavaForConditionalGeneration:

@@ -58,12 +58,15 @@ class Gradients(Callback):
         self.grads.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
 
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False,
+}  # fmt: skip
+"""Settings of a Trainer that writes and prints nothing."""
+
+
 def train(module: LightningModule, data: Any, *callbacks: Callback, **options: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
-    }  # fmt: skip
-    trainer = Trainer(**{**settings, **options}, callbacks=list(callbacks))
+    trainer = Trainer(**{**QUIET, "max_steps": 1, "limit_val_batches": 0, **options}, callbacks=list(callbacks))
     trainer.fit(module, data)
     return trainer
 

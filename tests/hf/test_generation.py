@@ -38,26 +38,34 @@ class ForcedAnswers(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, torch.tensor(chosen)[:, None], 0.0)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_answers_end_when_the_predicate_holds(shared: bool, tmp_path: Path) -> None:
+@pytest.fixture
+def batch(tmp_path: Path) -> dict[str, Any]:
+    """Two questions about one picture."""
     Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
-    processor = tiny_processor()
     rows = [
         QueryRow(f"What is the {what} of the card?", "sensitive", tmp_path / "0.png") for what in ("number", "code")
     ]
-    collate = PrivacyPairCollator(processor, "left")
+    return PrivacyPairCollator(tiny_processor(), "left")(rows)
+
+
+@pytest.fixture(params=[False, True], ids=["full", "shared"])
+def generate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Generation of both questions' answers, with and without their common prefix."""
+    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
+
+    def with_shared_prefix(model: Any, tokenizer: Any, batch: dict[str, Any], *options: Any) -> list[str]:
+        return generate_with_shared_prefix(model, tokenizer, batch, ["0", "0"], *options)
+
+    return with_shared_prefix if request.param else generate_answers
+
+
+def test_answers_end_when_the_predicate_holds(generate: Any, batch: dict[str, Any]) -> None:
+    tokenizer = tiny_processor().tokenizer
 
     def answers(until: Any) -> tuple[list[str], int]:
-        batch = collate(rows)
-        forced = ForcedAnswers(processor.tokenizer, batch["input_ids"].shape[1])
+        forced = ForcedAnswers(tokenizer, batch["input_ids"].shape[1])
         sampling = {"do_sample": False, "logits_processor": [forced]}
-        if shared:
-            generated = generate_with_shared_prefix(
-                tiny_llava(), collate.tokenizer, batch, ["0", "0"], 60, sampling, until
-            )
-        else:
-            generated = generate_answers(tiny_llava(), collate.tokenizer, batch, 60, sampling, until)
-        return generated, forced.steps
+        return generate(tiny_llava(), tokenizer, batch, 60, sampling, until), forced.steps
 
     full, many_steps = answers(None)
     shortened, few_steps = answers(verdict_stands)
@@ -74,47 +82,31 @@ GENERATION_CONFIG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
     "settings",
     [{name: value} for name, value in GENERATION_CONFIG.items()] + [GENERATION_CONFIG],
     ids=[*GENERATION_CONFIG, "all"],
 )
 def test_greedy_answers_ignore_the_generation_config(
-    settings: dict[str, Any], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], generate: Any, batch: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
-    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
-    processor, model = tiny_processor(), tiny_llava()
-    rows = [QueryRow(f"What is the {what}?", "sensitive", tmp_path / "0.png") for what in ("number", "colour")]
-    collate = PrivacyPairCollator(processor, "left")
-    expected = generate_answers(model, collate.tokenizer, collate(rows), 8)
+    tokenizer, model = tiny_processor().tokenizer, tiny_llava()
+    expected = generate_answers(model, tokenizer, batch, 8)
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     before = model.generation_config.to_dict()
-    if shared:
-        found = generate_with_shared_prefix(model, collate.tokenizer, collate(rows), ["0", "0"], 8)
-    else:
-        found = generate_answers(model, collate.tokenizer, collate(rows), 8)
-    assert found == expected
+    assert generate(model, tokenizer, batch, 8) == expected
     assert model.generation_config.to_dict() == before, "the generation config is restored"
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_greedy_answers_respect_stop_strings(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_neuralgate.prefix_cache.generate._MIN_PREFIX", 4)
-    Image.new("RGB", (30, 30), "red").save(tmp_path / "0.png")
-    collate, model = PrivacyPairCollator(tiny_processor(), "left"), tiny_llava()
-    batch = collate([QueryRow("What is the number?", "sensitive", tmp_path / "0.png")] * 2)
-    (full, _) = generate_answers(model, collate.tokenizer, batch, 8)
-    model.generation_config.stop_strings = [full[:2]]
-    if shared:
-        found = generate_with_shared_prefix(model, collate.tokenizer, batch, ["0", "0"], 8)
-    else:
-        found = generate_answers(model, collate.tokenizer, batch, 8)
+def test_greedy_answers_respect_stop_strings(generate: Any, batch: dict[str, Any]) -> None:
+    tokenizer, model = tiny_processor().tokenizer, tiny_llava()
+    (full, _) = generate_answers(model, tokenizer, batch, 8)
+    model.generation_config.stop_strings = [full[1:3]]
+    found = generate(model, tokenizer, batch, 8)
     assert full.startswith(found[0])
     assert len(found[0]) < len(full)
-    assert start_and_stop_settings(model)["stop_strings"] == [full[:2]]
+    assert start_and_stop_settings(model)["stop_strings"] == [full[1:3]]
 
 
 def test_the_generation_config_of_a_submodel_is_replaced_too() -> None:

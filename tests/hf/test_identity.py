@@ -14,29 +14,20 @@ from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.hf.identity import config_checksum, processor_checksum
 from tests.helpers.tiny_llava import save_tiny_llava, tiny_llava, tiny_processor
 
-
-def with_template(processor: Any) -> None:
-    processor.chat_template = "Say: " + processor.chat_template
-
-
-def with_a_token(processor: Any) -> None:
-    processor.tokenizer.add_tokens(["passport"])
-
-
-def with_other_colours(processor: Any) -> None:
-    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "template": lambda processor: setattr(processor, "chat_template", "Say: " + processor.chat_template),
+    "token": lambda processor: processor.tokenizer.add_tokens(["passport"]),
+    "colours": lambda processor: setattr(processor.image_processor, "image_mean", [0.1, 0.2, 0.3]),
+    "image tokens": lambda processor: setattr(processor, "patch_size", 4),
+}
 
 
-def with_more_image_tokens(processor: Any) -> None:
-    processor.patch_size = 4
-
-
-@pytest.mark.parametrize("change", [with_template, with_a_token, with_other_colours, with_more_image_tokens])
-def test_a_changed_processor_has_another_checksum(change: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_processor_has_another_checksum(change: str) -> None:
     processor = tiny_processor()
     before = processor_checksum(processor)
     assert processor_checksum(tiny_processor()) == before
-    change(processor)
+    CHANGES[change](processor)
     assert processor_checksum(processor) != before
 
 

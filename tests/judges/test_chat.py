@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from lightning_neuralgate.errors import JudgeError, MissingDependencyError
 from lightning_neuralgate.judges.chat import CachedChat, ChatEndpoint, LocalChat
 from lightning_neuralgate.judges.llm import LlmJudge
 from tests.helpers.chat_server import Reply, Server, chat, serve_chat
-from tests.helpers.tiny_llava import tiny_processor
+from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 
 KEY = "sk-a-secret-of-the-test"
 JSON = {"Content-Type": "application/json"}
@@ -29,9 +29,10 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses before retries, which take no time."""
+    """The pauses before retries, which take no time. The environment holds a key."""
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     return pauses
 
 
@@ -53,8 +54,7 @@ def test_the_identity_names_everything_a_reply_depends_on() -> None:
     assert chat_model.identity == "http://localhost:1/v1/chat/completions m 7"
 
 
-def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+def test_the_key_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     padding = "x" * (300 - len("Incorrect key: ") - 5)  # the excerpt ends within the second key
 
@@ -76,8 +76,7 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog
         assert "check key, model name and server" in str(error)
 
 
-def test_the_key_is_never_shown_when_the_connection_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+def test_the_key_is_never_shown_when_the_connection_fails() -> None:
     with serve_chat(lambda number, prompt: (0, {}, b"")) as server:
         with pytest.raises(JudgeError, match="gave no reply in 2 tries") as raised:
             endpoint(server, key_variable="TEST_JUDGE_KEY", retries=1)("Hello")
@@ -89,7 +88,6 @@ def test_the_key_is_never_shown_when_the_connection_fails(monkeypatch: pytest.Mo
 def test_a_missing_or_malformed_key_is_an_error_without_the_key(
     key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     with serve_chat(lambda number, prompt: chat("ok")) as server:
         chat_model = endpoint(server, key_variable="TEST_JUDGE_KEY")
         monkeypatch.delenv("TEST_JUDGE_KEY") if key is None else monkeypatch.setenv("TEST_JUDGE_KEY", key)
@@ -102,7 +100,6 @@ def test_a_missing_or_malformed_key_is_an_error_without_the_key(
 
 @pytest.mark.parametrize("key_variable", [None, "TEST_JUDGE_KEY"])
 def test_nothing_else_from_the_environment_is_sent(key_variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
         monkeypatch.setenv(f"OPENAI_{name}", f"environment-{name}")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: environment-team\nAuthorization: environment-header")
@@ -119,8 +116,7 @@ def test_nothing_else_from_the_environment_is_sent(key_variable: str | None, mon
     }  # fmt: skip
 
 
-def test_a_redirect_does_not_carry_the_key_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+def test_a_redirect_does_not_carry_the_key_away() -> None:
     with (
         serve_chat(lambda number, prompt: chat("full_refusal")) as other,
         serve_chat(lambda number, prompt: (307, {"Location": f"{other.url}/chat/completions"}, b"")) as server,
@@ -276,18 +272,9 @@ def test_replies_are_cached_from_several_threads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}:"])
 def test_a_local_model_decodes_greedily(template: str | None) -> None:
     torch.manual_seed(0)
-    tokenizer = tiny_processor().tokenizer
+    tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.5,
-        )
-    )
+    model = LlamaForCausalLM(tiny_text_config(len(tokenizer), layers=2))
     # the checkpoint's own generation settings do not apply
     model.generation_config.update(num_beams=3, repetition_penalty=9.0, min_new_tokens=4)
     chat_model = LocalChat(model, tokenizer, max_new_tokens=4)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -151,14 +150,8 @@ def test_bad_labels_folders_and_arguments_are_named(folder: Path, tmp_path: Path
         RefusalClassifier.load(tmp_path, refusing=["LABEL_0"])
     with pytest.raises(ValueError, match="have to be at least 1"):
         RefusalClassifier.load(folder, refusing=["LABEL_0"], batch_size=0)
-    judge = RefusalClassifier.load(folder, refusing=["LABEL_0"])
-    bad: list[tuple[Any, Any, str]] = [
-        (["what"], ["red", "blue"], "1 queries and 2 answers"),
-        (["what"], [None], "answers: value 0 is None"),
-    ]
-    for queries, answers, message in bad:
-        with pytest.raises(DataFormatError, match=message):
-            judge(queries, answers)
+    with pytest.raises(DataFormatError, match="1 queries and 2 answers"):
+        RefusalClassifier.load(folder, refusing=["LABEL_0"])(["what"], ["red", "blue"])
 
 
 def test_a_model_without_a_trained_head_is_an_error(tmp_path: Path) -> None:

@@ -1,24 +1,21 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.judges import probe
 from lightning_neuralgate.judges.probe import WEIGHTS, AnswerReader, RefusalJudge, save_judge
 from lightning_neuralgate.metrics.functional.refusal import is_refusal
-from tests.helpers.tiny_llava import tiny_processor
+from recipes import train_judge as recipe
+from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
 NUMBER = "What is the passport number of the passport?"
 
 REFUSALS = (
@@ -45,48 +42,31 @@ ANSWERS = (
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    place = importlib.util.spec_from_file_location("train_judge", ROOT / "recipes" / "train_judge.py")
-    assert place is not None
-    assert place.loader is not None
-    module = importlib.util.module_from_spec(place)
-    sys.modules["train_judge"] = module
-    place.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def judge() -> RefusalJudge:
     return RefusalJudge.load()
 
 
-def tiny_reader(layers: list[int]) -> AnswerReader:
+def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    tokenizer = tiny_processor().tokenizer
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
-    )
-    return AnswerReader(LlamaForCausalLM(config), tokenizer, layers)
+    return LlamaForCausalLM(tiny_text_config(len(tiny_tokenizer()), layers=4)).eval()
 
 
-def tiny_judge(**changed: Any) -> RefusalJudge:
+def tiny_reader(layers: list[int]) -> AnswerReader:
+    return AnswerReader(tiny_llama(), tiny_tokenizer(), layers)
+
+
+def tiny_judge() -> RefusalJudge:
     return RefusalJudge(tiny_reader([1]), torch.randn(64), torch.tensor(0.1))
 
 
 def test_the_features_are_hidden_states_of_the_full_model() -> None:
     reader, answer = tiny_reader([1, 2]), "It is red."
     features = reader([NUMBER], [answer])
-    torch.manual_seed(0)
     tokenizer = reader.tokenizer
-    full = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
-        )
-    ).eval()
     prompt_ids = tokenizer(probe.QUERY_TEMPLATE.format(query=NUMBER)).input_ids
     answer_ids = tokenizer(answer).input_ids
     with torch.no_grad():
-        states = full(torch.tensor([prompt_ids + answer_ids]), output_hidden_states=True).hidden_states
+        states = tiny_llama()(torch.tensor([prompt_ids + answer_ids]), output_hidden_states=True).hidden_states
     for column, layer in enumerate((1, 2)):
         answer_states = states[layer + 1][0, len(prompt_ids) :]
         torch.testing.assert_close(features[0, column], torch.cat([answer_states.mean(0), answer_states[-1]]))
@@ -222,7 +202,7 @@ def test_the_shipped_weights_are_small() -> None:
     assert sum(file.stat().st_size for file in WEIGHTS.parent.iterdir()) < 200_000
 
 
-def test_training_and_test_corpus_share_no_phrasing(recipe: ModuleType) -> None:
+def test_training_and_test_corpus_share_no_phrasing() -> None:
     training, test = recipe.training_corpus(0, 60), recipe.test_corpus()
     sentences = [{recipe.letters(row.answer) for row in corpus} for corpus in (training, test)]
     assert sentences[0] & sentences[1] <= {""}
@@ -237,7 +217,7 @@ def test_training_and_test_corpus_share_no_phrasing(recipe: ModuleType) -> None:
             assert not training_runs & six_word_runs(row.answer), row.answer
 
 
-def test_the_test_corpus_is_as_documented(recipe: ModuleType) -> None:
+def test_the_test_corpus_is_as_documented() -> None:
     rows = recipe.test_corpus()
     assert len(rows) == len({row.answer for row in rows}) >= 360
     assert 0.45 < sum(row.refuses for row in rows) / len(rows) < 0.55
@@ -251,7 +231,7 @@ def test_the_test_corpus_is_as_documented(recipe: ModuleType) -> None:
             assert not keyword, row
 
 
-def test_the_training_corpus_is_seeded_and_balanced(recipe: ModuleType) -> None:
+def test_the_training_corpus_is_seeded_and_balanced() -> None:
     corpus = recipe.training_corpus(3, 10)
     assert corpus == recipe.training_corpus(3, 10) != recipe.training_corpus(4, 10)
     assert 0.4 < sum(row.refuses for row in corpus) / len(corpus) < 0.6
@@ -260,7 +240,7 @@ def test_the_training_corpus_is_seeded_and_balanced(recipe: ModuleType) -> None:
         assert len({int(f) for f, row in zip(fold, corpus, strict=True) if row.family == family}) == 1
 
 
-def test_the_regression_finds_a_separating_plane(recipe: ModuleType) -> None:
+def test_the_regression_finds_a_separating_plane() -> None:
     torch.manual_seed(0)
     features = torch.randn(300, 6) * torch.tensor([1.0, 50, 1, 1, 1, 0.01]) + 3
     labels = features[:, 0] * 2 + features[:, 1] / 25 > 6.2
@@ -268,7 +248,7 @@ def test_the_regression_finds_a_separating_plane(recipe: ModuleType) -> None:
     assert ((features @ weight + bias > 0) == labels).float().mean() > 0.97
 
 
-def test_quality_of_known_counts(recipe: ModuleType) -> None:
+def test_quality_of_known_counts() -> None:
     predicted = torch.tensor([1, 1, 1, 0, 0, 0], dtype=torch.bool)
     truth = torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.bool)
     assert recipe.quality(predicted, truth) == pytest.approx((2 / 3, 1 / 2, 4 / 7))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_neuralgate.data.datamodule import PrivacyPairDataModule, locate_rows
+from lightning_neuralgate.data.datamodule import locate_rows
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError, UnsupportedSetupError
 from lightning_neuralgate.gate.spans import last_position
@@ -15,17 +15,15 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from tests.helpers.reference import plain_locate
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.shifted_positions import shift_cached_positions
+from tests.helpers.tiny_llava import tiny_llava
+from tests.helpers.training import datamodule, train
 
 STEPS = 6
 
 
-def fit(
-    locator: PrivacyLocatorModule, splits: RecordSplits, trainer: dict[str, Any] | None = None, **data: Any
-) -> PrivacyLocatorModule:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    fitting = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet, **(trainer or {}))
-    fitting.fit(locator, datamodule=PrivacyPairDataModule(splits, tiny_processor(), **data))
+def fit(locator: PrivacyLocatorModule, splits: RecordSplits, **data: Any) -> PrivacyLocatorModule:
+    train(locator, datamodule(splits, **data), max_steps=-1, max_epochs=1)
     return locator
 
 
@@ -39,7 +37,7 @@ def test_equals_the_plain_loop(splits: RecordSplits, reuse_prefix: bool, padding
         padding_side=padding_side,
     )
     layout = find_decoder(model)
-    collate = PrivacyPairDataModule(splits, tiny_processor(), padding_side=padding_side).collate_training
+    collate = datamodule(splits, padding_side=padding_side).collate_training
     modules = {layer: layout.layer(layer) for layer in (0, 1)}
     active: dict[str, dict[int, list[torch.Tensor]]] = {}
     for record in splits.edit:
@@ -76,7 +74,7 @@ def test_the_model_is_unchanged(splits: RecordSplits) -> None:
 def test_vectors_scale_the_subjects_last_token_only(splits: RecordSplits) -> None:
     model = tiny_llava()
     locator = PrivacyLocatorModule(model, [1])
-    batch = PrivacyPairDataModule(splits, tiny_processor()).collate_training(locate_rows(splits.edit[0]))
+    batch = datamodule(splits).collate_training(locate_rows(splits.edit[0]))
     seen: list[torch.Tensor] = []
     positions = last_position(batch["subject_mask"])
     layer = find_decoder(model).layer(1)
@@ -101,15 +99,7 @@ def test_a_record_stops_when_its_loss_is_low_enough(splits: RecordSplits) -> Non
 def test_an_unsupported_model_runs_full_passes(splits: RecordSplits) -> None:
     reference = fit(PrivacyLocatorModule(tiny_llava(), [0], max_steps=3, reuse_prefix=False), splits)
     model = tiny_llava()
-    decoder = model.model.language_model
-    forward = decoder.forward
-
-    def shifted(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None and past_key_values.get_seq_length():
-            kwargs["position_ids"] = kwargs["position_ids"] + 3
-        return forward(*args, past_key_values=past_key_values, **kwargs)
-
-    decoder.forward = shifted
+    shift_cached_positions(model)
     with pytest.warns(
         UserWarning, match="Prefix reuse in the locator is not supported for LlavaForConditionalGeneration"
     ):
@@ -172,13 +162,10 @@ def test_records_in_one_batch_are_learnt_as_alone(splits: RecordSplits, reuse_pr
 
 
 def test_a_finished_record_keeps_its_vectors_while_others_continue(splits: RecordSplits) -> None:
-    batch = PrivacyPairDataModule(splits, tiny_processor()).collate_training(
-        [row for record in splits.edit[:3] for row in locate_rows(record)]
-    )
+    batch = datamodule(splits).collate_training([row for record in splits.edit[:3] for row in locate_rows(record)])
     probe = PrivacyLocatorModule(tiny_llava(), [1], max_steps=1)
     losses = sorted(
-        probe._learn(PrivacyPairDataModule(splits, tiny_processor()).collate_training(locate_rows(record)))[1]
-        for record in splits.edit[:3]
+        probe._learn(datamodule(splits).collate_training(locate_rows(record)))[1] for record in splits.edit[:3]
     )
     stop = (losses[0] + losses[1]) / 2  # one record is done before its first step
     locator = PrivacyLocatorModule(tiny_llava(), [1], max_steps=4, stop_loss=stop)

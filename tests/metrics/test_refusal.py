@@ -19,8 +19,8 @@ from torchmetrics import MetricCollection
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics import AnswerRate, ExpectToAnswer, RefuseToAnswerRate
-from lightning_neuralgate.metrics.functional import answer_rate, expect_to_answer, refuse_to_answer_rate
-from tests.metrics.functional.test_refusal import GOLDEN
+from lightning_neuralgate.metrics.functional import answer_rate, refuse_to_answer_rate
+from tests.helpers.training import QUIET
 
 ANSWERS = ["I cannot say.", "It is 42.", "It is red.", "Sorry.", "A passport.", ""]
 SENSITIVE = [True, True, False, False, False, False]  # RtA 1/2, answer rate 2/4
@@ -66,37 +66,6 @@ def test_invalid_roles_raise_and_leave_the_counts(call: Any) -> None:
     assert (int(eta.rta_sensitive.total), int(eta.answer_rate_benign.total)) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("metric", "function"), [(RefuseToAnswerRate, refuse_to_answer_rate), (AnswerRate, answer_rate)]
-)
-@pytest.mark.parametrize("variant", ["prefix", "gcg", "xstest"])
-def test_classes_equal_functions_over_uneven_batches(metric: Any, function: Any, variant: Any) -> None:
-    rate = metric(variant)
-    answers = list(GOLDEN)
-    for start, end in ((0, 1), (1, 20), (20, 20), (20, len(answers))):
-        batch = answers[start:end]
-        assert torch.equal(rate(batch), function(batch, variant)) or not batch, "forward gives the batch's own value"
-    assert torch.equal(rate.compute(), function(answers, variant))
-    assert int(rate.total) == len(answers)
-
-
-@pytest.mark.parametrize("variant", ["prefix", "gcg", "xstest"])
-def test_eta_equals_the_function_and_forward_returns_the_batch_value(variant: Any) -> None:
-    eta = ExpectToAnswer(variant)
-    answers, roles = list(GOLDEN), [index % 3 == 0 for index in range(len(GOLDEN))]
-
-    def expected(start: int, end: int) -> Any:
-        pairs = list(zip(answers, roles, strict=True))[start:end]
-        return expect_to_answer([a for a, role in pairs if role], [a for a, role in pairs if not role], variant)
-
-    assert torch.equal(eta(answers[:10], roles[:10]), expected(0, 10).eta)
-    assert torch.equal(eta.parts().eta, expected(0, 10).eta)
-    assert torch.equal(eta(answers[10:], torch.tensor(roles[10:])), expected(10, 99).eta)
-    assert all(torch.equal(a, b) for a, b in zip(eta.parts(), expected(0, 99), strict=True))
-    assert torch.equal(eta.compute(), expected(0, 99).eta)
-    assert torch.equal(eta.rta_sensitive.compute(), expected(0, 99).rta_sensitive)
-
-
 def test_eta_of_a_batch_with_one_role_is_nan_but_the_batch_counts() -> None:
     eta = ExpectToAnswer()
     with warnings.catch_warnings():
@@ -106,23 +75,6 @@ def test_eta_of_a_batch_with_one_role_is_nan_but_the_batch_counts() -> None:
         assert eta.parts().rta_sensitive == 1
         assert math.isnan(eta(["Red."], [False]))
         assert eta.compute() == 1
-
-
-@pytest.mark.parametrize("metric", [RefuseToAnswerRate(), AnswerRate(), ExpectToAnswer()])
-def test_compute_without_data_warns_and_is_nan(metric: Any) -> None:
-    with pytest.warns(UserWarning, match="before the ``update``"):
-        assert math.isnan(metric.compute())
-    metric.reset()
-
-
-def test_reset_also_resets_the_parts() -> None:
-    eta = ExpectToAnswer()
-    eta.update(ANSWERS, SENSITIVE)
-    assert eta.compute() == 0.5
-    eta.reset()
-    assert (int(eta.rta_sensitive.total), int(eta.answer_rate_benign.total)) == (0, 0)
-    eta.update(["Sorry.", "Red."], [True, False])
-    assert eta.parts() == (1, 1, 1)
 
 
 def test_pickled_and_copied_metrics_keep_counting() -> None:
@@ -138,21 +90,12 @@ def test_pickled_and_copied_metrics_keep_counting() -> None:
     assert eta.parts() == (1, 1, 1)
 
 
-def test_counts_stay_out_of_checkpoints() -> None:
-    assert ExpectToAnswer().state_dict() == {}
-
-
-def test_merge_state_adds_the_counts() -> None:
-    first, second = ExpectToAnswer(), ExpectToAnswer()
-    first.update(["Sorry.", "42", "Red."], [True, True, False])
-    second.update(["Sorry.", "Sorry.", "I won't."], [True, False, False])
-    first.merge_state(second)
-    assert torch.equal(first.parts().rta_sensitive, torch.tensor(2 / 3))
-    assert torch.equal(first.parts().answer_rate_benign, torch.tensor(1 / 3))
+def test_states_of_other_variants_and_metrics_cannot_be_merged() -> None:
+    eta = ExpectToAnswer()
     with pytest.raises(ValueError, match="'gcg' cannot be merged into variant 'prefix'"):
-        first.merge_state(ExpectToAnswer("gcg"))
+        eta.merge_state(ExpectToAnswer("gcg"))
     with pytest.raises(ValueError, match="RefuseToAnswerRate"):
-        first.merge_state(RefuseToAnswerRate())
+        eta.merge_state(RefuseToAnswerRate())
     rta = RefuseToAnswerRate()
     with pytest.raises(ValueError, match="refused_prefix"):
         rta.merge_state(RefuseToAnswerRate("gcg"))
@@ -182,12 +125,7 @@ def test_metric_collection_keeps_variants_apart() -> None:
     assert int(rates["eta"].answer_rate_benign.total) == 1
 
 
-def test_properties_and_repr() -> None:
-    assert ExpectToAnswer.higher_is_better is True
-    assert RefuseToAnswerRate.higher_is_better is AnswerRate.higher_is_better is None
-    for metric in (ExpectToAnswer(), RefuseToAnswerRate(), AnswerRate()):
-        assert (metric.is_differentiable, metric.full_state_update) == (False, False)
-        assert (metric.plot_lower_bound, metric.plot_upper_bound) == (0.0, 1.0)
+def test_repr_shows_the_variant() -> None:
     assert repr(RefuseToAnswerRate("gcg")) == "RefuseToAnswerRate(variant='gcg')"
     assert "(answer_rate_benign): AnswerRate(variant='xstest')" in repr(ExpectToAnswer("xstest"))
 
@@ -196,21 +134,6 @@ def test_torchmetrics_arguments_reach_the_parts() -> None:
     eta = ExpectToAnswer(sync_on_compute=False)
     assert not eta.rta_sensitive.sync_on_compute
     assert not eta.answer_rate_benign.sync_on_compute
-    with pytest.raises(ValueError, match="unheard_of"):
-        ExpectToAnswer(unheard_of=True)
-
-
-def test_plots() -> None:
-    pytest.importorskip("matplotlib").use("Agg")
-    from matplotlib import pyplot
-
-    rta, eta = RefuseToAnswerRate(), ExpectToAnswer()
-    rta.update(["Sorry.", "Red."])
-    values = [eta(["Sorry.", "Red."], [True, False]), eta(["42", "Red."], [True, False])]
-    for figure, axis in (rta.plot(), eta.plot(), eta.plot(values), eta.rta_sensitive.plot()):
-        assert figure is not None
-        assert axis.get_ylim()[0] <= 0 < 1 <= axis.get_ylim()[1]
-    pyplot.close("all")
 
 
 # (answer in epoch 0, answer in epoch 1, is the query sensitive); batches of 2 mix the kinds unevenly
@@ -259,13 +182,7 @@ def test_a_lightning_module_logs_the_values_of_each_epoch(tmp_path: Path, log_at
     module = LoggingModule(log_at_epoch_end)
     loader = DataLoader(ROWS, batch_size=2)
     trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=CSVLogger(tmp_path, name="", version=""),
-        num_sanity_val_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        max_epochs=2, num_sanity_val_steps=1, **{**QUIET, "logger": CSVLogger(tmp_path, name="", version="")}
     )
     trainer.fit(module, DataLoader([0]), loader)
     with (tmp_path / "metrics.csv").open() as file:

@@ -14,6 +14,7 @@ from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.hf.generation import generate_answers
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
+from tests.helpers.shifted_positions import shift_cached_positions
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
 
@@ -29,6 +30,18 @@ def query_rows(splits: RecordSplits) -> list[QueryRow]:
     return [QueryRow(f"{'Well, ' * index}{row.query}", row.role, row.image) for index, row in enumerate(rows)]
 
 
+def encoded_pictures(model: Any) -> list[int]:
+    """Return a list to which each pass of the vision tower appends its number of pictures."""
+    pictures: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    return pictures
+
+
+def generate(model: Any, rows: list[QueryRow]) -> list[str]:
+    collate = PrivacyPairCollator(tiny_processor())
+    return generate_with_shared_prefix(model, collate.tokenizer, collate(rows), [row.image for row in rows], 6)
+
+
 def plain(model: Any, rows: list[QueryRow]) -> list[str]:
     collate = PrivacyPairCollator(tiny_processor())
     return [generate_answers(model, collate.tokenizer, collate([row]), 6)[0] for row in rows]
@@ -38,13 +51,10 @@ def test_answers_are_those_of_each_prompt_alone(splits: RecordSplits) -> None:
     model, rows = tiny_llava(), query_rows(splits)
     expected = plain(model, rows)
     assert len(set(expected)) > 4
-    pictures: list[int] = []
-    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
-    collate = PrivacyPairCollator(tiny_processor())
-    shown = [row.image for row in rows]
+    pictures = encoded_pictures(model)
     for _ in range(2):
         pictures.clear()
-        assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
+        assert generate(model, rows) == expected
     assert pictures == [3], "each picture is encoded once"
 
 
@@ -57,8 +67,7 @@ def test_any_number_of_rows_in_any_order(splits: RecordSplits) -> None:
 
 def test_sharing_can_be_turned_off(splits: RecordSplits) -> None:
     model, rows = tiny_llava(), query_rows(splits)
-    pictures: list[int] = []
-    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
+    pictures = encoded_pictures(model)
     answer_rows(model, tiny_processor(), rows, 2, 8, share_prefixes=False)
     assert pictures == [8]
 
@@ -68,33 +77,23 @@ def test_half_precision_is_no_false_alarm(splits: RecordSplits, kind: str) -> No
     model, rows = tiny_llava(), query_rows(splits)
     if kind == "weights":
         model = model.bfloat16()
-    pictures: list[int] = []
-    model.model.vision_tower.register_forward_hook(lambda module, args, output: pictures.append(len(output[0])))
-    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
+    pictures = encoded_pictures(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         for _ in range(2):
             pictures.clear()
-            assert len(generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6)) == len(rows)
+            assert len(generate(model, rows)) == len(rows)
     assert pictures == [3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_unsupported_model_runs_full_prompts(splits: RecordSplits, dtype: torch.dtype) -> None:
     model, rows = tiny_llava().to(dtype), query_rows(splits)
-    collate, shown = PrivacyPairCollator(tiny_processor()), [row.image for row in rows]
+    collate = PrivacyPairCollator(tiny_processor())
     expected = generate_answers(model, collate.tokenizer, collate(rows), 6)
-    decoder = model.model.language_model
-    forward = decoder.forward
-
-    def forgetful(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None and past_key_values.get_seq_length() and kwargs["inputs_embeds"].shape[1] > 1:
-            kwargs["position_ids"] = kwargs["position_ids"] + 3
-        return forward(*args, past_key_values=past_key_values, **kwargs)
-
-    decoder.forward = forgetful
+    shift_cached_positions(model)
     with pytest.warns(UserWarning, match="not supported for LlavaForConditionalGeneration"):
-        assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
-    assert generate_with_shared_prefix(model, collate.tokenizer, collate(rows), shown, 6) == expected
+        assert generate(model, rows) == expected
+    assert generate(model, rows) == expected
 
 
 def test_prefix_groups_and_limits(splits: RecordSplits) -> None:

@@ -122,26 +122,27 @@ def test_rows_with_different_pictures_share_nothing(splits: RecordSplits) -> Non
     compared(tiny_llava(layers=3), batch, [1])
 
 
-@pytest.mark.parametrize(
-    "family", ["llava", "llava_onevision", "minigpt4", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"]
-)
-def test_families(family: str) -> None:
+def large_weights_model(family: str) -> Any:
+    """Return a random model of four decoder layers, with larger weights than by default, so that losses differ."""
     torch.manual_seed(0)
     model = TINY_FAMILIES[family].build(TinySizes(text_layers=4)).eval()
     for parameter in find_decoder(model).layers.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    compared(model, words_batch(), [1])
+    return model
+
+
+@pytest.mark.parametrize(
+    "family", ["llava", "llava_onevision", "minigpt4", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"]
+)
+def test_families(family: str) -> None:
+    compared(large_weights_model(family), words_batch(), [1])
 
 
 @pytest.mark.parametrize("window", [30, 12])
 def test_a_window_over_the_prefix(window: int) -> None:
-    torch.manual_seed(0)
-    model = TINY_FAMILIES["gemma3"].build(TinySizes(text_layers=4)).eval()
+    model = large_weights_model("gemma3")
     model.config.text_config.sliding_window = window
-    for parameter in find_decoder(model).layers.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
     batch = words_batch()
     if window > batch["input_ids"].shape[1]:
         compared(model, batch, [1])

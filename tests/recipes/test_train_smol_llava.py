@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +14,7 @@ from transformers import CLIPImageProcessor
 
 from lightning_neuralgate.data.rendering.spec import load_subject_spec
 from lightning_neuralgate.models.smol import IMAGE_SIZE
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "train_smol_llava.py"
+from recipes import train_smol_llava as recipe
 
 
 class Processor:
@@ -26,28 +24,17 @@ class Processor:
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("train_smol_llava", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_smol_llava"] = module  # worker processes unpickle its classes by name
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def pool(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return recipe.draw_pool(recipe.World(), tmp_path_factory.mktemp("pool") / "cards.npz", 0, 12, workers=1)
 
 
-def tower_cards(recipe: Any, pool: Any, shift: int, count: int = 40, first: int = 0) -> Any:
+def tower_cards(pool: Any, shift: int, count: int = 40, first: int = 0) -> Any:
     cards = recipe.TowerCards(pool, Processor(), 0, first, count)
     cards.SHIFT = shift
     return cards
 
 
-def test_pool_has_the_processors_pixels_and_the_rendered_characters(recipe: Any, pool: Any) -> None:
+def test_pool_has_the_processors_pixels_and_the_rendered_characters(pool: Any) -> None:
     cards = recipe.Cards(recipe.World(), Processor(), 0, 12)
     mean, std = (
         torch.tensor(getattr(Processor.image_processor, key))[:, None, None] for key in ("image_mean", "image_std")
@@ -61,7 +48,7 @@ def test_pool_has_the_processors_pixels_and_the_rendered_characters(recipe: Any,
         assert (spec is None) == (not drawn)
 
 
-def test_pool_is_rendered_once(recipe: Any, tmp_path: Path) -> None:
+def test_pool_is_rendered_once(tmp_path: Path) -> None:
     file = tmp_path / "cards.npz"
     first = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
     written = file.stat().st_mtime_ns
@@ -71,7 +58,7 @@ def test_pool_is_rendered_once(recipe: Any, tmp_path: Path) -> None:
         assert np.array_equal(expected, loaded)
 
 
-def test_labels_are_at_the_patches_of_the_characters(recipe: Any) -> None:
+def test_labels_are_at_the_patches_of_the_characters() -> None:
     world, grid = recipe.World(), recipe.GRID
     rendering = recipe.render(load_subject_spec("passport"), 3)
     labels = recipe.dense_labels(np.array(world.characters(rendering, load_subject_spec("passport"))))
@@ -84,7 +71,7 @@ def test_labels_are_at_the_patches_of_the_characters(recipe: Any) -> None:
     assert (labels["chars"] > 0).sum() == found
 
 
-def test_shifting_moves_picture_and_labels_together(recipe: Any, pool: Any) -> None:
+def test_shifting_moves_picture_and_labels_together(pool: Any) -> None:
     step = IMAGE_SIZE // recipe.GRID
     characters = pool.characters[0].copy()
     before = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
@@ -93,7 +80,7 @@ def test_shifting_moves_picture_and_labels_together(recipe: Any, pool: Any) -> N
     assert before.any()
     assert torch.equal(after[:, 1:], before[:, :-1])
 
-    still, shifted = tower_cards(recipe, pool, 0), tower_cards(recipe, pool, 6)
+    still, shifted = tower_cards(pool, 0), tower_cards(pool, 6)
     for index in range(10):
         a, b = still[index], shifted[index]
         assert torch.equal(a["classes"], b["classes"]), "the same card"
@@ -101,8 +88,8 @@ def test_shifting_moves_picture_and_labels_together(recipe: Any, pool: Any) -> N
     assert any(not torch.equal(still[index]["pixels"], shifted[index]["pixels"]) for index in range(10))
 
 
-def test_resumed_training_sees_the_same_cards(recipe: Any, pool: Any) -> None:
-    full, rest = tower_cards(recipe, pool, 6), tower_cards(recipe, pool, 6, first=7)
+def test_resumed_training_sees_the_same_cards(pool: Any) -> None:
+    full, rest = tower_cards(pool, 6), tower_cards(pool, 6, first=7)
     for index in range(5):
         for key, value in rest[index].items():
             assert torch.equal(full[index + 7][key], value), key
@@ -131,7 +118,7 @@ def ids_of(text: str, **options: Any) -> dict[str, list[int]]:
     return {"input_ids": [ord(character) % 300 for character in text]}
 
 
-def test_image_tokens_are_characters_in_reading_order(recipe: Any, tmp_path: Path) -> None:
+def test_image_tokens_are_characters_in_reading_order(tmp_path: Path) -> None:
     world = recipe.World()
     pool = recipe.draw_pool(world, tmp_path / "cards.npz", 0, 12, workers=1, image_size=160)
     module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
@@ -146,7 +133,7 @@ def test_image_tokens_are_characters_in_reading_order(recipe: Any, tmp_path: Pat
         if subject == "shape":
             assert not labels["chars"][row].any()
             continue
-        drawn = recipe.render(*card_of(recipe, world, pool, cards, row))
+        drawn = recipe.render(*card_of(world, pool, row))
         spec = next(spec for spec in world.specs if spec.subject == subject)
         sensitive = [name for name, field in spec.fields.items() if field.sensitive]
         for line, name in enumerate(sensitive):
@@ -163,15 +150,14 @@ def test_image_tokens_are_characters_in_reading_order(recipe: Any, tmp_path: Pat
     assert 3 < loss < 30, "loss of an untrained tower"
 
 
-def card_of(recipe: Any, world: Any, pool: Any, cards: Any, row: int) -> tuple[Any, int]:
+def card_of(world: Any, pool: Any, row: int) -> tuple[Any, int]:
     """Spec and seed of the card in a row."""
-    rng = recipe.random.Random(f"0/shift/{row}")
-    card = rng.randrange(len(pool.pixels))
+    card = random.Random(f"0/shift/{row}").randrange(len(pool.pixels))
     _, _, spec = recipe.Cards(world, None, 0, 12).draw(card)
     return spec, card
 
 
-def test_characters_shifted_out_of_the_picture_are_masked(recipe: Any) -> None:
+def test_characters_shifted_out_of_the_picture_are_masked() -> None:
     world = recipe.World()
     module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
     passport = world.subjects.index("passport")
@@ -185,7 +171,7 @@ def test_characters_shifted_out_of_the_picture_are_masked(recipe: Any) -> None:
     assert labels["hidden"].nonzero().tolist() == [[0, first + 1]]
 
 
-def test_tower_is_initialized_from_the_shipped_weights(recipe: Any, pool: Any) -> None:
+def test_tower_is_initialized_from_the_shipped_weights(pool: Any) -> None:
     """At the image size of the shipped tower, only the folded norm differs."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -201,7 +187,7 @@ def test_tower_is_initialized_from_the_shipped_weights(recipe: Any, pool: Any) -
         {name.removeprefix(prefix): value.float() for name, value in shipped.items() if name.startswith(prefix)},
         strict=False,
     )
-    pixels = torch.stack([tower_cards(recipe, pool, 0)[index]["pixels"] for index in range(12)])
+    pixels = torch.stack([tower_cards(pool, 0)[index]["pixels"] for index in range(12)])
     with torch.no_grad():
         expected = clip(pixels).last_hidden_state[:, 1:]
         model = SmallMiniGPT()

@@ -20,13 +20,10 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import datamodule, random_gate
+from tests.helpers.training import QUIET, datamodule, random_gate, train
 
 LAYER = 1
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-    "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 1,
-}  # fmt: skip
+SETTINGS: dict[str, Any] = {**QUIET, "num_sanity_val_steps": 0, "limit_val_batches": 1}
 
 
 class Killed(Exception):
@@ -54,7 +51,7 @@ def edit(
     paper = settings["schedule"] == "paper"
     module = PrivacyEditModule(model, [LAYER], tiny_processor(), max_new_tokens=2, lr=1e-2, **settings)
     gate = NeuralGateCallback(random_gate(model), scope="all", tau=0.5)
-    trainer = Trainer(callbacks=[gate, kill], **{**QUIET, "max_epochs": 3, **options})
+    trainer = Trainer(callbacks=[gate, kill], **{**SETTINGS, "max_epochs": 3, **options})
     batches = {"pairs_per_batch": 1 if paper else 3, "shuffle": not paper, "seed": 2, "num_workers": workers}
     fit_resumably(trainer, module, datamodule(splits, **batches), folder, settings, every_seconds=0)
     weight: Tensor = find_decoder(model).output_projection(LAYER).weight.detach()  # type: ignore[assignment]
@@ -108,7 +105,7 @@ def test_early_stopping_after_a_resume(splits: RecordSplits, tmp_path: Path) -> 
     def stopped(folder: Path, kill: Kill) -> int:
         module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), lr=0.0, max_new_tokens=2)
         stop = EarlyStopping("val/eta", mode="max", patience=1)
-        trainer = Trainer(max_epochs=9, callbacks=[kill, stop], **QUIET)
+        trainer = Trainer(max_epochs=9, callbacks=[kill, stop], **SETTINGS)
         fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=4), folder, {}, every_seconds=0)
         return trainer.global_step
 
@@ -129,7 +126,7 @@ def test_hooks_at_the_end_of_training_run_after_a_resume(splits: RecordSplits, t
     def measure(folder: Path, kill: Kill) -> tuple[list[int], set[str]]:
         module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor(), max_new_tokens=2)
         metrics = RefusalMetricsCallback({"test": splits.test}, tiny_processor(), 4, max_new_tokens=2)
-        trainer = Trainer(max_epochs=2, callbacks=[kill, metrics], **QUIET)
+        trainer = Trainer(max_epochs=2, callbacks=[kill, metrics], **SETTINGS)
         fit_resumably(trainer, module, datamodule(splits, pairs_per_batch=3), folder, {}, every_seconds=0)
         return [step for step, _ in metrics.history], set(trainer.callback_metrics)
 
@@ -143,7 +140,7 @@ def test_hooks_at_the_end_of_training_run_after_a_resume(splits: RecordSplits, t
 def test_a_run_bounded_by_steps_keeps_no_progress(splits: RecordSplits, tmp_path: Path) -> None:
     options = {"max_steps": 2, "max_epochs": -1}
     with pytest.warns(UserWarning, match="bound the run by max_epochs"):
-        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"}, **options)
+        edit(splits, tmp_path / "run", Kill(-1), MINIBATCH, **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -151,23 +148,23 @@ def test_hyperparameters_that_a_checkpoint_cannot_restore_are_refused(splits: Re
     module = PrivacyEditModule(tiny_llava(), [LAYER], tiny_processor())
     module.hparams["where"] = Path("somewhere")
     with pytest.raises(ResumeError, match=r"hyperparameter 'where' is .*; make it a plain value"):
-        fit_resumably(Trainer(max_epochs=1, **QUIET), module, datamodule(splits), tmp_path, {})
+        fit_resumably(Trainer(max_epochs=1, **SETTINGS), module, datamodule(splits), tmp_path, {})
 
 
 def test_progress_of_an_unknown_run_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
+        edit(splits, tmp_path / "run", Kill(2), MINIBATCH)
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(ResumeError, match="of an unknown run"):
-        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
+        edit(splits, tmp_path / "run", Kill(-1), MINIBATCH)
 
 
 def test_a_partly_written_checkpoint_is_ignored(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        edit(splits, tmp_path / "interrupted", Kill(2), {"schedule": "minibatch"})
+        edit(splits, tmp_path / "interrupted", Kill(2), MINIBATCH)
     (tmp_path / "interrupted" / "step-000000009.ckpt.draft").write_bytes(b"incomplete")
-    found = edit(splits, tmp_path / "interrupted", Kill(-1), {"schedule": "minibatch"})
-    assert torch.equal(found, edit(splits, tmp_path / "full", Kill(-1), {"schedule": "minibatch"}))
+    found = edit(splits, tmp_path / "interrupted", Kill(-1), MINIBATCH)
+    assert torch.equal(found, edit(splits, tmp_path / "full", Kill(-1), MINIBATCH))
 
 
 def test_progress_of_a_run_with_other_settings_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
@@ -184,12 +181,12 @@ def test_progress_of_a_run_with_other_settings_is_refused(splits: RecordSplits, 
 
 def test_a_checkpoint_with_code_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        edit(splits, tmp_path / "run", Kill(2), {"schedule": "minibatch"})
+        edit(splits, tmp_path / "run", Kill(2), MINIBATCH)
     (checkpoint,) = (tmp_path / "run").glob("step-*.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "more": Path}, checkpoint)
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch"})
+        edit(splits, tmp_path / "run", Kill(-1), MINIBATCH)
 
 
 class InterruptedLocator(PrivacyLocatorModule):
@@ -212,9 +209,7 @@ def test_located_records_are_not_located_again(splits: RecordSplits, tmp_path: P
     def locate(folder: Path | None, stop: int = -1, model: Any = None, **options: Any) -> InterruptedLocator:
         locator = InterruptedLocator(model or tiny_llava(), [0, LAYER], max_steps=4, cache_dir=folder, **options)
         locator.left = stop
-        Trainer(max_epochs=1, **{**QUIET, "limit_val_batches": 0}).fit(
-            locator, datamodule=datamodule(splits, records_per_batch=1)
-        )
+        train(locator, datamodule(splits, records_per_batch=1), max_steps=-1, max_epochs=1)
         return locator
 
     expected = locate(None)

@@ -73,14 +73,7 @@ def safety_average(measured: Mapping[str, float | None]) -> Average:
 def utility_average(measured: Mapping[str, float | None]) -> Average:
     """Average the benchmarks of Utility: how well everything else is answered.
 
-    Args:
-        measured: benchmark -> figure, as named in `UTILITY_PARTS`, in [0, 1]; None or NaN where it was not measured.
-
-    Returns:
-        The mean of the parts, and the parts. If any is missing, the value is None and `missing` names it.
-
-    Raises:
-        DataFormatError: a benchmark is not part of Utility, or a figure is outside [0, 1].
+    Arguments, result and errors as in `safety_average`, with the benchmarks and figures of `UTILITY_PARTS`.
 
     Example:
         >>> utility_average({"scienceqa": 0.5, "pope": 1.0}).missing

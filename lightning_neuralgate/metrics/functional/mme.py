@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
-from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, yes_no_truths
+from lightning_neuralgate.metrics.functional.tally import Tally, answer_shares, check_lengths, share, yes_no_truths
 
 PERCEPTION: tuple[str, ...] = (
     "existence",
@@ -201,18 +200,12 @@ def mme_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     present = images > 0
     scores = np.where(present, by_subtask["score"], 0.0)
     groups = {"perception": slice(0, len(PERCEPTION)), "cognition": slice(len(PERCEPTION), None)}
-    overall = partial(np.sum, axis=-1)
     figures = {
         name: np.where(present[..., group].any(-1), scores[..., group].sum(-1), np.nan)
         for name, group in groups.items()
     }
-    figures |= {
-        "share": share(overall(scores), 200.0 * overall(present)),
-        "accuracy": share(overall(right), overall(questions)),
-        "refused": share(overall(refused), overall(questions)),
-        "unparsed": share(overall(unparsed), overall(questions)),
-        "refusal_aware_accuracy": share(overall(aware), overall(questions)),
-    }
+    figures["share"] = share(scores.sum(-1), 200.0 * present.sum(-1))
+    figures |= answer_shares(*(counts.sum(-1) for counts in (right, refused, unparsed, aware, questions)))
     return figures | {
         f"{subtask}/{name}": values[..., index]
         for index, subtask in enumerate(SUBTASKS)

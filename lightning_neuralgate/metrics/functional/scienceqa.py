@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
-from lightning_neuralgate.metrics.functional.tally import Tally, check_lengths, share, unstratified
+from lightning_neuralgate.metrics.functional.tally import Tally, answer_shares, check_lengths, unstratified
 
 OPTIONS = "ABCDE"
 # the last dot matches any character, as in LLaVA's own pattern: "The answer is A" at the very end does not match
@@ -111,13 +111,7 @@ def scienceqa_tally(
 
 def scienceqa_figures(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Compute the fields of `ScienceQaScores` from the sums of a `scienceqa_tally`, shape (..., 1, columns) -> (...)."""
-    right, refused, unparsed, aware, n = np.moveaxis(sums[..., 0, :], -1, 0)
-    return {
-        "accuracy": share(right, n),
-        "refused": share(refused, n),
-        "unparsed": share(unparsed, n),
-        "refusal_aware_accuracy": share(aware, n),
-    }
+    return answer_shares(*np.moveaxis(sums[..., 0, :], -1, 0))
 
 
 def scienceqa(

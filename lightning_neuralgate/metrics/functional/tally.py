@@ -78,6 +78,18 @@ def share(
         return np.where(total == 0, empty, np.asarray(count, dtype=np.float64) / total)
 
 
+def answer_shares(
+    right: NDArray[np.float64],
+    refused: NDArray[np.float64],
+    unparsed: NDArray[np.float64],
+    aware: NDArray[np.float64],
+    n: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:
+    """Return the shares that all benchmarks of right and wrong answers have, of n answers each."""
+    counts = {"accuracy": right, "refused": refused, "unparsed": unparsed, "refusal_aware_accuracy": aware}
+    return {name: share(count, n) for name, count in counts.items()}
+
+
 def check_lengths(**columns: Sequence[object]) -> int:
     """Return the number of items, the common length of all columns.
 

@@ -27,6 +27,7 @@ from lightning_neuralgate.models.minigpt4.processing import (
     separator_token_ids,
 )
 from lightning_neuralgate.models.minigpt4.sources import (
+    listed_problems,
     read_blip2,
     read_config,
     read_language_model,
@@ -281,19 +282,15 @@ def convert_state_dict(
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
-    problems = [
-        f"{title}: {', '.join(names)}"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong_shape))
-        if names
-    ]
-    if problems:
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong_shape}
+    if lines := listed_problems(problems):
         hint = ""
         if any(name.startswith(norm) for name in missing) and not plain_norm:
             hint = (
                 "\nFor the tower's final norm, give plain_norm=True (--plain_norm true) for one without learned weights, as "
                 "in the released LLaMA-2 model, or give BLIP-2's file or folder, which contains it as `ln_vision`."
             )
-        raise WeightFilesError("the tensors of the sources do not fit MiniGPT-4:\n" + "\n".join(problems) + hint)
+        raise WeightFilesError("the tensors of the sources do not fit MiniGPT-4:\n" + lines + hint)
     for layer in split_bias:
         _join_qkv_bias(state, layer)
     return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +141,16 @@ def read_language_model(folder: Path, dtype: torch.dtype) -> Any:
         "unexpected": unexpected,
         "wrong shape": [wrong_shape[name] for name in sorted(wrong_shape)],
     }
-    if any(problems.values()):
-        lines = "\n".join(f"{title}: {', '.join(names)}" for title, names in problems.items() if names)
+    if lines := listed_problems(problems):
         raise WeightFilesError(
             f"the weights in {folder} are not a complete language model; download them again:\n{lines}"
         )
     return model
+
+
+def listed_problems(problems: Mapping[str, Collection[str]]) -> str:
+    """Return a line per kind of problem that has tensors; empty if none has."""
+    return "\n".join(f"{title}: {', '.join(names)}" for title, names in problems.items() if names)
 
 
 def read_blip2(folder: Path) -> dict[str, Tensor]:

@@ -84,18 +84,13 @@ def test_a_refusal_counts_as_yes_but_is_never_right_when_refusal_aware() -> None
 
 
 @pytest.mark.parametrize(
-    ("answers", "labels", "precision", "recall", "f1"),
-    [
-        (["No."] * 2, ["yes", "no"], 0, 0, 0),  # no predicted yes
-        (["Yes."] * 2, ["no", "no"], 0, 0, 0),  # no labelled yes
-        (["No."] * 2, ["no", "no"], 0, 0, 0),  # neither
-    ],
+    ("answer", "labels"),
+    [("No.", ["yes", "no"]), ("Yes.", ["no", "no"]), ("No.", ["no", "no"])],
+    ids=["no predicted yes", "no labelled yes", "neither"],
 )
-def test_zero_denominators_give_zero(
-    answers: list[str], labels: list[str], precision: int, recall: int, f1: int
-) -> None:
-    scores = pope(answers, labels)
-    assert (scores.precision, scores.recall, scores.f1) == (precision, recall, f1)
+def test_zero_denominators_give_zero(answer: str, labels: list[str]) -> None:
+    scores = pope([answer] * 2, labels)
+    assert (scores.precision, scores.recall, scores.f1) == (0, 0, 0)
 
 
 def test_figures_over_zero_answers_are_nan() -> None:

@@ -23,7 +23,7 @@ from lightning_neuralgate.metrics.functional import (
     refuse_to_answer_rate,
     verdict_stands,
 )
-from lightning_neuralgate.metrics.functional.refusal import _answer_update, _rate_compute, _refusal_update
+from lightning_neuralgate.metrics.functional.refusal import _keyword_update, _rate_compute
 
 # answer -> whether it refuses under prefix, gcg, xstest
 GOLDEN = {
@@ -193,11 +193,10 @@ def test_an_empty_answer_is_neither_a_refusal_nor_an_answer() -> None:
 
 
 def test_counts_are_exact_integers() -> None:
-    for update in (_refusal_update, _answer_update):
-        count, total = update(["I cannot say.", "", "Red.", "Blue."])
-        assert (count.dtype, total.dtype, int(total)) == (torch.int64, torch.int64, 4)
-    assert int(_refusal_update(["I cannot say.", "", "Red.", "Blue."])[0]) == 1
-    assert int(_answer_update(["I cannot say.", "", "Red.", "Blue."])[0]) == 2
+    for counts, expected in ((is_refusal, 1), (is_answer, 2)):
+        count, total = _keyword_update(counts, ["I cannot say.", "", "Red.", "Blue."], "prefix")
+        assert (count.dtype, total.dtype) == (torch.int64, torch.int64)
+        assert (int(count), int(total)) == (expected, 4)
     assert math.isnan(_rate_compute(torch.tensor(0), torch.tensor(0)))
 
 

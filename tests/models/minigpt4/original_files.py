@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lightning_neuralgate.models.minigpt4.conversion import convert_minigpt4
 from tests.helpers.tiny_llava import tiny_tokenizer
@@ -24,42 +30,55 @@ PLAIN = {"ln_vision.weight": torch.ones(SIZES.vision), "ln_vision.bias": torch.z
 
 @dataclass
 class Originals:
-    """Paths of the original files, and the tensors in them."""
+    """Paths of the original files in a folder, and the tensors in them."""
 
+    folder: Path
+    use_qformer: bool
+    tensors: dict[str, dict[str, Tensor]]
     llama: Path
     eva: Path
     blip2: Path
     checkpoint: Path
-    tensors: dict[str, dict[str, Tensor]]
+
+    def convert(self, out: str | Path = "out", **options: Any) -> Path:
+        """Convert in float32, with the small sizes, to a path relative to the folder."""
+        parts = original.configs(SIZES)
+        arguments: dict[str, Any] = {
+            "blip2": self.blip2,
+            "use_qformer": self.use_qformer,
+            "vision_config": parts["vision"],
+            "qformer_config": parts["qformer"],
+            "dtype": torch.float32,
+            **options,
+        }
+        return convert_minigpt4(self.llama, self.eva, self.checkpoint, self.folder / out, **arguments)
+
+    def load(self, out: str | Path = "out", **options: Any) -> Any:
+        """Convert, and return the loaded model."""
+        return AutoModelForImageTextToText.from_pretrained(self.convert(out, **options))
 
 
 def write_originals(folder: Path, use_qformer: bool) -> Originals:
     """Write random original files."""
     folder.mkdir(exist_ok=True)
-    language = original.llama(SIZES)
-    llama = LlamaForCausalLM(LlamaConfig(**original.configs(SIZES)["text"]))
-    llama.load_state_dict(language)
-    llama.save_pretrained(folder / "llama")
-    tiny_tokenizer().save_pretrained(folder / "llama")
-    tensors = {"eva": original.eva_vit_g(SIZES), "blip2": original.blip2(SIZES), "language": language}
-    checkpoint = original.minigpt4(SIZES, use_qformer)
-    tensors["checkpoint"] = checkpoint["model"]
-    torch.save(tensors["eva"], folder / "eva_vit_g.pth")
-    torch.save({"model": tensors["blip2"]}, folder / "blip2.pth")
-    torch.save(checkpoint, folder / "minigpt4.pth")
-    return Originals(folder / "llama", folder / "eva_vit_g.pth", folder / "blip2.pth", folder / "minigpt4.pth", tensors)
-
-
-def convert(originals: Originals, out: Path, use_qformer: bool = False, **options: Any) -> Path:
-    """Convert in float32, with the small sizes."""
-    arguments: dict[str, Any] = {
-        "blip2": originals.blip2,
-        "use_qformer": use_qformer,
-        "vision_config": original.configs(SIZES)["vision"],
-        "dtype": torch.float32,
-        **options,
+    tensors = {
+        "eva": original.eva_vit_g(SIZES),
+        "blip2": original.blip2(SIZES),
+        "checkpoint": original.minigpt4(SIZES, use_qformer)["model"],
+        "language": original.llama(SIZES),
     }
-    return convert_minigpt4(originals.llama, originals.eva, originals.checkpoint, out, **arguments)
+    files = Originals(
+        folder, use_qformer, tensors,
+        folder / "llama", folder / "eva_vit_g.pth", folder / "blip2.pth", folder / "minigpt4.pth",
+    )  # fmt: skip
+    llama = LlamaForCausalLM(LlamaConfig(**original.configs(SIZES)["text"]))
+    llama.load_state_dict(tensors["language"])
+    llama.save_pretrained(files.llama)
+    tiny_tokenizer().save_pretrained(files.llama)
+    torch.save(tensors["eva"], files.eva)
+    torch.save({"model": tensors["blip2"]}, files.blip2)
+    torch.save({"model": tensors["checkpoint"]}, files.checkpoint)
+    return files
 
 
 def save_blip2(folder: Path, minigpt4: dict[str, Tensor]) -> None:
@@ -84,11 +103,14 @@ def picture_prompt(tokens: int) -> tuple[Tensor, Tensor]:
     return ids, torch.randn(1, 3, SIZES.image, SIZES.image, generator=torch.Generator().manual_seed(5))
 
 
-def expected_logits(originals: Originals, ids: Tensor, pixels: Tensor, norm: dict[str, Tensor] | None = None) -> Tensor:
-    """Return the logits of the network in plain torch."""
+def assert_original_logits(model: Any, originals: Originals, norm: dict[str, Tensor] | None = None) -> None:
+    """Compare a converted LLaMA-2 variant with the network in plain torch."""
     tensors = originals.tensors
+    ids, pixels = picture_prompt(4)
     features = original.vision_features(tensors["eva"], norm or PLAIN, SIZES, pixels)
     tokens = original.image_tokens(tensors["blip2"], tensors["checkpoint"], SIZES, features, use_qformer=False)
     embeds = tensors["language"]["model.embed_tokens.weight"][ids.clamp(max=IMAGE - 1)]
     embeds[ids == IMAGE] = tokens.flatten(0, 1)
-    return original.logits(tensors["language"], SIZES, embeds, torch.ones_like(ids).bool())
+    expected = original.logits(tensors["language"], SIZES, embeds, torch.ones_like(ids).bool())
+    found = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

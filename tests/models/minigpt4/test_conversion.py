@@ -18,25 +18,20 @@ from lightning_neuralgate.models.minigpt4 import MiniGPT4Processor
 from lightning_neuralgate.models.minigpt4.processing import separator_token_ids
 from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
 from tests.helpers.tiny_llava import tiny_tokenizer
-from tests.models.minigpt4 import original
 from tests.models.minigpt4.original_files import (
     IMAGE,
     SIZES,
-    convert,
-    expected_logits,
-    picture_prompt,
+    Originals,
+    assert_original_logits,
     save_blip2,
     write_originals,
 )
 
 
-def test_a_converted_folder_loads_with_the_original_logits(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
-    out = convert(originals, tmp_path / "out")
+def test_a_converted_folder_loads_with_the_original_logits(originals: Originals) -> None:
+    out = originals.convert()
     model = AutoModelForImageTextToText.from_pretrained(out)
-    ids, pixels = picture_prompt(4)
-    logits = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
-    torch.testing.assert_close(logits, expected_logits(originals, ids, pixels), atol=1e-5, rtol=1e-5)
+    assert_original_logits(model, originals)
     assert model.config.image_token_id == IMAGE
     assert model.generation_config.eos_token_id == [tiny_tokenizer().eos_token_id]
     processor = AutoProcessor.from_pretrained(out)
@@ -45,8 +40,8 @@ def test_a_converted_folder_loads_with_the_original_logits(tmp_path: Path) -> No
     assert "[INST]" in processor.chat_template
 
 
-def test_a_batch_of_different_prompt_lengths_gives_the_single_answers(tmp_path: Path) -> None:
-    out = convert(write_originals(tmp_path, False), tmp_path / "out")
+def test_a_batch_of_different_prompt_lengths_gives_the_single_answers(originals: Originals) -> None:
+    out = originals.convert()
     AutoProcessor.from_pretrained(out).save_pretrained(out)
     processor, model = AutoProcessor.from_pretrained(out), AutoModelForImageTextToText.from_pretrained(out)
     pictures = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
@@ -63,10 +58,11 @@ def test_a_batch_of_different_prompt_lengths_gives_the_single_answers(tmp_path: 
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_text_pieces_between_special_tokens_are_tokenized_separately(tmp_path: Path, legacy: bool) -> None:
-    originals = write_originals(tmp_path, False)
+def test_text_pieces_between_special_tokens_are_tokenized_separately(
+    originals: Originals, tmp_path: Path, legacy: bool
+) -> None:
     tiny_llama_tokenizer(legacy).save_pretrained(originals.llama)
-    processor = AutoProcessor.from_pretrained(convert(originals, tmp_path / "out"))
+    processor = AutoProcessor.from_pretrained(originals.convert())
     processor.save_pretrained(tmp_path / "again")
     text = "<s>Give the image<s>[INST] <Img><ImageHere><ImageHere></Img> What is it? [/INST] "
     for tokenizer in (processor.tokenizer, AutoProcessor.from_pretrained(tmp_path / "again").tokenizer):
@@ -81,32 +77,24 @@ def test_text_pieces_between_special_tokens_are_tokenized_separately(tmp_path: P
 
 def test_only_the_qformer_variant_has_a_turn_separator(tmp_path: Path) -> None:
     originals = write_originals(tmp_path, True)
-    out = convert(originals, tmp_path / "out", True, qformer_config=original.configs(SIZES)["qformer"])
+    out = originals.convert()
     model = AutoModelForImageTextToText.from_pretrained(out)
     assert model.config.turn_marks == separator_token_ids(tiny_tokenizer())
     assert model.generation_config.eos_token_id == [tiny_tokenizer().eos_token_id]
     llama = write_originals(tmp_path / "llama2", False)
-    model = AutoModelForImageTextToText.from_pretrained(convert(llama, tmp_path / "llama2" / "out"))
+    model = llama.load()
     assert model.config.turn_marks is None
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    originals = write_originals(tmp_path, False)
-    arguments = [
-        "--llama",
-        str(originals.llama),
-        "--vision",
-        str(originals.eva),
-        "--checkpoint",
-        str(originals.checkpoint),
-    ]
-    out = str(tmp_path / "out")
+def test_command_line(originals: Originals, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vision, checkpoint = ["--vision", str(originals.eva)], ["--checkpoint", str(originals.checkpoint)]
+    arguments, out = ["--llama", str(originals.llama), *vision, *checkpoint], str(tmp_path / "out")
     assert main(["convert", "minigpt4", *arguments, "--out", out]) == 1
     assert "the tensors of the sources do not fit MiniGPT-4" in capsys.readouterr().err, (
         "the tiny tensors do not have EVA-ViT-g's shapes"
     )
     assert not (tmp_path / "out").exists()
-    model = AutoModelForImageTextToText.from_pretrained(convert(originals, tmp_path / "known", plain_norm=False))
+    model = originals.load("known", plain_norm=False)
     save_blip2(tmp_path / "blip2", model.state_dict())
     arguments[3] = str(tmp_path / "blip2")
     assert main(["convert", "minigpt4", *arguments, "--dtype", "float32", "--out", str(tmp_path / "plain")]) == 0
@@ -123,9 +111,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_conversion_that_fails_while_writing_leaves_no_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    originals: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    originals = write_originals(tmp_path, False)
     before = sorted(tmp_path.iterdir())
 
     def fails(processor: Any, folder: Path, **options: Any) -> None:
@@ -134,42 +121,41 @@ def test_a_conversion_that_fails_while_writing_leaves_no_files(
 
     monkeypatch.setattr(MiniGPT4Processor, "save_pretrained", fails)
     with pytest.raises(type(error)):
-        convert(originals, tmp_path / "out")
+        originals.convert()
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_drafts_of_a_killed_conversion_are_removed(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_drafts_of_a_killed_conversion_are_removed(originals: Originals, tmp_path: Path) -> None:
     draft = tmp_path / ".out.draft-killed" / "out"
     draft.mkdir(parents=True)
     (draft / "config.json").write_text("{}")
-    out = convert(originals, tmp_path / "out")
+    out = originals.convert()
     assert not draft.parent.exists()
     assert AutoModelForImageTextToText.from_pretrained(out).config.model_type == "minigpt4"
 
 
-def test_only_a_minigpt4_folder_is_overwritten_and_only_on_request(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_only_a_minigpt4_folder_is_overwritten_and_only_on_request(originals: Originals, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    convert(originals, out)  # an empty folder is fine
+    originals.convert()  # an empty folder is fine
     (out / "model-00002-of-00002.safetensors").touch()
     with pytest.raises(UnsupportedSetupError, match=r"out is not empty; .* overwrite"):
-        convert(originals, out)
+        originals.convert()
     assert (out / "model-00002-of-00002.safetensors").exists()
-    convert(originals, out, overwrite=True)
+    originals.convert(overwrite=True)
     assert not (out / "model-00002-of-00002.safetensors").exists(), "no file of the old model is left"
     assert not list(tmp_path.glob(".out.draft-*"))
     AutoModelForImageTextToText.from_pretrained(out)
     for path in (originals.llama, originals.eva):
         with pytest.raises(UnsupportedSetupError, match=f"{path.name} is not a MiniGPT-4 folder, .* not overwritten"):
-            convert(originals, path, overwrite=True)
+            originals.convert(path, overwrite=True)
         assert path.exists()
 
 
-def test_a_failed_replacement_restores_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    originals = write_originals(tmp_path, False)
-    out = convert(originals, tmp_path / "out")
+def test_a_failed_replacement_restores_the_old_model(
+    originals: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = originals.convert()
     (out / "old").touch()
     before, rename = sorted(tmp_path.rglob("*")), os.replace
 
@@ -181,17 +167,16 @@ def test_a_failed_replacement_restores_the_old_model(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(OSError, match="no space left"):
-        convert(originals, out, overwrite=True)
+        originals.convert(overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
     assert AutoModelForImageTextToText.from_pretrained(out).config.model_type == "minigpt4"
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["no folder", "an empty folder"])
 def test_a_model_moved_away_by_a_killed_conversion_is_restored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: bool
+    originals: Originals, tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: bool
 ) -> None:
-    originals = write_originals(tmp_path, False)
-    out, moved = convert(originals, tmp_path / "out"), tmp_path / ".out.replaced"
+    out, moved = originals.convert(), tmp_path / ".out.replaced"
     (out / "old").touch()
     out.rename(moved)
     if empty:
@@ -199,42 +184,40 @@ def test_a_model_moved_away_by_a_killed_conversion_is_restored(
     draft = tmp_path / ".out.draft-killed" / "out"
     draft.mkdir(parents=True)
     with pytest.raises(WeightFilesError):
-        convert(originals, out, blip2=tmp_path / "none", overwrite=True)
+        originals.convert(blip2=tmp_path / "none", overwrite=True)
     assert (out / "old").exists(), "it is restored before anything else can fail"
     assert draft.exists()
     assert not moved.exists()
     assert f"{out}: restored the model that an interrupted conversion had moved away" in capsys.readouterr().out
     out.rename(moved)
     with pytest.raises(UnsupportedSetupError, match="out is not empty"):
-        convert(originals, out)
+        originals.convert()
     assert (out / "old").exists()
     out.rename(moved)
-    convert(originals, out, overwrite=True)
+    originals.convert(overwrite=True)
     assert not (out / "old").exists()
     assert not list(tmp_path.glob(".out.*"))
 
 
-def test_a_leftoverover_old_model_is_removed_by_the_next_replacement(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
-    out, leftover = convert(originals, tmp_path / "out"), tmp_path / ".out.replaced"
+def test_a_leftoverover_old_model_is_removed_by_the_next_replacement(originals: Originals, tmp_path: Path) -> None:
+    out, leftover = originals.convert(), tmp_path / ".out.replaced"
     shutil.copytree(out, leftover)
     (leftover / "older").touch()
     (out / "old").touch()
     with pytest.raises(UnsupportedSetupError):
-        convert(originals, out)
+        originals.convert()
     assert leftover.exists()
     assert (out / "old").exists()
-    convert(originals, out, overwrite=True)
+    originals.convert(overwrite=True)
     assert not list(tmp_path.glob(".out.*"))
     assert not {"older", "old"} & {path.name for path in out.iterdir()}
 
 
-def test_a_symlink_to_the_folder_is_kept(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_symlink_to_the_folder_is_kept(originals: Originals, tmp_path: Path) -> None:
     real, out = tmp_path / "large" / "real", tmp_path / "out"
-    out.symlink_to(convert(originals, real))
+    out.symlink_to(originals.convert(real))
     (real / "old").touch()
-    convert(originals, out, overwrite=True)
+    originals.convert(overwrite=True)
     assert out.is_symlink()
     assert (real / "model.safetensors").exists()
     assert not (real / "old").exists()

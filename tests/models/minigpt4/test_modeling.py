@@ -49,6 +49,11 @@ class Reference:
         embeds[ids == IMAGE] = pictures.flatten(0, 1)
         return original.logits(self.language, SIZES, embeds, mask)
 
+    def generate(self, mask: Tensor, **options: Any) -> Any:
+        """Generate greedily, unless the options say otherwise, without an end-of-sequence token."""
+        defaults = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        return self.model.generate(attention_mask=mask.long(), **{**defaults, **options})
+
 
 @pytest.fixture(scope="module", params=[False, True], ids=["llama2", "qformer"])
 def reference(request: pytest.FixtureRequest) -> Reference:
@@ -103,10 +108,7 @@ def test_logits_under_padding(reference: Reference, side: str, lengths: list[tup
 def test_cached_generation_equals_a_loop_without_cache(reference: Reference) -> None:
     ids, mask = prompts(reference.tokens, [(2, 5), (6, 3), (1, 1)], "left")
     shown = pixels(3)
-    found = reference.model.generate(
-        input_ids=ids, pixel_values=shown, attention_mask=mask.long(), max_new_tokens=6, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+    found = reference.generate(mask, input_ids=ids, pixel_values=shown, max_new_tokens=6)
     expected_ids, expected_mask = ids, mask
     for _ in range(6):
         next_ids = reference.expected(expected_ids, expected_mask, shown)[:, -1].argmax(-1, keepdim=True)
@@ -139,14 +141,11 @@ def test_beams_of_a_batch_with_different_numbers_of_pictures_equal_those_of_each
 ) -> None:
     counts = [2, 0, 3, 1]
     (ids, mask), shown = picture_rows(reference.tokens, counts), pixels(sum(counts))
-    options = {
-        "max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "output_scores": True,
-        "return_dict_in_generate": True, **options,
-    }  # fmt: skip
+    options = {"max_new_tokens": 4, "output_scores": True, "return_dict_in_generate": True, **options}
     embedded = options.pop("embedded", False)
 
     def generate(mask: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        found = reference.model.generate(**inputs, attention_mask=mask.long(), **options)
+        found = reference.generate(mask, **inputs, **options)
         return found.sequences[:, -4:], found.sequences_scores
 
     embeds = reference.model.get_input_embeddings()(ids)
@@ -169,9 +168,9 @@ def test_sampled_sequences_of_a_row_use_its_pictures(reference: Reference) -> No
         row: reference.model(input_ids=ids[row : row + 1, mask[row]], pixel_values=pictures).logits[:, -1]
         for row, pictures in enumerate(shown.split([1, 2]))
     }
-    found = reference.model.generate(
-        input_ids=ids, pixel_values=shown, attention_mask=mask.long(), max_new_tokens=1, do_sample=True, eos_token_id=None,
-        num_return_sequences=2, pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+    found = reference.generate(
+        mask, input_ids=ids, pixel_values=shown, max_new_tokens=1, do_sample=True, num_return_sequences=2,
+        return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     torch.testing.assert_close(
         found.logits[0], torch.cat([expected[0], expected[0], expected[1], expected[1]]), **CLOSE
@@ -184,9 +183,7 @@ def test_generate_encodes_each_picture_once(reference: Reference) -> None:
     hook = reference.model.model.vision_tower.register_forward_pre_hook(
         lambda module, inputs: encoded.append(len(inputs[0]))
     )
-    reference.model.generate(
-        input_ids=ids, pixel_values=shown, attention_mask=mask.long(), max_new_tokens=2, num_beams=3, pad_token_id=0
-    )
+    reference.generate(mask, input_ids=ids, pixel_values=shown, max_new_tokens=2, num_beams=3)
     hook.remove()
     assert encoded == [3]
 

@@ -13,11 +13,10 @@ from transformers import LlamaConfig
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.errors import WeightFilesError
 from lightning_neuralgate.models.minigpt4.sources import read_tensors
-from tests.models.minigpt4.original_files import SIZES, convert, write_originals
+from tests.models.minigpt4.original_files import SIZES, Originals
 
 
-def test_a_file_without_named_tensors_raises(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_file_without_named_tensors_raises(originals: Originals, tmp_path: Path) -> None:
     torch.save({"model": {"a": Path("code")}}, tmp_path / "code.pth")
     with pytest.raises(WeightFilesError, match=r"code\.pth cannot be read as a tensor file"):
         read_tensors(tmp_path / "code.pth")
@@ -27,7 +26,7 @@ def test_a_file_without_named_tensors_raises(tmp_path: Path) -> None:
     with pytest.raises(WeightFilesError, match=r"none\.pth cannot be read as a tensor file: .*No such file"):
         read_tensors(tmp_path / "none.pth")
     with pytest.raises(WeightFilesError, match="is a 'llama' model; give a transformers folder of BLIP-2"):
-        convert(originals, tmp_path / "out", blip2=originals.llama)
+        originals.convert(blip2=originals.llama)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
@@ -61,8 +60,9 @@ def test_an_unreadable_file_raises_with_its_problem(tmp_path: Path, legacy: bool
         assert caught.value.__cause__ is not None
 
 
-def test_a_wrong_folder_raises_with_the_expected_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_wrong_folder_raises_with_the_expected_one(
+    originals: Originals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty, other, broken = (tmp_path / name for name in ("empty", "other", "broken"))
     for folder in (empty, other, broken):
         folder.mkdir()
@@ -93,46 +93,44 @@ def test_a_wrong_folder_raises_with_the_expected_one(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "out").exists()
 
 
-def test_a_quantized_language_model_raises(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_quantized_language_model_raises(originals: Originals) -> None:
     config = LlamaConfig.from_pretrained(originals.llama)
     config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     config.save_pretrained(originals.llama)
     with pytest.raises(WeightFilesError, match=r"llama is quantized \(bitsandbytes\); .*, not quantized"):
-        convert(originals, tmp_path / "out")
+        originals.convert()
 
 
-def test_a_folder_without_a_readable_tokenizer_raises(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_folder_without_a_readable_tokenizer_raises(originals: Originals) -> None:
     for file in originals.llama.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(WeightFilesError, match=r"llama has no tokenizer.json or tokenizer.model"):
-        convert(originals, tmp_path / "out")
+        originals.convert()
     (originals.llama / "tokenizer.model").write_bytes(b"sentences")
     with pytest.raises(
         WeightFilesError, match=r"tokenizer of .*llama cannot be loaded: (.|\n)*pip install sentencepiece"
     ):
-        convert(originals, tmp_path / "out")
+        originals.convert()
 
 
 @pytest.mark.parametrize("missing", [["bos_token"], ["eos_token"], ["bos_token", "eos_token"]])
 @pytest.mark.parametrize("value", [None, ""], ids=["none", "empty"])
-def test_a_tokenizer_without_bos_or_eos_token_raises(tmp_path: Path, missing: list[str], value: str | None) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_tokenizer_without_bos_or_eos_token_raises(
+    originals: Originals, tmp_path: Path, missing: list[str], value: str | None
+) -> None:
     file = originals.llama / "tokenizer_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | dict.fromkeys(missing, value)))
     message = rf"tokenizer of {originals.llama} has no {' and no '.join(missing)}.* tokenizer_config\.json"
     with pytest.raises(WeightFilesError, match=message):
-        convert(originals, tmp_path / "out")
+        originals.convert()
     file.write_text(json.dumps({name: token for name, token in config.items() if name not in missing}))
     with pytest.raises(WeightFilesError, match=message):
-        convert(originals, tmp_path / "out")
+        originals.convert()
     assert not (tmp_path / "out").exists()
 
 
-def test_all_problems_of_the_language_model_are_listed(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_all_problems_of_the_language_model_are_listed(originals: Originals) -> None:
     file = originals.llama / "model.safetensors"
     language = load_file(file)
     language["model.layers.0.mlp.extra.weight"] = language.pop("model.layers.1.mlp.up_proj.weight")
@@ -140,7 +138,7 @@ def test_all_problems_of_the_language_model_are_listed(tmp_path: Path) -> None:
     language["model.embed_tokens.weight"] = torch.zeros(5, SIZES.text)
     save_file(language, file, metadata={"format": "pt"})
     with pytest.raises(WeightFilesError) as caught:
-        convert(originals, tmp_path / "out")
+        originals.convert()
     message = str(caught.value)
     assert (
         "missing: model.layers.1.mlp.up_proj.weight\nunexpected: model.layers.0.mlp.extra.weight\nwrong shape: "
@@ -148,17 +146,7 @@ def test_all_problems_of_the_language_model_are_listed(tmp_path: Path) -> None:
     )
     assert "model.norm.weight is [3], expected [32]" in message
     assert f"model.embed_tokens.weight is [5, 32], expected [{SIZES.vocabulary}, 32]" in message
-
-
-def test_an_incomplete_language_model_raises(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
-    file = originals.llama / "model.safetensors"
-    language = load_file(file)
-    language["model.layers.0.mlp.extra.weight"] = language.pop("model.layers.1.mlp.up_proj.weight")
-    save_file(language, file, metadata={"format": "pt"})
-    with pytest.raises(WeightFilesError, match=r"missing: model\.layers\.1\.mlp\.up_proj\.weight\nunexpected: .*extra"):
-        convert(originals, tmp_path / "out")
     file.unlink()
     with pytest.raises(WeightFilesError, match="llama cannot be loaded as a language model"):
-        convert(originals, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        originals.convert()
+    assert not (originals.folder / "out").exists()

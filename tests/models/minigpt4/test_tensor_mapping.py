@@ -27,8 +27,8 @@ from tests.models.minigpt4.original_files import (
     IMAGE,
     PLAIN,
     SIZES,
-    convert,
-    expected_logits,
+    Originals,
+    assert_original_logits,
     picture_prompt,
     save_blip2,
     write_originals,
@@ -40,28 +40,30 @@ def _is_for_text(name: str) -> bool:
     return re.search(r"layer\.\d+\.(intermediate|output)\.", name) is not None
 
 
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize("use_qformer", [False, True])
 def test_names_and_shapes_of_the_7b_models(use_qformer: bool) -> None:
     parts = original.configs(FULL)
     config = minigpt4_config(LlamaConfig(**parts["text"]), None, None, use_qformer, 32000)
     vision: Any = config.vision_config
     assert {key: getattr(vision, key) for key in parts["vision"]} == parts["vision"], "the defaults are EVA-ViT-g"
-    sources = {
-        "eva": {f"visual_encoder.{name}": value for name, value in original.eva_vit_g(FULL, "meta").items()},
-        "blip2": original.blip2(FULL, "meta"),
-        "checkpoint": original.minigpt4(FULL, use_qformer, "meta")["model"],
-    }
-    state = convert_state_dict(config, original.llama(FULL, "meta"), list(sources.items()))
+    eva, blip2, language = original.eva_vit_g(FULL, "meta"), original.blip2(FULL, "meta"), original.llama(FULL, "meta")
+    checkpoint = original.minigpt4(FULL, use_qformer, "meta")["model"]
+    tower = {f"visual_encoder.{name}": value for name, value in eva.items()}
+    state = convert_state_dict(config, language, [("eva", tower), ("blip2", blip2), ("checkpoint", checkpoint)])
     assert all(value.is_meta for value in state.values())
     count = sum(value.numel() for value in state.values())
-    expected = original.llama(FULL, "meta") | sources["checkpoint"]
+    expected = language | checkpoint
     rows = 2 * FULL.text  # of the image token
-    used = {n: v for n, v in sources["eva"].items() if ".39." not in n and "fc_norm" not in n and "head" not in n}
-    used |= {n: v for n, v in sources["blip2"].items() if n.startswith("ln_vision")}
+    used = {n: v for n, v in eva.items() if ".39." not in n and "fc_norm" not in n and "head" not in n}
+    used |= {n: v for n, v in blip2.items() if n.startswith("ln_vision")}
     if use_qformer:
         used |= {
             n: v
-            for n, v in sources["blip2"].items()
+            for n, v in blip2.items()
             if n == "query_tokens" or ("Qformer.bert" in n and "word_" not in n and not _is_for_text(n))
         }
     biases = FULL.vision_layers * FULL.vision  # zeros, as biases of the keys
@@ -106,10 +108,8 @@ def test_each_variant_gets_its_final_norm_or_the_requested_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], use_qformer: bool, requested: bool | None
 ) -> None:
     originals = write_originals(tmp_path, use_qformer)
-    qformer = original.configs(SIZES)["qformer"]
-    out = convert(originals, tmp_path / "out", use_qformer, plain_norm=requested, qformer_config=qformer)
+    tower = originals.load(plain_norm=requested).model.vision_tower
     printed = capsys.readouterr().out
-    tower = AutoModelForImageTextToText.from_pretrained(out).model.vision_tower
     pixels = picture_prompt(4)[1]
     plain, learned = (
         original.vision_features(originals.tensors["eva"], norm, SIZES, pixels)
@@ -125,58 +125,41 @@ def test_each_variant_gets_its_final_norm_or_the_requested_one(
 
 @pytest.mark.parametrize("requested", [None, True, False])
 def test_a_final_norm_in_the_checkpoint_takes_precedence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], requested: bool | None
+    originals: Originals, capsys: pytest.CaptureFixture[str], requested: bool | None
 ) -> None:
-    originals = write_originals(tmp_path, False)
     norm = {name: value + 1 for name, value in originals.tensors["blip2"].items() if name.startswith("ln_vision.")}
     torch.save({"model": originals.tensors["checkpoint"] | norm}, originals.checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(convert(originals, tmp_path / "out", plain_norm=requested))
+    model = originals.load(plain_norm=requested)
     assert "final norm of the vision tower: ln_vision of the checkpoint" in capsys.readouterr().out
-    ids, pixels = picture_prompt(4)
-    logits = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
-    torch.testing.assert_close(logits, expected_logits(originals, ids, pixels, norm), atol=1e-5, rtol=1e-5)
+    assert_original_logits(model, originals, norm)
 
 
-def test_an_incomplete_norm_in_the_checkpoint_raises(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_an_incomplete_norm_in_the_checkpoint_raises(originals: Originals) -> None:
     torch.save(
         {"model": originals.tensors["checkpoint"] | {"ln_vision.weight": torch.ones(SIZES.vision)}},
         originals.checkpoint,
     )
     with pytest.raises(WeightFilesError, match=r"missing: model\.vision_tower\.post_layernorm\.bias$"):
-        convert(originals, tmp_path / "out")
+        originals.convert()
 
 
-def test_the_llama_variant_needs_no_blip2(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
-    model = AutoModelForImageTextToText.from_pretrained(convert(originals, tmp_path / "out", blip2=None))
-    ids, pixels = picture_prompt(4)
-    logits = model(input_ids=ids, pixel_values=pixels).logits[..., :IMAGE]
-    torch.testing.assert_close(logits, expected_logits(originals, ids, pixels), atol=1e-5, rtol=1e-5)
+def test_the_llama_variant_needs_no_blip2(originals: Originals) -> None:
+    model = originals.load(blip2=None)
+    assert_original_logits(model, originals)
 
 
 @pytest.mark.parametrize("use_qformer", [False, True])
 def test_a_transformers_blip2_folder_gives_the_same_model(tmp_path: Path, use_qformer: bool) -> None:
     originals = write_originals(tmp_path, use_qformer)
-    parts = original.configs(SIZES)
-    from_files = AutoModelForImageTextToText.from_pretrained(
-        convert(originals, tmp_path / "a", use_qformer, qformer_config=parts["qformer"], plain_norm=False)
-    )
-    expected = from_files.state_dict()
+    expected = originals.load("a", plain_norm=False).state_dict()
     save_blip2(tmp_path / "blip2", expected)
     out = convert_minigpt4(
         originals.llama, tmp_path / "blip2", originals.checkpoint, tmp_path / "b", use_qformer=use_qformer, plain_norm=False,
         dtype=torch.float32,
     )  # fmt: skip
     from_folder = AutoModelForImageTextToText.from_pretrained(out)
-    assert from_folder.state_dict().keys() == expected.keys()
-    for name, value in from_folder.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+    assert same(from_folder.state_dict(), expected)
     assert from_folder.config.image_seq_length == (SIZES.queries if use_qformer else 4)
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["as the tower", "as both sources"])
@@ -186,8 +169,7 @@ def test_a_full_blip2_can_be_the_tower_or_both_sources(
     tmp_path: Path, use_qformer: bool, kind: str, both: bool
 ) -> None:
     originals = write_originals(tmp_path, use_qformer)
-    options = {"qformer_config": original.configs(SIZES)["qformer"], "plain_norm": False}
-    out = convert(originals, tmp_path / "a", use_qformer, **options)
+    out = originals.convert("a", plain_norm=False)
     full_blip2 = tmp_path / "full_blip2"
     if kind == "folder":
         save_blip2(full_blip2, AutoModelForImageTextToText.from_pretrained(out).state_dict())
@@ -195,12 +177,11 @@ def test_a_full_blip2_can_be_the_tower_or_both_sources(
         tower = {f"visual_encoder.{name}": value for name, value in originals.tensors["eva"].items()}
         torch.save({"model": tower | originals.tensors["blip2"]}, full_blip2)
     originals.eva = full_blip2
-    again = convert(originals, tmp_path / "b", use_qformer, blip2=full_blip2 if both else None, **options)
+    again = originals.convert("b", blip2=full_blip2 if both else None, plain_norm=False)
     assert same(load_file(again / "model.safetensors"), load_file(out / "model.safetensors"))
 
 
-def test_all_tensor_problems_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_all_tensor_problems_are_listed_and_nothing_is_written(originals: Originals, tmp_path: Path) -> None:
     broken = dict(originals.tensors["eva"])
     del broken["blocks.1.mlp.fc2.weight"]
     broken["pos_embed"] = torch.zeros(1, 3, SIZES.vision)
@@ -209,7 +190,7 @@ def test_all_tensor_problems_are_listed_and_nothing_is_written(tmp_path: Path) -
     torch.save({"model": {**originals.tensors["checkpoint"], "lora_A": torch.zeros(1)}}, originals.checkpoint)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(WeightFilesError) as caught:
-        convert(originals, tmp_path / "out")
+        originals.convert()
     message = str(caught.value)
     assert "missing: model.vision_tower.encoder.layers.1.mlp.fc2.weight\n" in message
     assert (
@@ -234,7 +215,7 @@ def test_tensors_of_the_wrong_shape_are_listed_with_all_other_problems(tmp_path:
     torch.save(eva, originals.eva)
     torch.save({"model": blip}, originals.blip2)
     with pytest.raises(WeightFilesError) as caught:
-        convert(originals, tmp_path / "out", True, qformer_config=original.configs(SIZES)["qformer"])
+        originals.convert()
     message = str(caught.value)
     assert "missing: model.vision_tower.post_layernorm.bias\n" in message
     assert "unexpected: model.vision_tower.encoder.layers.1.layer_norm1.more\n" in message
@@ -246,11 +227,10 @@ def test_tensors_of_the_wrong_shape_are_listed_with_all_other_problems(tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_final_norm_raises_with_its_sources(tmp_path: Path) -> None:
-    originals = write_originals(tmp_path, False)
+def test_a_missing_final_norm_raises_with_its_sources(originals: Originals) -> None:
     message = r"post_layernorm\.weight\n.*--plain_norm true.*BLIP-2's file or folder, which contains it as `ln_vision`"
     with pytest.raises(WeightFilesError, match=message):
-        convert(originals, tmp_path / "out", blip2=None, plain_norm=False)
+        originals.convert(blip2=None, plain_norm=False)
 
 
 def save_llama(folder: Path, vocabulary: int, tied: bool) -> None:
@@ -268,10 +248,9 @@ def save_llama(folder: Path, vocabulary: int, tied: bool) -> None:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("spare", [0, 1, 7])
-def test_the_image_token_is_never_the_most_likely_token(tmp_path: Path, spare: int, tied: bool) -> None:
-    originals = write_originals(tmp_path, False)
+def test_the_image_token_is_never_the_most_likely_token(originals: Originals, spare: int, tied: bool) -> None:
     save_llama(originals.llama, SIZES.vocabulary + spare, tied)
-    model = AutoModelForImageTextToText.from_pretrained(convert(originals, tmp_path / "out"))
+    model = originals.load()
     assert model.config.image_token_id == IMAGE
     head, embedding = model.lm_head.weight, model.get_input_embeddings().weight
     assert len(head) == len(embedding) == SIZES.vocabulary + max(spare, 1)
@@ -286,13 +265,12 @@ def test_the_image_token_is_never_the_most_likely_token(tmp_path: Path, spare: i
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_an_added_padding_token_is_not_mistaken_for_the_image_token(tmp_path: Path, tied: bool) -> None:
-    originals = write_originals(tmp_path, False)
+def test_an_added_padding_token_is_not_mistaken_for_the_image_token(originals: Originals, tied: bool) -> None:
     save_llama(originals.llama, SIZES.vocabulary, tied)
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<own pad>"})
     tokenizer.save_pretrained(originals.llama)
-    model = AutoModelForImageTextToText.from_pretrained(convert(originals, tmp_path / "out"))
+    model = originals.load()
     pad, image = model.generation_config.pad_token_id, model.config.image_token_id
     assert (pad, image) == (SIZES.vocabulary, SIZES.vocabulary + 1)
     ids, pixels = torch.tensor([[pad, pad, 5, *[image] * 4, 7]]), picture_prompt(4)[1]
