@@ -43,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Run the demo and print its table."""
     settings = options.settings if options.model is None else replace(options.settings, model=options.model)
-    processes = options.processes or _default_processes()
+    processes = options.processes or (1 if torch.cuda.is_available() or torch.get_num_threads() < 2 else 2)
     if options.seeds is None:
         results = run_demo(options.out, options.seed, settings, options.beside, processes)
     else:
@@ -51,10 +51,6 @@ def run(options: Namespace) -> None:
         results = run_demo_seeds(options.out, seeds, settings, options.beside, processes)
     print_table(results)
     print(f"Report: {options.out / 'report.html'}")
-
-
-def _default_processes() -> int:
-    return 1 if torch.cuda.is_available() or torch.get_num_threads() < 2 else 2
 
 
 def print_table(results: dict[str, Any]) -> None:

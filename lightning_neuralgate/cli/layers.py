@@ -110,7 +110,10 @@ def run(options: Namespace) -> None:
         "candidates": list(proposal.candidates),
         "shares": {layer: mean_shares(gate, layer, options.tau)._asdict() for layer in layers},
     }
-    _print_shares(gate, options.tau)
+    print("layer  inactive  weakly active  strongly active")
+    for layer in gate.layers:
+        inactive, weak, strong = mean_shares(gate, layer, options.tau)
+        print(f"{layer:5d}  {inactive:8.1%}  {weak:13.1%}  {strong:15.1%}")
     print(f"centre: layer {proposal.centre}; candidates: {', '.join(map(str, proposal.candidates))}")
     if options.compare:
         results["edits"] = _compare(options, model, processor, splits, gate, proposal.candidates)
@@ -124,13 +127,6 @@ def run(options: Namespace) -> None:
     remove_temporary_files(
         *(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv"))
     )
-
-
-def _print_shares(gate: NeuralGate, tau: float) -> None:
-    print("layer  inactive  weakly active  strongly active")
-    for layer in gate.layers:
-        inactive, weak, strong = mean_shares(gate, layer, tau)
-        print(f"{layer:5d}  {inactive:8.1%}  {weak:13.1%}  {strong:15.1%}")
 
 
 def _compare(

@@ -73,11 +73,9 @@ def run(options: Namespace) -> None:
         for name, spec in specs.items():
             write_contact_sheet(options.contact_sheets / f"{name}.png", spec, options.seed)
         print(f"{options.contact_sheets}: {len(specs)} contact sheets")
-    if options.out is not None:
-        _render(options, custom or list(options.subjects))
-
-
-def _render(options: Namespace, subjects: Sequence[str]) -> None:
+    if options.out is None:
+        return
+    subjects = custom or list(options.subjects)
     splits = render_splits(
         options.out,
         options.seed,

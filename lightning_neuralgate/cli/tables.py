@@ -50,7 +50,7 @@ def print_rates(
             if split in by_split:
                 row, spreads = by_split[split], (spread or {}).get(model, {}).get(split, {})
                 cells = [_cell(row.get(rate), spreads.get(rate)) for rate in columns]
-                table.add_row(f"  {model}", *cells, _count(row.get("n")))
+                table.add_row(f"  {model}", *cells, ABSENT if row.get("n") is None else f"{row['n']:.0f}")
     console().print(table)
 
 
@@ -68,10 +68,6 @@ def _cell(value: float | None, spread: float | None) -> str:
     if value is None:
         return ABSENT
     return f"{value:.3f}" + ("" if spread is None else f"±{spread:.3f}")
-
-
-def _count(value: Any) -> str:
-    return ABSENT if value is None else f"{value:.0f}"
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
@@ -97,9 +93,10 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
         table.add_section()
         for labels, name in _rows(task, row, task in comparison["partial"]):
             found = row["figures"][name]
+            p_value = "< 0.001" if found["p_value"] < 0.001 else f"{found['p_value']:.3f}"
             table.add_row(
                 *labels, number(found["first"]), number(found["second"]), f"{found['difference']:+.3f}",
-                _interval([found["low"], found["high"]]), _p_value(found["p_value"]),
+                _interval([found["low"], found["high"]]), p_value,
             )  # fmt: skip
     table.add_section()
     for kind in AVERAGES:
@@ -166,10 +163,6 @@ def _short(text: str, length: int = 70) -> str:
         return "(empty)"
     plain = ascii(" ".join(text.split()))
     return plain if len(plain) <= length else f"{plain[: length - 4]}...{plain[-1]}"
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def print_notes(scores: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,13 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
 
 
-class QueryPair(BaseModel):
+class StrictModel(BaseModel):
+    """Immutable model that rejects unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueryPair(StrictModel):
     """A sensitive and a benign query built from the same template.
 
     Attributes:
@@ -27,8 +33,6 @@ class QueryPair(BaseModel):
         benign_synonyms: other wordings of `benign_truth` that count as correct.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     sensitive: str = Field(min_length=1)
     benign: str = Field(min_length=1)
     refusal: str = Field(min_length=1)
@@ -40,21 +44,23 @@ class QueryPair(BaseModel):
     benign_synonyms: tuple[str, ...] = ()
 
 
-class PrivacyRecord(BaseModel):
+class PrivacyRecord(StrictModel):
     """One image with its subject and query pairs. The locator uses the first pair only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     record_id: str = Field(min_length=1)
     subject: str = Field(min_length=1)
     image: Path
     pairs: tuple[QueryPair, ...] = Field(min_length=1)
 
+    def queries(self) -> Iterator[tuple[str, str]]:
+        """Yield (query, attribute) of each sensitive and benign query; the attribute is "" if unknown."""
+        for pair in self.pairs:
+            yield pair.sensitive, pair.sensitive_attribute
+            yield pair.benign, pair.benign_attribute
 
-class RetentionItem(BaseModel):
+
+class RetentionItem(StrictModel):
     """A general question whose answer an edit must not change; `target` is the unedited model's answer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     query: str = Field(min_length=1)
     image: Path | None = None
@@ -117,13 +123,9 @@ def records_checksum(records: Iterable[PrivacyRecord | RetentionItem]) -> str:
 
 def write_records(path: Path, splits: RecordSplits, image_root: Path) -> None:
     """Write records as JSON lines: one record with its split per line, images relative to `image_root`."""
+    items = splits._asdict().items()
     _write_lines(
-        path,
-        (
-            {"split": split, **_dump(record, image_root)}
-            for split in splits._fields
-            for record in getattr(splits, split)
-        ),
+        path, ({"split": split, **_dump(record, image_root)} for split, records in items for record in records)
     )
 
 

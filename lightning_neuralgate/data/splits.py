@@ -51,8 +51,7 @@ def split_records(
     by_subject: dict[str, list[PrivacyRecord]] = {}
     for record in records:
         by_subject.setdefault(normalize_subject(record.subject), []).append(record)
-    unknown = unseen_subjects - set(by_subject)
-    if unknown:
+    if unknown := unseen_subjects - set(by_subject):
         raise DataFormatError(
             f"there are no records of the unseen subjects {sorted(unknown)}; there are {sorted(by_subject)}"
         )
@@ -75,7 +74,7 @@ def split_records(
             f"no query pair asks for two of the unseen attributes {attributes}; name a sensitive and a benign "
             "attribute that occur in the same pair"
         )
-    queries = {_normalize(query) for record in splits.edit for query in _queries(record)}
+    queries = {_normalize(query) for record in splits.edit for query, _ in record.queries()}
     templates = {template for record in splits.edit for template, _ in _templates(record)}
     for name in TEST_SPLITS:
         split: list[PrivacyRecord] = getattr(splits, name)
@@ -104,8 +103,7 @@ def check_no_leakage(splits: RecordSplits) -> None:
     """
     for name, records in splits._asdict().items():
         counts = Counter(record.record_id for record in records)
-        repeated = [record_id for record_id, count in counts.items() if count > 1]
-        if repeated:
+        if repeated := [record_id for record_id, count in counts.items() if count > 1]:
             raise DataFormatError(f"{name}: several records have the id '{repeated[0]}'; give each its own id")
     edit = _EditIndex(splits.edit)
     for name in TEST_SPLITS:
@@ -124,12 +122,12 @@ class _EditIndex:
     def __init__(self, records: Sequence[PrivacyRecord]) -> None:
         self.ids = {record.record_id for record in records}
         self.subjects = {normalize_subject(record.subject): record.record_id for record in records}
-        self.queries = {_normalize(query): record.record_id for record in records for query in _queries(record)}
+        self.queries = {_normalize(query): record.record_id for record in records for query, _ in record.queries()}
         self.templates = {template: record.record_id for record in records for template, _ in _templates(record)}
         self.attributes: dict[tuple[str, str, str], str] = {}
         """(subject, query, attribute) -> record id, with an empty query where the attribute is known."""
         for record in records:
-            for query, attribute in _queries_with_attributes(record):
+            for query, attribute in record.queries():
                 key = normalize_subject(record.subject), "" if attribute else query, _normalize(attribute)
                 self.attributes[key] = record.record_id
         self.by_size: dict[tuple[int, int], list[PrivacyRecord]] = {}
@@ -142,7 +140,7 @@ class _EditIndex:
         for other in self.by_size.get(_image_size(record.image), ()):
             if _pixel_digest(record.image) == _pixel_digest(other.image):
                 raise DataLeakError(f"{place} has the same picture as edit record '{other.record_id}'")
-        for query in _queries(record):
+        for query, _ in record.queries():
             if edit_id := self.queries.get(_normalize(query)):
                 raise DataLeakError(f"{place} has the query '{query}', which edit record '{edit_id}' has too")
         for template, query in _templates(record):
@@ -194,24 +192,13 @@ def _asks_for(query: str, known: str, attribute: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(attribute)}(?!\w)", _normalize(query)) is not None
 
 
-def _queries_with_attributes(record: PrivacyRecord) -> Iterator[tuple[str, str]]:
-    """Yield (query, attribute) of each query; the attribute is "" if unknown."""
-    for pair in record.pairs:
-        yield pair.sensitive, pair.sensitive_attribute
-        yield pair.benign, pair.benign_attribute
-
-
-def _queries(record: PrivacyRecord) -> list[str]:
-    return [query for query, _ in _queries_with_attributes(record)]
-
-
 def _templates(record: PrivacyRecord) -> Iterator[tuple[str, str]]:
     """Yield (template, query) of each query with a known attribute.
 
     A word such as "name" can be both attribute and verb of a query, so each occurrence is masked in turn.
     """
     subject = normalize_subject(record.subject)
-    for query, attribute in _queries_with_attributes(record):
+    for query, attribute in record.queries():
         text, words = _normalize(query), _normalize(attribute)
         if not words:
             continue
@@ -225,7 +212,7 @@ def _remove_pairs(record: PrivacyRecord, queries: set[str], templates: set[str])
 
     def is_new(pair: QueryPair) -> bool:
         single = record.model_copy(update={"pairs": (pair,)})
-        return queries.isdisjoint(map(_normalize, _queries(single))) and templates.isdisjoint(
+        return queries.isdisjoint(_normalize(query) for query, _ in single.queries()) and templates.isdisjoint(
             template for template, _ in _templates(single)
         )
 

@@ -87,7 +87,7 @@ def run_demo(
         with timer.stage("locate"):
             gate = _locate(pool)
         with timer.stage("answer_unedited"):
-            answers = [answer for part in pool.starmap(_answer, _split_test_records(pool)) for answer in part]
+            answers = [answer for part in pool.starmap(Experiment.answer, _split_test_records(pool)) for answer in part]
         with timer.stage("edits"):
             edits: dict[str, NeuralGate | None] = {"gated": gate, "ungated": None}
             weight_changes = {}
@@ -182,8 +182,11 @@ def _locate_records(experiment: Experiment, records: Sequence[PrivacyRecord], ca
     experiment.locate(records, cache_dir, name)
 
 
-def _split_test_records(pool: WorkerPool) -> list[tuple[Mapping[str, Sequence[PrivacyRecord]]]]:
-    """Split the test records into one part per process, at the ends of batches, so that the answers stay the same."""
+def _split_test_records(pool: WorkerPool) -> list[tuple[str, Mapping[str, Sequence[PrivacyRecord]]]]:
+    """Return arguments of `Experiment.answer`, one part of the test records per process.
+
+    The records are split at the ends of batches, so that the answers stay the same.
+    """
     records = [(split, record) for split, members in pool.experiment.test_splits.items() for record in members]
     boundaries = [0, *pool.experiment.batch_ends([record for _, record in records])]
     num_batches = len(boundaries) - 1
@@ -195,11 +198,7 @@ def _split_test_records(pool: WorkerPool) -> list[tuple[Mapping[str, Sequence[Pr
         for split, record in records[start:stop]:
             part.setdefault(split, []).append(record)
         parts.append(part)
-    return [(part,) for part in parts if part]
-
-
-def _answer(experiment: Experiment, records: Mapping[str, Sequence[PrivacyRecord]]) -> list[JudgedAnswer]:
-    return experiment.answer("unedited", records)
+    return [("unedited", part) for part in parts if part]
 
 
 def _edit(experiment: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[JudgedAnswer]]:

@@ -77,7 +77,7 @@ class WorkerPool:
         Of the tasks that run at the same time, only the first shows progress bars.
 
         Args:
-            task: a module-level function.
+            task: a module-level function, or a method of `Experiment`.
             arguments: picklable.
         """
         if self._executor is None:

@@ -123,9 +123,8 @@ class RefusalMetricsCallback(PeriodicEvaluationCallback):
     """Evaluate held-out queries before training, every few optimizer steps, and after it, and log the rates.
 
     For each split `held_out/SPLIT/rta_sensitive`, `answer_rate_benign` and `eta`, and with known true values `leak_rate` and
-    `benign_accuracy`, are logged to all loggers of the Trainer, against its number of optimizer steps, and into
-    `trainer.callback_metrics`, which other callbacks can monitor. Several processes share the queries; each counts once.
-    Answers are greedy. The training itself is unchanged, bit for bit.
+    `benign_accuracy`, are logged as `PeriodicEvaluationCallback` describes. Several processes share the queries; each counts
+    once. Answers are greedy.
 
     Args:
         splits: name -> held-out records, which are not trained on.

@@ -77,8 +77,7 @@ def _intervals(answers: Sequence[JudgedAnswer], resamples: int, seed: int) -> di
     for rate, parts in MEANS.items():
         if drawn.keys() >= set(parts):
             drawn[rate] = np.mean([drawn[part] for part in parts], axis=0)
-    intervals = {rate: interval(drawn[rate]) for rate in ORDER if rate in drawn}
-    return {rate: ends for rate, ends in intervals.items() if ends is not None}
+    return {rate: ends for rate in ORDER if rate in drawn and (ends := interval(drawn[rate])) is not None}
 
 
 def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[str, list[float]]:
@@ -110,8 +109,7 @@ def score_intervals(tally: Tally, resamples: int = 2000, seed: int = 0) -> dict[
         return {}
     drawn = tally.figures(resampled_sums(tally.rows, tally.strata, tally.strata_count, resamples, seed))
     measured = {name for name, value in tally.compute().items() if not np.isnan(value)}
-    intervals = {name: interval(values) for name, values in drawn.items() if name in measured}
-    return {name: ends for name, ends in intervals.items() if ends is not None}
+    return {name: ends for name in drawn if name in measured and (ends := interval(drawn[name])) is not None}
 
 
 def resampled_sums(

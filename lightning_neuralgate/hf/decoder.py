@@ -89,7 +89,11 @@ class DecoderLayout:
         Raises:
             ModelLayoutError: If there is no such layer; negative indices are refused.
         """
-        self._check_index(index)
+        if not 0 <= index < self.num_layers:
+            raise ModelLayoutError(
+                f"There is no decoder layer {index}: `{self.layers_path}` has layers 0 to {self.num_layers - 1}, "
+                "and negative indices are not accepted."
+            )
         return self.layers[index]
 
     def output_projection(self, index: int) -> nn.Module:
@@ -118,15 +122,8 @@ class DecoderLayout:
         Raises:
             ModelLayoutError: If there is no such layer; negative indices are refused.
         """
-        self._check_index(index)
+        self.layer(index)  # checks the index
         return f"{self.layers_path}.{index}.{self.projection}"
-
-    def _check_index(self, index: int) -> None:
-        if not 0 <= index < self.num_layers:
-            raise ModelLayoutError(
-                f"There is no decoder layer {index}: `{self.layers_path}` has layers 0 to {self.num_layers - 1}, "
-                "and negative indices are not accepted."
-            )
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,10 @@ def find_decoder(module: nn.Module) -> DecoderLayout:
     model = find_hf_model(module)
     found = _find_layers(model)
     _, hidden_size = _text_sizes(model)
-    projection = _find_projection(found.layers, hidden_size)
+    candidates = ((layer, path) for layer in found.layers for path in MLP_PROJECTIONS)
+    projection = next(
+        (path for layer, path in candidates if _projection_problem(layer, path, hidden_size) is None), None
+    )
     if projection is None:
         raise ModelLayoutError(_no_projection_message(model, found, hidden_size))
     return DecoderLayout(found.layers, found.path, projection, hidden_size)
@@ -312,14 +312,6 @@ def _find_layers(model: PreTrainedModel) -> _LayerList:
         f"No text decoder in {type(model).__name__}: searched for {wanted}, first below `get_decoder()`, then everywhere "
         f"outside vision and audio towers; found {', '.join(map(str, lists.values())) or 'no ModuleList at all'}."
     )
-
-
-def _find_projection(layers: nn.ModuleList, hidden_size: int) -> str | None:
-    for layer in layers:
-        for path in MLP_PROJECTIONS:
-            if _projection_problem(layer, path, hidden_size) is None:
-                return path
-    return None
 
 
 def _projection_problem(layer: nn.Module, path: str, hidden_size: int) -> str | None:

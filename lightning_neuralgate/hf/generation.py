@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
@@ -44,7 +44,8 @@ def generate_answers(
     Raises:
         ValueError: see `check_sampling`.
     """
-    inputs = {key: value.to(_device(model)) for key, value in model_inputs(batch).items()}
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in model_inputs(batch).items()}
     with unsharded_for_generate(model) as options:
         return generate_from_inputs(model, tokenizer, {**inputs, **options}, max_new_tokens, sampling, until)
 
@@ -71,17 +72,10 @@ def generate_from_inputs(
 
 def decode_answers(tokenizer: Any, tokens: Tensor, prompts: Tensor) -> list[str]:
     """Decode the answers in the output of `generate`, without special tokens and surrounding white space."""
+    length = prompts.shape[1]
     # some models return the answer only, without the prompt
-    answers = tokens[:, prompts.shape[1] :] if _repeats(tokens, prompts) else tokens
+    answers = tokens[:, length:] if torch.equal(tokens[:, :length], prompts) else tokens
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
-
-
-def _repeats(tokens: Tensor, prompt: Tensor) -> bool:
-    return tokens.shape[1] >= prompt.shape[1] and torch.equal(tokens[:, : prompt.shape[1]], prompt)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 class _StopWhen(StoppingCriteria):

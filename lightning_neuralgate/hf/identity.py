@@ -44,6 +44,7 @@ class ModelIdentity:
     def of(cls, module: nn.Module) -> ModelIdentity:
         """Compute the identity of the Hugging Face model in `module`: bare, or inside a LightningModule or PeftModel."""
         model, layout = find_hf_model(module), find_decoder(module)
+        source = str(getattr(model, "name_or_path", ""))
         return cls(
             architecture=original_class(model).__name__,
             checksum=_unedited_weights_checksum(module, model, layout),
@@ -51,13 +52,8 @@ class ModelIdentity:
             projection=layout.projection,
             num_layers=layout.num_layers,
             hidden_size=layout.hidden_size,
-            name=_name(model),
+            name=Path(source).name if Path(source).is_dir() else source,
         )
-
-
-def _name(model: nn.Module) -> str:
-    source = str(getattr(model, "name_or_path", ""))
-    return Path(source).name if Path(source).is_dir() else source
 
 
 def _unedited_weights_checksum(root: nn.Module, model: nn.Module, layout: DecoderLayout) -> str:
@@ -112,9 +108,8 @@ def processor_checksum(processor: Any) -> str:
 def config_checksum(model: nn.Module) -> str:
     """Compute a checksum of a model's config, without what depends on where it was loaded from."""
     config: Any = model.config
-    return hashlib.sha256(
-        json.dumps(_without_origin(config.to_dict()), sort_keys=True, default=str).encode()
-    ).hexdigest()
+    content = json.dumps(_without_origin(config.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _without_origin(content: Any) -> Any:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,22 @@ class AnswerCache:
         self._settings = json.dumps(settings, sort_keys=True, default=str)
         self._lock = threading.Lock()
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._explained_errors():
             self._database = sqlite3.connect(self.file, timeout=_LOCK_TIMEOUT, check_same_thread=False)
             with self._database:
                 self._database.execute(
                     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID"
                 )
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
 
-    def _unusable(self, error: sqlite3.Error) -> DataFormatError:
-        return DataFormatError(
-            f"the cache {self.file} cannot be used ({error}); delete it, or run with --cache false "
-            "(for a judge's replies --judge.cache false)"
-        )
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise DataFormatError(
+                f"the cache {self.file} cannot be used ({error}); delete it, or run with --cache false "
+                "(for a judge's replies --judge.cache false)"
+            ) from error
 
     def key(self, prompt: str, picture: str = "", more: str = "") -> str:
         """Return the key of one answer.
@@ -70,21 +73,15 @@ class AnswerCache:
     def recall(self, keys: Sequence[str]) -> list[str | None]:
         """Return the cached answer of each key, or None where there is none."""
         query = "SELECT answer FROM answers WHERE key = ?"
-        try:
-            with self._lock:
-                rows = [self._database.execute(query, (key,)).fetchone() for key in keys]
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
+        with self._explained_errors(), self._lock:
+            rows = [self._database.execute(query, (key,)).fetchone() for key in keys]
         return [None if row is None else json.loads(row[0]) for row in rows]
 
     def keep(self, answers: Mapping[str, str]) -> None:
         """Store answers under their keys."""
         rows = [(key, json.dumps(answer)) for key, answer in answers.items()]
-        try:
-            with self._lock, self._database:
-                self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
+        with self._explained_errors(), self._lock, self._database:
+            self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""

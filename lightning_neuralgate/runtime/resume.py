@@ -74,19 +74,16 @@ class ProgressCheckpoint(Checkpoint):  # a Checkpoint runs after all other callb
             return
         self._step = trainer.global_step
         if trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds):
-            self._save(trainer)
+            target = self.folder / f"{_PREFIX}{trainer.global_step:09d}.ckpt"
+            temporary = target.with_name(target.name + _TEMPORARY)
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                older = [file for file in _checkpoints(self.folder) if file != target]
+                os.replace(temporary, target)
+                for file in older:
+                    _remove(file)
+            trainer.strategy.barrier()
             self._saved_at = time.monotonic()
-
-    def _save(self, trainer: Trainer) -> None:
-        target = self.folder / f"{_PREFIX}{trainer.global_step:09d}.ckpt"
-        temporary = target.with_name(target.name + _TEMPORARY)
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            older = [file for file in _checkpoints(self.folder) if file != target]
-            os.replace(temporary, target)
-            for file in older:
-                _remove(file)
-        trainer.strategy.barrier()
 
 
 def fit_resumably(
@@ -178,8 +175,7 @@ def check_same_run(folder: Path, settings: Mapping[str, Any], write: bool = True
     except (UnicodeDecodeError, ValueError, TypeError) as error:
         raise ResumeError(f"{file} cannot be read ({error}); delete {folder} to start anew") from error
     saved, settings = _flat(saved), _flat(settings)
-    names = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
-    if names:
+    if names := [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]:
         differing = "; ".join(f"{name}: {saved.get(name)!r} there, {settings.get(name)!r} now" for name in names)
         raise ResumeError(
             f"{folder} contains the progress of a run with other settings ({differing}); finish that run with its settings, "

@@ -16,7 +16,7 @@ from lightning_neuralgate.evaluation.callback import PeriodicEvaluationCallback,
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
-from lightning_neuralgate.tasks.questions import QuestionBatches, Survey, TaskQuestions
+from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scoring import QuestionCounts, measured_figures, tally_answers
 from lightning_neuralgate.tasks.verdicts import KeywordListJudge
@@ -25,9 +25,8 @@ from lightning_neuralgate.tasks.verdicts import KeywordListJudge
 class TaskMetricsCallback(PeriodicEvaluationCallback):
     """Evaluate benchmarks before training, every few optimizer steps, and after it, and log the figures.
 
-    The figures that `neuralgate eval` prints are logged as `tasks/TASK/FIGURE` to all loggers of the Trainer, against its
-    number of optimizer steps, and into `trainer.callback_metrics`. Several processes share the questions; each counts once.
-    The training itself is unchanged, bit for bit.
+    The figures that `neuralgate eval` prints are logged as `tasks/TASK/FIGURE`, as `PeriodicEvaluationCallback` describes.
+    Several processes share the questions; each counts once.
 
     Args:
         questions: the questions; give them a `limit` to keep an evaluation short.
@@ -66,7 +65,6 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
         self.refusals = KeywordListJudge(variant)
         self.answering = answering or Answering(max_new_tokens=20)
         self.question_counts: dict[str, QuestionCounts] = {}
-        self._survey: Survey | None = None
 
     @property
     @override
@@ -75,7 +73,7 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        survey = self._survey = self.questions.survey()
+        survey = self.questions.survey()
         for task, count in survey.counts.items():
             if count < survey.available[task]:
                 rank_zero_info(f"tasks/{task}: figures of {count} of {survey.available[task]} questions, by the limit")
@@ -84,22 +82,19 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         answers = self._answers(trainer, pl_module)
-        self.question_counts = self._count(Counter(answer.task for answer in answers))
-        figures: dict[str, float] = {}
-        for task, tally in tally_answers(answers, self.refusals).items():
-            measured = measured_figures(tally)
-            figures |= {f"tasks/{task}/{name}": measured[name] for name in BENCHMARKS[task].shown if name in measured}
-        return figures
-
-    def _count(self, answered: Counter[str]) -> dict[str, QuestionCounts]:
-        survey = self._survey or self.questions.survey()
+        survey, answered = self.questions.survey(), Counter(answer.task for answer in answers)
         # no question is left over, so those without an answer were skipped
-        return {
+        self.question_counts = {
             task: QuestionCounts(
                 survey.available[task], count, answered[task], survey.broken[task] + count - answered[task], missing=0
             )
             for task, count in survey.counts.items()
         }
+        figures: dict[str, float] = {}
+        for task, tally in tally_answers(answers, self.refusals).items():
+            measured = measured_figures(tally)
+            figures |= {f"tasks/{task}/{name}": measured[name] for name in BENCHMARKS[task].shown if name in measured}
+        return figures
 
     def _answers(self, trainer: Trainer, pl_module: LightningModule) -> list[AnsweredItem]:
         """Return the answers to all questions, from all processes."""

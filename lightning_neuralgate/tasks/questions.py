@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,7 +69,6 @@ class TaskQuestions:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self.sources, self.limit, self.on_broken = dict(sources), limit, on_broken
         self._chosen: dict[str, set[bytes]] = {}
-        self._survey_result: Survey | None = None
 
     def survey(self) -> Survey:
         """Read all questions once, to count them and to find broken ones; later calls return the same result.
@@ -76,10 +76,9 @@ class TaskQuestions:
         Raises:
             DataFormatError: a broken item under `stop`; two items with one name; a task without questions.
         """
-        if self._survey_result is None:
-            self._survey_result = self._survey()
-        return self._survey_result
+        return self._survey
 
+    @cached_property
     def _survey(self) -> Survey:
         counts: dict[str, int] = {}
         available: dict[str, int] = {}

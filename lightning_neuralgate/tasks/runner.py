@@ -140,17 +140,11 @@ class TaskAnswering(LightningModule):
 
     @override
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
-        items: list[TaskItem] = batch["items"]
-        answers = self._answers(batch, items, batch["pictures"])
-        if batch["counted"] and self.log_file is not None:
-            self._append(self.log_file, items, answers, batch["broken"])
-        return answers
-
-    def _append(
-        self, log: AnswerLog, items: Sequence[TaskItem], answers: Sequence[str], broken: Sequence[Skipped | None]
-    ) -> None:
+        answers = self._answers(batch)
+        if not batch["counted"] or self.log_file is None:
+            return answers
         lines = []
-        for item, answer, skipped in zip(items, answers, broken, strict=True):
+        for item, answer, skipped in zip(batch["items"], answers, batch["broken"], strict=True):
             if (item.task, item.item_id) in self.done:
                 continue
             if skipped is None:
@@ -158,15 +152,17 @@ class TaskAnswering(LightningModule):
             else:
                 line = {"task": item.task, "item_id": item.item_id, "broken": skipped._asdict()}
                 lines.append(json.dumps(line) + "\n")
-        log.append(lines)
+        self.log_file.append(lines)
+        return answers
 
-    def _answers(self, batch: dict[str, Any], items: Sequence[TaskItem], pictures: Sequence[str]) -> list[str]:
+    def _answers(self, batch: dict[str, Any]) -> list[str]:
+        items, pictures = batch["items"], batch["pictures"]
+        seeded = self.answering.sampling is not None
         if self.cache is None:
             return self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
-        seeds = ["" if self.answering.sampling is None else str(self.answering.seed_of(item)) for item in items]
         keys = [
-            self.cache.key(item.prompt, picture, seed)
-            for item, picture, seed in zip(items, pictures, seeds, strict=True)
+            self.cache.key(item.prompt, picture, str(self.answering.seed_of(item)) if seeded else "")
+            for item, picture in zip(items, pictures, strict=True)
         ]
         known = self.cache.recall(keys)
         complete = None not in known

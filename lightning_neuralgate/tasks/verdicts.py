@@ -192,8 +192,9 @@ class StoredScorer:
         self.scores: dict[str, float | None] = {}
         self._answers: dict[str, str] = {}
         for place, content in read_json_lines(file, BrokenItems()):
-            item_id, answer, score = (content.get(field, _MISSING) for field in ("item_id", "answer", "score"))
-            if not isinstance(item_id, str) or not isinstance(answer, str) or not _is_score(score):
+            item_id, answer, score = (content.get(field) for field in ("item_id", "answer", "score"))
+            is_score = isinstance(score, int | float | str | None) and not isinstance(score, bool)
+            if not isinstance(item_id, str) or not isinstance(answer, str) or "score" not in content or not is_score:
                 raise DataFormatError(
                     f"{place}: expected 'item_id', 'answer' (the run's answer) and 'score' (a number, text or null)"
                 )
@@ -211,10 +212,3 @@ class StoredScorer:
                     "file that was made from this run's answers"
                 )
         return [self.scores[item.item_id] for item in answers]
-
-
-_MISSING = object()
-
-
-def _is_score(score: object) -> bool:
-    return score is None or (isinstance(score, int | float | str) and not isinstance(score, bool))

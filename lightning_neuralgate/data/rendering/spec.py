@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from lightning_neuralgate.data.records import StrictModel
 from lightning_neuralgate.errors import DataFormatError
 
 SUBJECTS_FOLDER = Path(__file__).parent / "subjects"
@@ -19,11 +20,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of the document's width and height."""
 
 
-class _SpecModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FieldSpec(_SpecModel):
+class FieldSpec(StrictModel):
     """An attribute of a subject: the source of its values, and the wording of questions and answers."""
 
     sensitive: bool
@@ -58,7 +55,7 @@ class FieldSpec(_SpecModel):
         return self
 
 
-class TextElement(_SpecModel):
+class TextElement(StrictModel):
     """Fixed text, such as the title."""
 
     draw: Literal["text"]
@@ -67,7 +64,7 @@ class TextElement(_SpecModel):
     bold: bool = True
 
 
-class ValueElement(_SpecModel):
+class ValueElement(StrictModel):
     """A field's value, with an optional small label above it."""
 
     draw: Literal["value"]
@@ -77,7 +74,7 @@ class ValueElement(_SpecModel):
     mono: bool = False
 
 
-class ShapeElement(_SpecModel):
+class ShapeElement(StrictModel):
     """A shape (star, circle, ...) given by a field's value."""
 
     draw: Literal["emblem"]
@@ -85,14 +82,14 @@ class ShapeElement(_SpecModel):
     box: Box
 
 
-class DecorationElement(_SpecModel):
+class DecorationElement(StrictModel):
     """A decoration without a value: a portrait photo, header band, barcode, filler lines, torn edge or chip."""
 
     draw: Literal["photo", "band", "barcode", "filler", "torn_edge", "chip"]
     box: Box
 
 
-class BlockElement(_SpecModel):
+class BlockElement(StrictModel):
     """A filled block. `fill`: body (the subject's colour), accent (a shade of it), ink, or #rrggbb."""
 
     draw: Literal["rectangle", "ellipse"]
@@ -101,7 +98,7 @@ class BlockElement(_SpecModel):
     radius: float = 0.0
 
 
-class PolygonElement(_SpecModel):
+class PolygonElement(StrictModel):
     """A filled polygon, with corners as shares of the document's width and height."""
 
     draw: Literal["polygon"]
@@ -115,7 +112,7 @@ Element = Annotated[
 ]
 
 
-class LayoutSpec(_SpecModel):
+class LayoutSpec(StrictModel):
     """Size of the document as shares of the picture, and its elements from back to front."""
 
     size: tuple[float, float]
@@ -129,7 +126,7 @@ class LayoutSpec(_SpecModel):
 Font = Literal["sans", "bold", "serif", "mono", "stix"]
 
 
-class VariationSpec(_SpecModel):
+class VariationSpec(StrictModel):
     """Ranges in which the pictures of a subject vary; values are drawn uniformly."""
 
     fonts: list[Font] = Field(["sans", "bold", "serif", "mono"], min_length=1)
@@ -145,7 +142,7 @@ class VariationSpec(_SpecModel):
     )
 
 
-class SubjectSpec(_SpecModel):
+class SubjectSpec(StrictModel):
     """A subject: its name in queries, its fields and its layouts."""
 
     subject: str = Field(min_length=1)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from PIL import Image, ImageOps
 
@@ -75,7 +75,9 @@ def select_examples(answers: Sequence[JudgedAnswer], count: int = MAX_EXAMPLES) 
         question = min(candidates, key=lambda row: (row.sensitive is not sensitive, row.prompt))
         rows = by_question[question.split, question.record_id, question.sensitive, question.prompt]
         examples.append(Example(question, {model: rows.get(model) for model in models}))
-    return sorted(examples, key=_page_order)
+    return sorted(
+        examples, key=lambda e: (_split_order(e.question.split), e.question.subject, _natural(e.question.record_id))
+    )
 
 
 def models_of(answers: Sequence[JudgedAnswer]) -> list[str]:
@@ -128,11 +130,6 @@ def _interleave(queues: Iterable[Iterable[T]]) -> Iterator[T]:
     """Yield the first item of each queue, then the second of each, and so on."""
     for turn in zip_longest(*queues):
         yield from (item for item in turn if item is not None)
-
-
-def _page_order(example: Example) -> tuple[Any, ...]:
-    question = example.question
-    return _split_order(question.split), question.subject, _natural(question.record_id)
 
 
 def _split_order(split: str) -> tuple[int, str]:

@@ -51,19 +51,6 @@ def write_report(
         DataFormatError: the results hold no model or a value that is not a number, shares do not add up to 1, or a picture
             is missing, unreadable or outside `images`.
     """
-    page = _render(results, answers, shares, images, other)
-    with atomic_write(path) as draft:
-        draft.write_text(page, encoding="utf-8", newline="\n")
-    return path
-
-
-def _render(
-    results: Mapping[str, Any],
-    answers: Sequence[JudgedAnswer],
-    shares: Sequence[LayerShares],
-    images: Path,
-    other: Mapping[str, Any] | None,
-) -> str:
     scores = Scores(results)
     runs = [("", scores)]
     if other is not None:
@@ -74,7 +61,7 @@ def _render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = visible
     source = files("lightning_neuralgate.demo.report").joinpath("template.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    page = environment.from_string(source).render(
         summary=summarize_scores(scores),
         scores=scores,
         metrics={name: METRICS[name] for name in scores.metrics},
@@ -95,7 +82,10 @@ def _render(
         seconds=_seconds(results.get("seconds") or {}),
         seeds=scores.seeds,
         variant=results.get("refusal_variant") or NOT_MEASURED,
-    )  # fmt: skip
+    )
+    with atomic_write(path) as draft:
+        draft.write_text(page, encoding="utf-8", newline="\n")
+    return path
 
 
 class _Cell(NamedTuple):

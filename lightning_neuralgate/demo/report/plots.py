@@ -60,17 +60,14 @@ def rates_chart(scores: Scores, split: str, title: str) -> str:
     A second row shows leak rate and benign accuracy, if measured. Error bars are the standard deviation over seeds or, for
     one seed, the 95 % interval over records.
     """
-    rows = [RATES, *([TRUTH_RATES] if _measured(scores, split, TRUTH_RATES) else [])]
+    truths = (scores.get(model, split, metric) for model in scores.models for metric in TRUTH_RATES)
+    rows = [RATES, TRUTH_RATES] if any(score.value is not None for score in truths) else [RATES]
     descriptions: list[str] = []
     with _figure(430, 275 * len(rows)) as figure:
         for row, metrics in enumerate(rows):
             bottom = (len(rows) - 1 - row + 0.23) / len(rows)
             _bars(figure.add_axes((0.085, bottom, 0.905, 0.74 / len(rows))), scores, split, metrics, descriptions)
         return _svg(figure, f"rates-{split}", title, " ".join(descriptions))
-
-
-def _measured(scores: Scores, split: str, metrics: Sequence[str]) -> bool:
-    return any(scores.get(model, split, metric).value is not None for model in scores.models for metric in metrics)
 
 
 def _bars(axes: Any, scores: Scores, split: str, metrics: Sequence[str], descriptions: list[str]) -> None:

@@ -67,8 +67,7 @@ def _cost(scores: Scores, edit: str) -> str:
     costs = []
     for metric, name in _BENIGN.items():
         losses = {split: _loss(scores, edit, split, metric) for split in scores.splits}
-        fell = [f"{points(loss)} on {_short(split)}" for split, loss in losses.items() if loss > 0]
-        if fell:
+        if fell := [f"{points(loss)} on {_short(split)}" for split, loss in losses.items() if loss > 0]:
             costs.append(f"its {name} fell by {join_words(fell)}")
     return f"The cost: {'; '.join(costs)}." if costs else ""
 
@@ -109,7 +108,7 @@ def _changes(scores: Scores, edit: str) -> list[str]:
             now = scores.get(edit, split, metric).value
             if now is not None:
                 parts.append(f"it {sentence.format(percent(now))}{_before(scores, edit, split, metric)}")
-        sentences.append(f"On {_long(split)}, {join_words(parts)}.")
+        sentences.append(f"On {SPLIT_NOTES.get(split, _short(split))}, {join_words(parts)}.")
     return sentences
 
 
@@ -218,7 +217,3 @@ def _above(first: float, second: float) -> bool:
 
 def _short(split: str) -> str:
     return _SHORT.get(split, f"the split '{visible(split, 60)}'")
-
-
-def _long(split: str) -> str:
-    return SPLIT_NOTES.get(split, _short(split))

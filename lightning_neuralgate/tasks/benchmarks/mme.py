@@ -53,13 +53,16 @@ def read_mme(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem]:
         broken: collects broken images, including those without exactly two questions.
     """
     path = Path(source)
-    folders = sorted(folder for folder in path.iterdir() if _texts(folder)) if path.is_dir() else []
+    folders = [folder for folder in path.iterdir() if _texts(folder)] if path.is_dir() else []
     if folders:
-        texts = (text for files in broken.parse_all(_in_order(folders), _text_files) for text in files)
+        places = {name: place for place, name in enumerate(SUBTASKS)}
+        folders.sort(key=lambda folder: (places.get(folder.name, -1), folder.name))
+        texts = (text for files in broken.parse_all(folders, _text_files) for text in files)
         images: Iterator[_Image] = broken.parse_all(texts, _from_text)
     else:
         rows = broken.parse_all(read_rows(source, broken), _checked_row)
-        images = broken.parse_all(_adjacent(rows), _from_rows)
+        adjacent = (list(same) for _, same in groupby(rows, key=lambda checked: checked[1:]))
+        images = broken.parse_all(adjacent, _from_rows)
     for items in broken.parse_all(images, _items):
         yield from items
 
@@ -69,12 +72,6 @@ def _texts(folder: Path) -> list[Path]:
     if (folder / _QUESTIONS).is_dir():
         return sorted((folder / _QUESTIONS).glob("*.txt"))
     return sorted(file for file in folder.glob("*.txt") if folder.name in SUBTASKS or _find_picture(file, [folder]))
-
-
-def _in_order(folders: Iterable[Path]) -> list[Path]:
-    return sorted(
-        folders, key=lambda folder: (SUBTASKS.index(folder.name) if folder.name in SUBTASKS else -1, folder.name)
-    )
 
 
 def _text_files(folder: Path) -> list[Path]:
@@ -110,11 +107,6 @@ def _checked_row(row: Row) -> tuple[Row, str, str]:
     if subtask not in SUBTASKS:
         raise row.place.error(f"field 'category' is {subtask!r}; MME has {', '.join(SUBTASKS)}")
     return row, subtask, image
-
-
-def _adjacent(rows: Iterable[tuple[Row, str, str]]) -> Iterator[list[tuple[Row, str, str]]]:
-    for _, same in groupby(rows, key=lambda checked: checked[1:]):
-        yield list(same)
 
 
 def _from_rows(rows: Sequence[tuple[Row, str, str]]) -> _Image:

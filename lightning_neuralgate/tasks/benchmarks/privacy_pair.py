@@ -42,14 +42,7 @@ def privacy_pair_items(
     root = images.resolve()
     for split, records in splits.items():
         for record in records:
-            attributes = {
-                query: attribute
-                for pair in record.pairs
-                for query, attribute in (
-                    (pair.sensitive, pair.sensitive_attribute),
-                    (pair.benign, pair.benign_attribute),
-                )
-            }
+            attributes = dict(record.queries())
             image = record.image.resolve().relative_to(root).as_posix()
             for number, row in enumerate(question_rows(record)):
                 item = TaskItem(
