@@ -156,13 +156,8 @@ def seeded_sampling(sampling: Mapping[str, Any], batch: Mapping[str, Any], seeds
         supported = ", ".join(sorted(_SEEDED_ARGUMENTS))
         raise ValueError(f"seeded sampling supports {supported}, not {', '.join(sorted(unknown))}")
     prompts = [ids[mask.bool()].cpu() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    processor = _GumbelNoise(
-        prompts,
-        seeds,
-        sampling.get("temperature", 1.0),
-        sampling.get("top_p", 1.0),
-        sampling.get("repetition_penalty", 1.0),
-    )
+    values = (sampling.get(name, 1.0) for name in ("temperature", "top_p", "repetition_penalty"))
+    processor = _GumbelNoise(prompts, seeds, *values)
     # greedy, since the argmax of the noisy scores is the sample; nothing else may be applied to them
     return {
         "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,

@@ -106,7 +106,7 @@ class TaskMetricsCallback(PeriodicEvaluationCallback):
         ).loader()
         own_answers: list[AnsweredItem] = []
         for batch in tqdm(batches, desc="tasks", leave=False, disable=not shows_progress(trainer), unit="batch"):
-            texts = self.answering.answers(model, tokenizer, batch, batch["pictures"])
+            texts = self.answering.answers(model, tokenizer, batch)
             if batch["counted"]:
                 rows = zip(batch["items"], texts, batch["broken"], strict=True)
                 own_answers += [self.answering.record(item, text) for item, text, skipped in rows if skipped is None]

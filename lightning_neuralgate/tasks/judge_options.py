@@ -93,9 +93,6 @@ class JudgeOptions:
     def guard_scorers(self, runs: int = 1) -> list[GuardScorer]:
         """Build one scorer of MLLMGuard's answers per run.
 
-        Args:
-            runs: number of runs.
-
         Raises:
             DataFormatError: the numbers of score files and runs differ, a file cannot be read, the chat model is not named,
                 or both files and a chat model are given.

@@ -80,20 +80,19 @@ class Answering:
         """Return the seed of one question."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{item.task}/{item.item_id}".encode()).digest()[:7], "big")
 
-    def answers(self, model: Any, tokenizer: Any, batch: Mapping[str, Any], pictures: Sequence[str]) -> list[str]:
+    def answers(self, model: Any, tokenizer: Any, batch: Mapping[str, Any]) -> list[str]:
         """Generate the answers to a batch of `QuestionBatches`.
 
         Args:
             model: the model.
             tokenizer: decodes the answers.
             batch: the batch.
-            pictures: an identifier of each row's picture.
         """
         sampling = None
         if self.sampling is not None:
             sampling = seeded_sampling(self.sampling, batch, [self.seed_of(item) for item in batch["items"]])
         # rows with different identifiers share nothing
-        groups = pictures if self.share_prefixes else range(len(pictures))
+        groups = batch["pictures"] if self.share_prefixes else range(len(batch["pictures"]))
         until = None if self.until_decided is None else partial(verdict_stands, variant=self.until_decided)
         return generate_with_shared_prefix(model, tokenizer, batch, groups, self.max_new_tokens, sampling, until)
 
@@ -156,20 +155,19 @@ class TaskAnswering(LightningModule):
         return answers
 
     def _answers(self, batch: dict[str, Any]) -> list[str]:
-        items, pictures = batch["items"], batch["pictures"]
-        seeded = self.answering.sampling is not None
         if self.cache is None:
-            return self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
+            return self.answering.answers(find_hf_model(self), self.tokenizer, batch)
+        seeded = self.answering.sampling is not None
         keys = [
             self.cache.key(item.prompt, picture, str(self.answering.seed_of(item)) if seeded else "")
-            for item, picture in zip(items, pictures, strict=True)
+            for item, picture in zip(batch["items"], batch["pictures"], strict=True)
         ]
         known = self.cache.recall(keys)
         complete = None not in known
         if all_ranks(complete, self.device) if is_sharded(self.model) else complete:
             return [str(answer) for answer in known]
         # the full batch, so that no answer depends on the content of the cache
-        answers = self.answering.answers(find_hf_model(self), self.tokenizer, batch, pictures)
+        answers = self.answering.answers(find_hf_model(self), self.tokenizer, batch)
         rows = zip(keys, answers, batch["broken"], strict=True)
         self.cache.keep({key: answer for key, answer, skipped in rows if skipped is None})
         return answers

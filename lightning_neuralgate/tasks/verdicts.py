@@ -71,12 +71,7 @@ class WrappedJudge(Generic[Verdict]):
 
 
 def named_refusal_judge(judge: Judge, name: str) -> NamedRefusalJudge:
-    """Give a `Judge` a display name and check its verdicts.
-
-    Args:
-        judge: the judge.
-        name: display name.
-    """
+    """Give a `Judge` a display name and check its verdicts."""
     return WrappedJudge(lambda prompts, answers: list(map(bool, refusal_verdicts(judge, prompts, answers))), name)
 
 
@@ -124,9 +119,6 @@ class ChatModelJudge(Generic[Verdict]):
 
 class MemoizedJudge(Generic[Verdict]):
     """Named judge that calls another one once per answer of a run and remembers the verdicts.
-
-    Args:
-        judge: the judge to call.
 
     Attributes:
         verdicts: item key -> verdict.
