@@ -1,5 +1,3 @@
-"""The cache of processed pictures: bounded size, and the same results as without it."""
-
 from __future__ import annotations
 
 import os
