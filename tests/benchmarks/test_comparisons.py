@@ -1,5 +1,3 @@
-"""The benchmarks that compare two implementations, on a tiny checkpoint."""
-
 from __future__ import annotations
 
 import json

@@ -14,8 +14,9 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import UserModule, train, without_targets
 
 
-def fake_trainer(rank: int, world: int, epoch: int = 0) -> Any:
-    return SimpleNamespace(lightning_module=None, current_epoch=epoch, global_rank=rank, world_size=world)
+def fake_trainer(rank: int, world: int, epoch: int = 0, **more: Any) -> Any:
+    """The attributes of a Trainer that a data module uses."""
+    return SimpleNamespace(lightning_module=None, current_epoch=epoch, global_rank=rank, world_size=world, **more)
 
 
 def test_locate_rows_are_six_contexts_and_a_benign_query(splits: RecordSplits) -> None:
