@@ -1,5 +1,3 @@
-"""The growth benchmark on a tiny checkpoint: measure, write, draw, and draw again without measuring."""
-
 from __future__ import annotations
 
 import json

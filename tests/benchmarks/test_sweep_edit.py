@@ -1,5 +1,3 @@
-"""Job sharing, resuming and tables of the sweep, with fake cells."""
-
 from __future__ import annotations
 
 import json

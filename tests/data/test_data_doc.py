@@ -21,12 +21,13 @@ from lightning_neuralgate.gate.spans import find_subject
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOC, flags=re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def test_documented_spec_renders(tmp_path: Path) -> None:
-    (example,) = blocks("yaml")
+    (example,) = blocks(DOC, "yaml")
     file = tmp_path / "library_card.yaml"
     file.write_text(example, encoding="utf-8")
     splits = render_splits(tmp_path / "out", 0, 1, 1, 2, 1, [file], ["drone"])
@@ -36,7 +37,7 @@ def test_documented_spec_renders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    "command", [line.split("#")[0].strip() for block in blocks(DOC, "bash") for line in block.splitlines()]
 )
 def test_documented_commands_parse(command: str) -> None:
     program, *words = shlex.split(command)
@@ -45,7 +46,7 @@ def test_documented_commands_parse(command: str) -> None:
 
 
 def test_documented_records_are_read(tmp_path: Path) -> None:
-    line, entry = blocks("json")
+    line, entry = blocks(DOC, "json")
     for name in re.findall(r"images/[\w-]+\.png", line + entry):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)

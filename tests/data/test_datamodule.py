@@ -1,7 +1,6 @@
-"""Batches of `PrivacyPairDataModule`: their rows, order, share per process, and refused data."""
-
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,11 @@ from lightning_neuralgate.errors import DataFormatError, DataLeakError
 from lightning_neuralgate.hf.forward import IGNORED
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import UserModule, train, without_targets
+
+
+def fake_trainer(rank: int, world: int, epoch: int = 0, **more: Any) -> Any:
+    """The attributes of a Trainer that a data module uses."""
+    return SimpleNamespace(lightning_module=None, current_epoch=epoch, global_rank=rank, world_size=world, **more)
 
 
 def test_locate_rows_are_six_contexts_and_a_benign_query(splits: RecordSplits) -> None:
@@ -28,14 +32,7 @@ def test_locate_rows_are_six_contexts_and_a_benign_query(splits: RecordSplits) -
 def test_fitted_module_chooses_the_training_batches(splits: RecordSplits) -> None:
     data = PrivacyPairDataModule(splits, tiny_processor(), pairs_per_batch=3, shuffle=False)
     assert [batch["role"].count("sensitive") for batch in data.train_dataloader()] == [3, 3, 2]
-
-    class FakeModule:
-        data_view = "records"
-
-    class FakeTrainer:
-        lightning_module = FakeModule()
-
-    data.trainer = FakeTrainer()  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(data_view="records"))  # type: ignore[assignment]
     batches = list(data.train_dataloader())
     assert [set(batch["record_id"]) for batch in batches] == [{record.record_id} for record in splits.edit]
 
@@ -63,15 +60,11 @@ def test_retention_rows_depend_on_seed_epoch_rank_and_pairs_only(splits: RecordS
     items = [RetentionItem(query=f"What is {i}?", target=f"It is {i}") for i in range(40)]
 
     def drawn(epoch: int = 0, rank: int = 0, seed: int = 0, workers: int = 0) -> list[list[list[int]]]:
-        class FakeTrainer:
-            lightning_module = None
-            current_epoch, global_rank, world_size = epoch, rank, rank + 1
-
         data = PrivacyPairDataModule(
             splits, tiny_processor(), items, pairs_per_batch=2, retention_per_batch=3, shuffle=False,
             num_workers=workers, seed=seed,
         )  # fmt: skip
-        data.trainer = FakeTrainer()  # type: ignore[assignment]
+        data.trainer = fake_trainer(rank, rank + 1, epoch)
         return [batch["input_ids"][-3:].tolist() for batch in data.pairs_dataloader()]
 
     expected = drawn()
@@ -92,12 +85,8 @@ def test_validation_prompts_are_all_queries_of_the_test_split(splits: RecordSpli
 @pytest.mark.parametrize("view", ["records", "prompts"])
 def test_duplicates_on_other_processes_are_not_counted(splits: RecordSplits, view: str) -> None:
     def batches(rank: int, world: int) -> list[dict[str, Any]]:
-        class FakeTrainer:
-            lightning_module = None
-            current_epoch, global_rank, world_size = 0, rank, world
-
         data = PrivacyPairDataModule(splits, tiny_processor(), eval_batch_size=1)
-        data.trainer = FakeTrainer()  # type: ignore[assignment]
+        data.trainer = fake_trainer(rank, world)
         return list(data.records_dataloader() if view == "records" else data.val_dataloader())
 
     def content(batch: dict[str, Any]) -> str:

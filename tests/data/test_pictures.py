@@ -1,5 +1,3 @@
-"""The cache of processed pictures: bounded size, and the same results as without it."""
-
 from __future__ import annotations
 
 import os
@@ -22,6 +20,7 @@ from lightning_neuralgate.data.sampler import ResumableLoader
 from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.errors import DataFormatError
 from tests.data.test_collator import idefics3
+from tests.data.test_datamodule import fake_trainer
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
 
 PICTURE_BYTES = 3 * 16 * 16 * 4
@@ -171,16 +170,6 @@ def test_processor_is_unchanged_and_a_pickled_cache_is_empty(tmp_path: Path) -> 
     assert_equal(unpickled("<image>", path, **OPTIONS), uncached(processor, "<image>", path))
 
 
-class UnpicklableTrainer:
-    """The attributes of a Trainer that a data module uses."""
-
-    current_epoch, global_rank, world_size = 3, 1, 2
-    lightning_module: Any = None
-
-    def __init__(self) -> None:
-        self.model = lambda: None
-
-
 def loaders(splits: RecordSplits, **options: Any) -> dict[str, ResumableLoader]:
     retention = [
         RetentionItem(query=f"What is this, {n}?", image=splits.test[n].image, target="A red") for n in range(3)
@@ -188,7 +177,7 @@ def loaders(splits: RecordSplits, **options: Any) -> dict[str, ResumableLoader]:
     data = PrivacyPairDataModule(
         splits, tiny_processor(), retention, pairs_per_batch=2, retention_per_batch=1, eval_batch_size=3, **options
     )
-    data.trainer = UnpicklableTrainer()  # type: ignore[assignment]
+    data.trainer = fake_trainer(1, 2, epoch=3, unpicklable=lambda: None)
     return {"pairs": data.pairs_dataloader(), "records": data.records_dataloader(), "prompts": data.val_dataloader()}
 
 

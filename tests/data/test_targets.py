@@ -1,12 +1,9 @@
-"""Generated targets of benign and retention questions, and the answers they are made of."""
-
 from __future__ import annotations
 
 import json
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
 
 from lightning_neuralgate.data import targets
 from lightning_neuralgate.data.collator import QueryRow
@@ -17,7 +14,7 @@ from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import cache_folder
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import without_targets
+from tests.helpers.training import train, without_targets
 
 
 def test_targets_are_the_first_words_of_the_models_answers(splits: RecordSplits) -> None:
@@ -60,11 +57,7 @@ def test_targets_are_generated_once_per_model_and_data(splits: RecordSplits, mon
 def test_missing_targets_are_generated_when_fitting_starts(splits: RecordSplits) -> None:
     model, processor = tiny_llava(), tiny_processor()
     data = PrivacyPairDataModule(without_targets(splits), processor)
-    trainer = Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(PrivacyEditModule(model, [1]), datamodule=data)
+    train(PrivacyEditModule(model, [1]), data)
     assert all(pair.benign_target for record in data.splits.edit for pair in record.pairs)
 
 

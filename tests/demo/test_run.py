@@ -1,5 +1,3 @@
-"""The demo, on a tiny checkpoint and (slow) on the embedded models."""
-
 from __future__ import annotations
 
 import json
@@ -22,7 +20,7 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
-from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.tiny_llava import tiny_llava
 
 SMALL = {
     "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1,
@@ -32,12 +30,8 @@ RATES = {"rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "partial_lea
 JUDGED = {"rta_sensitive_judge", "answer_rate_benign_judge", "judge_agreement"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny-llava")
-    tiny_llava().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return str(folder)
+def settings_of(checkpoint: Path, **options: Any) -> EditSettings:
+    return EditSettings(model=str(checkpoint), layer=1, **{**SMALL, **options})
 
 
 def changed_weights(folder: Path, base: Any) -> set[str]:
@@ -54,7 +48,7 @@ def check_results(results: dict[str, Any], out: Path) -> None:
             assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
 
 
-def test_demo_writes_all_outputs(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_writes_all_outputs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gated: list[tuple[str, float]] = []
 
     class RecordingCallback(NeuralGateCallback):
@@ -63,7 +57,7 @@ def test_demo_writes_all_outputs(checkpoint: str, tmp_path: Path, monkeypatch: p
             super().on_train_end(*args)
 
     monkeypatch.setattr(experiment, "NeuralGateCallback", RecordingCallback)
-    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+    settings = settings_of(checkpoint, lr=1e-2)
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
     assert gated == [(settings.scope, settings.tau)], "one of the two edits has the gate"
@@ -84,7 +78,7 @@ def test_demo_writes_all_outputs(checkpoint: str, tmp_path: Path, monkeypatch: p
 
 
 def test_edit_without_public_questions_keeps_the_ordinary_ones(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StopBeforeTraining(Exception):
         pass
@@ -93,7 +87,7 @@ def test_edit_without_public_questions_keeps_the_ordinary_ones(
         raise StopBeforeTraining([item.image.stem.partition("-")[0] for item in retention])
 
     monkeypatch.setattr(experiment, "PrivacyPairDataModule", stop_with_retention)
-    tiny_experiment = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+    tiny_experiment = experiment.Experiment(tmp_path, 0, settings_of(checkpoint))
     tiny_experiment.render()
     for public, expected in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
         with pytest.raises(StopBeforeTraining) as stop:
@@ -130,7 +124,7 @@ def test_default_learning_rate_is_that_of_the_embedded_model(chosen: dict[str, A
     assert settings.resolved() == settings
 
 
-def test_results_record_the_learning_rate(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_record_the_learning_rate(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(experiment.LEARNING_RATES, str(checkpoint), 4e-3)
     used: list[float] = []
 
@@ -140,7 +134,7 @@ def test_results_record_the_learning_rate(checkpoint: str, tmp_path: Path, monke
             used.append(self.lr)
 
     monkeypatch.setattr(experiment, "PrivacyEditModule", RecordingEditor)
-    settings = EditSettings(model=checkpoint, layer=1, **SMALL)  # type: ignore[arg-type]
+    settings = settings_of(checkpoint)
     results = run_demo_seeds(tmp_path, [3], settings)
     assert used == [4e-3, 4e-3]
     assert results["settings"]["lr"] == results["per_seed"]["3"]["settings"]["lr"] == 4e-3
@@ -148,8 +142,8 @@ def test_results_record_the_learning_rate(checkpoint: str, tmp_path: Path, monke
     assert len(used) == 2, "a finished seed is not run again"
 
 
-def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -> None:
-    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **SMALL)  # type: ignore[arg-type]
+def test_the_same_seed_gives_the_same_answers(checkpoint: Path, tmp_path: Path) -> None:
+    settings = settings_of(checkpoint, lr=1e-2)
     for name in ("one", "two"):
         run_demo(tmp_path / name, 1, settings)
     assert read_answers(tmp_path / "one" / "answers.jsonl") == read_answers(tmp_path / "two" / "answers.jsonl")
@@ -158,10 +152,9 @@ def test_the_same_seed_gives_the_same_answers(checkpoint: str, tmp_path: Path) -
 
 
 def test_two_processes_give_the_same_results_as_one(
-    checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options = {**SMALL, "subjects": ["passport", "receipt"], "test_pairs": 12}
-    settings = EditSettings(model=checkpoint, layer=1, lr=1e-2, **options)  # type: ignore[arg-type]
+    settings = settings_of(checkpoint, lr=1e-2, subjects=["passport", "receipt"], test_pairs=12)
     single, double = (run_demo(tmp_path / str(count), 1, settings, processes=count) for count in (1, 2))
     assert read_answers(tmp_path / "1" / "answers.jsonl") == read_answers(tmp_path / "2" / "answers.jsonl")
     for written in ("gate/gate.safetensors", "gate/gate.json", "edited/model.safetensors"):
@@ -176,8 +169,8 @@ def test_two_processes_give_the_same_results_as_one(
     assert "GPU available" not in capfd.readouterr().err.split("[4/6]")[-1]
 
 
-def test_errors_of_workers_are_raised_in_the_main_process(checkpoint: str, tmp_path: Path) -> None:
-    tiny_experiment = experiment.Experiment(tmp_path, 0, EditSettings(model=checkpoint, layer=1, **SMALL))  # type: ignore[arg-type]
+def test_errors_of_workers_are_raised_in_the_main_process(checkpoint: Path, tmp_path: Path) -> None:
+    tiny_experiment = experiment.Experiment(tmp_path, 0, settings_of(checkpoint))
     with WorkerPool(tiny_experiment, 2) as pool, pytest.raises(UnsupportedSetupError, match="nothing to do for two"):
         pool.starmap(_fail_on_two, [("one",), ("two",)])
     with pytest.raises(ValueError, match="at least 1"):
@@ -190,14 +183,10 @@ def _fail_on_two(_: experiment.Experiment, name: str) -> None:
 
 
 def test_seeds_are_averaged_and_not_run_again(
-    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"model": checkpoint, "layer": 1, **SMALL}
-    arguments = [f"--settings.{name}={value}" for name, value in options.items() if name != "model"]
-    assert (
-        main(["demo", "--out", str(tmp_path), "--seeds", "2", "--processes", "1", "--model", checkpoint, *arguments])
-        == 0
-    )
+    command = ["demo", "--out", str(tmp_path), "--seeds", "2", "--processes", "1", "--model", str(checkpoint)]
+    assert main([*command, "--settings.layer=1", *(f"--settings.{name}={value}" for name, value in SMALL.items())]) == 0
     printed = capsys.readouterr().out
     assert "±" in printed
     assert "report.html" in printed
@@ -211,7 +200,7 @@ def test_seeds_are_averaged_and_not_run_again(
             assert results["spread"][arm][split]["eta"] == pytest.approx(statistics.stdev(etas))
 
     written = (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns
-    again = run_demo_seeds(tmp_path, [0, 1], EditSettings(**options))  # type: ignore[arg-type]
+    again = run_demo_seeds(tmp_path, [0, 1], settings_of(checkpoint))
     assert (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns == written
     assert again["gated"] == results["gated"]
 

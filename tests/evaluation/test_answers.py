@@ -17,22 +17,17 @@ ROW = judged_answer(
 BENIGN = judged_answer(False, "It is red.", record_id="passport-0", image="images/0.png")
 
 
-def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
+def test_answers_and_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
     # line separators, a lone surrogate and a bidi override must neither break lines nor get lost
-    rows = [ROW, replace(BENIGN, answer="a\u2028b\x85c\n\r\x0b\ud800\u202e ünï 🙂\x00", truth="X 1")]
-    write_answers(tmp_path / "answers.jsonl", rows)
-    assert read_answers(tmp_path / "answers.jsonl") == rows
-    assert (tmp_path / "answers.jsonl").read_bytes().isascii()
-
-
-def test_verdicts_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [
+        ROW,
+        replace(BENIGN, answer="a\u2028b\x85c\n\r\x0b\ud800\u202e ünï 🙂\x00", truth="X 1"),
         replace(ROW, truth="12", leaked=False, leaked_share=0.5, judged=True),
         replace(BENIGN, truth="red", correct=True, judged=False),
-        ROW,
     ]
     write_answers(tmp_path / "answers.jsonl", rows)
     assert read_answers(tmp_path / "answers.jsonl") == rows
+    assert (tmp_path / "answers.jsonl").read_bytes().isascii()
 
 
 def test_verdicts_that_are_unknown_may_be_absent(tmp_path: Path) -> None:

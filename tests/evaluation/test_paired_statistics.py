@@ -8,14 +8,7 @@ import pytest
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.statistics import mcnemar, paired_differences
-from lightning_neuralgate.metrics.functional import (
-    mllmguard_tally,
-    mme,
-    mme_tally,
-    pope,
-    pope_tally,
-    scienceqa_tally,
-)
+from lightning_neuralgate.metrics.functional import mllmguard_tally, mme, mme_tally, pope, pope_tally, scienceqa_tally
 from lightning_neuralgate.metrics.functional.tally import Tally
 
 

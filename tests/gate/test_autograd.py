@@ -1,5 +1,3 @@
-"""Gradients with the gate applied, against plain computations of the same gradients."""
-
 from __future__ import annotations
 
 import csv
@@ -13,12 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.edit.editor import mean_by_role
 from lightning_neuralgate.gate.autograd import SCOPES, Scope, gated_gradient, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.hf.identity import ModelIdentity
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava
@@ -28,6 +24,7 @@ from tests.helpers.training import (
     UserModule,
     datamodule,
     enable_checkpointing,
+    loss_of,
     random_gate,
     train,
 )
@@ -75,8 +72,7 @@ def test_a_gate_of_ones_changes_nothing(splits: RecordSplits) -> None:
 def test_forward_values_never_change(splits: RecordSplits) -> None:
     model = tiny_llava()
     data = datamodule(splits)
-    batch = next(iter(data.pairs_dataloader()))
-    expected = batch_nll(model, batch).detach()
+    expected = loss_of(model, next(iter(data.pairs_dataloader()))).detach()
 
     class Compare(Callback):
         seen: Tensor
@@ -88,8 +84,7 @@ def test_forward_values_never_change(splits: RecordSplits) -> None:
 
     compare = Compare()
     train(UserModule(model, lr=0.0), data, NeuralGateCallback(random_gate(model), "all"), compare)
-    means = mean_by_role(expected, batch["role"])
-    assert torch.equal(compare.seen, means["sensitive"] + 1.25 * means["benign"])
+    assert torch.equal(compare.seen, expected)
 
 
 def test_rows_without_a_subject_are_not_gated(splits: RecordSplits) -> None:
@@ -277,8 +272,7 @@ def test_adapter_gradients_equal_those_with_masked_outputs_detached(splits: Reco
 
     wrapped.zero_grad()
     handle = projection.register_forward_hook(detach_masked)
-    means = mean_by_role(batch_nll(wrapped, batch), batch["role"])
-    (means["sensitive"] + 1.25 * means["benign"]).backward()
+    loss_of(wrapped, batch).backward()
     handle.remove()
     found = {name: grad for name, grad in spy.grads[0].items() if "lora_" in name}
     assert len(found) == (3 if dora else 2)
@@ -298,11 +292,12 @@ def test_logs_the_passed_and_the_blocked_share_of_the_gradient(
     gate = random_gate(model)
     if trained == "full":
         module = UserModule(model, lr=0.0)
-        projection: Any = find_decoder(model).output_projection(1)
+        last: Any = find_decoder(model).output_projection(1)
     else:
         module = AdapterModule(with_adapter(model, dora=trained == "dora"), lr=0.0)
-        projection = find_decoder(model).output_projection(1)
+        projection: Any = find_decoder(model).output_projection(1)
         nn.init.normal_(projection.lora_B["default"].weight, std=0.1)
+        last = projection.lora_magnitude_vector["default"] if trained == "dora" else projection.lora_B["default"]
     spy = Gradients()
     logger = CSVLogger(tmp_path, "", "")
     train(
@@ -317,9 +312,6 @@ def test_logs_the_passed_and_the_blocked_share_of_the_gradient(
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert len(rows) == 2
     # the gradient before and after the gate, computed from the output's gradient
-    last = {"full": projection, "lora": None, "dora": None}[trained]
-    if last is None:
-        last = projection.lora_magnitude_vector["default"] if trained == "dora" else projection.lora_B["default"]
     for row, batch in zip(rows, spy.batches, strict=True):
         seen: dict[str, Tensor] = {}
 
@@ -329,8 +321,7 @@ def test_logs_the_passed_and_the_blocked_share_of_the_gradient(
                 output.register_hook(lambda grad: seen.__setitem__("grad", grad))
 
         handle = last.register_forward_hook(keep)
-        means = mean_by_role(batch_nll(module.network, batch), batch["role"])
-        (means["sensitive"] + 1.25 * means["benign"]).backward()
+        loss_of(module.network, batch).backward()
         handle.remove()
         positions = scope_positions(scope, batch["subject_mask"])
         masks = torch.stack([gate.mask(subject, 1, 0.5) for subject in batch["subject"]])

@@ -1,5 +1,3 @@
-"""Subjects of a batch: read from the batch, found in the token ids, or found by a function of the user."""
-
 from __future__ import annotations
 
 import pickle
@@ -20,6 +18,8 @@ from lightning_neuralgate.hf.forward import model_inputs
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import SUBJECTS, Gradients, datamodule, enable_checkpointing, random_gate, train
+
+WEIGHT = "vlm.model.language_model.layers.1.mlp.down_proj.weight"
 
 
 def collated(splits: RecordSplits, **options: Any) -> list[dict[str, Any]]:
@@ -70,6 +70,14 @@ class MappingModule(SampleModule):
         return super().training_step(
             Sample(batch["input_ids"], batch["attention_mask"], batch["pixel_values"], batch["labels"]), batch_idx
         )
+
+
+def gradient_from(batches: list[dict[str, Any]], scope: Any = "subject_last", **options: Any) -> Tensor:
+    """Return the gradient of a step on batches with subjects."""
+    model, spy = tiny_llava(), Gradients()
+    data = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    train(MappingModule(model), data, NeuralGateCallback(random_gate(model), scope), spy, **options)
+    return spy.grads[0][WEIGHT]
 
 
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
@@ -159,11 +167,7 @@ def test_find_subjects_is_called_with_the_batch(splits: RecordSplits) -> None:
         "subject_mask": third_token(seen[0])[0],
         "subject": ["passport"] * len(batches[0]["subject"]),
     }
-    again = tiny_llava()
-    expected = Gradients()
-    train(MappingModule(again), DataLoader([marked], batch_size=None), NeuralGateCallback(gate), expected)  # type: ignore[arg-type]
-    name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
-    assert torch.equal(spy.grads[0][name], expected.grads[0][name])
+    assert torch.equal(spy.grads[0][WEIGHT], gradient_from([marked]))
 
 
 def test_calling_only_a_submodule_is_refused(splits: RecordSplits) -> None:
@@ -245,12 +249,7 @@ def test_the_callback_can_be_pickled(splits: RecordSplits) -> None:
     callback = pickle.loads(pickle.dumps(NeuralGateCallback(random_gate(model), tokenizer=tiny_processor())))
     spy = Gradients()
     train(SampleModule(model), sample_loader(collated(splits)), callback, spy)
-    expected = Gradients()
-    again = tiny_llava()
-    from_batch = NeuralGateCallback(random_gate(again))
-    train(MappingModule(again), DataLoader(collated(splits), batch_size=None), from_batch, expected)  # type: ignore[arg-type]
-    name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
-    assert torch.equal(spy.grads[0][name], expected.grads[0][name])
+    assert torch.equal(spy.grads[0][WEIGHT], gradient_from(collated(splits)))
 
 
 class TwoPasses(SampleModule):
@@ -272,15 +271,11 @@ def test_two_forward_passes_before_a_backward_pass(splits: RecordSplits, reentra
     if reentrant is None:
         spy = Gradients()
         train(TwoPasses(model), sample_loader(batches), callback, spy)
-        single, expected = tiny_llava(), Gradients()
         halves = list(datamodule(splits, pairs_per_batch=4).pairs_dataloader())
         assert len(halves) == 2
-        from_batch = NeuralGateCallback(random_gate(single), "from_subject")
-        data = DataLoader(halves, batch_size=None)  # type: ignore[arg-type]
-        train(MappingModule(single), data, from_batch, expected, accumulate_grad_batches=2)
-        name = f"vlm.{find_decoder(model).projection_path(1)}.weight"
+        expected = gradient_from(halves, "from_subject", accumulate_grad_batches=2)
         # halves are padded to their own lengths, and have the same number of labels
-        assert relative_error(spy.grads[0][name], expected.grads[0][name]) < 1e-5
+        assert relative_error(spy.grads[0][WEIGHT], expected) < 1e-5
         return
     model.train()
     enable_checkpointing(model, reentrant)

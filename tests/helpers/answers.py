@@ -1,5 +1,3 @@
-"""Judged answers for tests of rates and reports."""
-
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,5 +1,3 @@
-"""Run a function in two processes of one gloo process group."""
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,3 @@
-"""Start scripts and modules in separate processes, as users do."""
-
 from __future__ import annotations
 
 import os

@@ -1,5 +1,3 @@
-"""Random answers made of pieces that are hard for the answer rules of benchmarks."""
-
 from __future__ import annotations
 
 import random

@@ -1,5 +1,3 @@
-"""A model whose cached passes are wrong."""
-
 from __future__ import annotations
 
 from typing import Any

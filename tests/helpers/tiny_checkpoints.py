@@ -1,5 +1,3 @@
-"""Tiny random models of several families with their real processors."""
-
 from __future__ import annotations
 
 import importlib.util

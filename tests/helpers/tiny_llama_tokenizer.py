@@ -1,5 +1,3 @@
-"""A tiny tokenizer like LLaMA's, with SentencePiece pieces that start words with `▁`."""
-
 from __future__ import annotations
 
 from transformers import LlamaTokenizer

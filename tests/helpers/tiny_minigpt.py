@@ -1,5 +1,3 @@
-"""Tiny random MiniGPT-4 models of both variants, with a real processor."""
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import (
@@ -169,17 +170,8 @@ def tiny_llava_onevision(sizes: TinySizes = DEFAULT_SIZES) -> LlavaOnevisionForC
     )
 
 
-def tiny_minigpt4(sizes: TinySizes = DEFAULT_SIZES) -> MiniGPT4ForConditionalGeneration:
-    """Build MiniGPT-4, which joins four patches to one image token."""
-    return _minigpt4(sizes, use_qformer=False)
-
-
-def tiny_minigpt4_qformer(sizes: TinySizes = DEFAULT_SIZES) -> MiniGPT4ForConditionalGeneration:
-    """Build the older MiniGPT-4, with a Q-Former."""
-    return _minigpt4(sizes, use_qformer=True)
-
-
-def _minigpt4(sizes: TinySizes, use_qformer: bool) -> MiniGPT4ForConditionalGeneration:
+def tiny_minigpt4(sizes: TinySizes = DEFAULT_SIZES, use_qformer: bool = False) -> MiniGPT4ForConditionalGeneration:
+    """Build MiniGPT-4, which joins four patches to one image token, or the older one with a Q-Former."""
     return MiniGPT4ForConditionalGeneration(
         MiniGPT4Config(
             vision_config=sizes.vision(initializer_range=0.3),
@@ -241,14 +233,7 @@ def tiny_qwen3_vl_moe(
 
 def tiny_smolvlm(sizes: TinySizes = DEFAULT_SIZES) -> SmolVLMForConditionalGeneration:
     """Build SmolVLM."""
-    return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(
-            vision_config=sizes.vision(),
-            text_config=LlamaConfig(**sizes.text()).to_dict(),
-            image_token_id=sizes.image_token,
-            scale_factor=2,
-        )
-    )
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**_idefics3(sizes)))
 
 
 def tiny_idefics(sizes: TinySizes = DEFAULT_SIZES) -> IdeficsForVisionText2Text:
@@ -266,14 +251,7 @@ def tiny_idefics(sizes: TinySizes = DEFAULT_SIZES) -> IdeficsForVisionText2Text:
 
 def tiny_idefics3(sizes: TinySizes = DEFAULT_SIZES) -> Idefics3ForConditionalGeneration:
     """Build Idefics3."""
-    return Idefics3ForConditionalGeneration(
-        Idefics3Config(
-            vision_config=sizes.vision(),
-            text_config=LlamaConfig(**sizes.text()).to_dict(),
-            image_token_id=sizes.image_token,
-            scale_factor=2,
-        )
-    )
+    return Idefics3ForConditionalGeneration(Idefics3Config(**_idefics3(sizes)))
 
 
 def tiny_instructblip(sizes: TinySizes = DEFAULT_SIZES) -> InstructBlipForConditionalGeneration:
@@ -336,35 +314,23 @@ class TinyFamily:
     """Factory of a tiny model of one family, and the paths of its parts."""
 
     build: Callable[[TinySizes], PreTrainedModel]
-    layers: str
-    projection: str
-    vision_layers: str
+    layers: str = "model.language_model.layers"
+    projection: str = "mlp.down_proj"
+    vision_layers: str = "model.vision_tower.encoder.layers"
 
 
 TINY_FAMILIES = {
-    "llava": TinyFamily(
-        build_llava, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
-    ),
-    "llava_onevision": TinyFamily(
-        tiny_llava_onevision, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
-    ),
-    "minigpt4": TinyFamily(
-        tiny_minigpt4, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
-    ),
-    "minigpt4_qformer": TinyFamily(
-        tiny_minigpt4_qformer, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
-    ),
-    "qwen2_vl": TinyFamily(tiny_qwen2_vl, "model.language_model.layers", "mlp.down_proj", "model.visual.blocks"),
-    "qwen2_5_vl": TinyFamily(tiny_qwen2_5_vl, "model.language_model.layers", "mlp.down_proj", "model.visual.blocks"),
-    "smolvlm": TinyFamily(
-        tiny_smolvlm, "model.text_model.layers", "mlp.down_proj", "model.vision_model.encoder.layers"
-    ),
-    "idefics": TinyFamily(tiny_idefics, "model.layers", "mlp.down_proj", "model.vision_model.encoder.layers"),
-    "idefics3": TinyFamily(
-        tiny_idefics3, "model.text_model.layers", "mlp.down_proj", "model.vision_model.encoder.layers"
-    ),
+    "llava": TinyFamily(build_llava),
+    "llava_onevision": TinyFamily(tiny_llava_onevision),
+    "minigpt4": TinyFamily(tiny_minigpt4),
+    "minigpt4_qformer": TinyFamily(partial(tiny_minigpt4, use_qformer=True)),
+    "qwen2_vl": TinyFamily(tiny_qwen2_vl, vision_layers="model.visual.blocks"),
+    "qwen2_5_vl": TinyFamily(tiny_qwen2_5_vl, vision_layers="model.visual.blocks"),
+    "smolvlm": TinyFamily(tiny_smolvlm, "model.text_model.layers", vision_layers="model.vision_model.encoder.layers"),
+    "idefics": TinyFamily(tiny_idefics, "model.layers", vision_layers="model.vision_model.encoder.layers"),
+    "idefics3": TinyFamily(tiny_idefics3, "model.text_model.layers", vision_layers="model.vision_model.encoder.layers"),
     "instructblip": TinyFamily(
-        tiny_instructblip, "language_model.model.layers", "mlp.down_proj", "vision_model.encoder.layers"
+        tiny_instructblip, "language_model.model.layers", vision_layers="vision_model.encoder.layers"
     ),
     "blip2_opt": TinyFamily(
         tiny_blip2_opt, "language_model.model.decoder.layers", "fc2", "vision_model.encoder.layers"
@@ -372,9 +338,7 @@ TINY_FAMILIES = {
     "blip2_t5": TinyFamily(
         tiny_blip2_t5, "language_model.decoder.block", "layer.2.DenseReluDense.wo", "vision_model.encoder.layers"
     ),
-    "gemma3": TinyFamily(
-        tiny_gemma3, "model.language_model.layers", "mlp.down_proj", "model.vision_tower.encoder.layers"
-    ),
+    "gemma3": TinyFamily(tiny_gemma3),
 }
 
 
@@ -391,6 +355,11 @@ def _qwen_text(sizes: TinySizes) -> dict[str, Any]:
     half_head_dim = sizes.text_size // 4
     sections = [half_head_dim - 2 * (half_head_dim // 3), half_head_dim // 3, half_head_dim // 3]
     return sizes.text(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections})
+
+
+def _idefics3(sizes: TinySizes) -> dict[str, Any]:
+    text, vision = LlamaConfig(**sizes.text()).to_dict(), sizes.vision()
+    return {"vision_config": vision, "text_config": text, "image_token_id": sizes.image_token, "scale_factor": 2}
 
 
 def _qformer(sizes: TinySizes) -> dict[str, Any]:

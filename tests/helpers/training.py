@@ -27,6 +27,11 @@ def random_gate(model: nn.Module, layers: tuple[int, ...] = (1,), subjects: tupl
     return NeuralGate(rates, identity, dict.fromkeys(subjects, 4))
 
 
+def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+    means = mean_by_role(batch_nll(network, batch), batch["role"])
+    return means["sensitive"] + 1.25 * means["benign"]
+
+
 class UserModule(LightningModule):
     """A LightningModule without any gate code, trained by plain gradient descent."""
 
@@ -37,8 +42,7 @@ class UserModule(LightningModule):
             find_decoder(network).output_projection(layer).requires_grad_(True)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        means = mean_by_role(batch_nll(self.network, batch), batch["role"])
-        return means["sensitive"] + 1.25 * means["benign"]
+        return loss_of(self.network, batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)

@@ -1,5 +1,3 @@
-"""Read the metrics of an offline W&B run from its file."""
-
 from __future__ import annotations
 
 import json

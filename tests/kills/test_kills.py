@@ -1,5 +1,3 @@
-"""Both stages and benchmarks end in the same bytes after SIGKILLs at random moments."""
-
 from __future__ import annotations
 
 import json

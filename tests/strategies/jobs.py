@@ -33,6 +33,7 @@ from lightning_neuralgate.runtime.resume import fit_resumably
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.runner import Answering
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor, tiny_splits
+from tests.helpers.training import QUIET
 from tests.tasks.runs import questions_in, write_data
 
 LAYER, TAU = 1, 0.3
@@ -91,17 +92,7 @@ def trainer_of(strategy: str, **options: Any) -> Trainer:
         "fsd": ModelParallelStrategy(world, 1),
         "ful": ModelParallelStrategy(world, 1, save_distributed_checkpoint=False),
     }
-    return Trainer(
-        accelerator="cpu",
-        devices=world,
-        strategy=kinds[strategy[:3]],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
+    return Trainer(**QUIET, devices=world, strategy=kinds[strategy[:3]], num_sanity_val_steps=0, **options)
 
 
 def edit(

@@ -27,17 +27,16 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lightning_neuralgate.edit.editor import PrivacyEditModule, mean_by_role
+from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.gate.autograd import Scope, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.distributed import full_state_dict, shard
-from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
-from tests.helpers.training import datamodule, random_gate
+from tests.helpers.training import QUIET, datamodule, loss_of, random_gate
 
 LAYER, TAU, MICRO_BATCHES = 1, 0.5, 12
 WORLD_SIZES = {
@@ -110,11 +109,6 @@ def make_optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1)
 
 
-def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
-    means = mean_by_role(batch_nll(network, batch), batch["role"])
-    return means["sensitive"] + 1.25 * means["benign"]
-
-
 class Training(LightningModule):
     """A user's LightningModule that splits the batches over the processes."""
 
@@ -173,18 +167,15 @@ def trainer_of(strategy: str, case: Case, /, **options: Any) -> Trainer:
         "fsdp1_root": FSDP1OnCPU(),
     }
     return Trainer(
-        accelerator="cpu",
         devices=WORLD_SIZES[strategy],
         precision=case.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=case.accumulate,
         log_every_n_steps=1,
         val_check_interval=case.accumulate,
         use_distributed_sampler=False,
-        logger=DummyLogger(),  # in every process, so that the callback measures the gradient
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         **{
+            **QUIET,
+            "logger": DummyLogger(),  # in every process, so that the callback measures the gradient
             "strategy": strategies[strategy],
             "max_epochs": 1,
             "callbacks": [NeuralGateCallback(gate, case.scope, TAU)],

@@ -1,5 +1,3 @@
-"""16-mixed with a GradScaler: the same weights and skipped steps as in a plain loop."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,12 +15,11 @@ from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
-from tests.helpers.training import random_gate, train
+from tests.helpers.training import loss_of, random_gate, train
 from tests.strategies.runs import (
     LAYER,
     TAU,
     detached,
-    loss_of,
     make_optimizer,
     micro_batches,
     trainable_model,

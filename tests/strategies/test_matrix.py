@@ -1,5 +1,3 @@
-"""Every strategy trains the same weights as a plain loop, and masked rows never change."""
-
 from __future__ import annotations
 
 import json

@@ -26,6 +26,7 @@ from lightning_neuralgate.tasks.questions import TaskQuestions
 from lightning_neuralgate.tasks.runner import Answering, TaskRun, answer_tasks
 from tests.helpers.task_files import mllmguard_folder, mme_folder, parquet, pope_files, scienceqa_rows
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+from tests.helpers.training import QUIET
 
 
 def write_data(folder: Path) -> Path:
@@ -49,8 +50,7 @@ def questions_in(folder: Path, **options: Any) -> TaskQuestions:
 
 def trainer_of(strategy: str = "one") -> Trainer:
     kinds: dict[str, Any] = {"one": "auto", "ddp": "ddp", "fsdp": ModelParallelStrategy(2, 1)}
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=kinds[strategy], **quiet)
+    return Trainer(**QUIET, devices=1 if strategy == "one" else 2, strategy=kinds[strategy])
 
 
 def answer(folder: Path, out: Path, trainer: Trainer | None = None, **options: Any) -> TaskRun:

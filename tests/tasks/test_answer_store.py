@@ -1,5 +1,3 @@
-"""Files of answers: what is invalid is named by file and line."""
-
 from __future__ import annotations
 
 import json
@@ -14,9 +12,7 @@ from lightning_neuralgate.evaluation.answers import AnsweredItem, read_answers, 
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.scoring import tally_answers, tally_run
 from tests.helpers.answers import judged_answer
-from tests.helpers.task_files import (
-    json_lines,
-)
+from tests.helpers.task_files import json_lines
 
 
 def stored(folder: Path, **change: object) -> Path:

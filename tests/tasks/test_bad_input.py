@@ -175,6 +175,7 @@ def test_fields_that_are_wrong(tmp_path: Path) -> None:
     good = pope_rows(1)[0]
     for change, message in (
         ({"answer": "maybe"}, "field 'answer' has to be one of yes, no, found 'maybe'"),
+        ({"category": "Random"}, "field 'category' is 'Random'; POPE has random, popular, adversarial"),
         ({"question": " "}, "field 'question' has to be text, found ' '"),
         ({"image": {"bytes": b"", "path": None}}, "field 'image' holds no picture: expected bytes or a path"),
     ):
@@ -313,17 +314,11 @@ def test_mllmguard_with_too_few_columns(tmp_path: Path) -> None:
 def test_a_task_with_nothing_in_it(tmp_path: Path) -> None:
     file = json_lines(tmp_path / "a.jsonl", [])
     assert problem(partial(read_pope, file)) == "task 'task' has no questions"
-    assert problem(partial(read_pope, tmp_path / "b")).startswith(f"'{tmp_path / 'b'}' is neither a file or folder nor")
+    message = f"'{tmp_path / 'b'}' is neither a file or folder nor a dataset name"
+    assert problem(partial(read_pope, tmp_path / "b")).startswith(message)
     json_lines(file, [{"question_id": 1}])
     with pytest.raises(DataFormatError, match=r"has no questions; all 1 are broken, such as .*field 'text' is missing"):
         TaskQuestions({"pope": partial(read_pope, file)}, on_broken="skip").survey()
-
-
-def test_a_category_that_pope_does_not_have(tmp_path: Path) -> None:
-    file = parquet(tmp_path / "a.parquet", pope_rows(1, "Random"))
-    assert problem(partial(read_pope, file)) == (
-        f"{file}, row 0: field 'category' is 'Random'; POPE has random, popular, adversarial"
-    )
 
 
 def test_a_file_without_the_requested_categories_is_refused(tmp_path: Path) -> None:

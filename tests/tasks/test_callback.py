@@ -1,5 +1,3 @@
-"""Benchmarks during a training: the figures that the runner finds, and a training that stays what it was."""
-
 from __future__ import annotations
 
 import csv

@@ -1,5 +1,3 @@
-"""Chat models as judges of stored answers on the command line: unclear replies and the cache."""
-
 from __future__ import annotations
 
 import json

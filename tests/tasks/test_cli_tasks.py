@@ -1,5 +1,3 @@
-"""`neuralgate eval --tasks` on a tiny checkpoint, on the mini sets and on files."""
-
 from __future__ import annotations
 
 import csv
@@ -139,13 +137,17 @@ def test_sources_from_files_with_a_delta_and_a_gate(
     assert "neuralgate eval:" in capsys.readouterr().err
 
 
+def pope_command(checkpoint: Path, folder: Path) -> list[str]:
+    """Write six questions of POPE and return the command that answers them, without --out."""
+    pope_files(folder / "pope", 6)
+    sources = ["--sources.pope", str(folder / "pope"), "--sources.pope_images", str(folder / "pope" / "val2014")]
+    return ["eval", "--tasks", "pope", "--model.name", str(checkpoint), "--max_new_tokens", "3", *QUIET, *sources]
+
+
 def test_broken_items_are_reported(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pope_files(tmp_path / "pope", 6)
+    command = [*pope_command(checkpoint, tmp_path), "--out", str(tmp_path / "out")]
     (tmp_path / "pope" / "val2014" / "COCO_0.png").unlink()
     (tmp_path / "pope" / "val2014" / "COCO_1.png").write_bytes(b"none")
-    command = ["eval", "--tasks", "pope", "--model.name", str(checkpoint), "--max_new_tokens", "3", *QUIET]
-    command += ["--sources.pope", str(tmp_path / "pope"), "--sources.pope_images", str(tmp_path / "pope" / "val2014")]
-    command += ["--out", str(tmp_path / "out")]
     assert main(command) == 1
     assert "line 1: image " in capsys.readouterr().err
     assert main([*command, "--broken", "skip"]) == 0
@@ -166,10 +168,7 @@ def test_broken_items_are_reported(checkpoint: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_partial_run_is_marked(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pope_files(tmp_path / "pope", 6)
-    command = ["eval", "--tasks", "pope", "--model.name", str(checkpoint), "--max_new_tokens", "3", *QUIET]
-    command += ["--sources.pope", str(tmp_path / "pope"), "--sources.pope_images", str(tmp_path / "pope" / "val2014")]
-    command += ["--out", str(tmp_path / "out"), "--batch_size", "2"]
+    command = [*pope_command(checkpoint, tmp_path), "--out", str(tmp_path / "out"), "--batch_size", "2"]
     assert main([*command, "--trainer.limit_predict_batches", "2"]) == 0
     printed = capsys.readouterr().out
     assert "pope: PARTIAL, 4 of 6 questions answered, 2 missing" in printed

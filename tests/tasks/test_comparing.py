@@ -1,5 +1,3 @@
-"""Two runs are compared figure by figure and item by item."""
-
 from __future__ import annotations
 
 import json
@@ -12,19 +10,8 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.tasks.comparing import compare_runs, read_changes, verdict_of
-from lightning_neuralgate.tasks.verdicts import (
-    StoredScorer,
-)
-from tests.helpers.task_answers import (
-    ANSWERS,
-    SORRY,
-    changed,
-    guard,
-    guard_rows,
-    pope,
-    privacy,
-    written,
-)
+from lightning_neuralgate.tasks.verdicts import StoredScorer
+from tests.helpers.task_answers import ANSWERS, SORRY, changed, guard, guard_rows, pope, privacy, written
 from tests.helpers.task_files import json_lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 import pytest
 
 from lightning_neuralgate.cli import build_parser
+from tests.data.test_data_doc import blocks
 from tests.helpers.task_files import mme_folder
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("neuralgate")]
+COMMANDS = [line for block in blocks(PAGE, "bash") for line in block.splitlines() if line.startswith("neuralgate")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -35,7 +31,7 @@ def test_all_evaluation_commands_are_documented() -> None:
 def test_documented_code_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mme_folder(tmp_path / "MME_Benchmark")
-    (code,) = (block for block in blocks("python") if "answer_tasks" in block)
+    (code,) = (block for block in blocks(PAGE, "python") if "answer_tasks" in block)
     for shown, here in (
         ("smol-llava", str(checkpoint)),
         ("Trainer(logger=False)", "Trainer(logger=False, accelerator='cpu', enable_progress_bar=False)"),

@@ -1,5 +1,3 @@
-"""Exports are what the benchmarks' own tools read."""
-
 from __future__ import annotations
 
 import json
@@ -13,15 +11,7 @@ from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.metrics.functional.mme import COGNITION, PERCEPTION
 from lightning_neuralgate.tasks.exports import export_results
 from tests.helpers.random_answers import random_answers
-from tests.helpers.task_answers import (
-    ANSWERS,
-    SORRY,
-    changed,
-    figures,
-    mme,
-    pope,
-    written,
-)
+from tests.helpers.task_answers import ANSWERS, SORRY, changed, figures, mme, pope, written
 from tests.metrics.functional.test_mme import official_scores as mme_tool
 from tests.metrics.functional.test_pope import official as pope_script
 

@@ -1,5 +1,3 @@
-"""Selection of questions, and batches that do not depend on the number of processes."""
-
 from __future__ import annotations
 
 from collections import Counter

@@ -1,8 +1,5 @@
-"""Each published form of each benchmark is read for what it says."""
-
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from random import randbytes
 
@@ -156,7 +153,9 @@ def test_mllmguard_by_language_and_with_avif(tmp_path: Path) -> None:
     assert read_image(item.picture).size == (16, 16)
 
 
-OWNERS_HEADER = "Image,Prompt,Jailbreak Type,Source,Lan,Category I,Category II\n"
+OWNERS_FILE = """Image,Prompt,Jailbreak Type,Source,Lan,Category I,Category II
+0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy
+"""
 
 
 def guard_file(folder: Path, content: str) -> None:
@@ -165,7 +164,7 @@ def guard_file(folder: Path, content: str) -> None:
 
 
 def test_the_owners_columns_hold_no_secret(tmp_path: Path) -> None:
-    guard_file(tmp_path / "privacy", OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n")
+    guard_file(tmp_path / "privacy", OWNERS_FILE)
     guard_file(
         tmp_path / "hallucination",
         "Image,Prompt,Options,Jailbreak Type,Source,Lan,Category I,Category II\n"
@@ -187,9 +186,7 @@ def test_the_secret_is_read_from_the_column_of_that_name(tmp_path: Path) -> None
 
 def test_an_unknown_dimension_of_mllmguard_is_kept_with_a_warning(tmp_path: Path) -> None:
     for dimension in ("privacy", "hallucination", "Toxcity"):
-        guard_file(
-            tmp_path / dimension, OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n"
-        )
+        guard_file(tmp_path / dimension, OWNERS_FILE)
     with pytest.warns(UserWarning, match="no dimension called Toxcity; ") as warned:
         items = list(read_mllmguard(tmp_path, stop()))
     assert len(warned) == 1
@@ -197,7 +194,7 @@ def test_an_unknown_dimension_of_mllmguard_is_kept_with_a_warning(tmp_path: Path
 
 
 def test_other_protocols_of_mllmguard_are_left_out(tmp_path: Path) -> None:
-    guard_file(tmp_path / "privacy", OWNERS_HEADER + "0.jpg,Whose is it?,Disguise,Web,en,Privacy,Personal Privacy\n")
+    guard_file(tmp_path / "privacy", OWNERS_FILE)
     guard_file(tmp_path / "position-swapping", "Image,Reverse Image,Prompt,Source,Lan\n0.jpg,1.jpg,Which?,Web,en\n")
     guard_file(
         tmp_path / "truthfulness",
@@ -267,9 +264,3 @@ def test_json_lines_of_a_dataset_are_streamed(tmp_path: Path) -> None:
     json_lines(tmp_path / "set" / "validation.jsonl", [{"question_id": 1, "text": "Is it?"}])
     (row,) = stream_dataset(str(tmp_path / "set"), None, "validation", tmp_path)
     assert (row.text("question_id"), row.text("text"), row.source_name) == ("1", "Is it?", "set")
-
-
-def test_an_unknown_source_is_refused() -> None:
-    source = partial(read_pope, "/there/is/nothing")
-    with pytest.raises(DataFormatError, match="is neither a file or folder nor a dataset name"):
-        list(source(stop()))

@@ -1,5 +1,3 @@
-"""Interrupted runs over tasks resume, and end in the same files."""
-
 from __future__ import annotations
 
 import json
@@ -15,48 +13,46 @@ from lightning_neuralgate.runtime.resume import remove_progress
 from lightning_neuralgate.tasks.answer_store import AnswerLog
 from lightning_neuralgate.tasks.item import BROKEN_NAME
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering
-from lightning_neuralgate.tasks.scoring import (
-    QuestionCounts,
-    partial_tasks,
-    question_counts,
-    tally_run,
-)
+from lightning_neuralgate.tasks.scoring import QuestionCounts, partial_tasks, question_counts, tally_run
 from tests.helpers.task_files import pope_files
 from tests.helpers.tiny_llava import tiny_llava
+from tests.helpers.training import QUIET
 from tests.tasks.runs import Calls, answer, questions_in, write_data
+
+
+def interrupt(folder: Path, out: Path, batches: int, **options: Any) -> None:
+    """Break a run off after this number of batches."""
+    model = tiny_llava()
+    Calls(model, last=batches)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        answer(folder, out, model=model, use_cache=False, **options)
+
+
+def resumed_rows(folder: Path, out: Path, complete: Path) -> int:
+    """Finish a run as if it had not been interrupted and return the number of questions answered now."""
+    model = tiny_llava()
+    calls = Calls(model)
+    assert answer(folder, out, model=model, use_cache=False).file.read_bytes() == complete.read_bytes()
+    return calls.rows
 
 
 @pytest.mark.parametrize("batches", [0, 1, 4])
 def test_an_interrupted_run_resumes(data: Path, complete: Path, tmp_path: Path, batches: int) -> None:
-    model = tiny_llava()
-    calls = Calls(model, last=batches)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        answer(data, tmp_path, model=model, use_cache=False)
+    interrupt(data, tmp_path, batches)
     assert not (tmp_path / "answers.jsonl").exists()
     log = tmp_path / UNFINISHED / "part-0.jsonl"
     assert len(log.read_bytes().splitlines()) == 3 * batches
     with log.open("ab") as torn:
         torn.write(b'{"task": "scienceqa", "item_id": "test/0000')
-    model = tiny_llava()
-    calls = Calls(model)
-    answer(data, tmp_path, model=model, use_cache=False)
-    assert calls.rows == 21 - 3 * batches
-    assert (tmp_path / "answers.jsonl").read_bytes() == complete.read_bytes()
+    assert resumed_rows(data, tmp_path, complete) == 21 - 3 * batches
 
 
 def test_a_partially_logged_batch_is_answered_again(data: Path, complete: Path, tmp_path: Path) -> None:
-    model = tiny_llava()
-    Calls(model, last=2)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        answer(data, tmp_path, model=model, use_cache=False)
+    interrupt(data, tmp_path, 2)
     log = tmp_path / UNFINISHED / "part-0.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:4]))
-    model = tiny_llava()
-    calls = Calls(model)
-    answer(data, tmp_path, model=model, use_cache=False)
-    assert calls.rows == 21 - 3, "the first batch is done, the second is not"
-    assert (tmp_path / "answers.jsonl").read_bytes() == complete.read_bytes()
+    assert resumed_rows(data, tmp_path, complete) == 21 - 3, "the first batch is done, the second is not"
     assert Counter(log.read_bytes().splitlines()).most_common(1)[0][1] == 1, "no answer is kept twice"
 
 
@@ -86,10 +82,7 @@ def test_skipped_items_are_the_same_after_a_resume(tmp_path: Path) -> None:
     assert f"picture {bad.resolve()} cannot be read" in rows[1]["reason"]
     assert complete.answered == {"pope": 5, "mme": 6, "scienceqa": 4, "mllmguard": 4}
     assert complete.missing == 0
-    model = tiny_llava()
-    Calls(model, last=5)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        answer(folder, tmp_path / "two", model=model, questions=questions_in(folder, on_broken="skip"), use_cache=False)
+    interrupt(folder, tmp_path / "two", 5, questions=questions_in(folder, on_broken="skip"))
     answer(folder, tmp_path / "two", questions=questions_in(folder, on_broken="skip"), use_cache=False)
     for name in (BROKEN_NAME, "answers.jsonl", "run.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "complete" / name).read_bytes()
@@ -124,8 +117,7 @@ def test_items_skipped_by_an_earlier_run_stop_a_strict_one(complete: Path, tmp_p
 def test_a_run_that_ends_early_is_marked_and_resumes(
     data: Path, complete: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    quiet: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-    run = answer(data, tmp_path, Trainer(**quiet, **options, enable_model_summary=False), use_cache=False)
+    run = answer(data, tmp_path, Trainer(**QUIET, devices=1, **options), use_cache=False)
     batches = 1 if "fast_dev_run" in options else 3
     assert run.missing == 21 - 3 * batches
     tallies, counts = tally_run(tmp_path)
@@ -136,8 +128,7 @@ def test_a_run_that_ends_early_is_marked_and_resumes(
     assert counts["scienceqa"].answered == 0
     assert partial_tasks(counts)[-3:] == ["mme", "scienceqa", "mllmguard"]
     assert ("mme" in tallies) == (batches == 3)
-    answer(data, tmp_path, use_cache=False)
-    assert (tmp_path / "answers.jsonl").read_bytes() == complete.read_bytes()
+    assert resumed_rows(data, tmp_path, complete) == 21 - 3 * batches
     assert partial_tasks(question_counts(tmp_path)) == []
 
 
@@ -147,11 +138,7 @@ def test_one_process_resumes_the_run_of_two(data: Path, complete: Path, tmp_path
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:3]))
     (log.parent / "part-1.jsonl").write_bytes(b"".join(lines[6:9]) + lines[9][:20])
-    model = tiny_llava()
-    calls = Calls(model)
-    answer(data, tmp_path, model=model, use_cache=False)
-    assert calls.rows == 21 - 6
-    assert (tmp_path / "answers.jsonl").read_bytes() == complete.read_bytes()
+    assert resumed_rows(data, tmp_path, complete) == 21 - 6
 
 
 def test_an_incomplete_line_of_a_log_is_cut_off(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-"""The runner answers every question once, in any batch and on any number of processes; cache and sampling."""
-
 from __future__ import annotations
 
 import json
@@ -25,12 +23,7 @@ from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_item
 from lightning_neuralgate.tasks.evaluate import evaluate
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, TaskRun, answer_tasks
-from lightning_neuralgate.tasks.scoring import (
-    partial_tasks,
-    tally_answers,
-    tally_run,
-    task_scores,
-)
+from lightning_neuralgate.tasks.scoring import partial_tasks, tally_answers, tally_run, task_scores
 from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.tasks.runs import Calls, answer, questions_in, trainer_of, write_data

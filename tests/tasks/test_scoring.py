@@ -1,5 +1,3 @@
-"""Scores, comparisons and exports of answers whose figures are worked out by hand."""
-
 from __future__ import annotations
 
 import json
@@ -15,20 +13,8 @@ from lightning_neuralgate.evaluation.answers import answer_line
 from lightning_neuralgate.metrics.functional.mme import COGNITION, PERCEPTION
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.scoring import judges_agreement, tally_answers, task_scores
-from lightning_neuralgate.tasks.verdicts import (
-    KeywordListJudge,
-    WrappedJudge,
-)
-from tests.helpers.task_answers import (
-    ANSWERS,
-    SORRY,
-    changed,
-    figures,
-    guard,
-    many,
-    privacy,
-    written,
-)
+from lightning_neuralgate.tasks.verdicts import KeywordListJudge, WrappedJudge
+from tests.helpers.task_answers import ANSWERS, SORRY, changed, figures, guard, many, privacy, written
 
 
 def test_figures_of_all_tasks() -> None:

@@ -1,5 +1,3 @@
-"""Judges of refusals, and scorers of MLLMGuard's answers."""
-
 from __future__ import annotations
 
 import json
@@ -21,14 +19,7 @@ from lightning_neuralgate.tasks.verdicts import (
     WrappedJudge,
     named_refusal_judge,
 )
-from tests.helpers.task_answers import (
-    ANSWERS,
-    SORRY,
-    changed,
-    figures,
-    guard_rows,
-    written,
-)
+from tests.helpers.task_answers import ANSWERS, SORRY, changed, figures, guard_rows, written
 from tests.helpers.task_files import json_lines
 
 

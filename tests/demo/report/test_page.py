@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,9 +64,11 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def report(folder: Path, results: dict[str, Any] | None = None, rows: list[JudgedAnswer] | None = None) -> Page:
+def report(
+    folder: Path, results: dict[str, Any] | None = None, rows: list[JudgedAnswer] | None = None, shares: Any = SHARES
+) -> Page:
     rows = answers(folder) if rows is None else rows
-    path = write_report(folder / "out" / "report.html", results or run(), rows, SHARES, folder)
+    path = write_report(folder / "out" / "report.html", results or run(), rows, shares, folder)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -157,8 +160,7 @@ def test_untrusted_text_is_escaped(tmp_path: Path, hostile: str) -> None:
     for model in MODELS:
         results[model] = results[model] | {hostile: rates(0.1, 0.2, 0.15)}
     shares = [LayerShares(hostile, 3, 0.5, 0.3, 0.2)]
-    path = write_report(tmp_path / "hostile.html", results, rows, shares, tmp_path)
-    page = Page(path.read_text(encoding="utf-8"))
+    page = report(tmp_path, results, rows, shares)
     assert hostile in page.text
     assert "49" not in page.text
     allowed = {name for _, attributes in plain.tags for name in attributes}
@@ -299,8 +301,7 @@ def test_invalid_interval_is_named(tmp_path: Path, interval: Any) -> None:
 
 
 def test_results_without_metrics(tmp_path: Path) -> None:
-    path = write_report(tmp_path / "report.html", {"unedited": {}}, [], [], tmp_path)
-    page = Page(path.read_text(encoding="utf-8"))
+    page = report(tmp_path, {"unedited": {}}, [], [])
     for text in ("No edit was measured.", "No answers were recorded.", "No gate was located.", "not recorded"):
         assert text in page.text
 
@@ -332,26 +333,31 @@ def test_a_picture_outside_the_folder_raises(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_an_unreadable_picture_keeps_the_old_report(tmp_path: Path, content: bytes | None) -> None:
-    rows = answers(tmp_path / "data")
+@pytest.fixture
+def old_report(tmp_path: Path) -> Iterator[Path]:
+    """An earlier report, which has to be left as it is."""
     path = tmp_path / "out" / "report.html"
     path.parent.mkdir()
     path.write_text("the old one")
+    yield path
+    assert path.read_bytes() == b"the old one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_an_unreadable_picture_keeps_the_old_report(tmp_path: Path, old_report: Path, content: bytes | None) -> None:
+    rows = answers(tmp_path / "data")
     broken = tmp_path / "data" / "images" / "receipt-2.png"
     broken.unlink()
     if content is not None:
         broken.write_bytes(content)
     with pytest.raises(DataFormatError, match="record 'receipt-2'"):
-        write_report(path, run(), rows, SHARES, tmp_path / "data")
-    assert path.read_text() == "the old one"
-    assert list(path.parent.iterdir()) == [path]
+        write_report(old_report, run(), rows, SHARES, tmp_path / "data")
 
 
-def test_a_failing_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "out" / "report.html"
-    path.parent.mkdir()
-    path.write_text("the old one")
+def test_a_failing_write_keeps_the_old_report(
+    tmp_path: Path, old_report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = answers(tmp_path)
 
     def fail(self: Path, *_: Any, **__: Any) -> int:
@@ -360,9 +366,7 @@ def test_a_failing_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_report(path, run(), rows, SHARES, tmp_path)
-    assert path.read_bytes() == b"the old one"
-    assert list(path.parent.iterdir()) == [path]
+        write_report(old_report, run(), rows, SHARES, tmp_path)
 
 
 def test_page_is_reproducible(tmp_path: Path) -> None:
