@@ -8,10 +8,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.data.records import RECORDS_NAME
 from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
 from lightning_neuralgate.data.rendering.dataset import (
     EDIT_SUBJECTS,
-    RECORDS_NAME,
     UNSEEN_SUBJECTS,
     file_name_of,
     render_retention,

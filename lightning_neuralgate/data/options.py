@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.records import RecordSplits, RetentionItem, read_records, read_retention
-from lightning_neuralgate.data.rendering.dataset import RECORDS_NAME
+from lightning_neuralgate.data.records import RECORDS_NAME, RecordSplits, RetentionItem, read_records, read_retention
 from lightning_neuralgate.data.splits import split_records
 from lightning_neuralgate.errors import DataFormatError
 

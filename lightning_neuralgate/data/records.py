@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
 
+RECORDS_NAME = "records.jsonl"
+"""File of the records in a data folder."""
+
 
 class StrictModel(BaseModel):
     """Immutable model that rejects unknown fields."""

@@ -11,7 +11,14 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from lightning_neuralgate.data.authors import write_authors_json
-from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem, write_records, write_retention
+from lightning_neuralgate.data.records import (
+    RECORDS_NAME,
+    PrivacyRecord,
+    RecordSplits,
+    RetentionItem,
+    write_records,
+    write_retention,
+)
 from lightning_neuralgate.data.rendering.draw import Rendering, ordinary_picture, render
 from lightning_neuralgate.data.rendering.imagefolder import (
     METADATA_NAME,
@@ -35,7 +42,6 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.runtime.files import atomic_write
 
-RECORDS_NAME = "records.jsonl"
 RETENTION_NAME = "retention.jsonl"
 IMAGES_NAME = "images"
 AUTHORS_NAME = "authors"

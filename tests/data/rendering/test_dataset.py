@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 
 from lightning_neuralgate.data.authors import read_authors_json
-from lightning_neuralgate.data.records import read_records, read_retention
-from lightning_neuralgate.data.rendering.dataset import RECORDS_NAME, RETENTION_NAME, render_retention, render_splits
+from lightning_neuralgate.data.records import RECORDS_NAME, read_records, read_retention
+from lightning_neuralgate.data.rendering.dataset import RETENTION_NAME, render_retention, render_splits
 from lightning_neuralgate.data.rendering.draw import PICTURE_SIZE
 from lightning_neuralgate.data.rendering.questions import EDIT_TEMPLATES, PUBLIC_ATTRIBUTES, TEST_TEMPLATES
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
