@@ -17,7 +17,6 @@ from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from tests.helpers.device import DeviceSyncs, OperationCounter
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import datamodule, random_gate, train
-from tests.locate.test_locator import fit
 
 
 def locate_batch(splits: RecordSplits, records: int = 1, context: str = "") -> dict[str, Any]:
@@ -153,7 +152,7 @@ def test_vectors_are_float32_with_half_precision_weights(
 
 def test_bf16_true_does_not_round_vectors(splits: RecordSplits) -> None:
     locator = PrivacyLocatorModule(tiny_llava(), [1], max_steps=4, reuse_prefix=False)
-    fit(locator, splits, trainer={"precision": "bf16-true"})
+    train(locator, datamodule(splits), precision="bf16-true", max_steps=-1, max_epochs=1)
     assert next(locator.model.parameters()).dtype == torch.bfloat16
     for layers in locator.vectors.values():
         assert layers[1].dtype == torch.float32
