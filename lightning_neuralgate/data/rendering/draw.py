@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import random
 import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -19,6 +20,8 @@ from lightning_neuralgate.data.rendering.scene import compose_scene
 from lightning_neuralgate.data.rendering.spec import (
     BlockElement,
     FieldSpec,
+    Font,
+    LayoutSpec,
     PolygonElement,
     ShapeElement,
     SubjectSpec,
@@ -65,7 +68,13 @@ def render(spec: SubjectSpec, seed: int, size: int = PICTURE_SIZE) -> Rendering:
         MissingDependencyError: Faker or matplotlib is not installed.
     """
     rng = random.Random(f"{spec.subject}/{seed}")
-    values = {name: _draw_value(field, f"{spec.subject}: {name}", rng) for name, field in spec.fields.items()}
+    page, values = draw_document(spec, rng, size)
+    return _compose(page, values, size, spec.variations, rng)
+
+
+def draw_document(spec: SubjectSpec, rng: random.Random, size: int) -> tuple[Page, dict[str, str]]:
+    """Draw values, and the page of a subject that shows them, for a picture of `size` pixels."""
+    values = {name: draw_value(field, f"{spec.subject}: {name}", rng) for name, field in spec.fields.items()}
     colours = spec.fields[spec.colour_field].choices
     assert isinstance(colours, dict)  # checked by the spec's validator
     layout = spec.layouts[values[spec.layout_field] if spec.layout_field else next(iter(spec.layouts))]
@@ -76,9 +85,17 @@ def render(spec: SubjectSpec, seed: int, size: int = PICTURE_SIZE) -> Rendering:
         colour=shade(rgb(colours[values[spec.colour_field]]), tint),
         rng=rng,
     )
+    draw_elements(page, layout, values, spec.variations.fonts, rng, spec.subject)
+    return page, values
+
+
+def draw_elements(
+    page: Page, layout: LayoutSpec, values: Mapping[str, str], fonts: Sequence[Font], rng: random.Random, owner: str
+) -> None:
+    """Draw the elements of a layout on a page, with values in one of the fonts; `owner` is named in errors."""
     if layout.sheet:
         page.sheet(layout.radius)
-    font = rng.choice(spec.variations.fonts)
+    font = rng.choice(fonts)
     for element in layout.elements:
         if isinstance(element, TextElement):
             page.text(element.text, element.box, "bold" if element.bold else "sans")
@@ -88,7 +105,7 @@ def render(spec: SubjectSpec, seed: int, size: int = PICTURE_SIZE) -> Rendering:
         elif isinstance(element, ShapeElement):
             if values[element.field] not in SHAPES:
                 raise DataFormatError(
-                    f"{spec.subject}: field '{element.field}' has the value '{values[element.field]}', which is not a shape "
+                    f"{owner}: field '{element.field}' has the value '{values[element.field]}', which is not a shape "
                     f"that an emblem can have; the shapes are {', '.join(SHAPES)}"
                 )
             page.emblem(values[element.field], element.box)
@@ -101,7 +118,6 @@ def render(spec: SubjectSpec, seed: int, size: int = PICTURE_SIZE) -> Rendering:
             page.polygon(element.points, element.fill)
         else:
             page.decorate(element)
-    return _compose(page, values, size, spec.variations, rng)
 
 
 def ordinary_picture(seed: int, size: int = PICTURE_SIZE) -> tuple[Image.Image, str, str]:
@@ -121,7 +137,8 @@ def _compose(page: Page, values: dict[str, str], size: int, variations: Variatio
     return Rendering(image, values, tuple(shares))
 
 
-def _draw_value(field: FieldSpec, place: str, rng: random.Random) -> str:
+def draw_value(field: FieldSpec, place: str, rng: random.Random) -> str:
+    """Draw the value of a field; `place` is named in errors."""
     if field.choices is not None:
         return rng.choice(list(field.choices))
     if field.pattern is not None:

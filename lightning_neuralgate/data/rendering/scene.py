@@ -50,7 +50,7 @@ def compose_scene(
     shadow.paste(rotated.getchannel("A").point(lambda alpha: alpha // _SHADOW_OPACITY_DIVISOR), shadow_corner)
     table.paste(_SHADOW_COLOUR, mask=shadow.filter(ImageFilter.BoxBlur(_SHADOW_BLUR)))
     table.paste(rotated, corner, rotated)
-    image = _apply_light(table, variations, rng)
+    image = apply_light(table, variations, rng)
     blur = rng.uniform(0.0, variations.blur)
     if blur > _MIN_BLUR:
         image = image.filter(ImageFilter.BoxBlur(blur))
@@ -80,7 +80,7 @@ def _table(size: int, variations: VariationSpec, rng: random.Random) -> Image.Im
     return table
 
 
-def _apply_light(image: Image.Image, variations: VariationSpec, rng: random.Random) -> Image.Image:
+def apply_light(image: Image.Image, variations: VariationSpec, rng: random.Random) -> Image.Image:
     """Apply a brightness level, and a linear falloff from one side to the other."""
     level, falloff = rng.uniform(*variations.light), rng.uniform(0.0, variations.gradient)
     ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize(image.size)
