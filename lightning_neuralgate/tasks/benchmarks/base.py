@@ -13,6 +13,7 @@ import numpy as np
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.metrics.functional.forms import AnswerForm
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.tasks.questions import Source
 from lightning_neuralgate.tasks.verdicts import GuardScorer
@@ -87,6 +88,13 @@ class Benchmark(ABC):
     @abstractmethod
     def new_tally(self, settings: TallySettings) -> TaskTally:
         """Return an empty tally for the answers of one run."""
+
+    def form(self, answer: AnsweredItem) -> tuple[AnswerForm, Sequence[str]]:
+        """Return the form of an answer's question, and the texts of its choices; by default open questions.
+
+        An answer that opens with what the form asks for is no refusal, whatever a judge says (`metrics.functional.forms`).
+        """
+        return "open", ()
 
     def missing_parts(self, figures: Mapping[str, float]) -> list[str]:
         """Return the parts of the benchmark, such as subtasks, that no answer belongs to.
