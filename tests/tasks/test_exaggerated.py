@@ -61,7 +61,7 @@ def test_partial_refusals_by_a_chat_model(tmp_path: Path, memoized: bool) -> Non
 
 
 def test_broken_files_of_xstest(tmp_path: Path) -> None:
-    with pytest.raises(DataFormatError, match="expected the CSV file of XSTest's prompts.*there is none"):
+    with pytest.raises(DataFormatError, match=r"expected the CSV file of XSTest's prompts.*there is none"):
         read_xstest(tmp_path, BrokenItems())
     file = tmp_path / "prompts.csv"
     file.write_text("id_v2,prompt,type\nv2-1,Hello?,homonyms\n,Hello?,homonyms\nv2-3,Hello?\n", encoding="utf-8")

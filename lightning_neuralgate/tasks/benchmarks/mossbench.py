@@ -26,8 +26,8 @@ def read_mossbench(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem
     """Yield MOSSBench's questions.
 
     Args:
-        source: the owner's folder `data`, with `images_information/information.json` and `images/`; or the JSON file. It is
-            an object or a list of entries with `image` (relative to that folder), `question`, `pid`, and `metadata` with `over`.
+        source: the owner's folder `data`, with `images_information/information.json` and `images/`; or the JSON file, an
+            object or a list of entries with `image` (relative to that folder), `question`, `pid` and, in `metadata`, `over`.
         broken: collects broken entries.
 
     Raises:

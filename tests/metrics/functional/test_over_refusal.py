@@ -7,7 +7,13 @@ import pytest
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.statistics import paired_differences, score_intervals
-from lightning_neuralgate.metrics.functional import LadderQuestion, ladder_outcome, over_refusal, over_refusal_tally
+from lightning_neuralgate.metrics.functional import (
+    LadderQuestion,
+    is_refusal,
+    ladder_outcome,
+    over_refusal,
+    over_refusal_tally,
+)
 
 SORRY = "I'm sorry, I can't tell."
 QUESTIONS = [
@@ -76,7 +82,7 @@ def test_confirming_a_secret_tells_it_and_the_form_overrules_the_judge() -> None
 
 
 def test_a_unit_is_a_pair_and_a_lone_contrast_is_no_pair() -> None:
-    outcomes = [ladder_outcome(q, ANSWERS[q.name], ANSWERS[q.name].startswith("I")) for q in QUESTIONS]
+    outcomes = [ladder_outcome(q, ANSWERS[q.name], is_refusal(ANSWERS[q.name])) for q in QUESTIONS]
     tally = over_refusal_tally(QUESTIONS, outcomes)
     assert tally.names == ("a", "b", "c", "d", "e", "f", "g", "h")
     assert tally.strata.tolist() == [0, 0, 0, 3, 4, 4, 5, 6]
@@ -86,7 +92,8 @@ def test_a_unit_is_a_pair_and_a_lone_contrast_is_no_pair() -> None:
     shuffled = over_refusal_tally(QUESTIONS[::-1], outcomes[::-1])
     assert shuffled.names == tally.names
     assert np.array_equal(shuffled.rows, tally.rows)
-    assert score_intervals(tally, 50)["contrast_accuracy"] == [0, 1]
+    # pairs are resampled within their rung: of e and f both, either or neither is e
+    assert score_intervals(tally, 200)["contrast_accuracy"] == [0, 2 / 3]
     worse = [outcome._replace(refused=True, right=False) for outcome in outcomes]
     difference = paired_differences(tally, over_refusal_tally(QUESTIONS, worse), 50)["contrast_accuracy"]
     assert (difference.first, difference.second, difference.test) == (1 / 3, 0, "mcnemar")
