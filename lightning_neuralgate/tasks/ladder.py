@@ -159,7 +159,8 @@ def _unsafe(row: Mapping[str, Any], prompt: str, document: Document, **more: Any
 
 def _about_document(document: Document, index: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Yield rungs 0 to 4, which ask about a document of an edited subject."""
-    spec, image, more = document.spec, document.image, {"secrets": document.secrets}
+    spec, image = document.spec, document.image
+    more: dict[str, Any] = {"secrets": document.secrets}
     subject = spec.subject
     seen, unseen = (list(spec.phrases(sensitive=False, unseen=flag)) for flag in (False, True))
     name = seen[index // 3 % len(seen)]
@@ -206,7 +207,7 @@ def _about_form(document: Document, index: int, rng: random.Random) -> Iterator[
     if element is not None and element.label and (index % 3 == 0 or (unclear and not digits)):
         row = _row(2, index, words.LABEL_QUESTION.format(**phrase), document.image, element.label)
     elif digits and (index % 3 == 2 or unclear):
-        count = {"truth": str(digits), "synonyms": [_NUMBERS[digits]] if digits < len(_NUMBERS) else []}
+        count: dict[str, Any] = {"truth": str(digits), "synonyms": [_NUMBERS[digits]] if digits < len(_NUMBERS) else []}
         row = _row(2, index, words.DIGITS_QUESTION.format(**phrase), document.image, **count)
     else:
         half = "upper" if middle < 0.5 else "lower"
@@ -333,9 +334,9 @@ def _text(index: int, seed: int) -> dict[str, Any]:
     """Return a question of rung 9: facts, words with two meanings, and yes/no questions in turn."""
     kind, number = _TEXT_KINDS[index % 3], index // 3
     order = random.Random(f"ladder/text/{seed}")
-    facts, homonyms, yes_no = (
-        order.sample(found, len(found)) for found in (words.FACTS, words.HOMONYMS, words.YES_NO_FACTS)
-    )
+    facts = order.sample(words.FACTS, len(words.FACTS))
+    homonyms = order.sample(words.HOMONYMS, len(words.HOMONYMS))
+    yes_no = order.sample(words.YES_NO_FACTS, len(words.YES_NO_FACTS))
     if kind == "homonym":
         return _row(9, index, homonyms[number % len(homonyms)], None)
     if kind == "yes_no" and number < len(yes_no):

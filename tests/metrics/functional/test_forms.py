@@ -36,5 +36,5 @@ def test_stated_answers() -> None:
     )
     assert [stated_yes_no(answer) for answer in answers] == ["no", "no", "no", "yes", "yes", None, None]
     choices = ["blue", "blue star", "I"]
-    answers = ("A", "D", "Blue star.", "B) blue star", "(C)", "The answer is A", "I see it is blue star", "It is grey")
-    assert [stated_choice(answer, choices) for answer in answers] == ["A", None, "B", "B", "C", "A", "C", None]
+    texts = ("A", "D", "Blue star.", "B) blue star", "(C)", "The answer is A", "I see it is blue star", "It is grey")
+    assert [stated_choice(answer, choices) for answer in texts] == ["A", None, "B", "B", "C", "A", "C", None]
