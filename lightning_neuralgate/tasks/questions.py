@@ -150,8 +150,9 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
     shares have the same number of batches, as collective calls require: a process short of one repeats the last batch with
     `counted` False.
 
-    A batch is the output of `PrivacyPairCollator` with `items` (B of them), `pictures`, a checksum for each, and `broken`:
-    for each a `Skipped` if it cannot be answered, else None. A grey picture replaces that of a skipped item.
+    A batch is the output of `PrivacyPairCollator` with `items` (B of them), `pictures`, a checksum for each (empty without a
+    picture), and `broken`: for each a `Skipped` if it cannot be answered, else None. A grey picture replaces that of a
+    skipped item.
 
     Args:
         questions: the questions.
@@ -223,6 +224,8 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
 
     def _read(self, item: TaskItem) -> tuple[QueryRow, str, Skipped | None]:
         """Return the row of a question, a checksum of its picture, and the reason to skip it, if any."""
+        if item.picture is None:
+            return QueryRow(item.prompt, "benign", None, record_id=item.item_id), "", None
         try:
             picture = read_image(item.picture, item.item_id)
             digest = picture_digest(item.picture)
