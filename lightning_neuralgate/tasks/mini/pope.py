@@ -1,7 +1,7 @@
 """Drawn POPE: one set of pictures, and the same positive questions in the three categories, as in the original.
 
-A category differs in the absent things: `random` takes any, `popular` those that the most pictures of the set show, and
-`adversarial` those that belong most to the places of what is shown.
+The categories differ in the absent things: `random` takes any, `popular` some of those that most pictures of the set show,
+and `adversarial` those that occur most with what is shown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from lightning_neuralgate.tasks.mini.words import absent, all_things, article, n
 
 PER_PICTURE = 3
 """Questions with the answer yes, and as many with no, about a picture."""
+MOST_POPULAR = 12
+"""Number of things that are popular; with the first three alone, `popular` would be a test of three things."""
 
 
 def draw_pope(folder: Path, seed: int, pictures: int = 18) -> None:
@@ -34,11 +36,10 @@ def draw_pope(folder: Path, seed: int, pictures: int = 18) -> None:
     for category in ("random", "popular", "adversarial"):
         rows: list[dict[str, Any]] = []
         for image, scene, present in zip(names, scenes, shown, strict=True):
-            if category == "random":
-                ranked: Sequence[str] = source.rng.sample(things, len(things))
-            elif category == "popular":
-                ranked = popular
-            else:
+            ranked: Sequence[str] = source.rng.sample(things, len(things))
+            if category == "popular":
+                ranked = [*source.rng.sample(popular[:MOST_POPULAR], MOST_POPULAR), *popular[MOST_POPULAR:]]
+            elif category == "adversarial":
                 together = co_occurrence(scene.shown())
                 ranked = sorted(things, key=lambda name: -together.get(name, 0.0))
             missing = absent(ranked, scene.shown())[:PER_PICTURE]
@@ -51,9 +52,9 @@ def draw_pope(folder: Path, seed: int, pictures: int = 18) -> None:
 
 
 def co_occurrence(shown: Collection[str]) -> dict[str, float]:
-    """Return how much each object belongs to the places of what is shown.
+    """Return how often each object occurs with what is shown, as far as the places' weights say.
 
-    The sum over all places of (share of the place's weight on the shown objects) times (share on the object).
+    The sum over all places of (share of the weight that is on the shown objects) times (share that is on the object).
     """
     together: defaultdict[str, float] = defaultdict(float)
     for place in places():
