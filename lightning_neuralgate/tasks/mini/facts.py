@@ -138,13 +138,13 @@ def draw_writing(pictures: Pictures, number: int) -> Fact:
     spec = readable[number % len(readable)]
     place = pictures.rng.choice([place for place in places() if spec in place.sign_specs])
     scene = pictures.scene(place, signs=[spec], documents=())
-    name, field = written_field(spec)
+    name, field = _written_field(spec)
     truth = scene.signs[0].values[name]
     others = [value for value in _test_values(spec, pictures, _VALUES) if value != truth]
     return Fact(scene.image, spec.thing, truth, others, field.phrase)
 
 
-def written_field(spec: SignSpec) -> tuple[str, SignField]:
+def _written_field(spec: SignSpec) -> tuple[str, SignField]:
     """Return the name and the description of the attribute that is written on a thing."""
     return next((name, field) for name, field in spec.fields.items() if field.written)
 
@@ -153,7 +153,7 @@ def _test_values(spec: SignSpec, pictures: Pictures, most: int) -> list[str]:
     """Return different values of the writing that are kept for tests, fewer than `most` if 1000 draws yield no more."""
     values: dict[str, None] = {}
     for _ in range(1000):
-        value = draw_value(written_field(spec)[1], spec.thing, pictures.rng)
+        value = draw_value(_written_field(spec)[1], spec.thing, pictures.rng)
         if held_out_value(value):
             values[value] = None
         if len(values) == most:
