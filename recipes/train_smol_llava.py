@@ -3,15 +3,17 @@
     python recipes/train_smol_llava.py --out runs/smol-llava
     python recipes/train_smol_llava.py --model smol-minigpt --out runs/smol-minigpt
 
-Two stages, each checkpointed about once a minute; an interrupted run resumes when the same command is started again. Both start from
-the shipped weights, unless `--from-scratch` is given.
-1. tower: trains on rendered documents and scenes, rendered once and shifted at random. Dense losses predict the characters and the
+Two stages, each checkpointed about once a minute; an interrupted run resumes when the same command is started again. Both
+start from the shipped weights, unless `--from-scratch` is given.
+1. tower: trains on rendered documents and scenes, rendered once and shifted at random. Dense losses predict the characters
+and the
    objects under each patch; the projector learns to map patches to the word embeddings of their content.
-2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn answers through the language model, on newly rendered pictures
+2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn answers through the language model, on newly rendered
+pictures
    with many independent questions each, and keep the original language model's distribution over its own answers to texts.
 
-`smol-minigpt` has 25 image tokens of four patches each; its tower has two more layers, which sort characters and objects into reading
-order. From scratch it starts from the shipped `smol-llava`.
+`smol-minigpt` has 25 image tokens of four patches each; its tower has two more layers, which sort characters and objects
+into reading order. From scratch it starts from the shipped `smol-llava`.
 
 Finally figures on held-out pictures and texts are printed and the weights are written to `OUT/`; copy them to
 `lightning_neuralgate/models/assets/` to ship them. To print the figures of the shipped weights:
@@ -82,7 +84,9 @@ def main() -> None:
     parser.add_argument("--align-steps", type=int, help="default: depends on the model")
     parser.add_argument("--align-batch", type=int, default=4, help="pictures per step, each with 14 questions")
     parser.add_argument("--workers", type=int, default=2, help="processes that render pictures")
-    parser.add_argument("--eval-pictures", type=int, default=10, help="held-out documents per subject; ten times as many scenes")
+    parser.add_argument(
+        "--eval-pictures", type=int, default=10, help="held-out documents per subject; ten times as many scenes"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     plan = PLANS[args.model]

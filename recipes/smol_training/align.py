@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_neuralgate.models.smol import trained_state
 from lightning_neuralgate.runtime.files import atomic_write
-from recipes.smol_training.evaluation import answer_texts
 from recipes.smol_training.dialogues import IGNORED, collate, pack_texts
+from recipes.smol_training.evaluation import answer_texts
 
 ANSWER_TOKENS = 24
 """Length of the language model's own answers to ordinary prompts."""
@@ -143,7 +143,9 @@ def original_answers(
         For each prompt its text, the answer's token ids, and the ids of the prompt in SmolLM2's format.
     """
     ids = [
-        tokenizer(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+        tokenizer(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)[
+            "input_ids"
+        ]
         for prompt in prompts
     ]
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")

@@ -31,8 +31,8 @@ CHAT_SHARE = 0.25
 class Dialogues(Dataset):
     """Pictures with questions; item `index` has the seed `first + index`.
 
-    A row holds the tokens before the question and the image tokens once (the prefix), then segments, each with one question and
-    answer or a chat of two. A segment sees the prefix and itself only; its positions follow those of the prefix.
+    A row holds the tokens before the question and the image tokens once (the prefix), then segments, each with one
+    question and answer or a chat of two. A segment sees the prefix and itself only; its positions follow those of the prefix.
 
     Args:
         world: the classes.
@@ -79,7 +79,9 @@ class Dialogues(Dataset):
             turns = shape_turns(picture.facts, rng)
         for turn in turns:
             if turn.question in self.held_out:
-                raise RuntimeError(f"the question {turn.question!r} of the tests is in the training data; change its wording")
+                raise RuntimeError(
+                    f"the question {turn.question!r} of the tests is in the training data; change its wording"
+                )
         return turns
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -167,7 +169,9 @@ def pack_texts(processor: Any, pairs: Sequence[tuple[str, Sequence[int]]]) -> di
     positions: list[int] = []
     segments: list[int] = []
     for number, (question, answer) in enumerate(pairs, start=1):
-        asked = processor.tokenizer(prompt_of(processor, question, picture=False), add_special_tokens=False)["input_ids"]
+        asked = processor.tokenizer(prompt_of(processor, question, picture=False), add_special_tokens=False)[
+            "input_ids"
+        ]
         ids += [*asked, *answer]
         labels += [IGNORED] * len(asked) + list(answer)
         positions += range(len(asked) + len(answer))

@@ -57,7 +57,7 @@ def document_accuracy(model: Any, processor: Any, world: World, count: int) -> d
 
 
 def scene_accuracy(model: Any, processor: Any, world: World, count: int) -> dict[str, float]:
-    """Share of answers about held-out scenes that are the truthful one to the letter, by kind of question; captions must name one thing right."""
+    """Share of truthful answers about held-out scenes, by kind of question; a caption must name one thing right."""
     rows: list[QueryRow] = []
     turns = []
     with TemporaryDirectory() as scratch:
@@ -89,7 +89,7 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 def plain_text_accuracy(model: Any, processor: Any) -> dict[str, float]:
-    """Share of right answers to ordinary questions without a picture, of the model and of SmolLM2 itself in its own format."""
+    """Share of right answers to ordinary questions without a picture, of the model and of SmolLM2 in its own format."""
     questions = plain_questions(held_out=True)
     original, tokenizer = load_smollm2()
     own = [prompt_of(processor, item.question, picture=False) for item in questions]
@@ -99,7 +99,9 @@ def plain_text_accuracy(model: Any, processor: Any) -> dict[str, float]:
         ("plain text", model, processor.tokenizer, own),
         ("plain text: SmolLM2 itself", original.eval(), tokenizer, chat),
     ):
-        answers = answer_texts(answering, coder, [coder(text, add_special_tokens=False)["input_ids"] for text in prompts])
+        answers = answer_texts(
+            answering, coder, [coder(text, add_special_tokens=False)["input_ids"] for text in prompts]
+        )
         right = [
             says_value(coder.decode(answer, skip_special_tokens=True), item.answers[0], item.answers[1:])
             for item, answer in zip(questions, answers, strict=True)
@@ -122,7 +124,12 @@ def answer_texts(
         inputs = torch.tensor([[pad] * (longest - len(prompts[row])) + prompts[row] for row in rows])
         mask = torch.tensor([[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in rows])
         said = model.generate(
-            input_ids=inputs, attention_mask=mask, max_new_tokens=tokens, do_sample=False, eos_token_id=end, pad_token_id=pad
+            input_ids=inputs,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=pad,
         )
         # some models return the answer alone
         said = said[:, longest:] if said.shape[1] > longest else said

@@ -20,7 +20,9 @@ def steps_done(folder: Path) -> int:
     return int(torch.load(last, weights_only=False, map_location="cpu")["global_step"]) if last.is_file() else 0
 
 
-def fit(module: L.LightningModule, data: DataLoader, folder: Path, steps: int, clip: float | None = None, every: int = 40) -> None:
+def fit(
+    module: L.LightningModule, data: DataLoader, folder: Path, steps: int, clip: float | None = None, every: int = 40
+) -> None:
     """Train until `steps` (summed over optimizers), resuming from the last checkpoint if there is one."""
     checkpointing = ModelCheckpoint(
         dirpath=folder, save_last=True, every_n_train_steps=every, save_top_k=0, enable_version_counter=False

@@ -13,7 +13,7 @@ STEPS = 5
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Approximate U V^T of a matrix's singular value decomposition U S V^T, by Newton-Schulz iterations (Jordan et al. 2024)."""
+    """Approximate U V^T of a matrix's decomposition U S V^T, by Newton-Schulz iterations (Jordan et al. 2024)."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

@@ -1,4 +1,4 @@
-"""Stage 1 of `smol-minigpt`, whose image tokens cover several patches each: its upper layers sort what the lower ones read."""
+"""Stage 1 of `smol-minigpt`, whose image tokens cover several patches each: upper layers sort what lower ones read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
     """What each image token encodes.
 
     The first `PLACES` tokens per line are the characters of a value in reading order, if the picture has any: a document has
-    `LINES` lines, a sign one. The next tokens are the things in a scene, from left to right. All others are the whole picture.
+    `LINES` lines, a sign one. The next tokens are the things in a scene, from left to right. All others are the whole
+    picture.
 
     Args:
         world: the classes.
@@ -56,7 +57,14 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
         if token < tokens:
             facts[token] = row[4:-1]
             position[token] = ((row[0] + row[2]) / 2, (row[1] + row[3]) / 2, row[-1])
-    arrays = {"chars": chars, "fields": fields, "places": places, "hidden": hidden, "facts": facts, "position": position}
+    arrays = {
+        "chars": chars,
+        "fields": fields,
+        "places": places,
+        "hidden": hidden,
+        "facts": facts,
+        "position": position,
+    }
     return {f"token_{name}": torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -73,7 +81,7 @@ class OrderedPictures(TowerPictures):
 
 
 class OrderedTowerModule(TowerModule):
-    """Train the tower and projector of a MiniGPT-4: the lower layers read patches, the upper ones sort; see `token_labels`."""
+    """Train tower and projector of a MiniGPT-4: the lower layers read patches, the upper ones sort; see `token_labels`."""
 
     def __init__(self, model: Any, tokenizer: Any, world: World, steps: int, peak: float = 0.5) -> None:
         super().__init__(model, tokenizer, world, steps, peak)
@@ -101,7 +109,9 @@ class OrderedTowerModule(TowerModule):
         per_word = F.mse_loss(self.projector(gathered).float() / self.scale, targets, reduction="none").mean(-1)
         word_loss = (per_word * seen).mean()
         token_accuracy = (scores.argmax(-1) == labels["chars"])[filled].float().mean()
-        thing_accuracy = (self.token_fact_heads[0](gathered).argmax(-1) == labels["facts"][..., 0])[placed].float().mean()
+        thing_accuracy = (
+            (self.token_fact_heads[0](gathered).argmax(-1) == labels["facts"][..., 0])[placed].float().mean()
+        )
         self.log_dict({"tokens": token_accuracy, "token_things": thing_accuracy, "word_loss": word_loss}, prog_bar=True)
         reading = self.reading_loss(outputs.hidden_states[READING_LAYERS][:, 1:], batch)
         return reading + token_loss + 0.5 * word_loss

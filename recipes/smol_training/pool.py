@@ -89,9 +89,7 @@ class World:
             if c.char in CHARACTERS
         ]
 
-    def region(
-        self, box: Iterable[float], positioned: bool = True, count: int = 0, **facts: str
-    ) -> tuple[float, ...]:
+    def region(self, box: Iterable[float], positioned: bool = True, count: int = 0, **facts: str) -> tuple[float, ...]:
         """A region, as in `Pool`."""
         names = {"thing": self.things, "colour": self.colours, "layout": self.layouts, "shape": self.shapes}
         return (*box, *(names[key].index(facts.get(key, "")) for key in names), min(count, MAX_OBJECTS), positioned)
@@ -104,7 +102,8 @@ class World:
     def facts_of(name: str, spec: SubjectSpec | SignSpec, values: dict[str, str]) -> dict[str, str]:
         """Thing, colour, layout and shape of a document or sign, from its values."""
         facts = {"thing": name, "colour": values[spec.colour_field]}
-        facts |= {"shape": v for k, v in values.items() if spec.fields[k].choices and v in SHAPES}
+        if shapes := [value for key, value in values.items() if spec.fields[key].choices and value in SHAPES]:
+            facts["shape"] = shapes[-1]
         if isinstance(spec, SubjectSpec) and spec.layout_field:
             facts["layout"] = values[spec.layout_field]
         elif isinstance(spec, SubjectSpec):
@@ -166,8 +165,8 @@ class Pool(NamedTuple):
     characters: np.ndarray
     """(N, MAX_CHARACTERS, 5): character, field and place (indices from 1; 0 is none), centre x and y in [0, 1]."""
     regions: np.ndarray
-    """(N, MAX_REGIONS, 10): box (left, top, right, bottom in [0, 1]); thing, colour, layout, shape, count (0 is none); whether the
-    position matters. A region covers those before it."""
+    """(N, MAX_REGIONS, 10): box (left, top, right, bottom in [0, 1]); thing, colour, layout, shape, count (0 is none);
+    whether the position matters. A region covers those before it."""
 
 
 def draw_pool(world: World, file: Path, first: int, count: int, workers: int, image_size: int) -> Pool:
@@ -257,8 +256,8 @@ def character_labels(characters: np.ndarray, grid: int) -> dict[str, Tensor]:
 def region_labels(regions: np.ndarray, grid: int) -> dict[str, Tensor]:
     """Labels of each patch: `facts` (grid * grid, 5: thing, colour, layout, shape, count) and `position` (grid * grid, 3).
 
-    A patch belongs to the last region that contains its centre. `position` is the centre of its region (x, y), and whether the
-    position matters.
+    A patch belongs to the last region that contains its centre. `position` is the centre of its region (x, y), and whether
+    the position matters.
     """
     centres = (np.arange(grid) + 0.5) / grid
     facts = np.zeros((grid, grid, 5), np.int64)

@@ -47,7 +47,9 @@ class TowerModule(L.LightningModule):
 
         def table(names: Sequence[str], prefix: str = " ") -> Tensor:
             """Mean token embedding of each name; zeros for ""."""
-            ids = [tokenizer(f"{prefix}{name}", add_special_tokens=False)["input_ids"] if name else [] for name in names]
+            ids = [
+                tokenizer(f"{prefix}{name}", add_special_tokens=False)["input_ids"] if name else [] for name in names
+            ]
             rows = [words[row].mean(0) if row else torch.zeros(words.shape[1]) for row in ids]
             return torch.stack(rows) / self.scale
 
@@ -72,7 +74,8 @@ class TowerModule(L.LightningModule):
     def word_targets(self, batch: dict[str, Tensor]) -> Tensor:
         """Projector targets (B, P, d), in units of the word embeddings' standard deviation.
 
-        For patches with a character: the sum of the embeddings of character, field name and place; otherwise those of the facts.
+        For patches with a character: the sum of the embeddings of character, field name and place; otherwise those of the
+        facts.
         """
         chars = batch["chars"]
         present = (chars > 0).unsqueeze(-1)

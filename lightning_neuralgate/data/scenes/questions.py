@@ -21,7 +21,8 @@ LETTERS = "ABCDE"
 _YES_NO = ("", "", " Yes or no?", " Say yes or no.", " Reply with yes or no.", " Only yes or no, please.", " (yes/no)")
 _IS_THERE = (
     "Is there {thing} here?", "Do you see {thing} in this picture?", "Can {thing} be seen?", "Does the picture show {thing}?",
-    "Is {thing} part of this scene?", "Do you notice {thing}?", "Does this photo contain {thing}?", "Any sign of {thing} here?",
+    "Is {thing} part of this scene?", "Do you notice {thing}?", "Does this photo contain {thing}?",
+    "Any sign of {thing} here?",
     "Is there {thing} in this picture?",
 )  # fmt: skip
 _HOW_MANY = (
@@ -56,22 +57,41 @@ _IS_COLOUR = (
 )  # fmt: skip
 _READ = (
     "What {phrase} does the {thing} have?", "What is the {phrase} on the {thing}?", "Read the {phrase} of the {thing}.",
-    "Which {phrase} is written on the {thing}?", "What does the {thing} say as its {phrase}?", "Tell me the {phrase} on this {thing}.",
+    "Which {phrase} is written on the {thing}?", "What does the {thing} say as its {phrase}?",
+    "Tell me the {phrase} on this {thing}.",
 )  # fmt: skip
 _SAYS = (
-    'Is the {phrase} of the {thing} {value}?', 'Does the {thing} show the {phrase} {value}?', 'Does it say {value} on the {thing}?',
+    'Is the {phrase} of the {thing} {value}?', 'Does the {thing} show the {phrase} {value}?',
+    'Does it say {value} on the {thing}?',
     'Is {value} the {phrase} on this {thing}?', 'Is "{value}" written on the {thing}?',
 )  # fmt: skip
 _CAPTION = (
-    "What is in this picture?", "Describe the scene.", "Give a short caption.", "What do you see?", "Tell me what the picture shows.",
+    "What is in this picture?", "Describe the scene.", "Give a short caption.", "What do you see?",
+    "Tell me what the picture shows.",
     "Write one sentence about this picture.", "Caption this.",
 )  # fmt: skip
 _WHICH_SHOWN = ("Which of these is in the picture?", "Which one do you see here?", "Which of the following appears?")
-_WHICH_COLOUR = ("Which colour is the {thing}?", "What is the right colour of the {thing}?", "Pick the colour of the {thing}.")
+_WHICH_COLOUR = (
+    "Which colour is the {thing}?",
+    "What is the right colour of the {thing}?",
+    "Pick the colour of the {thing}.",
+)
 _WHICH_COUNT = ("How many {plural} are in the picture?", "Which number of {plural} is right?")
-_WHICH_READ = ("Which {phrase} is on the {thing}?", "What is the {thing}'s {phrase}?", "Pick the {phrase} of the {thing}.")
-_WHICH_CATEGORY = ("What kind of thing is the {thing}?", "The {thing} is which of these?", "What sort of thing is shown as the {thing}?")
-_WHICH_SIDE = ("Which thing is farthest {side}?", "What is the thing most {side}?", "Which of these is the most {side}?")
+_WHICH_READ = (
+    "Which {phrase} is on the {thing}?",
+    "What is the {thing}'s {phrase}?",
+    "Pick the {phrase} of the {thing}.",
+)
+_WHICH_CATEGORY = (
+    "What kind of thing is the {thing}?",
+    "The {thing} is which of these?",
+    "What sort of thing is shown as the {thing}?",
+)
+_WHICH_SIDE = (
+    "Which thing is farthest {side}?",
+    "What is the thing most {side}?",
+    "Which of these is the most {side}?",
+)
 _BY_LETTER = (
     "Reply with one letter.", "Give the letter of your choice.", "Which letter is right?", "Letter only, please.",
     "Choose A, B and so on.",
@@ -81,7 +101,12 @@ _FORM = (
     "How many characters does the {phrase} have?", "How long is the {phrase} of this {thing}, in characters?",
     "Count the characters of the {phrase}.",
 )  # fmt: skip
-_KIND = ("What kind of thing is this?", "What sort of document is it?", "Which object does the picture show?", "What is this?")
+_KIND = (
+    "What kind of thing is this?",
+    "What sort of document is it?",
+    "Which object does the picture show?",
+    "What is this?",
+)
 _LONG_NUMBERS = (*NUMBERS, "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -144,7 +169,9 @@ def document_turns(
     turns += _existence_of(rng.choice(list(object_entries())), False, rng)
     turns.append(Turn("kind", rng.choice(_KIND), f"It is {with_article(spec.subject)}."))
     turns.append(
-        Turn("caption", rng.choice(_CAPTION), f"{_capital(with_article(f'{values[spec.colour_field]} {spec.subject}'))}.")
+        Turn(
+            "caption", rng.choice(_CAPTION), f"{_capital(with_article(f'{values[spec.colour_field]} {spec.subject}'))}."
+        )
     )
     # open questions first, of all others a sample
     rest = turns[len(fields) :]
@@ -164,7 +191,11 @@ def _about_value(thing: str, field: FieldSpec, value: str, rng: random.Random) -
         question = rng.choice(_SAYS).format(thing=thing, phrase=field.phrase, value=shown)
         length = len(value)
         if rng.random() < 0.5:
-            yield Turn("form", rng.choice(_FORM).format(thing=thing, phrase=field.phrase), f"{_capital(_LONG_NUMBERS[length])}.")
+            yield Turn(
+                "form",
+                rng.choice(_FORM).format(thing=thing, phrase=field.phrase),
+                f"{_capital(_LONG_NUMBERS[length])}.",
+            )
     yield _yes_no("yes_no_value", question, truth, "", rng)
     others = {_other_value(field, value, rng) for _ in range(6)} - {value}
     if others:
@@ -254,7 +285,9 @@ def _counting(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     truth = rng.random() < 0.5
     stated = right if truth else rng.choice([n for n in range(1, 7) if n != right and abs(n - right) <= 3])
     if stated > 1:
-        yield _yes_no("count_yes_no", rng.choice(_ARE_THERE).format(count=NUMBERS[stated], plural=plural), truth, "", rng)
+        yield _yes_no(
+            "count_yes_no", rng.choice(_ARE_THERE).format(count=NUMBERS[stated], plural=plural), truth, "", rng
+        )
 
 
 def _single(scene: Scene) -> list[SceneObject | SceneThing]:
@@ -282,11 +315,16 @@ def _positions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     answer = f"The {item.name} is at the {where}." if where else f"The {item.name} is in the middle."
     yield Turn("position", rng.choice(_WHERE).format(thing=item.name), answer)
     sides = {"left": x < 0.4, "right": x > 0.6, "top": y < 0.4, "bottom": y > 0.6}
-    clear = {side: truth for side, truth in sides.items() if truth or {"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}[side] > 0.6}
+    clear = {
+        side: truth
+        for side, truth in sides.items()
+        if truth or {"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}[side] > 0.6
+    }
     if clear:
         side = rng.choice(sorted(clear))
         phrase = rng.choice({"left": ("on the left", "on the left side"), "right": ("on the right", "on the right side"),
-                             "top": ("at the top", "in the upper part"), "bottom": ("at the bottom", "in the lower part")}[side])  # fmt: skip
+                             "top": ("at the top", "in the upper part"), "bottom": ("at the bottom",
+                             "in the lower part")}[side])  # fmt: skip
         yield _yes_no("side", rng.choice(_SIDE).format(thing=item.name, side=phrase), clear[side], "", rng)
 
 
@@ -327,12 +365,20 @@ def _colours(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     truth = rng.random() < 0.5
     stated = colour if truth else rng.choice(others)
     if not is_plural:
-        yield _yes_no("colour_yes_no", rng.choice(_IS_COLOUR).format(thing=name, colour=stated), truth, f"the {name} is {colour}", rng)
+        yield _yes_no(
+            "colour_yes_no",
+            rng.choice(_IS_COLOUR).format(thing=name, colour=stated),
+            truth,
+            f"the {name} is {colour}",
+            rng,
+        )
 
 
 def _reading(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     thing = rng.choice(scene.signs)
-    name, field = rng.choice([(name, field) for name, field in thing.spec.fields.items() if name != thing.spec.colour_field])
+    name, field = rng.choice(
+        [(name, field) for name, field in thing.spec.fields.items() if name != thing.spec.colour_field]
+    )
     value = thing.values[name]
     question = rng.choice(_READ).format(phrase=field.phrase, thing=thing.name)
     yield Turn("read", question, field.truthful_answer(value))
@@ -343,7 +389,9 @@ def _documents(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     document = rng.choice(scene.documents)
     spec = document.spec
     assert isinstance(spec, SubjectSpec)
-    fields = [(name, field) for name, field in spec.fields.items() if len(scene.documents) == 1 or name == spec.colour_field]
+    fields = [
+        (name, field) for name, field in spec.fields.items() if len(scene.documents) == 1 or name == spec.colour_field
+    ]
     name, field = rng.choice(fields)
     question = rng.choice(_READ).format(phrase=field.phrase, thing=spec.subject)
     yield Turn("attribute", question, field.truthful_answer(document.values[name]))
@@ -367,7 +415,9 @@ def _choices(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         yield _choice("choice_count", stem, NUMBERS[counts[item.name]], numbers, rng)
     elif item.category:
         categories = sorted({entry.category for entry in object_entries().values()} - {"", item.category})
-        yield _choice("choice_category", rng.choice(_WHICH_CATEGORY).format(thing=item.name), item.category, categories, rng)
+        yield _choice(
+            "choice_category", rng.choice(_WHICH_CATEGORY).format(thing=item.name), item.category, categories, rng
+        )
     single = _single(scene)
     if len(single) > 1:
         axis, side, sign = rng.choice(((0, "left", 1), (0, "right", -1), (1, "top", 1), (1, "bottom", -1)))
@@ -384,7 +434,10 @@ def _captions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
 
 def caption(scene: Scene) -> str:
     """One sentence that names everything in a scene, and its place."""
-    parts = [with_article(f"{thing.values[thing.spec.colour_field]} {thing.name}") for thing in (*scene.documents, *scene.signs)]
+    parts = [
+        with_article(f"{thing.values[thing.spec.colour_field]} {thing.name}")
+        for thing in (*scene.documents, *scene.signs)
+    ]
     counts = scene.counts()
     plurals = {item.name: item.plural for item in scene.objects}
     parts += [with_article(name) if n == 1 else f"{NUMBERS[n]} {plurals[name]}" for name, n in counts.items()]
