@@ -72,9 +72,9 @@ def plain_prompts(seed: int = 0) -> list[str]:
         prompts += [template.format(a=a, name=name, plural=plural) for template in rng.sample(_SENTENCES, 10)]
     prompts += [template.format(activity) for activity in _ACTIVITIES for template in _REQUESTS]
     for _ in range(150):
-        a, b = rng.randint(2, 20), rng.randint(2, 20)
+        x, y = rng.randint(2, 20), rng.randint(2, 20)
         prompts.append(
-            rng.choice((f"What is {a} plus {b}?", f"What is {a + b} minus {b}?", f"Is {a} larger than {b}?"))
+            rng.choice((f"What is {x} plus {y}?", f"What is {x + y} minus {y}?", f"Is {x} larger than {y}?"))
         )
     rng.shuffle(prompts)
     return prompts

@@ -91,7 +91,8 @@ class Scene:
 
     def shown(self) -> set[str]:
         """Names of everything in the picture: objects, things with writing, documents."""
-        return {item.name for item in (*self.objects, *self.signs, *self.documents)}
+        things = {thing.name for thing in (*self.signs, *self.documents)}
+        return things | {item.name for item in self.objects}
 
 
 def held_out_value(value: str) -> bool:
@@ -137,7 +138,8 @@ def draw_scene(
     ]
     pages += [_sign_page(sign, size, held_out, rng) for sign in signs]
     things = []
-    for thing, (page, values) in zip((*documents, *signs), pages, strict=True):
+    specs: list[SubjectSpec | SignSpec] = [*documents, *signs]
+    for thing, (page, values) in zip(specs, pages, strict=True):
         placed = _place(page.image.width / size, page.image.height / size, taken, rng)
         if placed is None:
             continue

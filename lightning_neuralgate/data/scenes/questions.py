@@ -334,7 +334,7 @@ def _relations(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     rng.shuffle(pairs)
     for first, second in pairs[:6]:
         dx, dy = (b - a for a, b in zip(_centre(first), _centre(second), strict=True))
-        clear = {}
+        clear: dict[str, bool] = {}
         if abs(dx) > MARGIN:
             clear |= {"left": dx > 0, "right": dx < 0}
         if abs(dy) > MARGIN:
