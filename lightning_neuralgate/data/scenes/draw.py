@@ -128,7 +128,9 @@ def draw_scene(
         objects = _drawn_objects(spec, rng, fewer=len(signs) + 2 * len(documents), unusual=held_out)
     image = _background(spec, size, rng)
     taken: list[Box] = []
-    pages = [draw_document(document, rng, round(size * (0.78 if len(documents) == 1 else 0.5))) for document in documents]
+    pages = [
+        draw_document(document, rng, round(size * (0.78 if len(documents) == 1 else 0.5))) for document in documents
+    ]
     pages += [_sign_page(sign, size, held_out, rng) for sign in signs]
     things = []
     for thing, (page, values) in zip((*documents, *signs), pages, strict=True):
