@@ -20,6 +20,7 @@ from lightning_neuralgate.data.rendering.dataset import picture_seed, render_spl
 from lightning_neuralgate.data.rendering.draw import ORDINARY_COLOURS, ordinary_picture, render
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec, shipped_subjects
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.tasks.ladder import draw_ladder
 from lightning_neuralgate.tasks.sources import import_optional
 
 _OBJECTS = ("dog", "car", "horse", "banana", "bicycle", "tree", "house", "cat", "boat", "chair", "pizza", "clock")
@@ -54,7 +55,8 @@ class _Drawn(NamedTuple):
 
 
 def render_mini(folder: Path, seed: int = 0) -> None:
-    """Draw the mini sets into a folder: `pope/`, `mme/`, `scienceqa/`, `mllmguard/`, and `privacy_pair/`.
+    """Draw the mini sets into a folder: `pope/`, `mme/`, `scienceqa/`, `mllmguard/`, `over_refusal/`, and
+    `privacy_pair/`.
 
     Args:
         folder: created if needed.
@@ -67,6 +69,7 @@ def render_mini(folder: Path, seed: int = 0) -> None:
         draft.mkdir()
         for task, draw in (("pope", _pope), ("mme", _mme), ("scienceqa", _scienceqa), ("mllmguard", _mllmguard)):
             draw(draft / task, seed)
+    draw_ladder(folder / "over_refusal", seed)
     render_splits(folder / "privacy_pair", _SERIES + seed, edit_records=1, test_records=2, test_pairs=2, edit_pairs=2)
 
 

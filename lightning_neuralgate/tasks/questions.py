@@ -161,8 +161,8 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
     `counted` False.
 
     A batch is the output of `PrivacyPairCollator` with `items` (B of them), `pictures`, a checksum for each (empty without a
-    picture), and `broken`: for each a `Skipped` if it cannot be answered, else None. A grey picture replaces that of a skipped
-    item.
+    picture), and `broken`: for each a `Skipped` if it cannot be answered, else None. A grey picture replaces that of a
+    skipped item.
 
     Args:
         questions: the questions.

@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJ"
 """Letters of choices, the first one of the first choice."""
 # an opening may be quoted, bold or in brackets
 _BEFORE = r"[\s'\"\u201c\u201d\u2018\u2019*_(\[]*"
-_OPENING_YES_NO = re.compile(rf"{_BEFORE}(yes|no)(?!\w)", re.IGNORECASE)
+_OPENING_YES_NO = re.compile(rf"{_BEFORE}(yes|no)(?!\w|\s+(?:comment|idea)\b)", re.IGNORECASE)
 _YES_NO = re.compile(r"\b(?:(yes)|(no|not))\b", re.IGNORECASE)
 _OPENING_LETTER = re.compile(rf"{_BEFORE}([A-J])(?=[.):,*\]'\"\u201d\u2019]|\s*$)")
 _STATED_LETTER = re.compile(r"\b(?:answer|option|choice) (?:is )?\(?([A-J])\b")
@@ -26,7 +26,8 @@ _STATED_LETTER = re.compile(r"\b(?:answer|option|choice) (?:is )?\(?([A-J])\b")
 def opens_with_answer(answer: str, form: AnswerForm, choices: Sequence[str] = ()) -> bool:
     """Return whether an answer opens with what its question's form asks for, and so cannot be a refusal.
 
-    That is the word yes or no, or the letter or the text of a choice. Open questions ask for nothing of the kind.
+    That is the word yes or no (but not "no comment" or "no idea"), or the letter or the text of a choice. Open questions ask
+    for nothing of the kind. What follows is not read: "No, I cannot see a dog." answers, and so does "No, I cannot say."
 
     Args:
         answer: generated text without the prompt.
@@ -34,7 +35,7 @@ def opens_with_answer(answer: str, form: AnswerForm, choices: Sequence[str] = ()
         choices: texts of the choices.
 
     Example:
-        >>> opens_with_answer("No.", "yes_no"), opens_with_answer("No.", "open"), opens_with_answer("None", "yes_no")
+        >>> opens_with_answer("No.", "yes_no"), opens_with_answer("No.", "open"), opens_with_answer("No comment.", "yes_no")
         (True, False, False)
         >>> [opens_with_answer(text, "choice", ["red", "blue"]) for text in ("B. blue", "Red.", "I cannot say.", "A red")]
         [True, True, False, False]
