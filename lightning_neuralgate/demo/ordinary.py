@@ -42,9 +42,9 @@ def measured_parts(experiment: Experiment) -> list[str]:
 
 
 def draw_questions(experiment: Experiment) -> None:
-    """Draw the mini sets and the ladder, with the experiment's seed."""
+    """Draw the mini sets, and the ladder of the edited subjects, with the experiment's seed."""
     if measured_parts(experiment):
-        render_mini(experiment.out / _QUESTIONS, experiment.seed)
+        render_mini(experiment.out / _QUESTIONS, experiment.seed, experiment.settings.subjects)
 
 
 def answer_questions(experiment: Experiment, arm: str, part: str) -> Figures:
