@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, percent
 from lightning_neuralgate.demo.report.scores import Score, as_number
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.tasks.ladder import RUNGS, worst_rungs
+from lightning_neuralgate.tasks.rungs import RUNGS, worst_rungs
 
 REFUSED_MARGIN = 0.10
 ACCURACY_MARGIN = 0.05
