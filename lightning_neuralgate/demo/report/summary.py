@@ -65,23 +65,25 @@ def _headline(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -> str:
         more = len(harms) - 1
         others = f", and harms {more} other kind{'s' if more > 1 else ''} of ordinary questions" if more else ""
         sentences.append(f"The {_EDITS[edit]} {harms[0].sentence}{others}.")
-    subject, succeeds, fails = (
-        ("It", "reaches its goal", "does not reach its goal")
-        if harms
-        else (f"The {_EDITS[edit]}", "worked", "did not work")
-    )
+    subject, succeeds, fails = f"the {_EDITS[edit]}", "worked", "did not work"
+    if harms:
+        subject, succeeds, fails = "it", "reaches its goal", "does not reach its goal"
     if reached and failed:
-        sentences.append(f"{subject} {succeeds} {join_words(reached)}, but not {join_words(failed, 'or')}.")
+        sentences.append(f"{_capital(subject)} {succeeds} {join_words(reached)}, but not {join_words(failed, 'or')}.")
     elif reached:
-        sentences.append(f"{subject} {succeeds} {join_words(reached)}.")
+        sentences.append(f"{_capital(subject)} {succeeds} {join_words(reached)}.")
     elif failed:
-        sentences.append(f"{subject} {fails} {join_words(failed, 'or')}.")
+        sentences.append(f"{_capital(subject)} {fails} {join_words(failed, 'or')}.")
     if unknown or not verdicts:
         where = f" {join_words(unknown, 'or')}" if unknown else ""
-        sentences.append(f"Whether the {_EDITS[edit]} worked{where} is unknown: metrics are missing.")
+        sentences.append(f"Whether {subject} {succeeds}{where} is unknown: metrics are missing.")
     if not ordinary.measured(edit):
         sentences.append("Whether it harms ordinary questions was not measured.")
     return " ".join(sentences)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _harms(ordinary: OrdinaryQuestions, edit: str) -> list[str]:

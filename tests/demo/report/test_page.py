@@ -416,7 +416,7 @@ def test_ordinary_questions_are_shown_next_to_the_unedited_model(tmp_path: Path)
     assert "[6 fictional specimens]" in page.text
     assert page.text.count("▲ 1.00") == 1, "specimens are not judged"
     assert "POPE's yes/no questions about objects 20 0.00 0.90 0.00 0.90 0.00 0.90" in page.text
-    assert f"4 {kind} Is it red? Reply with yes or no. Yes. I cannot say. –" in page.text
+    assert f"4 {kind} Is it red? Reply with yes or no. Yes. I cannot say. \u2013" in page.text
     assert "Unedited 0.25, Gated edit 0.25, Ungated edit 0.25." in page.text
     plain = report(tmp_path, run(ladder=..., utility=...))
     assert "Ordinary questions" not in plain.text
