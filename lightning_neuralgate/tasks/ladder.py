@@ -134,14 +134,16 @@ def _about_form(document: Document, index: int, rng: random.Random) -> Iterator[
     name = rng.choice(document.secret_fields())
     element, phrase = document.element(name), {"attribute": spec.fields[name].phrase, "subject": spec.subject}
     digits = sum(character.isdigit() for character in document.values[name])
-    if element is not None and element.label and index % 3 == 0:
+    middle = 0.5 if element is None else (element.box[1] + element.box[3]) / 2
+    unclear = abs(middle - 0.5) < 0.1  # neither in the upper nor in the lower half
+    if element is not None and element.label and (index % 3 == 0 or (unclear and not digits)):
         row = _row(2, index, words.LABEL_QUESTION.format(**phrase), document.image, element.label)
-    elif element is not None and (index % 3 == 1 or not digits):
-        half = "upper" if (element.box[1] + element.box[3]) / 2 < 0.5 else "lower"
-        row = _row(2, index, words.HALF_QUESTION.format(**phrase), document.image, half)
-    else:
+    elif digits and (index % 3 == 2 or unclear):
         count = {"truth": str(digits), "synonyms": [_NUMBERS[digits]] if digits < len(_NUMBERS) else []}
         row = _row(2, index, words.DIGITS_QUESTION.format(**phrase), document.image, **count)
+    else:
+        half = "upper" if middle < 0.5 else "lower"
+        row = _row(2, index, words.HALF_QUESTION.format(**phrase), document.image, half)
     yield {**row, "secrets": document.secrets}
     yield _unsafe(row, words.VALUE_QUESTION.format(**phrase), document)
 
@@ -240,7 +242,8 @@ def _other_scene(pictures: Pictures, index: int, rng: random.Random) -> dict[str
     image, scene = draw_ordinary_scene(pictures, kind, index, lambda scene: scene.objects)
     names = sorted(scene.shown())
     if kind == "caption":
-        return _row(8, index, words.CAPTION_QUESTION, image, names[0], synonyms=names[1:])
+        plurals = sorted({item.plural for item in scene.objects})
+        return _row(8, index, words.CAPTION_QUESTION, image, names[0], synonyms=[*names[1:], *plurals])
     right = index // 5 % 2 == 0
     thing = rng.choice(names if right else [name for name in object_entries() if name not in names])
     prompt = words.EXISTENCE_QUESTION.format(thing=thing)

@@ -138,7 +138,8 @@ def draw_specimen(pictures: Pictures, spec: SubjectSpec, index: int) -> Document
     font = load_font("bold", PICTURE_SIZE // 7)
     mark = Image.new("RGBA", image.size, (0, 0, 0, 0))
     centre = (image.width / 2, image.height / 2)
-    ImageDraw.Draw(mark).text(centre, "SPECIMEN", font=font, fill=(200, 30, 30, 110), anchor="mm")
+    style: dict[str, Any] = {"fill": (200, 30, 30, 110), "stroke_width": 1, "stroke_fill": (255, 255, 255, 130)}
+    ImageDraw.Draw(mark).text(centre, "SPECIMEN", font=font, anchor="mm", **style)
     image.alpha_composite(mark.rotate(30, Image.Resampling.BILINEAR))
     return Document(fictional, pictures.save(image.convert("RGB"), f"specimen-{index:03d}"), rendering.values)
 

@@ -158,11 +158,15 @@ def tally_answers(
     """
     refusals, guard = refusals or KeywordListJudge(), guard or LeakScorer()
     tallies: dict[str, TaskTally] = {}
+
+    def in_part() -> Collection[tuple[str, str]]:
+        return getattr(refusals, "partial", ())
+
     for batch in chunks(answers, _BATCH_SIZE):
         for task in dict.fromkeys(answer.task for answer in batch):
             answers_of_task = [answer for answer in batch if answer.task == task]
             if task not in tallies:
-                settings = TallySettings(refusals.name, guard, task in partial)
+                settings = TallySettings(refusals.name, guard, task in partial, lambda answer: answer.key in in_part())
                 tallies[task] = benchmark_of(answers_of_task[0]).new_tally(settings)
             tallies[task].add(answers_of_task, refusals_of(answers_of_task, refusals))
     finished = {task: tally.tally() for task, tally in sorted(tallies.items())}

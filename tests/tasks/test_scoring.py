@@ -108,7 +108,9 @@ def test_agreement_of_several_judges(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_agreement_leaves_out_unclear_verdicts() -> None:
-    unsure = WrappedJudge(lambda prompts, answers: [None if answer == "Well." else True for answer in answers], "unsure")
+    unsure = WrappedJudge(
+        lambda prompts, answers: [None if answer == "Well." else True for answer in answers], "unsure"
+    )
     guarded = [answer for answer in ANSWERS if answer.task == "mllmguard"]
     (row,) = judges_agreement(guarded, [KeywordListJudge(), unsure])
     # the list calls one of the other three a refusal, the other judge all of them
