@@ -55,6 +55,8 @@ def mini_questions(seed: int = 0) -> Iterator[tuple[str, str]]:
     with TemporaryDirectory() as scratch:
         render_mini(Path(scratch) / "mini", seed)
         sources, data = mini_sources(Path(scratch) / "mini")
-        for task, source in sources.read(list(BENCHMARKS), data).items():
+        for task, source in sources.read(
+            [name for name, benchmark in BENCHMARKS.items() if benchmark.has_mini], data
+        ).items():
             for item in source(BrokenItems()):
                 yield task, item.prompt.split("\n")[0].removesuffix(END)
