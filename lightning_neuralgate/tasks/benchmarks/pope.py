@@ -12,6 +12,7 @@ from typing import Any
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.metrics.functional.forms import AnswerForm
 from lightning_neuralgate.metrics.functional.pope import pope_tally, pope_verdict
 from lightning_neuralgate.tasks.benchmarks.base import (
     YES_OR_NO,
@@ -131,10 +132,13 @@ class Pope(Benchmark):
         return partial(read_pope, self.named_source(options), images=options.pope_images, categories=categories)
 
     def mini_sources(self, folder: Path) -> dict[str, Any]:
-        return {**super().mini_sources(folder), "pope_images": folder / "images"}
+        return {**super().mini_sources(folder), "pope_images": folder / "images", "pope_categories": CATEGORIES}
 
     def new_tally(self, settings: TallySettings) -> PopeTally:
         return PopeTally()
+
+    def form(self, answer: AnsweredItem) -> tuple[AnswerForm, Sequence[str]]:
+        return "yes_no", ()
 
     def verdict(self, answer: AnsweredItem) -> str:
         return yes_no_verdict(pope_verdict(answer.answer), answer.truth)
