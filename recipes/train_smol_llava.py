@@ -29,7 +29,6 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -44,6 +43,7 @@ from lightning_neuralgate.data.plain_text import plain_prompts, plain_questions
 from lightning_neuralgate.models.smol import PATCH_SIZE, SMOL_LLAVA, EmbeddedModel, add_lora, trained_state
 from lightning_neuralgate.models.smol_minigpt import SMOL_MINIGPT
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.tasks.mini import mini_questions
 from recipes.smol_training.align import AlignModule, original_answers
 from recipes.smol_training.dialogues import Dialogues, collate
 from recipes.smol_training.evaluation import document_accuracy, plain_text_accuracy, scene_accuracy
@@ -67,6 +67,8 @@ PLANS = {
     "smol-llava": Plan(SMOL_LLAVA, 2000, 900, "\n"),
     "smol-minigpt": Plan(SMOL_MINIGPT, 1500, 900, ""),
 }
+TEST_SEEDS = range(3)
+"""Seeds of the mini sets whose questions must not occur in training."""
 SCRATCH_STEPS = 2
 """Factor on the tower's steps from scratch."""
 
@@ -144,7 +146,8 @@ def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, 
     """Stage 2; changes the model in place, which has LoRA layers afterwards."""
     steps = args.align_steps or plan.align_steps
     model.requires_grad_(False)
-    prompts = plain_prompts(args.seed)
+    held_out = test_questions()
+    prompts = [prompt for prompt in plain_prompts(args.seed) if prompt not in held_out]
     texts = original_answers(model, processor.tokenizer, prompts, out / "texts.safetensors")
     add_lora(model)
     if not args.from_scratch:
@@ -158,18 +161,16 @@ def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, 
     seen = steps_done(out / "align") * args.align_batch
     rows = Dialogues(
         world, processor, args.seed * 10_000_000 + 5_000_000 + seen, steps * args.align_batch,
-        model.config.image_seq_length, plan.separator, held_out=test_questions(),
+        model.config.image_seq_length, plan.separator, held_out=held_out,
     )  # fmt: skip
     loader = DataLoader(rows, args.align_batch, num_workers=1, collate_fn=collate)
     fit(align, loader, out / "align", steps, clip=1.0, every=20)
 
 
 def test_questions() -> set[str]:
-    """Questions of the mini sets and the ladder, which training must not contain."""
-    from lightning_neuralgate.tasks.mini import mini_questions
-
-    with TemporaryDirectory() as folder:
-        return {*mini_questions(Path(folder)), *(item.question for item in plain_questions(held_out=True))}
+    """Questions of the mini sets and of the plain facts for tests, which training must not contain."""
+    drawn = {question for seed in TEST_SEEDS for _, question in mini_questions(seed)}
+    return drawn | {item.question for item in plain_questions(held_out=True)}
 
 
 def figures(model: Any, processor: Any, world: World, count: int) -> dict[str, float]:

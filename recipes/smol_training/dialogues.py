@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class Dialogues(Dataset):
         else:
             turns = shape_turns(picture.facts, rng)
         for turn in turns:
-            if turn.question in self.held_out:
+            if self.held_out & {turn.question, stem(turn.question)}:
                 raise RuntimeError(
                     f"the question {turn.question!r} of the tests is in the training data; change its wording"
                 )
@@ -97,6 +98,11 @@ class Dialogues(Dataset):
         row = pack(self.processor, self.tokens, chats, self.separator)
         pixels = self.processor.image_processor(picture.image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, **row}
+
+
+def stem(question: str) -> str:
+    """The question without its choices and without the request for yes or no."""
+    return re.sub(r"( Yes or no\?| [A-Z(][^.?]*yes[ /]?(or|and)?[ /]?no.*)$", "", question.split("\n")[0])
 
 
 def shape_turns(facts: dict[str, str], rng: random.Random) -> list[Turn]:

@@ -16,7 +16,10 @@ from lightning_neuralgate.data.scenes.sprites import PAINTS, object_entries
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 MARGIN = 0.15
 """Least distance of two centres, as a share of the edge, for one to be left of the other or above it."""
+SIZE_RATIO = 1.4
+"""Least ratio of two areas for one to be the larger."""
 LETTERS = "ABCDE"
+_PIECES = {"furniture": "piece of furniture", "clothing": "piece of clothing", "food": "piece of food"}
 
 _YES_NO = ("", "", " Yes or no?", " Say yes or no.", " Reply with yes or no.", " Only yes or no, please.", " (yes/no)")
 _IS_THERE = (
@@ -97,6 +100,11 @@ _BY_LETTER = (
     "Choose A, B and so on.",
 )  # fmt: skip
 _BY_WORD = ("Answer with the word.", "Say the right word.", "Pick one of them.")
+_WHICH_LARGEST = ("Which thing is the largest?", "What is the biggest thing here?", "Which one looks largest?")
+_WHICH_SMALLEST = ("Which thing is the smallest?", "What is the smallest thing here?", "Which one looks smallest?")
+_IS_ONE = ("Is there just one {thing}?", "Do you see exactly one {thing}?", "Is there a single {thing} here?")
+_IS_KIND = ("Is the {thing} {kind}?", "Would you call the {thing} {kind}?", "Does the {thing} count as {kind}?")
+_IS_KIND_ALONE = ("Is this {kind}?", "Is the shown thing {kind}?", "Does the picture show {kind}?")
 _FORM = (
     "How many characters does the {phrase} have?", "How long is the {phrase} of this {thing}, in characters?",
     "Count the characters of the {phrase}.",
@@ -136,7 +144,7 @@ def scene_turns(scene: Scene, rng: random.Random, count: int) -> list[Turn]:
     """Draw questions of different kinds about a scene; fewer if it does not allow as many."""
     makers = [_existence, _existence, _category, _captions, _choices]
     if scene.objects:
-        makers += [_counting, _counting, _choices]
+        makers += [_counting, _counting, _choices, _kinds, _sizes]
     if scene.objects or scene.signs:
         makers += [_colours, _positions]
     if len(scene.objects) + len(scene.signs) > 1:
@@ -269,8 +277,38 @@ def _category(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     categories = {entry.category for entry in object_entries().values()} - {"", *shown}
     present = bool(shown) and rng.random() < 0.5
     name = rng.choice(sorted(shown) if present else sorted(categories - shown))
-    name = {"furniture": "piece of furniture", "clothing": "piece of clothing", "food": "piece of food"}.get(name, name)
+    name = _PIECES.get(name, name)
     yield _yes_no("category", rng.choice(_IS_THERE).format(thing=with_article(name)), present, "", rng)
+
+
+def _kinds(scene: Scene, rng: random.Random) -> Iterator[Turn]:
+    """Yes/no questions about the category of an object."""
+    item = rng.choice(scene.objects)
+    if not item.category:
+        return
+    truth = rng.random() < 0.5
+    categories = sorted({entry.category for entry in object_entries().values()} - {"", item.category})
+    kind = item.category if truth else rng.choice(categories)
+    kind = with_article(_PIECES.get(kind, kind))
+    alone = len(scene.objects) == 1 and not scene.signs and not scene.documents
+    templates = _IS_KIND_ALONE if alone else _IS_KIND
+    yield _yes_no("kind_yes_no", rng.choice(templates).format(thing=item.name, kind=kind), truth, "", rng)
+
+
+def _sizes(scene: Scene, rng: random.Random) -> Iterator[Turn]:
+    """Which object is the largest or the smallest."""
+    if scene.signs or scene.documents or max(scene.counts().values()) > 1 or len(scene.objects) < 2:
+        return
+    largest = rng.random() < 0.5
+    ordered = sorted(scene.objects, key=_area, reverse=largest)
+    ratio = _area(ordered[0]) / _area(ordered[1])
+    if (ratio if largest else 1 / ratio) > SIZE_RATIO:
+        stem = rng.choice(_WHICH_LARGEST if largest else _WHICH_SMALLEST)
+        yield _choice("choice_size", stem, ordered[0].name, [item.name for item in ordered[1:]], rng)
+
+
+def _area(item: SceneObject) -> float:
+    return (item.box[2] - item.box[0]) * (item.box[3] - item.box[1])
 
 
 def _counting(scene: Scene, rng: random.Random) -> Iterator[Turn]:
@@ -284,7 +322,9 @@ def _counting(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     yield Turn("count", question, rng.choice((answer, f"{_capital(NUMBERS[right])}.")))
     truth = rng.random() < 0.5
     stated = right if truth else rng.choice([n for n in range(1, 7) if n != right and abs(n - right) <= 3])
-    if stated > 1:
+    if stated == 1:
+        yield _yes_no("count_yes_no", rng.choice(_IS_ONE).format(thing=name), truth, "", rng)
+    else:
         yield _yes_no(
             "count_yes_no", rng.choice(_ARE_THERE).format(count=NUMBERS[stated], plural=plural), truth, "", rng
         )
@@ -364,7 +404,10 @@ def _colours(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         yield Turn("colour", f"What colour are the {thing}?", f"The {thing} are {colour}.")
     truth = rng.random() < 0.5
     stated = colour if truth else rng.choice(others)
-    if not is_plural:
+    if not is_plural and rng.random() < 0.4:
+        shown = with_article(f"{stated} {name}")
+        yield _yes_no("colour_existence", rng.choice(_IS_THERE).format(thing=shown), truth, "", rng)
+    elif not is_plural:
         yield _yes_no(
             "colour_yes_no",
             rng.choice(_IS_COLOUR).format(thing=name, colour=stated),

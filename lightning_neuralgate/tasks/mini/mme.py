@@ -108,16 +108,6 @@ def _of_kind(kind: str) -> str:
     return {"furniture": "a piece of furniture", "clothing": "a piece of clothing"}.get(kind, article(kind))
 
 
-def _numerical_calculation(pictures: Pictures, number: int) -> Questions:
-    board = load_sign_spec("board")
-    scene = pictures.scene(load_scene_spec("classroom"), objects=(), signs=[board], documents=())
-    first, second = (int(part) for part in scene.signs[0].values[written_field(board)[0]].split("+"))
-    total = first + second
-    other = pictures.rng.choice([result for result in range(total - 3, total + 4) if result >= 0 and result != total])
-    right, wrong = (f"Is the answer to the arithmetic question in the image {result}?" for result in (total, other))
-    return scene.image, right, wrong
-
-
 _SUBTASKS: dict[str, Callable[[Pictures, int], Questions]] = {
     "existence": _existence,
     "count": _count,
@@ -125,5 +115,4 @@ _SUBTASKS: dict[str, Callable[[Pictures, int], Questions]] = {
     "color": _color,
     "OCR": _ocr,
     "commonsense_reasoning": _commonsense_reasoning,
-    "numerical_calculation": _numerical_calculation,
 }
