@@ -8,7 +8,6 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_neuralgate.data.scenes.draw import SceneObject
-from lightning_neuralgate.data.scenes.spec import load_scene_spec, load_sign_spec
 from lightning_neuralgate.tasks.mini.facts import (
     MOST_COUNTED,
     draw_colour,
@@ -17,7 +16,6 @@ from lightning_neuralgate.tasks.mini.facts import (
     draw_objects,
     draw_things,
     draw_writing,
-    written_field,
 )
 from lightning_neuralgate.tasks.mini.pictures import Pictures, save_picture
 from lightning_neuralgate.tasks.mini.words import absent, all_things, article, noun, plural
