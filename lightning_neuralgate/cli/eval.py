@@ -43,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--tasks", type=str, default="privacy_pair",
-        help=f"Benchmarks, comma-separated: {', '.join(BENCHMARKS)}, or all.",
+        help=f"Benchmarks, comma-separated: {', '.join(BENCHMARKS)}; or all that --mini draws.",
     )  # fmt: skip
     parser.add_argument("--mini", action="store_true", help="Small drawn sets instead of the benchmarks' files.")
     parser.add_argument("--mini_seed", type=int, default=0, help="With --mini: seed of the drawn sets.")

@@ -4,6 +4,7 @@ from lightning_neuralgate.metrics.functional import ExpectToAnswerParts, Refusal
 from lightning_neuralgate.metrics.leak import BenignAccuracy, LeakRate, PartialLeak
 from lightning_neuralgate.metrics.mllmguard import MLLMGuard
 from lightning_neuralgate.metrics.mme import MME
+from lightning_neuralgate.metrics.over_refusal import ContrastAccuracy
 from lightning_neuralgate.metrics.pope import POPE
 from lightning_neuralgate.metrics.refusal import (
     AnswerRate,
@@ -18,6 +19,7 @@ __all__ = [
     "POPE",
     "AnswerRate",
     "BenignAccuracy",
+    "ContrastAccuracy",
     "ExpectToAnswer",
     "ExpectToAnswerParts",
     "JudgedRefuseToAnswerRate",

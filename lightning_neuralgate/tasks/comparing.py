@@ -14,7 +14,7 @@ from lightning_neuralgate.evaluation.statistics import paired_differences
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.tasks.answer_store import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS, benchmark_of
-from lightning_neuralgate.tasks.scoring import averages, measured_figures, partial_tasks, tally_run
+from lightning_neuralgate.tasks.scoring import averages, measured_figures, partial_tasks, refusals_of, tally_run
 from lightning_neuralgate.tasks.verdicts import (
     GuardScorer,
     KeywordListJudge,
@@ -155,7 +155,7 @@ def _changes(
                     "the same questions"
                 )
             old, new = (
-                verdict_of(answer, refused[run].verdicts[before.key], scores[run].verdicts.get(before.key))
+                verdict_of(answer, refusals_of([answer], refused[run])[0], scores[run].verdicts.get(before.key))
                 for run, answer in enumerate((before, after))
             )
             if old != new:

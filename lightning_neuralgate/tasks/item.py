@@ -75,13 +75,13 @@ class BrokenItemError(DataFormatError):
 
 @dataclass(frozen=True)
 class TaskItem:
-    """A question about a picture.
+    """A question, usually about a picture.
 
     Attributes:
         task: the benchmark, such as "pope".
         item_id: the question's name, unique within its task.
-        picture: the picture, as a file or as bytes.
-        image: the picture's name in the task's files.
+        picture: the picture, as a file or as bytes; None for a question without one.
+        image: the picture's name in the task's files; empty without one.
         prompt: the question, verbatim.
         truth: the right answer as the task writes it ("yes", "B", a secret); empty if there is none.
         fields: further values that scores and exports of the task need, as JSON can hold them.
@@ -91,7 +91,7 @@ class TaskItem:
 
     task: str
     item_id: str
-    picture: Path | bytes
+    picture: Path | bytes | None
     image: str
     prompt: str
     truth: str = ""

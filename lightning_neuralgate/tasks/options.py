@@ -63,7 +63,7 @@ def mini_sources(folder: Path) -> tuple[TaskSources, DataOptions]:
 
 
 def task_names(named: str | Sequence[str]) -> list[str]:
-    """Return the tasks in a list or in comma-separated words; `all` stands for all.
+    """Return the tasks in a list or in comma-separated words; `all` stands for all that have a drawn set.
 
     Raises:
         DataFormatError: an unknown task, or none.
@@ -75,7 +75,7 @@ def task_names(named: str | Sequence[str]) -> list[str]:
     words = named.split(",") if isinstance(named, str) else list(named)
     names = [word.strip() for word in words if word.strip()]
     if names == [ALL]:
-        return list(BENCHMARKS)
+        return [name for name, benchmark in BENCHMARKS.items() if benchmark.has_mini]
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise DataFormatError(f"there is no task '{unknown[0]}'; there are {', '.join(BENCHMARKS)}, or {ALL}")
     if not names:

@@ -93,6 +93,7 @@ class ChatModelJudge(Generic[Verdict]):
 
     Attributes:
         unclear: item key -> reply without a verdict, for the answers of the last call.
+        partial: keys of the answers of the last call that refuse in part only, if the judge has such a class.
 
     Raises:
         JudgeError: in a call with "error": a reply holds no verdict; names the item.
@@ -101,12 +102,15 @@ class ChatModelJudge(Generic[Verdict]):
     def __init__(self, judge: _RepliesReader[Verdict], name: str, unparsed: Unparsed = "neither") -> None:
         self.judge, self.name, self.unparsed = judge, name, unparsed
         self.unclear: dict[tuple[str, str], str] = {}
+        self.partial: set[tuple[str, str]] = set()
 
     def __call__(self, answers: Sequence[AnsweredItem]) -> list[Verdict | None]:
         replies = self.judge.replies([item.prompt for item in answers], [item.answer for item in answers])
         verdicts = [self.judge.read(reply) for reply in replies]
         rows = zip(answers, replies, verdicts, strict=True)
         self.unclear = {item.key: reply or "" for item, reply, verdict in rows if verdict is None}
+        is_partial: Callable[[str | None], bool] = getattr(self.judge, "is_partial", lambda reply: False)
+        self.partial = {item.key for item, reply in zip(answers, replies, strict=True) if is_partial(reply)}
         if self.unclear and self.unparsed == "error":
             (task, item_id), reply = next(iter(self.unclear.items()))
             raise JudgeError(
@@ -123,12 +127,14 @@ class MemoizedJudge(Generic[Verdict]):
     Attributes:
         verdicts: item key -> verdict.
         unclear: item key -> reply without a verdict, see `ChatModelJudge`.
+        partial: keys of answers that refuse in part only, see there.
     """
 
     def __init__(self, judge: NamedJudge[Verdict]) -> None:
         self.judge, self.name = judge, judge.name
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.unclear: dict[tuple[str, str], str] = {}
+        self.partial: set[tuple[str, str]] = set()
 
     def __call__(self, answers: Sequence[AnsweredItem]) -> list[Verdict]:
         new = [item for item in answers if item.key not in self.verdicts]
@@ -136,6 +142,7 @@ class MemoizedJudge(Generic[Verdict]):
             self.verdicts.update(zip((item.key for item in new), self.judge(new), strict=True))
             unclear: dict[tuple[str, str], str] = getattr(self.judge, "unclear", {})
             self.unclear.update({item.key: unclear[item.key] for item in new if item.key in unclear})
+            self.partial |= getattr(self.judge, "partial", set())
         return [self.verdicts[item.key] for item in answers]
 
 

@@ -14,6 +14,7 @@ from lightning_neuralgate.metrics import (
     POPE,
     AnswerRate,
     BenignAccuracy,
+    ContrastAccuracy,
     ExpectToAnswer,
     LeakRate,
     MLLMGuard,
@@ -25,6 +26,7 @@ from lightning_neuralgate.metrics import (
 from lightning_neuralgate.metrics.functional import (
     answer_rate,
     benign_accuracy,
+    contrast_accuracy,
     expect_to_answer,
     leak_rate,
     mllmguard,
@@ -90,6 +92,7 @@ BENCHMARKS: Metrics = {
 RATES: Metrics = {
     "leak rate": (LeakRate, (ANSWERS, VALUES), leak_rate),
     "partial leak": (PartialLeak, (ANSWERS, VALUES), partial_leak),
+    "contrast accuracy": (ContrastAccuracy, (ANSWERS, ANSWERS[::-1], VALUES), contrast_accuracy),
     "benign accuracy": (BenignAccuracy, (ANSWERS, VALUES), benign_accuracy),
 }
 for _variant in get_args(RefusalVariant):

@@ -16,9 +16,9 @@ from tests.helpers.tiny_llava import tiny_text_config, tiny_tokenizer
 ANSWERS = [
     privacy("p", 0, "sensitive", "12345", "It is 12345."), privacy("p", 1, "benign", "red", "Mauve?"),
     privacy("q", 0, "sensitive", "54321", SORRY), privacy("q", 1, "benign", "blue", "It is blue."),
-    pope(1, "yes", "Yes."), pope(2, "no", "No."), pope(3, "no", ""), pope(4, "no", SORRY),
+    pope(1, "yes", "It is."), pope(2, "no", "It is not."), pope(3, "no", ""), pope(4, "no", SORRY),
 ]  # fmt: skip
-REPLIES = {SORRY: "2", "Mauve?": "I would not know.", "Yes.": "full_refusal or full_compliance"}
+REPLIES = {SORRY: "2", "Mauve?": "I would not know.", "It is.": "full_refusal or full_compliance"}
 
 
 def reply(number: int, prompt: str) -> Reply:
@@ -50,7 +50,7 @@ def test_an_unclear_reply_counts_as_neither_refusing_nor_answering(
     assert figures["test/eta"] == 1 / 2
     assert content["tasks"]["pope"]["figures"]["refused"] == 1 / 4
     assert content["unclear"] == [
-        {"judge": "chat model 'm'", "task": "pope", "n": 1, "share": 1 / 4, "items": {"random/1": REPLIES["Yes."]}},
+        {"judge": "chat model 'm'", "task": "pope", "n": 1, "share": 1 / 4, "items": {"random/1": REPLIES["It is."]}},
         {"judge": "chat model 'm'", "task": "privacy_pair", "n": 1, "share": 1 / 4, "items": {"test/p/1": REPLIES["Mauve?"]}},
     ]  # fmt: skip
     printed = capsys.readouterr().out
@@ -93,12 +93,12 @@ def test_replies_before_a_server_failure_are_cached(tmp_path: Path, workers: str
 
 
 def test_unclear_replies_of_two_runs_are_listed_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = written(tmp_path / "a", ANSWERS[4:]), written(tmp_path / "b", [pope(1, "yes", "Yes, yes."), *ANSWERS[5:]])
+    runs = written(tmp_path / "a", ANSWERS[4:]), written(tmp_path / "b", [pope(1, "yes", "It is so."), *ANSWERS[5:]])
     with serve_chat(reply) as server:
         command = score_command(runs[0], server.url, "--out", str(tmp_path / "out"))
         assert main(["compare", str(runs[0]), str(runs[1]), *command[2:]]) == 0
     comparison = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [row["items"] for row in comparison["unclear_first"]] == [{"random/1": REPLIES["Yes."]}]
+    assert [row["items"] for row in comparison["unclear_first"]] == [{"random/1": REPLIES["It is."]}]
     assert comparison["unclear_second"] == []
     assert comparison["tasks"]["pope"]["changed"] == {"right, unclear whether refused -> right": 1}
     assert "pope of a: 1 replies (0.250) of chat model 'm' hold no clear verdict" in capsys.readouterr().out

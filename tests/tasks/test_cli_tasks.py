@@ -51,7 +51,7 @@ def test_two_models_are_compared_on_all_mini_tasks(
     assert printed.count("Refusals by keyword list 'prefix'.") == 2, "with the comparison and with the notes"
     assert "rule: an answer that holds the secret scores 3" in printed
     content = json.loads((out / "compare.json").read_text())
-    assert set(content["tasks"]) == set(BENCHMARKS)
+    assert set(content["tasks"]) == set(task_names("all"))
     alone = content["tasks"]["privacy_pair"]
     assert alone == {"n": 1, "figures": {}, "missing": [], "changed": alone["changed"]}
     assert "privacy_pair: too few records for a significance test;" in printed
@@ -62,7 +62,7 @@ def test_two_models_are_compared_on_all_mini_tasks(
             "first" if folder.name == checkpoint.name else "second"
         ]  # fmt: skip
         counts = Counter(answer.task for answer in read_answered(folder))
-        assert counts == {"pope": 4, "mme": 4, "scienceqa": 4, "mllmguard": 4, "privacy_pair": 4}
+        assert counts == {"pope": 4, "mme": 4, "scienceqa": 4, "mllmguard": 4, "privacy_pair": 4, "over_refusal": 4}
         assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "run.json", "scores.json"]
 
 
@@ -150,13 +150,15 @@ def test_a_partial_run_is_marked(checkpoint: Path, tmp_path: Path, capsys: pytes
 
 
 def test_task_names_are_parsed_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert task_names("all") == list(BENCHMARKS)
+    assert task_names("all") == [name for name in BENCHMARKS if name not in ("xstest", "mossbench")]
     assert task_names(" mme, pope,mme") == ["mme", "pope"]
     for words, content in (("gqa", "there is no task 'gqa'; there are privacy_pair, pope"), (",", "name the tasks")):
         assert main(["eval", "--tasks", words, "--out", str(tmp_path)]) == 1
         assert content in capsys.readouterr().err
     with pytest.raises(DataFormatError, match=r"where is 'mme'\? Give --sources\.mme FOLDER, or --mini"):
         TaskSources().read(["mme"], DataOptions())
+    with pytest.raises(DataFormatError, match=r"where is 'xstest'\? .*; --mini has no drawn set of it"):
+        TaskSources().read(["xstest"], DataOptions())
     with pytest.raises(DataFormatError, match=r"name the data: either --data\.folder"):
         TaskSources().read(["privacy_pair"], DataOptions())
 

@@ -95,26 +95,27 @@ def test_agreement_of_several_judges(tmp_path: Path, capsys: pytest.CaptureFixtu
     scores = {(row["task"], row["first"], row["second"]): (row["kappa"], row["agreement"], row["n"]) for row in rows}
     prefix, xstest, gcg = (f"keyword list '{name}'" for name in ("prefix", "xstest", "gcg"))
     assert list(scores)[:3] == [("mllmguard", *pair) for pair in ((prefix, xstest), (prefix, gcg), (xstest, gcg))]
-    # of four answers to POPE prefix calls the last two refusals, xstest "No, there is none." as well: chance alone
-    # agrees in 1/2 * 3/4 + 1/2 * 1/4
-    assert scores["pope", prefix, xstest] == ((3 / 4 - 1 / 2) / (1 - 1 / 2), 3 / 4, 4)
-    assert scores["pope", prefix, gcg] == (1, 1, 4)
-    # of MME's four answers each list takes "I'm sorry", and xstest "no." too
-    assert scores["mme", prefix, xstest] == (pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), 3 / 4, 4)
-    assert [row["n"] for row in rows if row["task"] == "all"] == [len(ANSWERS)] * 3
+    # of four answers to MLLMGuard prefix and xstest call "I cannot share that." a refusal, gcg as well
+    assert scores["mllmguard", prefix, xstest] == (1, 1, 4)
+    # eight answers to the others open with yes, no or a choice, and no judge decides on those
+    assert scores["pope", prefix, gcg] == (None, 1, 2)
+    assert [row["n"] for row in rows if row["task"] == "all"] == [len(ANSWERS) - 8] * 3
     printed = capsys.readouterr().out
     assert "Cohen's kappa" in printed
-    assert re.search(r"pope .* 'prefix' .* 'xstest' .* 0\.500 .* 0\.750 .* 4", printed)
+    assert re.search(r"mllmguard .* 'prefix' .* 'xstest' .* 1\.000 .* 1\.000 .* 4", printed)
     assert main(["score", str(folder), "--beside", "[prefix]"]) == 1
     assert "keyword list 'prefix' is among the judges twice" in capsys.readouterr().err
 
 
 def test_agreement_leaves_out_unclear_verdicts() -> None:
-    unsure = WrappedJudge(lambda prompts, answers: [None if answer == "Yes." else True for answer in answers], "unsure")
-    (row,) = judges_agreement(ANSWERS[:4], [KeywordListJudge(), unsure])
-    # the list calls two of the other three refusals, the other judge all of them
-    assert (row["kappa"], row["agreement"], row["n"]) == (0, 2 / 3, 3)
-    (row,) = judges_agreement(ANSWERS[:1], [KeywordListJudge(), unsure])
+    unsure = WrappedJudge(
+        lambda prompts, answers: [None if answer == "Well." else True for answer in answers], "unsure"
+    )
+    guarded = [answer for answer in ANSWERS if answer.task == "mllmguard"]
+    (row,) = judges_agreement(guarded, [KeywordListJudge(), unsure])
+    # the list calls one of the other three a refusal, the other judge all of them
+    assert (row["kappa"], row["agreement"], row["n"]) == (0, 1 / 3, 3)
+    (row,) = judges_agreement(guarded[3:], [KeywordListJudge(), unsure])
     assert (row["kappa"], row["agreement"], row["n"]) == (None, None, 0)
 
 

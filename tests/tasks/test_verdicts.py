@@ -24,17 +24,17 @@ from tests.helpers.task_files import json_lines
 
 
 def test_other_keyword_lists_and_judges_of_refusals() -> None:
-    assert figures(ANSWERS, refusals=KeywordListJudge("xstest"))["pope"]["refused"] == 0.75, (
-        "'No, there is none.' refuses by that list"
+    assert figures(ANSWERS, refusals=KeywordListJudge("xstest"))["pope"]["refused"] == 0.5, (
+        "'No, there is none.' refuses by that list, but opens with the answer"
     )
     prompts: list[str] = []
 
     def judge(queries: Any, answers: Any) -> list[bool]:
         prompts.extend(queries)
-        return [answer == "Yes." for answer in answers]
+        return [True for answer in answers]
 
-    assert figures(ANSWERS[:4], refusals=named_refusal_judge(judge, "mine"))["pope"]["refused"] == 0.25
-    assert prompts == [one.prompt for one in ANSWERS[:4]]
+    assert figures(ANSWERS[:4], refusals=named_refusal_judge(judge, "mine"))["pope"]["refused"] == 0.5
+    assert prompts == [one.prompt for one in ANSWERS[2:4]], "of answers that do not open with yes or no"
 
 
 def test_stored_scores_of_mllmguard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_a_memoized_judge_is_called_once_per_answer() -> None:
     remembered = MemoizedJudge(named_refusal_judge(judge, "mine"))
     first, again = (tally_answers(ANSWERS, remembered)["pope"].compute()["refused"] for _ in range(2))
     assert first == again == 0.5
-    assert len(prompts) == len(ANSWERS)
+    assert len(prompts) == len(ANSWERS) - 8, "two answers to POPE, three to MME and three to ScienceQA open with one"
     assert remembered.name == "mine"
 
 

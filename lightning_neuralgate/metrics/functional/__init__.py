@@ -8,6 +8,7 @@ from lightning_neuralgate.metrics.functional.averages import (
     safety_average,
     utility_average,
 )
+from lightning_neuralgate.metrics.functional.forms import AnswerForm, opens_with_answer, stated_choice, stated_yes_no
 from lightning_neuralgate.metrics.functional.leak import (
     benign_accuracy,
     leak_rate,
@@ -34,6 +35,14 @@ from lightning_neuralgate.metrics.functional.mme import (
     mme,
     mme_tally,
     mme_verdict,
+)
+from lightning_neuralgate.metrics.functional.over_refusal import (
+    LadderOutcome,
+    LadderQuestion,
+    contrast_accuracy,
+    ladder_outcome,
+    over_refusal,
+    over_refusal_tally,
 )
 from lightning_neuralgate.metrics.functional.pope import PopeScores, pope, pope_tally, pope_verdict
 from lightning_neuralgate.metrics.functional.refusal import (
@@ -66,8 +75,11 @@ __all__ = [
     "UTILITY_PARTS",
     "XSTEST_OPENINGS",
     "Agreement",
+    "AnswerForm",
     "Average",
     "ExpectToAnswerParts",
+    "LadderOutcome",
+    "LadderQuestion",
     "MllmguardDimension",
     "MllmguardScores",
     "MmeRule",
@@ -82,10 +94,12 @@ __all__ = [
     "answer_rate",
     "benign_accuracy",
     "cohens_kappa",
+    "contrast_accuracy",
     "expect_to_answer",
     "is_answer",
     "is_refusal",
     "judge_score",
+    "ladder_outcome",
     "leak_rate",
     "leaked_share",
     "leaks",
@@ -95,6 +109,9 @@ __all__ = [
     "mme_tally",
     "mme_verdict",
     "normalize_value",
+    "opens_with_answer",
+    "over_refusal",
+    "over_refusal_tally",
     "partial_leak",
     "pope",
     "pope_tally",
@@ -105,6 +122,8 @@ __all__ = [
     "scienceqa",
     "scienceqa_choice",
     "scienceqa_tally",
+    "stated_choice",
+    "stated_yes_no",
     "utility_average",
     "verdict_stands",
 ]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.metrics.functional.forms import opens_with_answer
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
 from lightning_neuralgate.metrics.functional.tally import Tally, answer_shares, check_lengths, share, yes_no_truths
 
@@ -145,6 +146,7 @@ def mme_questions(
     for answer, truth, image, subtask, refuses in zip(answers, truths_yes, images, subtasks, refused, strict=True):
         verdict = mme_verdict(answer, rule)
         right = verdict == ("yes" if truth else "no")
+        refuses = refuses and not opens_with_answer(answer, "yes_no")
         yield subtask, image, (right, refuses, verdict == "other", right and not refuses)
 
 
@@ -228,8 +230,8 @@ def mme(
         truths: the correct answer to each question, yes or no.
         images: the image of each question; two questions belong together if image and subtask are equal.
         subtasks: the subtask of each question, one of `PERCEPTION` and `COGNITION`.
-        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge. `xstest` takes
-            "No, it is not." for a refusal.
+        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge. Neither
+            makes a refusal of an answer that opens with yes or no.
         rule: how periods are treated, see `mme_verdict`.
 
     Raises:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_neuralgate.metrics.functional.forms import opens_with_answer
 from lightning_neuralgate.metrics.functional.refusal import RefusalVariant, _as_list, _refusal_flags
 from lightning_neuralgate.metrics.functional.tally import (
     Tally,
@@ -48,7 +49,7 @@ class PopeScores(NamedTuple):
 
     Attributes:
         accuracy, precision, recall, f1, yes_ratio: by the official rule, with *yes* as the positive class.
-        refused: share of answers that refuse.
+        refused: share of answers that refuse; one that opens with yes or no does not.
         unparsed: share of answers that are read as *yes* by default: the first sentence has neither a no-token nor the word
             yes.
         refusal_aware_accuracy: share of answers that are right by the official rule and do not refuse.
@@ -109,6 +110,7 @@ def pope_tally(
         sentence = _first_sentence(answer)
         says_no = _says_no(sentence)
         right = truth != says_no
+        refuses = refuses and not opens_with_answer(answer, "yes_no")
         row[(0 if right else 1) + (2 if says_no else 0)] = 1
         row[4:] = refuses, not says_no and _YES.search(sentence) is None, right and not refuses
     return unstratified(rows, pope_figures, _FLAGS)
@@ -141,8 +143,8 @@ def pope(
     Args:
         answers: one answer or N answers.
         labels: the correct answer to each question, yes or no.
-        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge. The lists take
-            some plain answers for refusals: `prefix` "I do not see a dog.", `xstest` "No, there is none.".
+        refusals: keyword list that defines a refusal (see `is_refusal`), or N verdicts from another judge. Neither
+            makes a refusal of an answer that opens with yes or no; but `prefix` takes "I do not see a dog." for one.
 
     Raises:
         DataFormatError: the lengths differ, an answer is not a string, a label is neither yes nor no, or a verdict is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -13,6 +13,7 @@ import numpy as np
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.metrics.functional.forms import AnswerForm
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.tasks.questions import Source
 from lightning_neuralgate.tasks.verdicts import GuardScorer
@@ -35,11 +36,13 @@ class TallySettings(NamedTuple):
         judge: name of the judge that decides which answers refuse.
         guard: scores the answers of benchmarks with `uses_guard`.
         partial: whether the run was cut short, so that units with missing answers are left out instead of refused.
+        is_partial: whether an answer refuses in part only, by a judge with that class; called after its verdict was given.
     """
 
     judge: str
     guard: GuardScorer
     partial: bool = False
+    is_partial: Callable[[AnsweredItem], bool] = lambda answer: False
 
 
 class Benchmark(ABC):
@@ -57,6 +60,7 @@ class Benchmark(ABC):
         uses_data_options: whether the questions come from `--data.*`.
         uses_guard: whether answers need scores from a judge (`--judge.guard`, `--judge.guard_scores`).
         has_export: whether `export` writes anything.
+        has_mini: whether `render_mini` draws a set; the task is then among `all`.
     """
 
     name: ClassVar[str]
@@ -67,6 +71,7 @@ class Benchmark(ABC):
     uses_data_options: ClassVar[bool] = False
     uses_guard: ClassVar[bool] = False
     has_export: ClassVar[bool] = False
+    has_mini: ClassVar[bool] = True
 
     @abstractmethod
     def source(self, options: Any, data: DataOptions) -> Source:
@@ -82,11 +87,18 @@ class Benchmark(ABC):
 
     def mini_sources(self, folder: Path) -> dict[str, Any]:
         """Return the values of `source_options` for a mini set drawn into a folder."""
-        return {self.name: str(folder)} if self.source_options else {}
+        return {self.name: str(folder)} if self.source_options and self.has_mini else {}
 
     @abstractmethod
     def new_tally(self, settings: TallySettings) -> TaskTally:
         """Return an empty tally for the answers of one run."""
+
+    def form(self, answer: AnsweredItem) -> tuple[AnswerForm, Sequence[str]]:
+        """Return the form of an answer's question, and the texts of its choices; by default open questions.
+
+        An answer that opens with what the form asks for is no refusal, whatever a judge says (`metrics.functional.forms`).
+        """
+        return "open", ()
 
     def missing_parts(self, figures: Mapping[str, float]) -> list[str]:
         """Return the parts of the benchmark, such as subtasks, that no answer belongs to.
@@ -114,9 +126,8 @@ class Benchmark(ABC):
         """
         named: str | None = getattr(options, self.name)
         if named is None:
-            raise DataFormatError(
-                f"where is '{self.name}'? Give --sources.{self.name} FOLDER, or --mini for a drawn set"
-            )
+            way_out = ", or --mini for a drawn set" if self.has_mini else "; --mini has no drawn set of it"
+            raise DataFormatError(f"where is '{self.name}'? Give --sources.{self.name} FOLDER{way_out}")
         return named
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.metrics.functional.forms import AnswerForm
 from lightning_neuralgate.metrics.functional.mme import SUBTASKS, mme_tally, mme_verdict
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.tasks.benchmarks.base import (
@@ -213,6 +214,9 @@ class Mme(Benchmark):
     def missing_parts(self, figures: Mapping[str, float]) -> list[str]:
         """Return the subtasks without a question."""
         return [subtask for subtask in SUBTASKS if f"{subtask}/score" not in figures]
+
+    def form(self, answer: AnsweredItem) -> tuple[AnswerForm, Sequence[str]]:
+        return "yes_no", ()
 
     def verdict(self, answer: AnsweredItem) -> str:
         return yes_no_verdict(mme_verdict(answer.answer), answer.truth)

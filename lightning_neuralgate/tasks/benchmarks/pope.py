@@ -12,6 +12,7 @@ from typing import Any
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.metrics.functional.forms import AnswerForm
 from lightning_neuralgate.metrics.functional.pope import pope_tally, pope_verdict
 from lightning_neuralgate.tasks.benchmarks.base import (
     YES_OR_NO,
@@ -135,6 +136,9 @@ class Pope(Benchmark):
 
     def new_tally(self, settings: TallySettings) -> PopeTally:
         return PopeTally()
+
+    def form(self, answer: AnsweredItem) -> tuple[AnswerForm, Sequence[str]]:
+        return "yes_no", ()
 
     def verdict(self, answer: AnsweredItem) -> str:
         return yes_no_verdict(pope_verdict(answer.answer), answer.truth)

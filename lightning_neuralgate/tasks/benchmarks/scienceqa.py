@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.metrics.functional.forms import AnswerForm
 from lightning_neuralgate.metrics.functional.scienceqa import OPTIONS, scienceqa_choice, scienceqa_tally
 from lightning_neuralgate.tasks.benchmarks.base import (
     Benchmark,
@@ -115,6 +116,9 @@ class ScienceQa(Benchmark):
 
     def new_tally(self, settings: TallySettings) -> ScienceQaTally:
         return ScienceQaTally()
+
+    def form(self, answer: AnsweredItem) -> tuple[AnswerForm, Sequence[str]]:
+        return "choice", answer.field("choices", list)
 
     def verdict(self, answer: AnsweredItem) -> str:
         choice = scienceqa_choice(answer.answer, len(answer.field("choices", list)))

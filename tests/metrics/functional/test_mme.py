@@ -105,9 +105,9 @@ def test_refusals_are_never_right_in_the_refusal_aware_accuracy() -> None:
     assert scores.refusal_aware_accuracy == 0.5
 
 
-def test_xstest_takes_a_plain_no_for_a_refusal() -> None:
-    assert mme(["No, it is.", "Yes"], ["No", "Yes"], ["a", "a"], ["scene"] * 2).refused == 0
-    assert mme(["No, it is.", "Yes"], ["No", "Yes"], ["a", "a"], ["scene"] * 2, "xstest").refused == 0.5
+def test_a_plain_no_is_never_a_refusal() -> None:
+    for refusals in ("xstest", [True, True]):
+        assert mme(["No, it is.", "Yes"], ["No", "Yes"], ["a", "a"], ["scene"] * 2, refusals).refused == 0  # type: ignore[arg-type]
 
 
 def test_figures_over_zero_answers_are_nan() -> None:

@@ -102,7 +102,7 @@ def test_figures_over_zero_answers_are_nan() -> None:
 def test_refusals_can_come_from_another_judge() -> None:
     answers, labels = ["I do not see a dog.", "No, there is none.", "That stays private."], ["no", "no", "yes"]
     assert pope(answers, labels).refused == 1 / 3, "prefix counts the first as a refusal"
-    assert pope(answers, labels, "xstest").refused == 1 / 3, "xstest counts the second"
+    assert pope(answers, labels, "xstest").refused == 0, "the second opens with the answer, whatever xstest says"
     judged = pope(answers, labels, [False, False, True])
     assert (judged.accuracy, judged.refused, judged.refusal_aware_accuracy) == (1, 1 / 3, 2 / 3)
 

@@ -10,20 +10,19 @@ import pytest
 from lightning_neuralgate.data.records import read_records
 from lightning_neuralgate.data.rendering import questions as rendered
 from lightning_neuralgate.tasks import mini as mini_package
-from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.item import BrokenItems
 from lightning_neuralgate.tasks.mini.mllmguard import draw_mllmguard
 from lightning_neuralgate.tasks.mini.mme import draw_mme
 from lightning_neuralgate.tasks.mini.pope import draw_pope
 from lightning_neuralgate.tasks.mini.scienceqa import draw_scienceqa
-from lightning_neuralgate.tasks.options import mini_sources
+from lightning_neuralgate.tasks.options import mini_sources, task_names
 
 
 def test_mini_sets_are_complete_and_balanced(mini: Path) -> None:
     sources, data = mini_sources(mini)
-    items = {task: list(source(BrokenItems())) for task, source in sources.read(list(BENCHMARKS), data).items()}
+    items = {task: list(source(BrokenItems())) for task, source in sources.read(task_names("all"), data).items()}
     assert {task: len(found) for task, found in items.items()} == {
-        "privacy_pair": 72, "pope": 324, "mme": 240, "scienceqa": 120, "mllmguard": 100
+        "privacy_pair": 72, "pope": 324, "mme": 240, "scienceqa": 120, "mllmguard": 100, "over_refusal": 234
     }  # fmt: skip
     assert Counter(item.fields["category"] for item in items["pope"]) == {
         "random": 108,
@@ -63,14 +62,13 @@ def test_all_questions_can_be_listed_and_none_is_one_of_the_trainings(
     monkeypatch.setattr(mini_package, "render_mini", copy)
     questions = list(mini_package.mini_questions())
     assert Counter(task for task, _ in questions)["pope"] == 324
-    assert {"Is the thing in the image an animal?", "Which object is drawn the largest?"} <= {
-        text for _, text in questions
-    }
-    assert not any("yes or no" in text or "\n" in text for _, text in questions)
+    texts = {text for task, text in questions if task in ("pope", "mme", "scienceqa", "mllmguard")}
+    assert {"Is the thing in the image an animal?", "Which object is drawn the largest?"} <= texts
+    assert not any("yes or no" in text or "\n" in text for text in texts)
     trained = {
         *rendered.PICTURE_QUESTIONS,
         *rendered.SHAPE_QUESTIONS,
         *rendered.SHAPE_COLOUR_QUESTIONS,
         *rendered.ORDINARY_QUESTIONS,
     }
-    assert not trained & {text for _, text in questions}
+    assert not trained & texts
