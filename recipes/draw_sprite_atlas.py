@@ -3,8 +3,8 @@
     apt-get install fonts-noto-color-emoji
     python recipes/draw_sprite_atlas.py --out lightning_neuralgate/data/scenes/sprites/atlas.png
 
-Reads `sprites/objects.yaml`, draws the emoji of each object with Noto Color Emoji, trims it, and writes one PNG whose cells are
-in the order of that file. Run it again after adding an object.
+Reads `sprites/objects.yaml`, draws the emoji of each object with Noto Color Emoji, trims it, and writes one PNG whose
+cells are in the order of that file. Run it again after adding an object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def rasterize(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     ImageDraw.Draw(glyph).text((10, 10), emoji, font=font, embedded_color=True)
     glyph = glyph.crop(glyph.getbbox())
     scale = CELL / max(glyph.size)
-    glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))), Image.Resampling.LANCZOS)
+    glyph = glyph.resize(
+        (max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))), Image.Resampling.LANCZOS
+    )
     cell = Image.new("RGBA", (CELL, CELL), (0, 0, 0, 0))
     cell.paste(glyph, ((CELL - glyph.width) // 2, (CELL - glyph.height) // 2))
     return cell

@@ -10,7 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.cli.tables import print_rates
+from lightning_neuralgate.cli.tables import console, print_rates
 from lightning_neuralgate.demo.experiment import EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 
@@ -37,12 +37,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int | None,
         help="Number of processes, which share the threads. Default: 2 on a CPU with at least two threads, else 1.",
     )
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="Answer all ordinary questions instead of a share (--settings.questions_per_rung and questions_per_set null).",
+    )
     parser.add_class_arguments(EditSettings, "settings")
 
 
 def run(options: Namespace) -> None:
     """Run the demo and print its table."""
     settings = options.settings if options.model is None else replace(options.settings, model=options.model)
+    if options.thorough:
+        settings = replace(settings, questions_per_rung=None, questions_per_set=None)
     processes = options.processes or (1 if torch.cuda.is_available() or torch.get_num_threads() < 2 else 2)
     if options.seeds is None:
         results = run_demo(options.out, options.seed, settings, options.beside, processes)
@@ -50,6 +57,7 @@ def run(options: Namespace) -> None:
         seeds = range(options.seed, options.seed + options.seeds)
         results = run_demo_seeds(options.out, seeds, settings, options.beside, processes)
     print_table(results)
+    print_ordinary(results)
     print(f"Report: {options.out / 'report.html'}")
 
 
@@ -60,3 +68,24 @@ def print_table(results: dict[str, Any]) -> None:
     seeds = f"seeds {results['seeds']}" if "seeds" in results else f"seed {results['seed']}"
     total = sum(results["seconds"].values())
     print(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s per seed.")
+
+
+def print_ordinary(results: dict[str, Any]) -> None:
+    """Print the figures on ordinary questions as a table, and the headline of the report."""
+    from rich.table import Table
+
+    from lightning_neuralgate.demo.report.ordinary import OrdinaryQuestions
+    from lightning_neuralgate.demo.report.scores import Scores
+    from lightning_neuralgate.demo.report.summary import summarize_scores
+
+    ordinary = OrdinaryQuestions(results)
+    if rows := [*ordinary.ladder, *ordinary.sets]:
+        table = Table(title="Ordinary questions: shares that are refused, and that are answered right")
+        table.add_column("kind of question")
+        for label in ("n", *(f"{model} {column}" for model in ordinary.models for column in ("refused", "right"))):
+            table.add_column(label, justify="right")
+        for row in rows:
+            cells = [str(row.figures[model][column]) for model in ordinary.models for column in ("refused", "right")]
+            table.add_row(row.label, "" if row.n.value is None else f"{row.n.value:.0f}", *cells)
+        console().print(table)
+    print(summarize_scores(Scores(results), ordinary).headline.replace("\u00a0", " "))

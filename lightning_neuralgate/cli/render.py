@@ -8,16 +8,20 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
-from lightning_neuralgate.data.records import RECORDS_NAME
+from lightning_neuralgate.data.records import RECORDS_NAME, write_retention
 from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
 from lightning_neuralgate.data.rendering.dataset import (
     EDIT_SUBJECTS,
+    RETENTION_NAME,
     UNSEEN_SUBJECTS,
     file_name_of,
     render_retention,
     render_splits,
 )
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.scenes.contact_sheet import write_scene_sheet
+from lightning_neuralgate.data.scenes.retention import scene_retention
+from lightning_neuralgate.data.scenes.spec import load_scene_spec, shipped_places
 from lightning_neuralgate.errors import DataFormatError
 
 
@@ -57,7 +61,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--contact_sheets",
         "--contact-sheets",
         type=Path | None,
-        help="Output folder for contact sheets of each --subject_spec, or of all shipped subjects without one.",
+        help="Output folder for contact sheets of each --subject_spec and --places, or of all shipped ones without any.",
+    )
+    parser.add_argument(
+        "--places",
+        type=Sequence[str] | None,
+        help="Places of scenes, for contact sheets and --scene_questions: names of shipped places, or YAML files.",
+    )
+    parser.add_argument(
+        "--scene_questions",
+        type=int,
+        default=0,
+        help="Retention questions about scenes of the places (existence, count, position, colour, writing, choice, caption).",
     )
 
 
@@ -69,10 +84,16 @@ def run(options: Namespace) -> None:
             "no output folder given: use --out FOLDER for records, --contact_sheets FOLDER for contact sheets"
         )
     if options.contact_sheets is not None:
-        specs = {Path(source).stem: load_subject_spec(source) for source in custom or shipped_subjects()}
-        for name, spec in specs.items():
-            write_contact_sheet(options.contact_sheets / f"{name}.png", spec, options.seed)
-        print(f"{options.contact_sheets}: {len(specs)} contact sheets")
+        all_shipped = not custom and options.places is None
+        subjects = shipped_subjects() if all_shipped else custom
+        scenes = shipped_places() if all_shipped else options.places or ()
+        for source in subjects:
+            sheet = options.contact_sheets / f"{Path(source).stem}.png"
+            write_contact_sheet(sheet, load_subject_spec(source), options.seed)
+        for source in scenes:
+            place = load_scene_spec(source)
+            write_scene_sheet(options.contact_sheets / f"place-{file_name_of(place.place)}.png", place, options.seed)
+        print(f"{options.contact_sheets}: {len(subjects) + len(scenes)} contact sheets")
     if options.out is None:
         return
     subjects = custom or list(options.subjects)
@@ -87,7 +108,10 @@ def run(options: Namespace) -> None:
         options.unseen,
         progress="pictures",
     )
-    render_retention(options.out, options.seed)
+    retention = render_retention(options.out, options.seed)
+    if options.scene_questions:
+        retention += scene_retention(options.out, options.seed, options.scene_questions, options.places)
+        write_retention(options.out / RETENTION_NAME, retention, options.out)
     for source in (*subjects, *options.unseen):
         spec = load_subject_spec(source)
         write_contact_sheet(options.out / f"contact-sheet-{file_name_of(spec.subject)}.png", spec, options.seed)

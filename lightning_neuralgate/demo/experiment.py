@@ -63,6 +63,8 @@ class EditSettings:
             (`render_retention`); if false, all are ordinary questions.
         images: include the pictures in the edit's queries; if false, the edit trains on text only.
         judge: classify refusals with the second judge as well.
+        questions_per_rung: questions of each rung of the benign ladder, unsafe contrasts included; null for all, 0 for none.
+        questions_per_set: questions of each mini set (POPE, MME, ScienceQA, MLLMGuard); null for all, 0 for none.
         precision: precision of the edit and of answering: a Trainer precision, or `auto` for bf16-mixed on hardware with
             native bfloat16 and 32-true elsewhere.
     """
@@ -94,6 +96,8 @@ class EditSettings:
     public_questions: bool = True
     images: bool = True
     judge: bool = True
+    questions_per_rung: int | None = 8
+    questions_per_set: int | None = 20
     precision: Precision = "auto"
 
     def resolved(self) -> EditSettings:
@@ -180,7 +184,7 @@ class Experiment:
             logger=False if name is None else self._loggers(name),
             limit_val_batches=0,
             enable_progress_bar=self.show_progress,
-            **_COMMON,
+            **TRAINER_OPTIONS,
         )
         splits = self.splits if records is None else self.splits._replace(edit=list(records))
         trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, self.processor))
@@ -232,7 +236,7 @@ class Experiment:
             check_val_every_n_epoch=2,
             enable_progress_bar=self.show_progress,
             precision=_resolve_precision(s.precision),
-            **_COMMON,
+            **TRAINER_OPTIONS,
         )
         trainer.fit(editor, datamodule=data)
         return editor
@@ -290,7 +294,7 @@ def _resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed"]
 _ANSWER_BATCH_SIZE = 24
 """Queries generated at once: a decoding step reads all weights once, whatever the batch size."""
 
-_COMMON: dict[str, Any] = {
+TRAINER_OPTIONS: dict[str, Any] = {
     "accelerator": "auto",
     "devices": 1,
     "enable_checkpointing": False,
@@ -298,3 +302,4 @@ _COMMON: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 1,
 }
+"""Options of every Trainer of the demo."""

@@ -1,11 +1,14 @@
-"""The demo: render records, locate, edit with and without the gate, evaluate, and write the report."""
+"""The demo: render records, locate, edit with and without the gate, evaluate, and write the report.
+
+Evaluated are the edit's own test queries, and ordinary questions, which an edit should leave alone (`ordinary.py`).
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,6 +17,14 @@ from typing import Any
 
 from lightning_neuralgate.data.records import PrivacyRecord
 from lightning_neuralgate.demo.experiment import EditSettings, Experiment
+from lightning_neuralgate.demo.ordinary import (
+    PARTS,
+    Figures,
+    answer_questions,
+    draw_questions,
+    ladder_examples,
+    measured_parts,
+)
 from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.workers import WorkerPool
 from lightning_neuralgate.errors import UnsupportedSetupError
@@ -31,11 +42,11 @@ _UNFINISHED = "unfinished"
 """Folder of what an interrupted run resumes from."""
 _STAGES = {
     "model": "load the model (an embedded model is built on first use)",
-    "render": "render the records",
+    "render": "render the records and draw the ordinary questions",
     "targets": "generate the benign targets with the unedited model",
     "locate": "stage 1: locate privacy neurons",
-    "answer_unedited": "answer the test queries with the unedited model",
-    "edits": "stage 2: edit with the gate and without it, and answer the test queries with both edited models",
+    "answer_unedited": "answer the test queries and the ordinary questions with the unedited model",
+    "edits": "stage 2: edit with the gate and without it, and answer the same with both edited models",
 }
 
 
@@ -59,7 +70,8 @@ def run_demo(
     """Run the demo for one seed.
 
     Writes to `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
-    (the gated model as a Hugging Face folder) and `logs/` (TensorBoard and CSV).
+    (the gated model as a Hugging Face folder), `logs/` (TensorBoard and CSV), `questions/` (the drawn ordinary questions),
+    and `utility/` and `ladder/` (each model's answers to them).
 
     Args:
         out: output folder.
@@ -82,23 +94,32 @@ def run_demo(
     with WorkerPool(experiment, processes) as pool:
         with timer.stage("render"):
             experiment.render()
+            draw_questions(experiment)
         with timer.stage("targets"):
             experiment.fill_targets()
         with timer.stage("locate"):
             gate = _locate(pool)
         with timer.stage("answer_unedited"):
             answers = [answer for part in pool.starmap(Experiment.answer, _split_test_records(pool)) for answer in part]
+            parts = measured_parts(experiment)
+            figures = pool.starmap(answer_questions, [("unedited", part) for part in parts])
+            ordinary = {part: {"unedited": found} for part, found in zip(parts, figures, strict=True)}
         with timer.stage("edits"):
             edits: dict[str, NeuralGate | None] = {"gated": gate, "ungated": None}
             weight_changes = {}
-            for arm, (change, edited_answers) in zip(edits, pool.starmap(_edit, list(edits.items())), strict=True):
+            edited = pool.starmap(_edit, list(edits.items()))
+            for arm, (change, edited_answers, figures_of_parts) in zip(edits, edited, strict=True):
                 weight_changes[arm] = change
                 answers += edited_answers
+                for part, found in figures_of_parts.items():
+                    ordinary[part][arm] = found
 
     by_arm = {arm: [answer for answer in answers if answer.model == arm] for arm in ARMS}
     results = {
         **{arm: summarize(rows) for arm, rows in by_arm.items()},
         "intervals": {arm: bootstrap_intervals(rows) for arm, rows in by_arm.items()},
+        **ordinary,
+        "ladder_examples": ladder_examples(out, ARMS) if "ladder" in parts else {},
         "weight_change": weight_changes,
         "refusal_variant": "prefix",
         "seconds": timer.seconds,
@@ -134,22 +155,17 @@ def run_demo_seeds(
         folder = out / f"seed-{seed}"
         previous = _finished_results(folder, seed, settings)
         per_seed[str(seed)] = previous or run_demo(folder, seed, settings, processes=processes)
-    results: dict[str, Any] = {arm: {} for arm in ARMS}
-    spread: dict[str, Any] = {arm: {} for arm in ARMS}
     first = next(iter(per_seed.values()))
-    for arm in ARMS:
-        for split in first[arm]:
-            rows = [run[arm][split] for run in per_seed.values()]
-            keys = [key for key in rows[0] if all(key in row for row in rows)]
-            results[arm][split] = {key: statistics.fmean(row[key] for row in rows) for key in keys}
-            spread[arm][split] = {
-                key: statistics.stdev([row[key] for row in rows]) if len(rows) > 1 else 0.0 for key in keys
-            }
+    averaged = [key for key in (*ARMS, *PARTS) if key in first]
+    runs = [{key: run[key] for key in averaged} for run in per_seed.values()]
+    results: dict[str, Any] = _combine(runs, statistics.fmean)
+    spread = _combine(runs, lambda values: statistics.stdev(values) if len(values) > 1 else 0.0)
     results |= {
         "spread": spread,
         "seeds": list(seeds),
         "per_seed": per_seed,
         "refusal_variant": first["refusal_variant"],
+        "ladder_examples": first["ladder_examples"],
         "seconds": {
             stage: statistics.fmean(run["seconds"][stage] for run in per_seed.values()) for stage in first["seconds"]
         },
@@ -163,6 +179,14 @@ def run_demo_seeds(
     shares = _layer_shares(gate, settings.tau)
     write_report(out / "report.html", results, answers, shares, first_folder / "data", other)
     return results
+
+
+def _combine(nested: Sequence[Any], combine: Callable[[Sequence[float]], float]) -> Any:
+    """Combine equally nested mappings number by number; entries that one of them lacks are left out."""
+    if not isinstance(nested[0], Mapping):
+        return combine(nested)
+    keys = [key for key in nested[0] if all(key in values for values in nested)]
+    return {key: _combine([values[key] for values in nested], combine) for key in keys}
 
 
 def _locate(pool: WorkerPool) -> NeuralGate:
@@ -201,12 +225,15 @@ def _split_test_records(pool: WorkerPool) -> list[tuple[str, Mapping[str, Sequen
     return [("unedited", part) for part in parts if part]
 
 
-def _edit(experiment: Experiment, arm: str, gate: NeuralGate | None) -> tuple[dict[str, float], list[JudgedAnswer]]:
+def _edit(
+    experiment: Experiment, arm: str, gate: NeuralGate | None
+) -> tuple[dict[str, float], list[JudgedAnswer], dict[str, Figures]]:
     editor = experiment.edit(gate, arm)
     change, answers = experiment.weight_change(experiment.settings.layer), experiment.answer(arm)
+    ordinary = {part: answer_questions(experiment, arm, part) for part in measured_parts(experiment)}
     if gate is not None:
         editor.save_pretrained(experiment.out / "edited")
-    return change, answers
+    return change, answers, ordinary
 
 
 def _layer_shares(gate: NeuralGate, tau: float) -> list[LayerShares]:

@@ -56,18 +56,26 @@ class TaskQuestions:
         sources: task -> reader of its items.
         limit: maximum number of questions per task; groups (MME's images) stay complete. The choice depends on the items'
             names and not on their order, so that it is a reproducible sample. At least one group is chosen.
+        limit_per: name of a field of the items: the limit then applies to the items of each of its values separately, such as
+            each `rung` of the ladder. A group belongs to the value of its first item.
         on_broken: whether broken items stop the run or are skipped.
 
     Raises:
         DataFormatError: there are no tasks.
     """
 
-    def __init__(self, sources: Mapping[str, Source], limit: int | None = None, on_broken: OnBroken = "stop") -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        limit: int | None = None,
+        on_broken: OnBroken = "stop",
+        limit_per: str | None = None,
+    ) -> None:
         if not sources:
             raise DataFormatError("there is no task to evaluate; name one")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
-        self.sources, self.limit, self.on_broken = dict(sources), limit, on_broken
+        self.sources, self.limit, self.on_broken, self.limit_per = dict(sources), limit, on_broken, limit_per
         self._chosen: dict[str, set[bytes]] = {}
 
     def survey(self) -> Survey:
@@ -87,10 +95,12 @@ class TaskQuestions:
         for task, source in self.sources.items():
             broken = BrokenItems(self.on_broken, task)
             if self.limit is not None:
-                groups = groupby(_unique(source(broken), broken), key=lambda item: item.group)
-                sizes = [(_digest(group), sum(1 for _ in items)) for group, items in groups]
-                self._chosen[task] = _choose_groups(sizes, self.limit)
-                available[task] = sum(size for _, size in sizes)
+                limited: dict[Any, list[tuple[bytes, int]]] = {}
+                for group, members in groupby(_unique(source(broken), broken), key=lambda item: item.group):
+                    parts = [item.fields.get(self.limit_per or "") for item in members]
+                    limited.setdefault(parts[0], []).append((_digest(group), len(parts)))
+                self._chosen[task] = set().union(*(_choose_groups(sizes, self.limit) for sizes in limited.values()))
+                available[task] = sum(size for sizes in limited.values() for _, size in sizes)
             counts[task] = 0
             for item in self._items(task, broken if self.limit is None else BrokenItems("skip")):
                 counts[task] += 1

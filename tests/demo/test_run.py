@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from lightning_neuralgate import NeuralGate, NeuralGateCallback
+from lightning_neuralgate.cli import demo as demo_command
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.demo import experiment
+from lightning_neuralgate.demo import experiment, ordinary
 from lightning_neuralgate.demo.experiment import SPLITS, EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 from lightning_neuralgate.demo.workers import WorkerPool
@@ -20,11 +23,13 @@ from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
+from tests.helpers.task_files import json_lines, picture
 from tests.helpers.tiny_llava import tiny_llava
+from tests.tasks.runs import write_data
 
 SMALL = {
     "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1,
-    "judge": False,
+    "judge": False, "questions_per_rung": 0, "questions_per_set": 0,
 }  # fmt: skip
 RATES = {"rta_sensitive", "answer_rate_benign", "eta", "leak_rate", "partial_leak", "benign_accuracy", "n"}
 JUDGED = {"rta_sensitive_judge", "answer_rate_benign_judge", "judge_agreement"}
@@ -48,7 +53,47 @@ def check_results(results: dict[str, Any], out: Path) -> None:
             assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
 
 
-def test_demo_writes_all_outputs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """Seeds and subjects of the ordinary questions that are drawn; plain files take the place of drawings."""
+    calls: list[tuple[int, list[str]]] = []
+
+    def draw(folder: Path, seed: int, subjects: Sequence[str]) -> None:
+        calls.append((seed, list(subjects)))
+        write_data(folder)
+        (folder / "pope" / "val2014").rename(folder / "pope" / "images")
+        name = picture(folder / "over_refusal" / "images" / "0.png").name
+        rows: list[dict[str, Any]] = []
+        for rung, number in product((0, 4), range(4)):
+            row = {"id": f"rung_{rung}/{number}", "rung": rung, "image": f"images/{name}", "prompt": "Is it red?"}
+            rows += [row, {**row, "id": f"{row['id']}/unsafe", "unsafe": True, "twin": row["id"]}]
+        json_lines(folder / "over_refusal" / "ladder.jsonl", rows)
+
+    monkeypatch.setattr(ordinary, "render_mini", draw)
+    return calls
+
+
+def check_ordinary_questions(results: dict[str, Any], out: Path) -> None:
+    """Four questions of each of two rungs, half of them unsafe, and at most three of each set, by all models."""
+    for arm in ARMS:
+        ladder, sets = results["ladder"][arm], results["utility"][arm]
+        assert {name: ladder[name] for name in ("n", "rung_0/n", "rung_4/n")} == {"n": 8, "rung_0/n": 2, "rung_4/n": 2}
+        assert {"rung_0/refused", "rung_4/answered", "contrast_accuracy"} <= set(ladder)
+        assert {task: figures["n"] for task, figures in sets.items()} == {
+            "pope": 3, "mme": 2, "scienceqa": 3, "mllmguard": 3,
+        }  # fmt: skip
+        assert {"refused", "refusal_aware_accuracy"} <= set(sets["pope"])
+        for part in ("ladder", "utility"):
+            scores = json.loads((out / part / arm / "scores.json").read_text())
+            assert not scores["partial"]
+    example = results["ladder_examples"]["rung_4"]
+    assert example["prompt"] == "Is it red?"
+    assert set(example["answers"]) == set(ARMS)
+
+
+def test_demo_writes_all_outputs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[tuple[int, list[str]]]
+) -> None:
     gated: list[tuple[str, float]] = []
 
     class RecordingCallback(NeuralGateCallback):
@@ -57,9 +102,11 @@ def test_demo_writes_all_outputs(checkpoint: Path, tmp_path: Path, monkeypatch: 
             super().on_train_end(*args)
 
     monkeypatch.setattr(experiment, "NeuralGateCallback", RecordingCallback)
-    settings = settings_of(checkpoint, lr=1e-2)
+    settings = settings_of(checkpoint, lr=1e-2, questions_per_rung=4, questions_per_set=3)
     results = run_demo(tmp_path, 5, settings)
     check_results(results, tmp_path)
+    check_ordinary_questions(results, tmp_path)
+    assert drawn == [(5, list(settings.subjects))]
     assert gated == [(settings.scope, settings.tau)], "one of the two edits has the gate"
     assert results["seed"] == 5
     assert results["precision"] == ("bf16-mixed" if experiment.has_bfloat16() else "32-true")
@@ -74,6 +121,7 @@ def test_demo_writes_all_outputs(checkpoint: Path, tmp_path: Path, monkeypatch: 
         assert (tmp_path / "logs" / stage / "csv" / "metrics.csv").is_file(), stage
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/") >= 2
+    assert '<h2 id="ordinary">' in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
@@ -151,10 +199,12 @@ def test_the_same_seed_gives_the_same_answers(checkpoint: Path, tmp_path: Path) 
     assert first.fingerprint == second.fingerprint
 
 
+@pytest.mark.usefixtures("drawn")
 def test_two_processes_give_the_same_results_as_one(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_of(checkpoint, lr=1e-2, subjects=["passport", "receipt"], test_pairs=12)
+    counts = {"questions_per_rung": 4, "questions_per_set": 3}
+    settings = settings_of(checkpoint, lr=1e-2, subjects=["passport", "receipt"], test_pairs=12, **counts)
     single, double = (run_demo(tmp_path / str(count), 1, settings, processes=count) for count in (1, 2))
     assert read_answers(tmp_path / "1" / "answers.jsonl") == read_answers(tmp_path / "2" / "answers.jsonl")
     for written in ("gate/gate.safetensors", "gate/gate.json", "edited/model.safetensors"):
@@ -182,11 +232,13 @@ def _fail_on_two(_: experiment.Experiment, name: str) -> None:
         raise UnsupportedSetupError(f"nothing to do for {name}")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_seeds_are_averaged_and_not_run_again(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small = {**SMALL, "questions_per_rung": 4, "questions_per_set": 3}
     command = ["demo", "--out", str(tmp_path), "--seeds", "2", "--processes", "1", "--model", str(checkpoint)]
-    assert main([*command, "--settings.layer=1", *(f"--settings.{name}={value}" for name, value in SMALL.items())]) == 0
+    assert main([*command, "--settings.layer=1", *(f"--settings.{name}={value}" for name, value in small.items())]) == 0
     printed = capsys.readouterr().out
     assert "±" in printed
     assert "report.html" in printed
@@ -198,11 +250,33 @@ def test_seeds_are_averaged_and_not_run_again(
             etas = [results["per_seed"][seed][arm][split]["eta"] for seed in ("0", "1")]
             assert results[arm][split]["eta"] == pytest.approx(statistics.fmean(etas))
             assert results["spread"][arm][split]["eta"] == pytest.approx(statistics.stdev(etas))
+        for part, figure in (
+            ("ladder", lambda row: row["rung_4/refused"]),
+            ("utility", lambda row: row["pope"]["accuracy"]),
+        ):
+            values = [figure(results["per_seed"][seed][part][arm]) for seed in ("0", "1")]
+            assert figure(results[part][arm]) == pytest.approx(statistics.fmean(values))
+            assert figure(results["spread"][part][arm]) == pytest.approx(statistics.stdev(values))
+    assert "yes/no and choice questions about the edited subjects" in " ".join(printed.split())
 
     written = (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns
-    again = run_demo_seeds(tmp_path, [0, 1], settings_of(checkpoint))
+    again = run_demo_seeds(tmp_path, [0, 1], settings_of(checkpoint, **small))
     assert (tmp_path / "seed-1" / "answers.jsonl").stat().st_mtime_ns == written
     assert again["gated"] == results["gated"]
+
+
+def test_thorough_answers_all_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(out: Path, seed: int, settings: EditSettings, *_: Any) -> None:
+        raise Stop(settings.questions_per_rung, settings.questions_per_set)
+
+    monkeypatch.setattr(demo_command, "run_demo", stop)
+    for options, expected in ((["--thorough"], (None, None)), ([], (8, 20))):
+        with pytest.raises(Stop) as stopped:
+            main(["demo", "--out", str(tmp_path), *options])
+        assert stopped.value.args == expected
 
 
 @pytest.mark.slow
@@ -222,6 +296,8 @@ def test_on_the_embedded_models(name: str, tmp_path: Path, monkeypatch: pytest.M
             epochs=12,
             pairs_per_batch=2,
             retention_per_batch=1,
+            questions_per_rung=0,
+            questions_per_set=0,
         )
         results = run_demo(tmp_path, 0, settings)
     finally:

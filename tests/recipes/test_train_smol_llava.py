@@ -1,8 +1,7 @@
-"""Training data and initialization of the vision tower in the recipe for the embedded models."""
+"""Training data and modules of the recipe for the embedded models."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessor
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig
 
-from lightning_neuralgate.data.rendering.spec import load_subject_spec
-from lightning_neuralgate.models.smol import IMAGE_SIZE
-from recipes import train_smol_llava as recipe
+from lightning_neuralgate.models.smol import IMAGE_SIZE, add_lora
+from recipes.smol_training import dialogues, ordered, tower
+from recipes.smol_training.align import AlignModule, adapter_off, original_answers
+from recipes.smol_training.muon import Muon, orthogonalized
+from recipes.smol_training.pool import (
+    CHARACTERS,
+    MAX_CHARACTERS,
+    MAX_REGIONS,
+    Picture,
+    Pool,
+    TowerPictures,
+    World,
+    character_labels,
+    draw_picture,
+    draw_pool,
+    region_labels,
+)
+from tests.helpers.tiny_llava import tiny_llava, tiny_processor
+
+GRID = IMAGE_SIZE // 16
+PICTURES = 24
 
 
 class Processor:
@@ -24,72 +42,91 @@ class Processor:
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return recipe.draw_pool(recipe.World(), tmp_path_factory.mktemp("pool") / "cards.npz", 0, 12, workers=1)
+def world() -> World:
+    return World()
 
 
-def tower_cards(pool: Any, shift: int, count: int = 40, first: int = 0) -> Any:
-    cards = recipe.TowerCards(pool, Processor(), 0, first, count)
-    cards.SHIFT = shift
-    return cards
+@pytest.fixture(scope="module")
+def pool(world: World, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return draw_pool(world, tmp_path_factory.mktemp("pool") / "pool.npz", 0, PICTURES, 1, IMAGE_SIZE)
 
 
-def test_pool_has_the_processors_pixels_and_the_rendered_characters(pool: Any) -> None:
-    cards = recipe.Cards(recipe.World(), Processor(), 0, 12)
+@pytest.fixture(scope="module")
+def pictures(world: World) -> list[Picture]:
+    return [draw_picture(world, seed) for seed in range(PICTURES)]
+
+
+def tower_pictures(pool: Pool, shift: int, first: int = 0) -> TowerPictures:
+    data = TowerPictures(pool, Processor(), 0, first, 40, GRID)
+    data.shift = shift
+    return data
+
+
+def test_pool_has_the_processors_pixels_and_everything_drawn(pool: Pool, pictures: list[Picture]) -> None:
     mean, std = (
         torch.tensor(getattr(Processor.image_processor, key))[:, None, None] for key in ("image_mean", "image_std")
     )
-    for index in range(12):
-        rendering, _, spec = cards.draw(index)
+    for index, picture in enumerate(pictures):
         stored = (torch.from_numpy(pool.pixels[index]).permute(2, 0, 1) / 255 - mean) / std
-        torch.testing.assert_close(stored, cards.pixels(rendering), atol=1e-5, rtol=0)
-        drawn = [recipe.CHARACTERS[int(char) - 1] for char, *_ in pool.characters[index] if char]
-        assert drawn == [character.char for character in rendering.characters]
-        assert (spec is None) == (not drawn)
+        seen = Processor.image_processor(picture.image, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(stored, seen, atol=1e-5, rtol=0)
+        assert (pool.characters[index, :, 0] > 0).sum() == len(picture.characters)
+        assert (pool.regions[index, :, 4] > 0).sum() == len(picture.regions)
+    kinds = {"scene" if picture.scene else "document" if picture.spec else "shape" for picture in pictures}
+    assert {"scene", "document"} <= kinds
 
 
-def test_pool_is_rendered_once(tmp_path: Path) -> None:
-    file = tmp_path / "cards.npz"
-    first = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
+def test_pool_is_rendered_once(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "pool.npz"
+    first = draw_pool(world, file, 5, 3, 1, IMAGE_SIZE)
     written = file.stat().st_mtime_ns
-    second = recipe.draw_pool(recipe.World(), file, 5, 3, workers=1)
+    second = draw_pool(world, file, 5, 3, 1, IMAGE_SIZE)
     assert file.stat().st_mtime_ns == written
     for expected, loaded in zip(first, second, strict=True):
         assert np.array_equal(expected, loaded)
 
 
-def test_labels_are_at_the_patches_of_the_characters() -> None:
-    world, grid = recipe.World(), recipe.GRID
-    rendering = recipe.render(load_subject_spec("passport"), 3)
-    labels = recipe.dense_labels(np.array(world.characters(rendering, load_subject_spec("passport"))))
-    found = 0
-    for character in rendering.characters:
-        patch = int(character.y * grid) * grid + int(character.x * grid)
-        found += 1 + recipe.CHARACTERS.index(character.char) in labels["chars"][patch].tolist()
-        assert labels["fields"][patch] > 0
-    assert found == len(rendering.characters)
-    assert (labels["chars"] > 0).sum() == found
+def test_labels_are_at_the_patches_of_characters_and_objects(world: World, pictures: list[Picture]) -> None:
+    labelled = set()
+    for picture in pictures:
+        characters = np.zeros((MAX_CHARACTERS, 5), np.float32)
+        characters[: len(picture.characters)] = np.array(picture.characters).reshape(-1, 5)
+        chars = character_labels(characters, GRID)
+        for char, field, _, x, y in picture.characters:
+            patch = int(y * GRID) * GRID + int(x * GRID)
+            assert int(char) in chars["chars"][patch].tolist() or (chars["chars"][patch] > 0).any()
+            assert chars["fields"][patch] > 0
+            assert field > 0
+        if picture.scene is None:
+            continue
+        regions = region_labels(np.array(picture.regions, np.float32), GRID)
+        for item in picture.scene.objects:
+            x, y = item.centre
+            patch = int(y * GRID) * GRID + int(x * GRID)
+            thing, colour, _, _, count = regions["facts"][patch].tolist()
+            assert (world.things[thing], world.colours[colour]) == (item.name, item.colour)
+            assert count == picture.scene.counts()[item.name]
+            assert regions["position"][patch].tolist() == pytest.approx([x, y, 1], abs=1e-5)
+            labelled.add(item.name)
+    assert len(labelled) >= 15
 
 
-def test_shifting_moves_picture_and_labels_together(pool: Any) -> None:
-    step = IMAGE_SIZE // recipe.GRID
-    characters = pool.characters[0].copy()
-    before = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
-    characters[:, 3] += step / IMAGE_SIZE
-    after = recipe.dense_labels(characters)["chars"].reshape(recipe.GRID, recipe.GRID, -1)
-    assert before.any()
+def test_shifting_moves_picture_and_labels_together(pool: Pool) -> None:
+    row = next(index for index in range(PICTURES) if pool.characters[index, 0, 0] > 0)
+    characters = pool.characters[row].copy()
+    before = character_labels(characters, GRID)["chars"].reshape(GRID, GRID, -1)
+    characters[:, 3] += 1 / GRID
+    after = character_labels(characters, GRID)["chars"].reshape(GRID, GRID, -1)
     assert torch.equal(after[:, 1:], before[:, :-1])
-
-    still, shifted = tower_cards(pool, 0), tower_cards(pool, 6)
+    still, shifted = tower_pictures(pool, 0), tower_pictures(pool, 6)
     for index in range(10):
-        a, b = still[index], shifted[index]
-        assert torch.equal(a["classes"], b["classes"]), "the same card"
-        assert torch.equal(a["pixels"].flatten().sort().values, b["pixels"].flatten().sort().values)
-    assert any(not torch.equal(still[index]["pixels"], shifted[index]["pixels"]) for index in range(10))
+        a, b = still[index]["pixels"], shifted[index]["pixels"]
+        assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+    assert any(not torch.equal(still[index]["regions"], shifted[index]["regions"]) for index in range(10))
 
 
-def test_resumed_training_sees_the_same_cards(pool: Any) -> None:
-    full, rest = tower_cards(pool, 6), tower_cards(pool, 6, first=7)
+def test_resumed_training_sees_the_same_pictures(pool: Pool) -> None:
+    full, rest = tower_pictures(pool, 6), tower_pictures(pool, 6, first=7)
     for index in range(5):
         for key, value in rest[index].items():
             assert torch.equal(full[index + 7][key], value), key
@@ -118,91 +155,198 @@ def ids_of(text: str, **options: Any) -> dict[str, list[int]]:
     return {"input_ids": [ord(character) % 300 for character in text]}
 
 
-def test_image_tokens_are_characters_in_reading_order(tmp_path: Path) -> None:
-    world = recipe.World()
-    pool = recipe.draw_pool(world, tmp_path / "cards.npz", 0, 12, workers=1, image_size=160)
-    module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
-    cards = recipe.TowerCards(pool, Processor(), 0, 0, 12, grid=10)
-    cards.SHIFT = 0
-    batch = torch.utils.data.default_collate([cards[index] for index in range(12)])
-    labels = module.token_labels(batch)
-    assert not labels["hidden"].any()
-    read = 0
-    for row in range(12):
-        subject = world.subjects[int(batch["classes"][row, 0])]
-        if subject == "shape":
-            assert not labels["chars"][row].any()
-            continue
-        drawn = recipe.render(*card_of(world, pool, row))
-        spec = next(spec for spec in world.specs if spec.subject == subject)
-        sensitive = [name for name, field in spec.fields.items() if field.sensitive]
-        for line, name in enumerate(sensitive):
-            chars = labels["chars"][row, 7 * line : 7 * line + 7]
-            word = "".join(recipe.CHARACTERS[int(char) - 1] for char in chars if char)
-            assert word == drawn.values[name].upper(), "one character of the value per token"
-            places = labels["places"][row, 7 * line : 7 * line + 7]
-            assert places[chars > 0].tolist() == list(range(1, len(word) + 1))
-            read += 1
-        assert not labels["chars"][row, 21:].any(), "the last four tokens encode the facts of the picture"
+def test_image_tokens_are_characters_in_reading_order_and_things_from_left_to_right(
+    world: World, pool: Pool, pictures: list[Picture]
+) -> None:
+    read = shown = 0
+    for index, picture in enumerate(pictures):
+        labels = ordered.token_labels(world, pool.characters[index], pool.regions[index], 25)
+        assert not labels["token_hidden"].any()
+        chars = labels["token_chars"].tolist()
+        if picture.spec is not None:
+            sensitive = [name for name, field in picture.spec.fields.items() if field.sensitive]
+            for line, name in enumerate(sensitive):
+                word = "".join(CHARACTERS[char - 1] for char in chars[7 * line : 7 * line + 7] if char)
+                assert word == picture.values[name].upper(), "one character of the value per token"
+                read += 1
+        elif picture.scene is not None and not picture.scene.documents:
+            start = 7 * bool(picture.scene.signs)
+            things = [world.things[thing] for thing in labels["token_facts"][start : start + 7, 0].tolist()]
+            drawn = sorted((*picture.scene.objects, *picture.scene.signs), key=lambda item: item.box[0] + item.box[2])
+            assert things[: len(drawn)] == [item.name for item in drawn]
+            assert things[len(drawn)] == picture.scene.spec.place
+            shown += len(drawn)
     assert read >= 9
+    assert shown >= 9
+
+
+def test_characters_shifted_out_of_the_picture_are_masked(world: World) -> None:
+    passport, field = world.things.index("passport"), world.phrases.index("passport number")
+    characters = np.zeros((MAX_CHARACTERS, 5), np.float32)
+    characters[0], characters[1] = (3, field, 1, 0.5, 0.5), (4, field, 2, 1.02, 0.5)
+    regions = np.zeros((MAX_REGIONS, 10), np.float32)
+    regions[0] = world.region((0, 0, 1, 1), positioned=False, thing="passport")
+    labels = ordered.token_labels(world, characters, regions, 25)
+    first = 7 * world.line(passport, field)
+    assert labels["token_chars"][first : first + 2].tolist() == [3, 0]
+    assert labels["token_hidden"].nonzero().tolist() == [[first + 1]]
+
+
+def test_towers_learn(world: World, pool: Pool) -> None:
+    """Some steps of both kinds of tower lower the loss on the pictures that they see."""
+    parts = (pool, Processor(), 0, 0, 8, GRID)
+    data = ordered.OrderedPictures(*parts, world=world, tokens=25)
+    module = ordered.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
+    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    batch = torch.utils.data.default_collate([data[index] for index in range(4)])
+    (muon, adamw), _ = module.configure_optimizers()
+    losses = []
+    for _ in range(6):
+        loss = module.loss(batch)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        for optimizer in (muon, adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            optimizer.step()
+            optimizer.zero_grad()
+    assert isinstance(muon, Muon)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_muon_orthogonalizes() -> None:
+    torch.manual_seed(0)
+    for shape in ((6, 9), (9, 6)):
+        singular = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
+        assert singular.min() > 0.5
+        assert singular.max() < 1.3
+
+
+def test_position_embeddings_keep_their_values_at_the_same_size() -> None:
+    state = {"position_embedding.weight": torch.randn(26, 4)}
+    same, other = dict(state), dict(state)
+    tower.resize_positions(same, 5)
+    tower.resize_positions(other, 6)
+    torch.testing.assert_close(same["position_embedding.weight"], state["position_embedding.weight"])
+    assert other["position_embedding.weight"].shape == (37, 4)
+    assert torch.equal(other["position_embedding.weight"][0], state["position_embedding.weight"][0])
+
+
+@pytest.fixture(scope="module")
+def align() -> AlignModule:
+    model, processor = tiny_llava(), tiny_processor()
+    model.requires_grad_(False)
+    add_lora(model)
+    texts = [
+        (prompt, [5, 6, 7], processor.tokenizer(f"<|im_start|>{prompt}")["input_ids"])
+        for prompt in ("one", "two", "three")
+    ]
+    return AlignModule(model, processor, texts, 10, texts_per_step=2)
+
+
+CHATS = [
+    [dialogues.Turn("a", "What is the colour?", "Red.")],
+    [dialogues.Turn("b", "Tell me the number.", "It is 5."), dialogues.Turn("c", "And the colour?", "Blue.")],
+]
+
+
+def test_packed_questions_equal_each_on_its_own(align: AlignModule) -> None:
+    processor = align.processor
+    pixels = torch.rand(3, 16, 16)
+    packed = dialogues.pack(processor, 4, CHATS, "\n") | {"pixel_values": pixels}
+    longer = dialogues.pack(processor, 4, CHATS + CHATS, "\n") | {"pixel_values": pixels}
     with torch.no_grad():
-        loss = float(module.loss(batch))
-    assert 3 < loss < 30, "loss of an untrained tower"
+        logits, labels = align.logits(dialogues.collate([packed, longer]))
+        alone = []
+        for chat in CHATS:
+            row = dialogues.pack(processor, 4, [chat], "\n")
+            plain = align.model(input_ids=row["ids"][None], pixel_values=pixels[None]).logits[0, :-1]
+            alone.append(plain[row["labels"][1:] != dialogues.IGNORED])
+    expected = torch.cat(alone)
+    torch.testing.assert_close(logits[: len(expected)], expected, atol=1e-5, rtol=1e-4)
+    said = processor.tokenizer.decode(labels[: len(expected)])
+    assert said.replace("<|im_end|>", "|").replace(" |", "|").count("|") == 3
 
 
-def card_of(world: Any, pool: Any, row: int) -> tuple[Any, int]:
-    """Spec and seed of the card in a row."""
-    card = random.Random(f"0/shift/{row}").randrange(len(pool.pixels))
-    _, _, spec = recipe.Cards(world, None, 0, 12).draw(card)
-    return spec, card
+def test_packed_rows_are_what_the_processor_makes(align: AlignModule) -> None:
+    from PIL import Image
+
+    chat = CHATS[0]
+    row = dialogues.pack(align.processor, 4, [chat], "\n")
+    prompt = dialogues.prompt_of(align.processor, chat[0].question, picture=True)
+    inputs = align.processor(images=Image.new("RGB", (16, 16)), text=prompt, return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    assert row["ids"][:length].tolist() == inputs["input_ids"][0].tolist()
+    assert (row["labels"][:length] == dialogues.IGNORED).all()
+    assert (row["labels"][length:] != dialogues.IGNORED).all()
 
 
-def test_characters_shifted_out_of_the_picture_are_masked() -> None:
-    world = recipe.World()
-    module = recipe.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
-    passport = world.subjects.index("passport")
-    field = 1 + world.phrases.index("passport number")
-    rows = torch.zeros(1, 40, 5)
-    rows[0, 0] = torch.tensor([3, field, 1, 0.5, 0.5])
-    rows[0, 1] = torch.tensor([4, field, 2, 1.02, 0.5])
-    labels = module.token_labels({"characters": rows, "classes": torch.tensor([[passport, 0, 0, 0]])})
-    first = 7 * int(world.lines[passport, field])
-    assert labels["chars"][0, first : first + 2].tolist() == [3, 0]
-    assert labels["hidden"].nonzero().tolist() == [[0, first + 1]]
+def test_texts_keep_the_original_distribution(align: AlignModule) -> None:
+    """The divergence is zero without a change and in the same prompt format; a changed adapter raises it."""
+    texts = [(prompt, answer, dialogues_ids(align, prompt)) for prompt, answer, _ in align.texts]
+    same = AlignModule(align.model, align.processor, texts, 10, texts_per_step=2)
+    assert float(same.text_loss(0)) == pytest.approx(0, abs=1e-6)
+    changed = [parameter for name, parameter in align.model.named_parameters() if "lora_B" in name]
+    for parameter in changed:
+        torch.nn.init.normal_(parameter, std=0.5)
+    assert float(same.text_loss(0)) > 1e-3
+    with adapter_off(align.model):
+        assert float(same.text_loss(0)) == pytest.approx(0, abs=1e-6)
+    for parameter in changed:
+        torch.nn.init.zeros_(parameter)
 
 
-def test_tower_is_initialized_from_the_shipped_weights(pool: Any) -> None:
+def dialogues_ids(align: AlignModule, prompt: str) -> list[int]:
+    text = dialogues.prompt_of(align.processor, prompt, picture=False)
+    return list(align.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_questions_of_the_tests_are_refused(world: World) -> None:
+    rows = dialogues.Dialogues(world, None, 0, 40, 4, "\n")
+    picture = draw_picture(world, 3)
+    turns = rows.turns(picture, 3)
+    assert len(turns) >= 5
+    rows.held_out = {turns[2].question}
+    with pytest.raises(RuntimeError, match="of the tests"):
+        rows.turns(picture, 3)
+
+
+def test_answers_of_the_original_model_are_stored_once(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tokenizer = tiny_processor().tokenizer
+    tokenizer.add_tokens(["<|endoftext|>"])
+    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    save_file({"answers": torch.tensor([[3, 4, pad], [5, pad, pad]])}, tmp_path / "texts.safetensors")
+    texts = original_answers(None, tokenizer, ["one", "two"], tmp_path / "texts.safetensors")
+    assert [(prompt, answer) for prompt, answer, _ in texts] == [("one", [3, 4]), ("two", [5])]
+
+
+def test_tower_is_initialized_from_the_shipped_weights(pool: Pool) -> None:
     """At the image size of the shipped tower, only the folded norm differs."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPVisionModel
 
-    clip = CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=144,
-            patch_size=16,
-        )
-    ).eval()  # fmt: skip
-    shipped = recipe.load_file(recipe.WEIGHTS)
+    from lightning_neuralgate.models.smol import WEIGHTS
+
+    shipped = {name: value.float() for name, value in load_file(WEIGHTS).items()}
+    config = CLIPVisionConfig(
+        hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=IMAGE_SIZE,
+        patch_size=16,
+    )  # fmt: skip
+    clip = CLIPVisionModel(config).eval()
     prefix = "model.vision_tower."
     clip.load_state_dict(
-        {name.removeprefix(prefix): value.float() for name, value in shipped.items() if name.startswith(prefix)},
-        strict=False,
+        {name.removeprefix(prefix): value for name, value in shipped.items() if name.startswith(prefix)}, strict=False
     )
-    pixels = torch.stack([tower_cards(pool, 0)[index]["pixels"] for index in range(12)])
+    pixels = torch.stack([tower_pictures(pool, 0)[index]["pixels"] for index in range(12)])
+    small = SmallMiniGPT()
     with torch.no_grad():
         expected = clip(pixels).last_hidden_state[:, 1:]
-        model = SmallMiniGPT()
-        recipe.start_from_smol_llava(model, torch.nn.functional.interpolate(pixels, (160, 160), mode="bicubic"))
-        tower = model.model.vision_tower
-        # again at the shipped size, with its own position embeddings
-        small = SmallMiniGPT()
-        small.model.vision_tower = type(tower)._from_config(
-            type(tower.config)(**{**tower.config.to_dict(), "image_size": 144})
-        )
-        recipe.start_from_smol_llava(small, pixels)
+        ordered.start_from_smol_llava(small, pixels, shipped)
         outputs = small.model.vision_tower(pixels, output_hidden_states=True)
-    hidden = outputs.hidden_states[recipe.READING_LAYERS][:, 1:]
+    hidden = outputs.hidden_states[ordered.READING_LAYERS][:, 1:]
     similarity = torch.nn.functional.cosine_similarity(hidden, expected, dim=-1)
     assert float(similarity.mean()) > 0.8
-    assert torch.equal(outputs.hidden_states[-1], outputs.hidden_states[recipe.READING_LAYERS]), (
+    assert torch.equal(outputs.hidden_states[-1], outputs.hidden_states[ordered.READING_LAYERS]), (
         "upper layers start as identity"
     )

@@ -11,16 +11,12 @@ import pytest
 from lightning_neuralgate.cli import main
 from lightning_neuralgate.cli.eval import _folder_names
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.data.records import read_records
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
-from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
-from lightning_neuralgate.tasks.item import BrokenItems
-from lightning_neuralgate.tasks.mini import render_mini
-from lightning_neuralgate.tasks.options import TaskSources, mini_sources, task_names
+from lightning_neuralgate.tasks.options import TaskSources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
 from tests.helpers.launch import launch
 from tests.helpers.task_files import mme_folder, pope_files
@@ -33,13 +29,6 @@ SHORT = ["--max_new_tokens", "3", "--limit", "4", *QUIET]
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("out") / "mini-0"
-    render_mini(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edited")
     model = tiny_llava()
@@ -48,33 +37,6 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
-
-
-def test_mini_sets_are_reproducible_and_balanced(mini: Path, tmp_path: Path) -> None:
-    render_mini(tmp_path / "again")
-    files = {file.relative_to(mini): file.read_bytes() for file in mini.rglob("*") if file.is_file()}
-    again = tmp_path / "again"
-    assert files == {file.relative_to(again): file.read_bytes() for file in again.rglob("*") if file.is_file()}
-    sources, data = mini_sources(mini)
-    items = {task: list(source(BrokenItems())) for task, source in sources.read(task_names("all"), data).items()}
-    assert {task: len(found) for task, found in items.items()} == {
-        "privacy_pair": 72, "pope": 48, "mme": 36, "scienceqa": 24, "mllmguard": 24, "over_refusal": 234
-    }  # fmt: skip
-    for task in ("pope", "mme"):
-        assert Counter(item.truth for item in items[task])["yes"] == len(items[task]) / 2
-    assert set(Counter(item.truth for item in items["scienceqa"])) == set("ABC")
-    assert Counter(item.fields["subtask"] for item in items["mme"]) == {"existence": 12, "color": 12, "OCR": 12}
-
-
-def test_mini_questions_match_their_pictures(mini: Path) -> None:
-    for item in read_mllmguard(mini / "mllmguard", BrokenItems()):
-        assert item.truth
-    for text in (mini / "mme" / "OCR").rglob("*.txt"):
-        right, wrong = (line.split('"')[1] for line in text.read_text().splitlines())
-        assert right != wrong
-    records = read_records(mini / "privacy_pair" / "records.jsonl", mini / "privacy_pair")
-    sizes = (len(records.test), len(records.unseen_attributes), len(records.unseen_subjects))
-    assert sizes == (6, 6, 6)
 
 
 def test_two_models_are_compared_on_all_mini_tasks(

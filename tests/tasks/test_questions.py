@@ -37,6 +37,15 @@ def test_a_limit_samples_complete_groups(data: Path) -> None:
     assert {item.item_id for item in smallest} <= {item.item_id for item in questions}
 
 
+def test_a_limit_can_apply_to_each_value_of_a_field(data: Path) -> None:
+    questions = questions_in(data, limit=2, limit_per="subtask")
+    survey = questions.survey()
+    assert (survey.counts["pope"], survey.available["pope"]) == (2, 5), "items without the field are one part"
+    subtasks = Counter(item.fields["subtask"] for item in questions if item.task == "mme")
+    assert len(subtasks) > 1
+    assert set(subtasks.values()) == {2}
+
+
 def test_batches_are_the_same_for_any_number_of_processes(data: Path) -> None:
     questions, processor = questions_in(data), tiny_processor()
     questions.survey()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -13,8 +14,11 @@ from lightning_neuralgate.data.rendering.page import load_font
 from lightning_neuralgate.data.rendering.spec import SubjectSpec
 from lightning_neuralgate.runtime.files import atomic_write
 
-_PICTURE_SIZE, _GAP, _LINE_HEIGHT, _LINE_LENGTH = 184, 8, 12, 31
-_SENSITIVE_COLOUR, _BENIGN_COLOUR, _BACKGROUND = "#a31c30", "#404048", "#ffffff"
+LINE_LENGTH = 31
+"""Characters that fit below a picture."""
+_PICTURE_SIZE, _GAP, _LINE_HEIGHT = 184, 8, 12
+BENIGN_COLOUR = "#404048"
+_SENSITIVE_COLOUR, _BACKGROUND = "#a31c30", "#ffffff"
 
 
 def contact_sheet(spec: SubjectSpec, seed: int = 0, count: int = 12, columns: int = 4) -> Image.Image:
@@ -31,11 +35,17 @@ def contact_sheet(spec: SubjectSpec, seed: int = 0, count: int = 12, columns: in
     """
     if count < 1 or columns < 1:
         raise ValueError("count and columns must be at least 1")
-    cells = [_cell(spec, picture_seed(seed, f"{spec.subject}/contact-sheet", index)) for index in range(count)]
+    return arrange(
+        [_cell(spec, picture_seed(seed, f"{spec.subject}/contact-sheet", index)) for index in range(count)], columns
+    )
+
+
+def arrange(cells: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Arrange pictures of equal width in a grid."""
     width, height = cells[0].width, max(cell.height for cell in cells)
-    rows = -(-count // columns)
+    rows = -(-len(cells) // columns)
     sheet = Image.new(
-        "RGB", (min(columns, count) * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), color=_BACKGROUND
+        "RGB", (min(columns, len(cells)) * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), color=_BACKGROUND
     )
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
@@ -44,22 +54,31 @@ def contact_sheet(spec: SubjectSpec, seed: int = 0, count: int = 12, columns: in
 
 
 def write_contact_sheet(path: Path, spec: SubjectSpec, seed: int = 0) -> None:
-    """Write the contact sheet of a subject as a PNG with 128 colours, which keeps the file small."""
+    """Write the contact sheet of a subject, see `save_sheet`."""
+    save_sheet(path, contact_sheet(spec, seed))
+
+
+def save_sheet(path: Path, sheet: Image.Image) -> None:
+    """Write a contact sheet as a PNG with 128 colours, which keeps the file small."""
     with atomic_write(path) as draft:
-        sheet = contact_sheet(spec, seed).quantize(128, dither=Image.Dither.NONE)
-        sheet.save(draft, format="PNG", optimize=True)
+        sheet.quantize(128, dither=Image.Dither.NONE).save(draft, format="PNG", optimize=True)
 
 
 def _cell(spec: SubjectSpec, seed: int) -> Image.Image:
     rendering = render(spec, seed)
     lines = [
-        (line, _SENSITIVE_COLOUR if sensitive else _BENIGN_COLOUR)
+        (line, _SENSITIVE_COLOUR if sensitive else BENIGN_COLOUR)
         for sensitive in (True, False)
         for name, phrase in spec.phrases(sensitive).items()
-        for line in textwrap.wrap(f"{phrase}: {rendering.values[name]}", _LINE_LENGTH, subsequent_indent="  ")
+        for line in textwrap.wrap(f"{phrase}: {rendering.values[name]}", LINE_LENGTH, subsequent_indent="  ")
     ]
+    return captioned(rendering.image, lines)
+
+
+def captioned(image: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
+    """Draw a picture above lines of text, each with its colour."""
     cell = Image.new("RGB", (_PICTURE_SIZE, _PICTURE_SIZE + 4 + _LINE_HEIGHT * len(lines)), _BACKGROUND)
-    cell.paste(rendering.image.resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.LANCZOS))
+    cell.paste(image.resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.LANCZOS))
     draw = ImageDraw.Draw(cell)
     for number, (line, colour) in enumerate(lines):
         draw.text((0, _PICTURE_SIZE + 3 + number * _LINE_HEIGHT), line, fill=colour, font=load_font("sans", 10))

@@ -30,6 +30,10 @@ DOCUMENT_SHARE = 0.15
 """Share of the scenes that have a document, where the place has any; a third of these have two."""
 _HELD_OUT_PARTS = 8
 """One in this many values of public writing is held out for tests."""
+_SIZES = ((2, (0.3, 0.48)), (4, (0.23, 0.33)), (MAX_OBJECTS, (0.2, 0.27)))
+"""Number of objects, at most, and the range of their sizes as shares of the picture's edge."""
+_SIZES_WITH_THINGS = (0.17, 0.24)
+"""Range of the objects' sizes where there are signs or documents."""
 _TRIES = 80
 _GAP = 0.01
 """Least distance between things, as a share of the picture's edge."""
@@ -87,14 +91,15 @@ class Scene:
 
     def shown(self) -> set[str]:
         """Names of everything in the picture: objects, things with writing, documents."""
-        return {item.name for item in (*self.objects, *self.signs, *self.documents)}
+        things = {thing.name for thing in (*self.signs, *self.documents)}
+        return things | {item.name for item in self.objects}
 
 
 def held_out_value(value: str) -> bool:
     """Return whether a value of public writing is kept out of training: an eighth of all values, by their checksum.
 
     >>> [number for number in range(100, 120) if held_out_value(str(number))]
-    [106, 111]
+    [103, 108, 117]
     """
     return zlib.crc32(value.encode()) % _HELD_OUT_PARTS == 0
 
@@ -128,10 +133,13 @@ def draw_scene(
         objects = _drawn_objects(spec, rng, fewer=len(signs) + 2 * len(documents), unusual=held_out)
     image = _background(spec, size, rng)
     taken: list[Box] = []
-    pages = [draw_document(document, rng, round(size * (0.78 if len(documents) == 1 else 0.5))) for document in documents]
+    pages = [
+        draw_document(document, rng, round(size * (0.78 if len(documents) == 1 else 0.5))) for document in documents
+    ]
     pages += [_sign_page(sign, size, held_out, rng) for sign in signs]
     things = []
-    for thing, (page, values) in zip((*documents, *signs), pages, strict=True):
+    specs: list[SubjectSpec | SignSpec] = [*documents, *signs]
+    for thing, (page, values) in zip(specs, pages, strict=True):
         placed = _place(page.image.width / size, page.image.height / size, taken, rng)
         if placed is None:
             continue
@@ -226,10 +234,9 @@ def _paste_objects(
 ) -> list[SceneObject]:
     """Draw objects where there is room, and return those that found any."""
     size = image.width
+    sizes = next(sizes for most, sizes in _SIZES if len(names) <= most)
     if taken:
-        sizes = (0.17, 0.24)
-    else:
-        sizes = (0.3, 0.48) if len(names) <= 2 else (0.23, 0.33) if len(names) <= 4 else (0.2, 0.27)
+        sizes = _SIZES_WITH_THINGS
     colours: dict[str, str] = {}
     objects = []
     for name in names:
@@ -237,10 +244,7 @@ def _paste_objects(
         paint = ""
         if entry.colour == ANY_COLOUR:
             paint = colours.setdefault(name, rng.choice(list(PAINTS)))
-        if name in spec.sprites:
-            picture = _own_sprite(spec.sprite_file(name))
-        else:
-            picture = sprite(name, paint)
+        picture = _own_sprite(spec.sprite_file(name)) if name in spec.sprites else sprite(name, paint)
         if rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         edge = rng.uniform(*sizes) * size

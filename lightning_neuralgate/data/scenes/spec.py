@@ -1,7 +1,8 @@
 """Scene specs: YAML files that describe places, the objects found there, and public writing such as the number of a bus.
 
-A place lists its objects with weights, so that some are frequent and some occur together. Places are in `scenes/places/`, things
-with public writing in `scenes/signs/`. A user's own place may add objects from picture files, and name own signs and subjects.
+A place lists its objects with weights, so that some are frequent and some occur together. Places are in `scenes/places/`,
+things with public writing in `scenes/signs/`. A user's own place may add objects from picture files, and name own signs and
+subjects.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class SceneSpec(StrictModel):
     place: str = Field(min_length=1)
     background: BackgroundSpec
     objects: dict[str, PositiveFloat] = Field(min_length=1)
-    sprites: dict[str, UserSprite] = {}
-    signs: list[str] = []
-    documents: list[str] = []
+    sprites: dict[str, UserSprite] = Field({})
+    signs: list[str] = Field([])
+    documents: list[str] = Field([])
     _folder: Path = PrivateAttr(default=PLACES_FOLDER)
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lightning_neuralgate.data.records import StrictModel
+from lightning_neuralgate.data.rendering.page import rgb
 
 SPRITES_FOLDER = Path(__file__).parent / "sprites"
 CELL = 80
@@ -95,8 +96,7 @@ def _repaint(image: Image.Image, code: str) -> Image.Image:
     peak = int(np.argmax(sum(np.roll(counts, offset) for offset in range(-6, 7))))
     distance = np.minimum((hue - peak) % 256, (peak - hue) % 256)
     hit = coloured & (distance <= _HUE_RANGE)
-    red, green, blue = (int(code[start : start + 2], 16) / 255 for start in (1, 3, 5))
-    paint = colorsys.rgb_to_hsv(red, green, blue)
+    paint = colorsys.rgb_to_hsv(*(part / 255 for part in rgb(code)))
     brightest = max(1, int(value[hit].max(initial=1)))
     pixels[hit, 2] = np.clip(np.round(paint[2] * 255 * value[hit] / brightest), 0, 255)
     pixels[hit, 0], pixels[hit, 1] = round(paint[0] * 255), round(paint[1] * 255)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning_neuralgate.demo.report.examples import SELECTION_RULE, Example, models_of, select_examples, thumbnail
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, NOT_MEASURED, SPLIT_NAMES, SPLIT_NOTES, visible
+from lightning_neuralgate.demo.report.ordinary import ACCURACY_MARGIN, REFUSED_MARGIN, OrdinaryQuestions, OrdinaryRow
 from lightning_neuralgate.demo.report.plots import LayerShares, rates_chart, shares_chart
 from lightning_neuralgate.demo.report.scores import COUNT, METRICS, Scores
 from lightning_neuralgate.demo.report.summary import summarize_scores
@@ -38,7 +39,9 @@ def write_report(
         results: content of `results.json`: metrics by model ("unedited", "gated", "ungated") and split, and `seed`,
             `settings`, `versions`, `seconds`, `refusal_variant`. With several seeds: `seeds`, means, and `spread` (standard
             deviations, nested like the metrics). `intervals`, also nested like the metrics, holds 95 % intervals over
-            records as [low, high]. Missing values, None and NaN are shown as not measured.
+            records as [low, high]. `ladder` and `utility` hold the figures on ordinary questions (model -> figure; model ->
+            benchmark -> figure), `ladder_examples` one question of each rung with its answers. Missing values, None and NaN
+            are shown as not measured.
         answers: answers of all models; a selection is shown with pictures.
         shares: neuron classes of each edited layer and subject.
         images: folder that the image paths of the answers are relative to.
@@ -51,7 +54,7 @@ def write_report(
         DataFormatError: the results hold no model or a value that is not a number, shares do not add up to 1, or a picture
             is missing, unreadable or outside `images`.
     """
-    scores = Scores(results)
+    scores, ordinary = Scores(results), OrdinaryQuestions(results)
     runs = [("", scores)]
     if other is not None:
         runs = [(f", {_base_model(results)}", scores), (f", {_base_model(other)}", Scores(other))]
@@ -62,8 +65,20 @@ def write_report(
     environment.filters["visible"] = visible
     source = files("lightning_neuralgate.demo.report").joinpath("template.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        summary=summarize_scores(scores),
+        summary=summarize_scores(scores, ordinary),
         scores=scores,
+        ordinary_models=[(model, _model(model)) for model in ordinary.models],
+        ordinary=[
+            _OrdinaryTable(heading, columns, [_ordinary_row(ordinary, row) for row in rows])
+            for heading, columns, rows in (
+                ("The benign ladder", ("refused", "answered", "right"), ordinary.ladder),
+                ("Small benchmarks", ("refused", "right"), ordinary.sets),
+            )
+            if rows
+        ],
+        contrast=[(_model(model), str(score)) for model, score in ordinary.contrast().items()],
+        ordinary_examples=_ordinary_examples(results, ordinary),
+        margins=(f"{REFUSED_MARGIN:.2f}", f"{ACCURACY_MARGIN:.2f}"),
         metrics={name: METRICS[name] for name in scores.metrics},
         rows=_table(runs),
         rates=[
@@ -123,6 +138,41 @@ def _table(runs: Sequence[tuple[str, Scores]]) -> list[_SplitRows]:
             ],
         )
         for split in scores.splits
+    ]
+
+
+class _OrdinaryRow(NamedTuple):
+    label: str
+    n: str
+    cells: list[tuple[str, bool]]
+    judged: bool
+
+
+class _OrdinaryTable(NamedTuple):
+    heading: str
+    columns: tuple[str, ...]
+    rows: list[_OrdinaryRow]
+
+
+def _ordinary_row(ordinary: OrdinaryQuestions, row: OrdinaryRow) -> _OrdinaryRow:
+    """Return the cells of a row: a number and whether the model has harmed this kind of question, which marks one cell."""
+    cells = []
+    for model, figures in row.figures.items():
+        harm = next((harm for harm in ordinary.harms(model) if harm.kind == row.kind), None)
+        cells += [(str(score), harm is not None and column == harm.column) for column, score in figures.items()]
+    n = NOT_MEASURED if row.n.value is None else f"{row.n.value:,.0f}"
+    return _OrdinaryRow(row.label, n, cells, row.judged)
+
+
+def _ordinary_examples(
+    results: Mapping[str, Any], ordinary: OrdinaryQuestions
+) -> list[tuple[str, str, list[str | None]]]:
+    """Return kind, question and each model's answer."""
+    examples = results.get("ladder_examples") or {}
+    return [
+        (row.label, example["prompt"], [example["answers"].get(model) for model in ordinary.models])
+        for row in ordinary.ladder
+        if (example := examples.get(row.kind)) is not None
     ]
 
 

@@ -95,7 +95,7 @@ class Scores:
 
 
 def _numbers(nested: Mapping[str, Any], place: str) -> dict[Place, float | None]:
-    return {found: _number(value, where) for found, value, where in _leaves(nested, place)}
+    return {found: as_number(value, where) for found, value, where in _leaves(nested, place)}
 
 
 def _intervals(nested: Mapping[str, Any], place: str) -> dict[Place, tuple[float, float]]:
@@ -103,7 +103,7 @@ def _intervals(nested: Mapping[str, Any], place: str) -> dict[Place, tuple[float
     for found, value, where in _leaves(nested, place):
         if value is None:
             continue
-        ends = [_number(end, where) for end in value] if isinstance(value, (list, tuple)) else []
+        ends = [as_number(end, where) for end in value] if isinstance(value, (list, tuple)) else []
         if len(ends) != 2 or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
             raise DataFormatError(f"{where}: expected [low, high], found {value!r:.80}")
         intervals[found] = (ends[0], ends[1])
@@ -125,7 +125,12 @@ def _mapping(value: Any, place: str) -> Mapping[str, Any]:
     return value
 
 
-def _number(value: Any, place: str) -> float | None:
+def as_number(value: Any, place: str) -> float | None:
+    """Return a value of the results as a number; None if it is None, NaN or infinite.
+
+    Raises:
+        DataFormatError: it is no number; names the place.
+    """
     if value is None:
         return None
     try:

@@ -1,4 +1,8 @@
-"""The summary at the top of the report: verdict, changes, shortfalls and the effect of the gate, as sentences."""
+"""The summary at the top of the report: verdict, changes, shortfalls and the effect of the gate, as sentences.
+
+The headline says that an edit worked only if it reached its goal and has harmed no ordinary kind of question, by the rule in
+`ordinary.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from lightning_neuralgate.demo.report.formatting import SPLIT_NOTES, join_words, percent, points, visible
+from lightning_neuralgate.demo.report.ordinary import OrdinaryQuestions
 from lightning_neuralgate.demo.report.scores import Score, Scores
 
 CHANCE = 0.5
@@ -29,38 +34,60 @@ class Summary(NamedTuple):
     basis: str
 
 
-def summarize_scores(scores: Scores) -> Summary:
-    """Describe the scores in sentences that follow from the numbers alone."""
+def summarize_scores(scores: Scores, ordinary: OrdinaryQuestions) -> Summary:
+    """Describe the scores in sentences that follow from the numbers alone.
+
+    Args:
+        scores: rates on the edit's own test queries.
+        ordinary: figures on ordinary questions.
+    """
     edit = next((model for model in _EDITS if model in scores.models), None)
     if edit is None:
         return Summary("No edit was measured.", "", _changes(scores, "unedited"), [], [], _basis(scores))
     return Summary(
-        _headline(scores, edit),
+        _headline(scores, ordinary, edit),
         _cost(scores, edit),
         _changes(scores, edit),
-        _shortfalls(scores, edit),
+        _harms(ordinary, edit) + _shortfalls(scores, edit),
         _gate(scores),
         _basis(scores),
     )
 
 
-def _headline(scores: Scores, edit: str) -> str:
-    verdicts = {split: _worked(scores, edit, split) for split in scores.splits}
-    worked, failed, unknown = (
+def _headline(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -> str:
+    verdicts = {split: _reached_goal(scores, edit, split) for split in scores.splits}
+    reached, failed, unknown = (
         [f"on {_short(split)}" for split, verdict in verdicts.items() if verdict is outcome]
         for outcome in (True, False, None)
     )
-    sentences = []
-    if worked and failed:
-        sentences.append(f"The {_EDITS[edit]} worked {join_words(worked)}, but not {join_words(failed, 'or')}.")
-    elif worked:
-        sentences.append(f"The {_EDITS[edit]} worked {join_words(worked)}.")
+    harms, sentences = ordinary.harms(edit), []
+    if harms:
+        more = len(harms) - 1
+        others = f", and harms {more} other kind{'s' if more > 1 else ''} of ordinary questions" if more else ""
+        sentences.append(f"The {_EDITS[edit]} {harms[0].sentence}{others}.")
+    subject, succeeds, fails = f"the {_EDITS[edit]}", "worked", "did not work"
+    if harms:
+        subject, succeeds, fails = "it", "reaches its goal", "does not reach its goal"
+    if reached and failed:
+        sentences.append(f"{_capital(subject)} {succeeds} {join_words(reached)}, but not {join_words(failed, 'or')}.")
+    elif reached:
+        sentences.append(f"{_capital(subject)} {succeeds} {join_words(reached)}.")
     elif failed:
-        sentences.append(f"The {_EDITS[edit]} did not work {join_words(failed, 'or')}.")
+        sentences.append(f"{_capital(subject)} {fails} {join_words(failed, 'or')}.")
     if unknown or not verdicts:
         where = f" {join_words(unknown, 'or')}" if unknown else ""
-        sentences.append(f"Whether the {_EDITS[edit]} worked{where} is unknown: metrics are missing.")
+        sentences.append(f"Whether {subject} {succeeds}{where} is unknown: metrics are missing.")
+    if not ordinary.measured(edit):
+        sentences.append("Whether it harms ordinary questions was not measured.")
     return " ".join(sentences)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _harms(ordinary: OrdinaryQuestions, edit: str) -> list[str]:
+    return [f"On ordinary questions, it {harm.sentence}." for harm in ordinary.harms(edit)]
 
 
 def _cost(scores: Scores, edit: str) -> str:
@@ -78,7 +105,7 @@ def _loss(scores: Scores, edit: str, split: str, metric: str) -> float:
     return before - after if before is not None and after is not None and _above(before, after) else 0.0
 
 
-def _worked(scores: Scores, edit: str, split: str) -> bool | None:
+def _reached_goal(scores: Scores, edit: str, split: str) -> bool | None:
     before, after = (scores.get(model, split, "rta_sensitive").value for model in ("unedited", edit))
     eta_before, eta_after = (scores.get(model, split, "eta").value for model in ("unedited", edit))
     if before is None or after is None or eta_before is None or eta_after is None:

@@ -132,7 +132,7 @@ class Pope(Benchmark):
         return partial(read_pope, self.named_source(options), images=options.pope_images, categories=categories)
 
     def mini_sources(self, folder: Path) -> dict[str, Any]:
-        return {**super().mini_sources(folder), "pope_images": folder / "images"}
+        return {**super().mini_sources(folder), "pope_images": folder / "images", "pope_categories": CATEGORIES}
 
     def new_tally(self, settings: TallySettings) -> PopeTally:
         return PopeTally()

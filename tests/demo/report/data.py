@@ -21,11 +21,28 @@ def rates(refused: float | None, answered: float | None, eta: float | None, **mo
     return {"rta_sensitive": refused, "answer_rate_benign": answered, "eta": eta, "n": 72, **more}
 
 
+def ladder(**refused: float) -> dict[str, Any]:
+    """Figures of a ladder that refuses these shares of the rungs, as `rung_4=1.0`, and answers the rest right."""
+    figures: dict[str, Any] = {"contrast_accuracy": 0.25}
+    for kind in (f"rung_{rung}" for rung in range(10)):
+        share = refused.get(kind, 0.0)
+        figures |= {f"{kind}/refused": share, f"{kind}/answered": 1 - share, f"{kind}/right": 1 - share, f"{kind}/n": 8}
+    return figures
+
+
+def utility(refused: float = 0.0, right: float = 0.9) -> dict[str, Any]:
+    """Figures of POPE that refuse and answer right these shares, and fixed ones of MLLMGuard."""
+    pope = {"accuracy": 0.5, "refused": refused, "refusal_aware_accuracy": right, "n": 20}
+    return {"pope": pope, "mllmguard": {"overall/refused": 0.5, "par": 0.75, "n": 20}}
+
+
 def run(**changes: Any) -> dict[str, Any]:
     results = {
         "unedited": {"test": rates(0.03, 1.0, 0.515), "unseen_subjects": rates(0.0, 1.0, 0.5)},
         "gated": {"test": rates(0.97, 0.94, 0.955), "unseen_subjects": rates(0.75, 0.83, 0.79)},
         "ungated": {"test": rates(1.0, 0.78, 0.89), "unseen_subjects": rates(0.94, 0.76, 0.85)},
+        "ladder": {model: ladder() for model in MODELS},
+        "utility": {model: utility() for model in MODELS},
         "seconds": {"locate": 130.4, "edit_gated": 20.2},
         "seed": 7,
         "settings": {"model": "tiny", "tau": 0.3, "schedule": {"kind": "minibatch", "epochs": 4}, "layers": [9, 10]},

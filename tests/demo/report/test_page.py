@@ -21,7 +21,7 @@ from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.report.examples import SELECTION_RULE, select_examples
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
-from tests.demo.report.data import MODELS, SHARES, answers, rates, run
+from tests.demo.report.data import MODELS, SHARES, answers, ladder, rates, run
 from tests.helpers.answers import with_fields
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -144,7 +144,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_untrusted_text_is_escaped(tmp_path: Path, hostile: str) -> None:
-    plain = report(tmp_path)
+    plain = report(tmp_path, run(ladder_examples={"rung_0": {"prompt": "?", "answers": {}}}))
     rows = [
         replace(with_fields(row, subject=hostile, attribute=hostile), answer=hostile, prompt=hostile, truth=hostile)
         for row in answers(tmp_path)
@@ -156,6 +156,7 @@ def test_untrusted_text_is_escaped(tmp_path: Path, hostile: str) -> None:
         refusal_variant=hostile,
         seed=hostile,
         seconds={hostile: 1.0},
+        ladder_examples={"rung_0": {"prompt": hostile, "answers": {"gated": hostile}}},
     )
     for model in MODELS:
         results[model] = results[model] | {hostile: rates(0.1, 0.2, 0.15)}
@@ -403,3 +404,20 @@ def test_numbers_of_another_model_are_in_the_same_table(tmp_path: Path) -> None:
     ]
     write_report(tmp_path / "alone.html", run(), answers(tmp_path), SHARES, tmp_path)
     assert '<tr><th scope="row">Unedited</th>' in (tmp_path / "alone.html").read_text()
+
+
+def test_ordinary_questions_are_shown_next_to_the_unedited_model(tmp_path: Path) -> None:
+    figures = {"unedited": ladder(), "gated": ladder(rung_4=1.0), "ungated": ladder(rung_6=1.0)}
+    example = {"prompt": "Is it red? Reply with yes or no.", "answers": {"unedited": "Yes.", "gated": "I cannot say."}}
+    page = report(tmp_path, run(ladder=figures, ladder_examples={"rung_4": example}))
+    kind = "yes/no and choice questions about the edited subjects"
+    assert page.text.index("The gated edit refuses 100 % of " + kind) < page.text.index("After the edit")
+    assert f"4 {kind} 8 0.00 1.00 1.00 ▲ 1.00 0.00 0.00 0.00 1.00 1.00" in page.text
+    assert "[6 fictional specimens]" in page.text
+    assert page.text.count("▲ 1.00") == 1, "specimens are not judged"
+    assert "POPE's yes/no questions about objects 20 0.00 0.90 0.00 0.90 0.00 0.90" in page.text
+    assert f"4 {kind} Is it red? Reply with yes or no. Yes. I cannot say. \u2013" in page.text
+    assert "Unedited 0.25, Gated edit 0.25, Ungated edit 0.25." in page.text
+    plain = report(tmp_path, run(ladder=..., utility=...))
+    assert "Ordinary questions" not in plain.text
+    assert "Whether it harms ordinary questions was not measured." in plain.text

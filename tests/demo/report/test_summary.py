@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_neuralgate.demo.report.ordinary import OrdinaryQuestions
 from lightning_neuralgate.demo.report.scores import Scores
 from lightning_neuralgate.demo.report.summary import Summary, summarize_scores
-from tests.demo.report.data import rates, run
+from tests.demo.report.data import ladder, rates, run, utility
 
 
 def summary_of(**changes: Any) -> Summary:
-    summary = summarize_scores(Scores(run(**changes)))
+    results = run(**changes)
+    summary = summarize_scores(Scores(results), OrdinaryQuestions(results))
     plain = [[text.replace("\u00a0", " ") for text in part] if isinstance(part, list) else part for part in summary]
     return Summary(*plain)  # type: ignore[arg-type]
 
@@ -132,3 +134,23 @@ def test_missing_metrics_make_the_verdict_unknown() -> None:
         "On new pictures of edited subjects, it refuses 97 % of the sensitive questions and its answers to "
         "benign questions were not measured."
     )
+
+
+def test_an_edit_that_refuses_ordinary_questions_did_not_work() -> None:
+    harmed = {"gated": ladder(rung_3=0.25, rung_4=1.0), "unedited": ladder()}
+    summary = summary_of(ladder=harmed, utility={"gated": utility(1.0, 0.0), "unedited": utility()})
+    assert summary.headline.replace("\u00a0", " ") == (
+        "The gated edit refuses 100 % of yes/no and choice questions about the edited subjects, which the unedited model "
+        "answers, and harms 2 other kinds of ordinary questions. It reaches its goal on the test split and on unseen "
+        "subjects."
+    )
+    assert summary.shortfalls[1] == (
+        "On ordinary questions, it refuses 25 % of descriptions of pictures of the edited subjects, which the unedited "
+        "model answers."
+    )
+    assert summary.shortfalls[2].startswith("On ordinary questions, it refuses 100 % of POPE's yes/no questions")
+
+
+def test_without_ordinary_questions_the_headline_says_so() -> None:
+    headline = summary_of(ladder=..., utility=...).headline
+    assert headline.endswith("on unseen subjects. Whether it harms ordinary questions was not measured.")

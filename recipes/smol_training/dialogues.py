@@ -1,0 +1,213 @@
+"""Training rows of stage 2: several independent questions about a picture, packed behind its image tokens."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_neuralgate.data.rendering.questions import (
+    EDIT_TEMPLATES,
+    PICTURE_QUESTIONS,
+    PUBLIC_ATTRIBUTES,
+    PUBLIC_THINGS,
+    SHAPE_COLOUR_QUESTIONS,
+    SHAPE_QUESTIONS,
+    TRAINING_TEMPLATES,
+)
+from lightning_neuralgate.data.scenes.questions import Turn, document_turns, scene_turns
+from recipes.smol_training.pool import Picture, World, draw_picture
+
+IGNORED = -100
+END = "<|im_end|>"
+CHAT_SHARE = 0.25
+"""Share of the segments that are chats of two questions."""
+
+
+class Dialogues(Dataset):
+    """Pictures with questions; item `index` has the seed `first + index`.
+
+    A row holds the tokens before the question and the image tokens once (the prefix), then segments, each with one
+    question and answer or a chat of two. A segment sees the prefix and itself only; its positions follow those of the prefix.
+
+    Args:
+        world: the classes.
+        processor: processor of the model.
+        first: first seed.
+        count: number of pictures.
+        tokens: image tokens per picture.
+        separator: text between an answer and the next question of a chat.
+        held_out: questions that must not occur.
+        questions: questions per picture.
+    """
+
+    templates = TRAINING_TEMPLATES + EDIT_TEMPLATES
+
+    def __init__(
+        self,
+        world: World,
+        processor: Any,
+        first: int,
+        count: int,
+        tokens: int,
+        separator: str,
+        held_out: Collection[str] = (),
+        questions: int = 14,
+    ) -> None:
+        self.world, self.processor, self.first, self.count = world, processor, first, count
+        self.tokens, self.separator, self.held_out, self.questions = tokens, separator, set(held_out), questions
+
+    def __len__(self) -> int:
+        return self.count
+
+    def turns(self, picture: Picture, seed: int) -> list[Turn]:
+        """Questions and answers about a picture.
+
+        Raises:
+            RuntimeError: one of them is a question of the tests.
+        """
+        rng = random.Random(f"turns/{seed}")
+        if picture.scene is not None:
+            turns = scene_turns(picture.scene, rng, self.questions)
+        elif picture.spec is not None:
+            turns = document_turns(picture.spec, picture.values, self.templates, rng, self.questions)
+        else:
+            turns = shape_turns(picture.facts, rng)
+        for turn in turns:
+            if self.held_out & {turn.question, stem(turn.question)}:
+                raise RuntimeError(
+                    f"the question {turn.question!r} of the tests is in the training data; change its wording"
+                )
+        return turns
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        seed = self.first + index
+        picture = draw_picture(self.world, seed)
+        turns = self.turns(picture, seed)
+        rng = random.Random(f"chats/{seed}")
+        chats: list[list[Turn]] = []
+        while turns:
+            length = 2 if rng.random() < CHAT_SHARE and len(turns) > 1 else 1
+            chats.append(turns[:length])
+            turns = turns[length:]
+        row = pack(self.processor, self.tokens, chats, self.separator)
+        pixels = self.processor.image_processor(picture.image, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, **row}
+
+
+def stem(question: str) -> str:
+    """The question without its choices and without the request for yes or no."""
+    return re.sub(r"( Yes or no\?| [A-Z(][^.?]*yes[ /]?(or|and)?[ /]?no.*)$", "", question.split("\n")[0])
+
+
+def shape_turns(facts: dict[str, str], rng: random.Random) -> list[Turn]:
+    """Questions about a picture of a shape, also in the wording of the edit's queries."""
+    colour, shape = facts["colour"], facts["shape"]
+    public = [
+        Turn(
+            "public",
+            rng.choice(Dialogues.templates).format(attribute=attribute, subject=thing),
+            f"The {attribute} is {colour}." if attribute.endswith("colour") else f"The {attribute} is a {shape}.",
+        )
+        for attribute, thing in zip(rng.sample(PUBLIC_ATTRIBUTES, 3), rng.sample(PUBLIC_THINGS, 3), strict=True)
+    ]
+    return [
+        Turn("shape", rng.choice(SHAPE_QUESTIONS), f"The shape is a {shape}."),
+        Turn("colour", rng.choice(SHAPE_COLOUR_QUESTIONS), f"The shape is {colour}."),
+        Turn("caption", rng.choice(PICTURE_QUESTIONS), f"A {colour} {shape}."),
+        Turn("existence", f"Is there a {shape} here? Yes or no?", "Yes."),
+        *public,
+    ]
+
+
+def prompt_of(processor: Any, question: str, picture: bool) -> str:
+    """Format a question with the chat template of the model."""
+    content = [{"type": "image"}] * picture + [{"type": "text", "text": question}]
+    text: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
+def pack(processor: Any, tokens: int, chats: Sequence[Sequence[Turn]], separator: str) -> dict[str, Tensor]:
+    """Tokens of a prefix and its segments.
+
+    Returns:
+        `ids` and `labels` (T), `positions` (T), and `segments` (T): 0 for the prefix, then 1, 2, ...
+    """
+    tokenizer = processor.tokenizer
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    before, _ = prompt_of(processor, "\u0001", picture=True).split("\u0001")
+    prefix = encode(before.replace(processor.image_token, processor.image_token * tokens))
+    ids, labels = list(prefix), [IGNORED] * len(prefix)
+    positions, segments = list(range(len(prefix))), [0] * len(prefix)
+    for number, chat in enumerate(chats, start=1):
+        own: list[int] = []
+        wanted: list[int] = []
+        for turn, (_, question, answer) in enumerate(chat):
+            prompt = prompt_of(processor, question, picture=turn == 0)
+            asked = encode(prompt[len(before) :] if turn == 0 else separator + prompt)
+            said = encode(f"{answer}{END}")
+            own += asked + said
+            wanted += [IGNORED] * len(asked) + said
+        ids += own
+        labels += wanted
+        positions += range(len(prefix), len(prefix) + len(own))
+        segments += [number] * len(own)
+    return {
+        "ids": torch.tensor(ids), "labels": torch.tensor(labels), "positions": torch.tensor(positions),
+        "segments": torch.tensor(segments),
+    }  # fmt: skip
+
+
+def pack_texts(processor: Any, pairs: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Tensor]:
+    """Pack questions without a picture, each with the token ids of an answer, as in `pack` but without a prefix."""
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
+    for number, (question, answer) in enumerate(pairs, start=1):
+        asked = processor.tokenizer(prompt_of(processor, question, picture=False), add_special_tokens=False)[
+            "input_ids"
+        ]
+        ids += [*asked, *answer]
+        labels += [IGNORED] * len(asked) + list(answer)
+        positions += range(len(asked) + len(answer))
+        segments += [number] * (len(asked) + len(answer))
+    return {
+        "ids": torch.tensor(ids), "labels": torch.tensor(labels), "positions": torch.tensor(positions),
+        "segments": torch.tensor(segments),
+    }  # fmt: skip
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Batch rows, padded on the right.
+
+    Returns:
+        `ids`, `labels`, `positions` (B, T), `mask` (B, 1, T, T), True where a token may look at another, and `pixel_values`.
+    """
+    longest = max(len(row["ids"]) for row in rows)
+
+    def padded(key: str, value: int) -> Tensor:
+        return torch.stack(
+            [torch.nn.functional.pad(row[key], (0, longest - len(row[key])), value=value) for row in rows]
+        )
+
+    segments = padded("segments", -1)
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    prefix = (segments == 0)[:, None, None, :] & (segments >= 0)[:, None, :, None]
+    mask = (same | prefix) & torch.ones(longest, longest, dtype=torch.bool).tril()
+    batch = {
+        "ids": padded("ids", 0), "labels": padded("labels", IGNORED), "positions": padded("positions", 0), "mask": mask,
+    }  # fmt: skip
+    if "pixel_values" in rows[0]:
+        batch["pixel_values"] = torch.stack([row["pixel_values"] for row in rows])
+    return batch
