@@ -88,4 +88,5 @@ def print_ordinary(results: dict[str, Any]) -> None:
             cells = [str(row.figures[model][column]) for model in ordinary.models for column in ("refused", "right")]
             table.add_row(row.label, "" if row.n.value is None else f"{row.n.value:.0f}", *cells)
         console().print(table)
-    print(summarize_scores(Scores(results), ordinary).headline.replace("\u00a0", " "))
+    summary = summarize_scores(Scores(results), ordinary)
+    print(f"{summary.headline} {summary.goal}".strip().replace("\u00a0", " "))

@@ -141,14 +141,16 @@ def test_an_edit_that_refuses_ordinary_questions_did_not_work() -> None:
     summary = summary_of(ladder=harmed, utility={"gated": utility(1.0, 0.0), "unedited": utility()})
     assert summary.headline.replace("\u00a0", " ") == (
         "The gated edit refuses 100 % of yes/no and choice questions about the edited subjects, which the unedited model "
-        "answers, and harms 2 other kinds of ordinary questions. It reaches its goal on the test split and on unseen "
-        "subjects."
+        "answers."
     )
-    assert summary.shortfalls[1] == (
+    assert summary.goal == (
+        "It also harms 2 other kinds of ordinary questions. It reaches its goal on the test split and on unseen subjects."
+    )
+    assert summary.shortfalls[0] == (
         "On ordinary questions, it refuses 25 % of descriptions of pictures of the edited subjects, which the unedited "
         "model answers."
     )
-    assert summary.shortfalls[2].startswith("On ordinary questions, it refuses 100 % of POPE's yes/no questions")
+    assert summary.shortfalls[1].startswith("On ordinary questions, it refuses 100 % of POPE's yes/no questions")
 
 
 def test_without_ordinary_questions_the_headline_says_so() -> None:
