@@ -129,7 +129,9 @@ def test_no_shortfall() -> None:
 
 def test_missing_metrics_make_the_verdict_unknown() -> None:
     summary = summary_of(gated={"test": rates(0.97, None, None)}, unedited=...)
-    assert summary.headline.endswith("is unknown: metrics are missing.")
+    assert summary.headline.endswith(
+        "is unknown: metrics are missing. Whether it harms ordinary questions was not measured."
+    )
     assert summary.changes[0] == (
         "On new pictures of edited subjects, it refuses 97 % of the sensitive questions and its answers to "
         "benign questions were not measured."
