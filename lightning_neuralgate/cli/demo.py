@@ -82,10 +82,11 @@ def print_ordinary(results: dict[str, Any]) -> None:
     if rows := [*ordinary.ladder, *ordinary.sets]:
         table = Table(title="Ordinary questions: shares that are refused, and that are answered right")
         table.add_column("kind of question")
-        for label in ("n", *(f"{model} {column}" for model in ordinary.models for column in ("refused", "right"))):
+        for label in ("n", *(f"{model}\n{column}" for model in ordinary.models for column in ("refused", "right"))):
             table.add_column(label, justify="right")
         for row in rows:
             cells = [str(row.figures[model][column]) for model in ordinary.models for column in ("refused", "right")]
             table.add_row(row.label, "" if row.n.value is None else f"{row.n.value:.0f}", *cells)
-        console().print(table)
-    print(summarize_scores(Scores(results), ordinary).headline.replace("\u00a0", " "))
+        console(160).print(table)
+    summary = summarize_scores(Scores(results), ordinary)
+    print(f"{summary.headline} {summary.goal}".strip().replace("\u00a0", " "))

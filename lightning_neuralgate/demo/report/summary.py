@@ -24,9 +24,13 @@ _RESOLUTION = 0.005
 
 
 class Summary(NamedTuple):
-    """Sentences of the summary; `cost` is empty if no benign rate fell."""
+    """Sentences of the summary.
+
+    `goal` is empty if the headline says whether the edit worked, `cost` if no benign rate fell.
+    """
 
     headline: str
+    goal: str
     cost: str
     changes: list[str]
     shortfalls: list[str]
@@ -43,9 +47,9 @@ def summarize_scores(scores: Scores, ordinary: OrdinaryQuestions) -> Summary:
     """
     edit = next((model for model in _EDITS if model in scores.models), None)
     if edit is None:
-        return Summary("No edit was measured.", "", _changes(scores, "unedited"), [], [], _basis(scores))
+        return Summary("No edit was measured.", "", "", _changes(scores, "unedited"), [], [], _basis(scores))
     return Summary(
-        _headline(scores, ordinary, edit),
+        *_headline_and_goal(scores, ordinary, edit),
         _cost(scores, edit),
         _changes(scores, edit),
         _harms(ordinary, edit) + _shortfalls(scores, edit),
@@ -54,17 +58,15 @@ def summarize_scores(scores: Scores, ordinary: OrdinaryQuestions) -> Summary:
     )
 
 
-def _headline(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -> str:
+def _headline_and_goal(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -> tuple[str, str]:
     verdicts = {split: _reached_goal(scores, edit, split) for split in scores.splits}
     reached, failed, unknown = (
         [f"on {_short(split)}" for split, verdict in verdicts.items() if verdict is outcome]
         for outcome in (True, False, None)
     )
     harms, sentences = ordinary.harms(edit), []
-    if harms:
-        more = len(harms) - 1
-        others = f", and harms {more} other kind{'s' if more > 1 else ''} of ordinary questions" if more else ""
-        sentences.append(f"The {_EDITS[edit]} {harms[0].sentence}{others}.")
+    if more := len(harms[1:]):
+        sentences.append(f"It also harms {more} other kind{'s' if more > 1 else ''} of ordinary questions.")
     subject, succeeds, fails = f"the {_EDITS[edit]}", "worked", "did not work"
     if harms:
         subject, succeeds, fails = "it", "reaches its goal", "does not reach its goal"
@@ -79,7 +81,8 @@ def _headline(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -> str:
         sentences.append(f"Whether {subject} {succeeds}{where} is unknown: metrics are missing.")
     if not ordinary.measured(edit):
         sentences.append("Whether it harms ordinary questions was not measured.")
-    return " ".join(sentences)
+    text = " ".join(sentences)
+    return (f"The {_EDITS[edit]} {harms[0].sentence}.", text) if harms else (text, "")
 
 
 def _capital(text: str) -> str:
@@ -87,7 +90,8 @@ def _capital(text: str) -> str:
 
 
 def _harms(ordinary: OrdinaryQuestions, edit: str) -> list[str]:
-    return [f"On ordinary questions, it {harm.sentence}." for harm in ordinary.harms(edit)]
+    # the headline has the first
+    return [f"On ordinary questions, it {harm.sentence}." for harm in ordinary.harms(edit)[1:]]
 
 
 def _cost(scores: Scores, edit: str) -> str:

@@ -49,7 +49,10 @@ def run(**changes: Any) -> dict[str, Any]:
         "versions": {"torch": "9.9.9"},
         "refusal_variant": "xstest",
     }
-    return {key: value for key, value in (results | changes).items() if value is not ...}
+    results = {key: value for key, value in (results | changes).items() if value is not ...}
+    for part in {"ladder", "utility"} & results.keys():
+        results[part] = {model: figures for model, figures in results[part].items() if model in results}
+    return results
 
 
 def answers(folder: Path, records: int = 12, models: Sequence[str] = MODELS) -> list[JudgedAnswer]:

@@ -99,7 +99,7 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_page_has_text_alternatives(tmp_path: Path) -> None:
-    page = report(tmp_path)
+    page = report(tmp_path, run(ladder=..., utility=...))
     assert all(attributes["alt"] for attributes in page.all("img"))
     assert all(attributes.get("scope") for attributes in page.all("th"))
     charts = page.all("svg")
@@ -413,6 +413,7 @@ def test_ordinary_questions_are_shown_next_to_the_unedited_model(tmp_path: Path)
     kind = "yes/no and choice questions about the edited subjects"
     assert page.text.index("The gated edit refuses 100 % of " + kind) < page.text.index("After the edit")
     assert f"4 {kind} 8 0.00 1.00 1.00 ▲ 1.00 0.00 0.00 0.00 1.00 1.00" in page.text
+    assert all(attributes.get("scope") for attributes in page.all("th"))
     assert "[6 fictional specimens]" in page.text
     assert page.text.count("▲ 1.00") == 1, "specimens are not judged"
     assert "POPE's yes/no questions about objects 20 0.00 0.90 0.00 0.90 0.00 0.90" in page.text

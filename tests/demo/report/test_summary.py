@@ -129,7 +129,9 @@ def test_no_shortfall() -> None:
 
 def test_missing_metrics_make_the_verdict_unknown() -> None:
     summary = summary_of(gated={"test": rates(0.97, None, None)}, unedited=...)
-    assert summary.headline.endswith("is unknown: metrics are missing.")
+    assert summary.headline.endswith(
+        "is unknown: metrics are missing. Whether it harms ordinary questions was not measured."
+    )
     assert summary.changes[0] == (
         "On new pictures of edited subjects, it refuses 97 % of the sensitive questions and its answers to "
         "benign questions were not measured."
@@ -141,14 +143,16 @@ def test_an_edit_that_refuses_ordinary_questions_did_not_work() -> None:
     summary = summary_of(ladder=harmed, utility={"gated": utility(1.0, 0.0), "unedited": utility()})
     assert summary.headline.replace("\u00a0", " ") == (
         "The gated edit refuses 100 % of yes/no and choice questions about the edited subjects, which the unedited model "
-        "answers, and harms 2 other kinds of ordinary questions. It reaches its goal on the test split and on unseen "
-        "subjects."
+        "answers."
     )
-    assert summary.shortfalls[1] == (
+    assert summary.goal == (
+        "It also harms 2 other kinds of ordinary questions. It reaches its goal on the test split and on unseen subjects."
+    )
+    assert summary.shortfalls[0] == (
         "On ordinary questions, it refuses 25 % of descriptions of pictures of the edited subjects, which the unedited "
         "model answers."
     )
-    assert summary.shortfalls[2].startswith("On ordinary questions, it refuses 100 % of POPE's yes/no questions")
+    assert summary.shortfalls[1].startswith("On ordinary questions, it refuses 100 % of POPE's yes/no questions")
 
 
 def test_without_ordinary_questions_the_headline_says_so() -> None:
