@@ -69,6 +69,8 @@ PLANS = {
 }
 TEST_SEEDS = range(3)
 """Seeds of the mini sets whose questions must not occur in training."""
+TEXTS = 1200
+"""Ordinary prompts without a picture."""
 SCRATCH_STEPS = 2
 """Factor on the tower's steps from scratch."""
 
@@ -147,7 +149,7 @@ def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, 
     steps = args.align_steps or plan.align_steps
     model.requires_grad_(False)
     held_out = test_questions()
-    prompts = [prompt for prompt in plain_prompts(args.seed) if prompt not in held_out]
+    prompts = [prompt for prompt in plain_prompts(args.seed) if prompt not in held_out][:TEXTS]
     texts = original_answers(model, processor.tokenizer, prompts, out / "texts.safetensors")
     add_lora(model)
     if not args.from_scratch:

@@ -17,7 +17,7 @@ from lightning_neuralgate.runtime.files import atomic_write
 from recipes.smol_training.dialogues import IGNORED, collate, pack_texts
 from recipes.smol_training.evaluation import answer_texts
 
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 16
 """Length of the language model's own answers to ordinary prompts."""
 
 

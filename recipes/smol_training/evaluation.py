@@ -112,7 +112,7 @@ def plain_text_accuracy(model: Any, processor: Any) -> dict[str, float]:
 
 @torch.no_grad()
 def answer_texts(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], tokens: int = ANSWER_TOKENS, batch: int = 16
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], tokens: int = ANSWER_TOKENS, batch: int = 64
 ) -> list[list[int]]:
     """Greedy answers to prompts without a picture, as token ids up to and including the end of the turn."""
     end, pad = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
