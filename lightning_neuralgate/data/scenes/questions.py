@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_neuralgate.data.rendering.spec import FieldSpec, SubjectSpec
+from lightning_neuralgate.data.scenes import wordings
 from lightning_neuralgate.data.scenes.draw import Scene, SceneObject, SceneThing
 from lightning_neuralgate.data.scenes.sprites import PAINTS, object_entries
 
@@ -21,100 +22,6 @@ SIZE_RATIO = 1.4
 LETTERS = "ABCDE"
 _PIECES = {"furniture": "piece of furniture", "clothing": "piece of clothing", "food": "piece of food"}
 
-_YES_NO = ("", "", " Yes or no?", " Say yes or no.", " Reply with yes or no.", " Only yes or no, please.", " (yes/no)")
-_IS_THERE = (
-    "Is there {thing} here?", "Do you see {thing} in this picture?", "Can {thing} be seen?", "Does the picture show {thing}?",
-    "Is {thing} part of this scene?", "Do you notice {thing}?", "Does this photo contain {thing}?",
-    "Any sign of {thing} here?",
-    "Is there {thing} in this picture?",
-)  # fmt: skip
-_HOW_MANY = (
-    "How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}.", "What is the number of {plural}?",
-    "How many {plural} does the picture show?",
-)  # fmt: skip
-_ARE_THERE = (
-    "Are there {count} {plural} here?", "Do you see {count} {plural}?", "Does the picture show {count} {plural}?",
-    "Is the number of {plural} {count}?",
-)  # fmt: skip
-_WHERE = ("Where is the {thing}?", "In which part of the picture is the {thing}?", "Where do you see the {thing}?")
-_SIDE = (
-    "Is the {thing} {side}?", "Do you see the {thing} {side}?", "Is the {thing} placed {side}?",
-)  # fmt: skip
-_RELATION = (
-    "Is the {thing} {relation} the {other}?", "Do you find the {thing} {relation} the {other}?",
-    "Would you say that the {thing} is {relation} the {other}?", "In the picture, is the {thing} {relation} the {other}?",
-)  # fmt: skip
-_RELATIONS = {
-    "left": ("to the left of", "left of", "on the left side of"),
-    "right": ("to the right of", "right of", "on the right side of"),
-    "above": ("above", "higher than", "over"),
-    "below": ("below", "lower than", "under"),
-}
-_COLOUR = (
-    "What colour is the {thing}?", "Which colour does the {thing} have?", "What is the colour of the {thing}?",
-    "Say the colour of the {thing}.", "The {thing} is of which colour?",
-)  # fmt: skip
-_IS_COLOUR = (
-    "Is the {thing} {colour}?", "Is the colour of the {thing} {colour}?", "Does the {thing} look {colour}?",
-    "Is this {thing} {colour}?", "Would you call the {thing} {colour}?",
-)  # fmt: skip
-_READ = (
-    "What {phrase} does the {thing} have?", "What is the {phrase} on the {thing}?", "Read the {phrase} of the {thing}.",
-    "Which {phrase} is written on the {thing}?", "What does the {thing} say as its {phrase}?",
-    "Tell me the {phrase} on this {thing}.",
-)  # fmt: skip
-_SAYS = (
-    'Is the {phrase} of the {thing} {value}?', 'Does the {thing} show the {phrase} {value}?',
-    'Does it say {value} on the {thing}?',
-    'Is {value} the {phrase} on this {thing}?', 'Is "{value}" written on the {thing}?',
-)  # fmt: skip
-_CAPTION = (
-    "What is in this picture?", "Describe the scene.", "Give a short caption.", "What do you see?",
-    "Tell me what the picture shows.",
-    "Write one sentence about this picture.", "Caption this.",
-)  # fmt: skip
-_WHICH_SHOWN = ("Which of these is in the picture?", "Which one do you see here?", "Which of the following appears?")
-_WHICH_COLOUR = (
-    "Which colour is the {thing}?",
-    "What is the right colour of the {thing}?",
-    "Pick the colour of the {thing}.",
-)
-_WHICH_COUNT = ("How many {plural} are in the picture?", "Which number of {plural} is right?")
-_WHICH_READ = (
-    "Which {phrase} is on the {thing}?",
-    "What is the {thing}'s {phrase}?",
-    "Pick the {phrase} of the {thing}.",
-)
-_WHICH_CATEGORY = (
-    "What kind of thing is the {thing}?",
-    "The {thing} is which of these?",
-    "What sort of thing is shown as the {thing}?",
-)
-_WHICH_SIDE = (
-    "Which thing is farthest {side}?",
-    "What is the thing most {side}?",
-    "Which of these is the most {side}?",
-)
-_BY_LETTER = (
-    "Reply with one letter.", "Give the letter of your choice.", "Which letter is right?", "Letter only, please.",
-    "Choose A, B and so on.",
-)  # fmt: skip
-_BY_WORD = ("Answer with the word.", "Say the right word.", "Pick one of them.")
-_WHICH_LARGEST = ("Which thing is the largest?", "What is the biggest thing here?", "Which one looks largest?")
-_WHICH_SMALLEST = ("Which thing is the smallest?", "What is the smallest thing here?", "Which one looks smallest?")
-_IS_ONE = ("Is there just one {thing}?", "Do you see exactly one {thing}?", "Is there a single {thing} here?")
-_IS_KIND = ("Is the {thing} {kind}?", "Would you call the {thing} {kind}?", "Does the {thing} count as {kind}?")
-_IS_KIND_ALONE = ("Is this {kind}?", "Is the shown thing {kind}?", "Does the picture show {kind}?")
-_FORM = (
-    "How many characters does the {phrase} have?", "How long is the {phrase} of this {thing}, in characters?",
-    "Count the characters of the {phrase}.",
-)  # fmt: skip
-_KIND = (
-    "What kind of thing is this?",
-    "What sort of document is it?",
-    "Which object does the picture show?",
-    "What is this?",
-)
 _LONG_NUMBERS = (*NUMBERS, "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -175,10 +82,12 @@ def document_turns(
         turns += _about_value(spec.subject, field, values[name], rng)
     turns += _existence_of(spec.subject, True, rng)
     turns += _existence_of(rng.choice(list(object_entries())), False, rng)
-    turns.append(Turn("kind", rng.choice(_KIND), f"It is {with_article(spec.subject)}."))
+    turns.append(Turn("kind", rng.choice(wordings.KIND), f"It is {with_article(spec.subject)}."))
     turns.append(
         Turn(
-            "caption", rng.choice(_CAPTION), f"{_capital(with_article(f'{values[spec.colour_field]} {spec.subject}'))}."
+            "caption",
+            rng.choice(wordings.CAPTION),
+            f"{_capital(with_article(f'{values[spec.colour_field]} {spec.subject}'))}.",
         )
     )
     # open questions first, of all others a sample
@@ -193,26 +102,26 @@ def _about_value(thing: str, field: FieldSpec, value: str, rng: random.Random) -
     truth = rng.random() < 0.5
     shown = value if truth else _other_value(field, value, rng)
     if field.choices is not None:
-        templates = _IS_COLOUR if field.phrase == "colour" else _SAYS
+        templates = wordings.IS_COLOUR if field.phrase == "colour" else wordings.SAYS
         question = rng.choice(templates).format(thing=thing, colour=shown, phrase=field.phrase, value=shown)
     else:
-        question = rng.choice(_SAYS).format(thing=thing, phrase=field.phrase, value=shown)
+        question = rng.choice(wordings.SAYS).format(thing=thing, phrase=field.phrase, value=shown)
         length = len(value)
         if rng.random() < 0.5:
             yield Turn(
                 "form",
-                rng.choice(_FORM).format(thing=thing, phrase=field.phrase),
+                rng.choice(wordings.FORM).format(thing=thing, phrase=field.phrase),
                 f"{_capital(_LONG_NUMBERS[length])}.",
             )
     yield _yes_no("yes_no_value", question, truth, "", rng)
     others = {_other_value(field, value, rng) for _ in range(6)} - {value}
     if others:
-        stem = rng.choice(_WHICH_READ).format(thing=thing, phrase=field.phrase)
+        stem = rng.choice(wordings.WHICH_READ).format(thing=thing, phrase=field.phrase)
         yield _choice("choice_value", stem, value, sorted(others), rng)
 
 
 def _yes_no(kind: str, question: str, truth: bool, full: str, rng: random.Random) -> Turn:
-    ending = rng.choice(_YES_NO)
+    ending = rng.choice(wordings.YES_NO)
     short = "Yes." if truth else "No."
     long = f"{short[:-1]}, {full}." if full and not ending else short
     return Turn(kind, f"{question}{ending}", rng.choice((short, long)))
@@ -232,9 +141,9 @@ def _choice(kind: str, stem: str, right: str, others: Sequence[str], rng: random
         4: " " + " or ".join((", ".join(options[:-1]), options[-1])) + "?",
     }[style]
     if style == 4:
-        return Turn(kind, f"{stem}{listed} {rng.choice(_BY_WORD)}", f"{_capital(right)}.")
+        return Turn(kind, f"{stem}{listed} {rng.choice(wordings.BY_WORD)}", f"{_capital(right)}.")
     joint = "\n" if style < 2 else " "
-    return Turn(kind, f"{stem}{listed}{joint}{rng.choice(_BY_LETTER)}", letter)
+    return Turn(kind, f"{stem}{listed}{joint}{rng.choice(wordings.BY_LETTER)}", letter)
 
 
 def _other_value(field: FieldSpec, value: str, rng: random.Random) -> str:
@@ -252,7 +161,7 @@ def _other_value(field: FieldSpec, value: str, rng: random.Random) -> str:
 def _existence_of(name: str, truth: bool, rng: random.Random) -> Iterator[Turn]:
     thing = with_article(name)
     full = f"there is {thing}" if truth else f"there is no {name}"
-    yield _yes_no("existence", rng.choice(_IS_THERE).format(thing=thing), truth, full, rng)
+    yield _yes_no("existence", rng.choice(wordings.IS_THERE).format(thing=thing), truth, full, rng)
 
 
 def _absent(scene: Scene, rng: random.Random) -> str:
@@ -278,7 +187,7 @@ def _category(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     present = bool(shown) and rng.random() < 0.5
     name = rng.choice(sorted(shown) if present else sorted(categories - shown))
     name = _PIECES.get(name, name)
-    yield _yes_no("category", rng.choice(_IS_THERE).format(thing=with_article(name)), present, "", rng)
+    yield _yes_no("category", rng.choice(wordings.IS_THERE).format(thing=with_article(name)), present, "", rng)
 
 
 def _kinds(scene: Scene, rng: random.Random) -> Iterator[Turn]:
@@ -291,7 +200,7 @@ def _kinds(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     kind = item.category if truth else rng.choice(categories)
     kind = with_article(_PIECES.get(kind, kind))
     alone = len(scene.objects) == 1 and not scene.signs and not scene.documents
-    templates = _IS_KIND_ALONE if alone else _IS_KIND
+    templates = wordings.IS_KIND_ALONE if alone else wordings.IS_KIND
     yield _yes_no("kind_yes_no", rng.choice(templates).format(thing=item.name, kind=kind), truth, "", rng)
 
 
@@ -303,7 +212,7 @@ def _sizes(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     ordered = sorted(scene.objects, key=_area, reverse=largest)
     ratio = _area(ordered[0]) / _area(ordered[1])
     if (ratio if largest else 1 / ratio) > SIZE_RATIO:
-        stem = rng.choice(_WHICH_LARGEST if largest else _WHICH_SMALLEST)
+        stem = rng.choice(wordings.WHICH_LARGEST if largest else wordings.WHICH_SMALLEST)
         yield _choice("choice_size", stem, ordered[0].name, [item.name for item in ordered[1:]], rng)
 
 
@@ -318,15 +227,15 @@ def _counting(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     right = counts[name]
     thing = with_article(name) if right == 1 else f"{NUMBERS[right]} {plural}"
     answer = f"There {'is' if right == 1 else 'are'} {NUMBERS[right] + ' ' + name if right == 1 else thing}."
-    question = rng.choice(_HOW_MANY).format(plural=plural)
+    question = rng.choice(wordings.HOW_MANY).format(plural=plural)
     yield Turn("count", question, rng.choice((answer, f"{_capital(NUMBERS[right])}.")))
     truth = rng.random() < 0.5
     stated = right if truth else rng.choice([n for n in range(1, 7) if n != right and abs(n - right) <= 3])
     if stated == 1:
-        yield _yes_no("count_yes_no", rng.choice(_IS_ONE).format(thing=name), truth, "", rng)
+        yield _yes_no("count_yes_no", rng.choice(wordings.IS_ONE).format(thing=name), truth, "", rng)
     else:
         yield _yes_no(
-            "count_yes_no", rng.choice(_ARE_THERE).format(count=NUMBERS[stated], plural=plural), truth, "", rng
+            "count_yes_no", rng.choice(wordings.ARE_THERE).format(count=NUMBERS[stated], plural=plural), truth, "", rng
         )
 
 
@@ -353,7 +262,7 @@ def _positions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     words = [_part(y, ("top", "bottom")), _part(x, ("left", "right"))]
     where = " ".join(word for word in words if word)
     answer = f"The {item.name} is at the {where}." if where else f"The {item.name} is in the middle."
-    yield Turn("position", rng.choice(_WHERE).format(thing=item.name), answer)
+    yield Turn("position", rng.choice(wordings.WHERE).format(thing=item.name), answer)
     sides = {"left": x < 0.4, "right": x > 0.6, "top": y < 0.4, "bottom": y > 0.6}
     clear = {
         side: truth
@@ -365,7 +274,7 @@ def _positions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         phrase = rng.choice({"left": ("on the left", "on the left side"), "right": ("on the right", "on the right side"),
                              "top": ("at the top", "in the upper part"), "bottom": ("at the bottom",
                              "in the lower part")}[side])  # fmt: skip
-        yield _yes_no("side", rng.choice(_SIDE).format(thing=item.name, side=phrase), clear[side], "", rng)
+        yield _yes_no("side", rng.choice(wordings.SIDE).format(thing=item.name, side=phrase), clear[side], "", rng)
 
 
 def _relations(scene: Scene, rng: random.Random) -> Iterator[Turn]:
@@ -381,8 +290,8 @@ def _relations(scene: Scene, rng: random.Random) -> Iterator[Turn]:
             clear |= {"above": dy > 0, "below": dy < 0}
         if clear:
             relation = rng.choice(sorted(clear))
-            question = rng.choice(_RELATION).format(
-                thing=first.name, relation=rng.choice(_RELATIONS[relation]), other=second.name
+            question = rng.choice(wordings.RELATION).format(
+                thing=first.name, relation=rng.choice(wordings.RELATIONS[relation]), other=second.name
             )
             yield _yes_no("relation", question, clear[relation], "", rng)
             return
@@ -398,19 +307,19 @@ def _colours(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     thing = next(item.plural for item in scene.objects if item.name == name) if is_plural else name
     others = [paint for paint in (*PAINTS, "white", "black", "brown") if paint != colour]
     if not is_plural:
-        yield Turn("colour", rng.choice(_COLOUR).format(thing=name), f"The {name} is {colour}.")
-        yield _choice("choice_colour", rng.choice(_WHICH_COLOUR).format(thing=name), colour, others, rng)
+        yield Turn("colour", rng.choice(wordings.COLOUR).format(thing=name), f"The {name} is {colour}.")
+        yield _choice("choice_colour", rng.choice(wordings.WHICH_COLOUR).format(thing=name), colour, others, rng)
     else:
         yield Turn("colour", f"What colour are the {thing}?", f"The {thing} are {colour}.")
     truth = rng.random() < 0.5
     stated = colour if truth else rng.choice(others)
     if not is_plural and rng.random() < 0.4:
         shown = with_article(f"{stated} {name}")
-        yield _yes_no("colour_existence", rng.choice(_IS_THERE).format(thing=shown), truth, "", rng)
+        yield _yes_no("colour_existence", rng.choice(wordings.IS_THERE).format(thing=shown), truth, "", rng)
     elif not is_plural:
         yield _yes_no(
             "colour_yes_no",
-            rng.choice(_IS_COLOUR).format(thing=name, colour=stated),
+            rng.choice(wordings.IS_COLOUR).format(thing=name, colour=stated),
             truth,
             f"the {name} is {colour}",
             rng,
@@ -423,7 +332,7 @@ def _reading(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         [(name, field) for name, field in thing.spec.fields.items() if name != thing.spec.colour_field]
     )
     value = thing.values[name]
-    question = rng.choice(_READ).format(phrase=field.phrase, thing=thing.name)
+    question = rng.choice(wordings.READ).format(phrase=field.phrase, thing=thing.name)
     yield Turn("read", question, field.truthful_answer(value))
     yield from (turn for turn in _about_value(thing.name, field, value, rng) if turn.kind != "form")
 
@@ -436,7 +345,7 @@ def _documents(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         (name, field) for name, field in spec.fields.items() if len(scene.documents) == 1 or name == spec.colour_field
     ]
     name, field = rng.choice(fields)
-    question = rng.choice(_READ).format(phrase=field.phrase, thing=spec.subject)
+    question = rng.choice(wordings.READ).format(phrase=field.phrase, thing=spec.subject)
     yield Turn("attribute", question, field.truthful_answer(document.values[name]))
     yield from _about_value(spec.subject, field, document.values[name], rng)
 
@@ -447,19 +356,23 @@ def _choices(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         return
     right = rng.choice(shown)
     others = list({_absent(scene, rng) for _ in range(6)})
-    yield _choice("choice_shown", rng.choice(_WHICH_SHOWN), right, sorted(others), rng)
+    yield _choice("choice_shown", rng.choice(wordings.WHICH_SHOWN), right, sorted(others), rng)
     if not scene.objects:
         return
     item = rng.choice(scene.objects)
     counts = scene.counts()
     if rng.random() < 0.5:
         numbers = [NUMBERS[n] for n in range(1, 7) if n != counts[item.name]]
-        stem = rng.choice(_WHICH_COUNT).format(plural=item.plural)
+        stem = rng.choice(wordings.WHICH_COUNT).format(plural=item.plural)
         yield _choice("choice_count", stem, NUMBERS[counts[item.name]], numbers, rng)
     elif item.category:
         categories = sorted({entry.category for entry in object_entries().values()} - {"", item.category})
         yield _choice(
-            "choice_category", rng.choice(_WHICH_CATEGORY).format(thing=item.name), item.category, categories, rng
+            "choice_category",
+            rng.choice(wordings.WHICH_CATEGORY).format(thing=item.name),
+            item.category,
+            categories,
+            rng,
         )
     single = _single(scene)
     if len(single) > 1:
@@ -467,12 +380,12 @@ def _choices(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         ordered = sorted(single, key=lambda thing: sign * _centre(thing)[axis])
         if abs(_centre(ordered[0])[axis] - _centre(ordered[1])[axis]) > MARGIN and len(single) == len(scene.shown()):
             words = {"left": "to the left", "right": "to the right", "top": "to the top", "bottom": "to the bottom"}
-            stem = rng.choice(_WHICH_SIDE).format(side=words[side])
+            stem = rng.choice(wordings.WHICH_SIDE).format(side=words[side])
             yield _choice("choice_side", stem, ordered[0].name, [thing.name for thing in ordered[1:]], rng)
 
 
 def _captions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
-    yield Turn("caption", rng.choice(_CAPTION), caption(scene))
+    yield Turn("caption", rng.choice(wordings.CAPTION), caption(scene))
 
 
 def caption(scene: Scene) -> str:
