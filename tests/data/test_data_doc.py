@@ -16,6 +16,8 @@ from lightning_neuralgate.data.rendering import spec as specs
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.rendering.imagefolder import SPLIT_FOLDERS
 from lightning_neuralgate.data.rendering.spec import shipped_subjects
+from lightning_neuralgate.data.scenes.draw import draw_scene
+from lightning_neuralgate.data.scenes.spec import load_scene_spec
 from lightning_neuralgate.gate.spans import find_subject
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -27,13 +29,23 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_documented_spec_renders(tmp_path: Path) -> None:
-    (example,) = blocks(DOC, "yaml")
+    example, _ = blocks(DOC, "yaml")
     file = tmp_path / "library_card.yaml"
     file.write_text(example, encoding="utf-8")
     splits = render_splits(tmp_path / "out", 0, 1, 1, 2, 1, [file], ["drone"])
     assert [len(records) for records in splits] == [1, 1, 1, 1]
     assert {pair.sensitive_attribute for pair in splits.edit[0].pairs} == {"library card number", "owner's name"}
     assert splits.unseen_attributes[0].pairs[0].sensitive_attribute == "date of birth"
+
+
+def test_documented_place_is_drawn(tmp_path: Path) -> None:
+    _, example = blocks(DOC, "yaml")
+    file = tmp_path / "bathroom.yaml"
+    file.write_text(example.replace("label.yaml", "bus"), encoding="utf-8")
+    Image.new("RGB", (20, 30), "white").save(tmp_path / "towel.png")
+    spec = load_scene_spec(file)
+    scene = draw_scene(spec, 0, objects=["towel", "duck"], signs=spec.sign_specs[:1], documents=[])
+    assert scene.shown() == {"towel", "duck", "price tag"}
 
 
 @pytest.mark.parametrize(

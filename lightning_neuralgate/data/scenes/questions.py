@@ -13,6 +13,7 @@ from lightning_neuralgate.data.rendering.spec import FieldSpec, SubjectSpec
 from lightning_neuralgate.data.scenes import wordings
 from lightning_neuralgate.data.scenes.draw import Scene, SceneObject, SceneThing
 from lightning_neuralgate.data.scenes.sprites import PAINTS, object_entries
+from lightning_neuralgate.data.scenes.words import article, noun
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 MARGIN = 0.15
@@ -34,17 +35,12 @@ class Turn(NamedTuple):
 
 
 def with_article(name: str) -> str:
-    """Return a name with "a" or "an", or its plural form with "some" for things without a singular.
+    """Return the name of one thing with an article.
 
     >>> with_article("apple"), with_article("bus"), with_article("unit number"), with_article("glasses")
     ('an apple', 'a bus', 'a unit number', 'a pair of glasses')
     """
-    entry = object_entries().get(name)
-    if entry and entry.plural.startswith(("pairs of", "bunches of", "loaves of", "pieces of", "ears of")):
-        singular = {"pairs": "a pair", "bunches": "a bunch", "loaves": "a loaf", "pieces": "a piece", "ears": "an ear"}
-        first, rest = entry.plural.split(" ", 1)
-        return f"{singular[first]} {rest}"
-    return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
+    return article(noun(name))
 
 
 def scene_turns(scene: Scene, rng: random.Random, count: int) -> list[Turn]:

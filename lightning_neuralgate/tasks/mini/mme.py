@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_neuralgate.data.scenes.draw import SceneObject
+from lightning_neuralgate.data.scenes.words import article, noun, plural
 from lightning_neuralgate.tasks.mini.facts import (
     MOST_COUNTED,
     draw_colour,
@@ -18,7 +19,7 @@ from lightning_neuralgate.tasks.mini.facts import (
     draw_writing,
 )
 from lightning_neuralgate.tasks.mini.pictures import Pictures, save_picture
-from lightning_neuralgate.tasks.mini.words import absent, all_things, article, noun, plural
+from lightning_neuralgate.tasks.mini.words import absent, all_things
 
 END = " Please answer yes or no."
 MARGIN = 0.2

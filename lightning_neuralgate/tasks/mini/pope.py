@@ -12,9 +12,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_neuralgate.data.scenes.words import article, noun
 from lightning_neuralgate.tasks.mini.facts import draw_things
 from lightning_neuralgate.tasks.mini.pictures import Pictures, save_picture
-from lightning_neuralgate.tasks.mini.words import absent, all_things, article, noun, places
+from lightning_neuralgate.tasks.mini.words import absent, all_things, places
 
 PER_PICTURE = 3
 """Questions with the answer yes, and as many with no, about a picture."""

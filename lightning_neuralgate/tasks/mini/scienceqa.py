@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lightning_neuralgate.data.scenes.draw import SceneObject
+from lightning_neuralgate.data.scenes.words import plural
 from lightning_neuralgate.tasks.mini.facts import (
     MOST_COUNTED,
     draw_colour,
@@ -20,7 +21,7 @@ from lightning_neuralgate.tasks.mini.facts import (
     draw_writing,
 )
 from lightning_neuralgate.tasks.mini.pictures import Pictures
-from lightning_neuralgate.tasks.mini.words import absent, all_things, documents, plural
+from lightning_neuralgate.tasks.mini.words import absent, all_things, documents
 from lightning_neuralgate.tasks.sources import import_optional
 
 

@@ -7,10 +7,9 @@ from functools import cache
 
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.data.scenes.spec import SceneSpec, SignSpec, load_scene_spec, load_sign_spec, shipped_places
-from lightning_neuralgate.data.scenes.sprites import object_entries, plural_of
+from lightning_neuralgate.data.scenes.sprites import object_entries
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-_MEASURES = {"bunches": "bunch", "ears": "ear", "loaves": "loaf", "pairs": "pair", "pieces": "piece"}
 _UNCLEAR = {
     "airplane": ("drone",),
     "bell": ("clock",),
@@ -46,36 +45,6 @@ _UNCLEAR = {
     "watch": ("clock",),
 }
 """Thing -> things that contain, resemble or spell it: the couch has a lamp, a taxi is a car, a street sign may read ROSE."""
-
-
-def article(words: str) -> str:
-    """Return words with an indefinite article.
-
-    >>> article("orange"), article("umbrella"), article("unit number")
-    ('an orange', 'an umbrella', 'a unit number')
-    """
-    vowel = words[0].lower() in "aeiou" and not words.lower().startswith(("uni", "use"))
-    return f"{'an' if vowel else 'a'} {words}"
-
-
-def noun(name: str) -> str:
-    """Return the name of one thing, with a measure word where it needs one.
-
-    >>> noun("dog"), noun("scissors"), noun("corn")
-    ('dog', 'pair of scissors', 'ear of corn')
-    """
-    entry = object_entries().get(name)
-    measure, of, rest = plural_of(name, entry).partition(" of ") if entry else (name, "", "")
-    return f"{_MEASURES[measure]} of {rest}" if of and measure in _MEASURES else name
-
-
-def plural(name: str) -> str:
-    """Return the plural of an object's name.
-
-    >>> plural("mouse"), plural("jeans")
-    ('mice', 'pairs of jeans')
-    """
-    return plural_of(name, object_entries()[name])
 
 
 @cache

@@ -8,12 +8,13 @@ import pytest
 
 from lightning_neuralgate.data.scenes.draw import Scene, held_out_value
 from lightning_neuralgate.data.scenes.sprites import object_entries
+from lightning_neuralgate.data.scenes.words import noun, plural
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.item import BrokenItems
 from lightning_neuralgate.tasks.mini import mme
 from lightning_neuralgate.tasks.mini.facts import KINDS, draw_kind
 from lightning_neuralgate.tasks.mini.pictures import Pictures
-from lightning_neuralgate.tasks.mini.words import NUMBERS, noun, plural
+from lightning_neuralgate.tasks.mini.words import NUMBERS
 
 OBJECTS = {noun(name): name for name in object_entries()}
 

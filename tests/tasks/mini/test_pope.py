@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from lightning_neuralgate.data.scenes.draw import Scene
+from lightning_neuralgate.data.scenes.words import article, noun
 from lightning_neuralgate.tasks.benchmarks.pope import CATEGORIES
 from lightning_neuralgate.tasks.mini.pope import MOST_POPULAR, co_occurrence, draw_pope
-from lightning_neuralgate.tasks.mini.words import absent, all_things, article, noun
+from lightning_neuralgate.tasks.mini.words import absent, all_things
 
 THINGS = {article(noun(thing)): thing for thing in all_things()}
 

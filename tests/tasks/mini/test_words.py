@@ -3,8 +3,9 @@ from __future__ import annotations
 import re
 
 from lightning_neuralgate.data.scenes.sprites import object_entries
+from lightning_neuralgate.data.scenes.words import article, noun
 from lightning_neuralgate.tasks.mini import words
-from lightning_neuralgate.tasks.mini.words import absent, all_things, article, noun
+from lightning_neuralgate.tasks.mini.words import absent, all_things
 
 
 def test_names_read_well_with_an_article() -> None:
