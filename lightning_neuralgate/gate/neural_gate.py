@@ -30,6 +30,7 @@ from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.hf.hub import local_folder
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.versions import library_versions
 
 if TYPE_CHECKING:
@@ -249,8 +250,8 @@ class NeuralGate:
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise GateFormatError(f"no gate in {folder}: {file.name} is missing; `neuralgate locate` writes it")
+        config = read_json_object(config_file, GateFormatError, own=True, hint="locate again")
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
             if config["format_version"] != FORMAT_VERSION:
                 raise GateFormatError(
                     f"{config_file}: format_version {config['format_version']}, this version reads {FORMAT_VERSION}"
@@ -263,7 +264,7 @@ class NeuralGate:
                 subject, _, layer = name.rpartition("/")
                 rates[subject][int(layer)] = values
             gate = cls(rates, identity, records, settings, versions)
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise GateFormatError(f"the gate in {folder} cannot be read: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, GateFormatError):
