@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor, Picture
+from lightning_neuralgate.data.image_files import Picture
+from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor
 from lightning_neuralgate.gate.spans import TokenSpan, subject_mask, subject_token_span
 from lightning_neuralgate.hf.forward import IGNORED
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.pictures import picture_digest, read_image
+from lightning_neuralgate.data.image_files import picture_digest, read_image
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.item import BrokenItems, OnBroken, Skipped, TaskItem
 

@@ -97,7 +97,7 @@ def test_errors_name_broken_files(tmp_path: Path) -> None:
     with pytest.raises(GateFormatError, match="cannot be read"):
         NeuralGate.from_pretrained(tmp_path)
     fresh().joinpath(CONFIG_NAME).write_text("{")
-    with pytest.raises(GateFormatError, match="cannot be read"):
+    with pytest.raises(GateFormatError, match=r"gate\.json, line 1: not JSON"):
         NeuralGate.from_pretrained(tmp_path)
     _edit_config(fresh(), format_version=99)
     with pytest.raises(GateFormatError, match="format_version 99, this version reads 1"):

@@ -130,7 +130,7 @@ def read_language_model(folder: Path, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # a corrupt file can raise anything
         raise WeightFilesError(
-            f"{folder} cannot be loaded as a language model: {error or repr(error)}; download it again"
+            f"{folder} cannot be loaded as a language model: {str(error) or repr(error)}; download it again"
         ) from error
     model, info = loaded
     # older folders contain the rotary frequencies, which are computed
