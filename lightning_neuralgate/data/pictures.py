@@ -133,7 +133,9 @@ class _CachedImageProcessor:
         return getattr(self._image_processor, name)
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
-        return self._cache.get_or_compute(self._key, self._size, lambda: self._image_processor(images, *args, **options))
+        return self._cache.get_or_compute(
+            self._key, self._size, lambda: self._image_processor(images, *args, **options)
+        )
 
 
 def _byte_count(value: Any) -> int:

@@ -20,9 +20,9 @@ RECORDS_NAME = "records.jsonl"
 
 
 class StrictModel(BaseModel):
-    """Immutable model that rejects unknown fields."""
+    """Immutable model that rejects unknown fields, NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class QueryPair(StrictModel):

@@ -17,8 +17,8 @@ _EDGE, _COARSE = 48, 8
 _CELL, _FINEST = 6, 384
 """Larger pictures are then compared in cells of this many pixels, at most this many per side: one other digit has to show."""
 _LIGHTNESS, _COLOUR = 20, 10
-"""Largest difference of a cell, of 255. On rendered documents, JPEG of quality 40 and half the size differ by 12 in lightness,
-one other digit by 62 and more."""
+"""Largest difference of a cell, of 255. On rendered documents, JPEG of quality 40 and half the size differ by 12 in
+lightness, one other digit by 62 and more. Pictures of little contrast may differ by a quarter of it."""
 _Cells = NDArray[np.int16]
 
 
@@ -38,6 +38,8 @@ class PictureIndex:
         self.pictures = list(pictures)
         cells = [_cells(path, record) for path, record in self.pictures]
         self._lightness = [lightness for lightness, _ in cells]
+        limits = [_limit(colours, _COLOUR) for _, colours in cells for _ in range(8)]
+        self._limits = np.array(limits, np.int16)
         turned = [view.reshape(-1) for _, colours in cells for view in _views(colours)]
         self._colours = np.stack(turned) if turned else np.empty((0, _COARSE * _COARSE * 3), np.int16)
 
@@ -48,7 +50,7 @@ class PictureIndex:
             DataFormatError: naming record and file, if it cannot be read.
         """
         lightness, colours = _cells(picture, record)
-        near = np.abs(self._colours - colours.reshape(-1)).max(axis=1, initial=0) <= _COLOUR
+        near = np.abs(self._colours - colours.reshape(-1)).max(axis=1, initial=0) <= self._limits
         for number in np.flatnonzero(near):
             index, turn = divmod(int(number), 8)
             if _differ(_views(self._lightness[index])[turn], lightness):
@@ -67,7 +69,11 @@ def _same_in_detail(first: Image.Image, second: Image.Image, turn: int) -> bool:
 
 
 def _differ(first: _Cells, second: _Cells) -> bool:
-    return int(np.abs(first - second).max()) > _LIGHTNESS
+    return int(np.abs(first - second).max()) > _limit(first, _LIGHTNESS)
+
+
+def _limit(cells: _Cells, largest: int) -> int:
+    return min(largest, max(1, int(np.ptp(cells, axis=(0, 1)).max()) // 4))
 
 
 def _lightness(image: Image.Image, edge: int) -> _Cells:

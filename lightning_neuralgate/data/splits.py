@@ -88,9 +88,10 @@ def split_records(
 def check_no_leakage(splits: RecordSplits) -> None:
     """Check that no test record contains anything that an edit record contains.
 
-    Pictures are compared by what they show, also in another format, size or orientation (`PictureIndex`), queries ignoring case and spacing. Templates, i.e. queries without attribute and
-    subject, are compared where a pair names its attributes. In addition, a pair in `unseen_attributes` must not ask for an
-    attribute that an edit record of its subject asks for, and the subjects in `unseen_subjects` must not be edited.
+    Pictures are compared by what they show, also in another format, size or orientation (`PictureIndex`), queries ignoring
+    case and spacing. Templates, i.e. queries without attribute and subject, are compared where a pair names its attributes.
+    In addition, a pair in `unseen_attributes` must not ask for an attribute that an edit record of its subject asks for, and
+    the subjects in `unseen_subjects` must not be edited.
 
     Raises:
         DataLeakError: naming the test record, the edit record and what they share.

@@ -29,6 +29,8 @@ MAX_DEPTH = 64
 MAX_YAML_VALUES = 100_000
 """Values of a YAML file after its aliases have been expanded."""
 _MAX_DIGITS = 64
+_LARGEST_NUMBER = 1e15
+"""Of a YAML file."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -308,18 +310,34 @@ def read_yaml(file: Path) -> YamlFile:
     Raises:
         DataFormatError: naming file and line.
     """
-    import yaml
-
     content = read_bytes(file, LARGEST_YAML)
-    line: int | None = None
     try:
         text = decode(content)
+    except ParseError as error:
+        raise DataFormatError(f"{file}, line {error.line}: {error.reason}") from error
+    return YamlFile(file, *_parse_yaml(text, file))
+
+
+def parse_yaml(text: str, place: object) -> Any:
+    """Parse YAML, such as the value of an option; see `read_yaml`.
+
+    Raises:
+        DataFormatError: starting with `place`.
+    """
+    return _parse_yaml(text, place)[0]
+
+
+def _parse_yaml(text: str, place: object) -> tuple[Any, Any]:
+    import yaml
+
+    line: int | None = None
+    try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             raise ParseError("it is empty", 1)
         _check_nodes(loader, root)
-        return YamlFile(file, loader.construct_document(root), root)
+        return loader.construct_document(root), root
     except ParseError as error:
         line, reason, cause = error.line, error.reason, error
     except yaml.MarkedYAMLError as error:
@@ -333,7 +351,7 @@ def read_yaml(file: Path) -> YamlFile:
         )
     except Exception as error:  # SafeLoader does not wrap all errors
         reason, cause = str(error) or repr(error), error  # type: ignore[assignment]
-    raise DataFormatError(f"{file}{f', line {line}' if line else ''}: not valid YAML: {reason}") from cause
+    raise DataFormatError(f"{place}{f', line {line}' if line else ''}: not valid YAML: {reason}") from cause
 
 
 def _nested(events: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -383,8 +401,8 @@ def _check_scalar(loader: Any, node: Any) -> None:
     except Exception as error:  # ValueError at a date, KeyError at `!!bool x`, AttributeError at `!!timestamp x`, ...
         kind = node.tag.rpartition(":")[2]
         raise ParseError(f"'{node.value[:40]}' is no value of the type '{kind}'; put text in quotes", line) from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ParseError(f"'{node.value}' is not a finite number; put text in quotes", line)
+    if isinstance(value, (int, float)) and not abs(value) < _LARGEST_NUMBER:  # NaN is not below anything
+        raise ParseError(f"the number '{node.value[:40]}' is too large; put text in quotes", line)
 
 
 def _check_keys(node: Any) -> None:
