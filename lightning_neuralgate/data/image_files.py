@@ -100,7 +100,8 @@ def _as_seen(image: Image.Image, alpha: bool) -> Image.Image:
     if getattr(image, "default_image", False) and getattr(image, "n_frames", 1) > 1:
         image.seek(1)  # viewers of animated PNG files never show the default image
     image.load()
-    info, mode = dict(image.info), image.mode
+    info: dict[Any, Any] = dict(image.info)
+    mode = image.mode
     mask = None
     if mode.startswith("I"):
         colours, mask = _grey(image, bits)
@@ -168,7 +169,7 @@ def _keyed(image: Image.Image, bits: int) -> Image.Image:
     return image
 
 
-def _corrected(colours: Image.Image, info: dict[str, Any], mode: str, kind: str | None) -> Image.Image:
+def _corrected(colours: Image.Image, info: dict[Any, Any], mode: str, kind: str | None) -> Image.Image:
     """Convert colours to sRGB by the file's ICC profile, or by the gamma value of a PNG file."""
     if profile := info.get("icc_profile"):
         if mode in ("1", "L", "LA", "La") or mode.startswith("I"):

@@ -39,9 +39,10 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
     options = {"trust_remote_code": trust_remote_code}
     try:
-        model, loading = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
+        model, loading = loaded
         processor = AutoProcessor.from_pretrained(source, **options)
     except torch.cuda.OutOfMemoryError:
         raise

@@ -130,7 +130,7 @@ def _hidden_default_image() -> bytes:
 
 
 def _16bit_key() -> bytes:
-    dark, clear = (20 << 8 | 7,) * 3, (20 << 8 | 9,) * 3
+    dark, clear = (20 << 8 | 7,) * 3, (30 << 8 | 9,) * 3
     row = struct.pack(">24H", *dark * 8) + struct.pack(">24H", *clear * 8)
     return png(row * SIZE[1], 16, 2, (b"tRNS", struct.pack(">3H", *clear)))
 

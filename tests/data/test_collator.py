@@ -137,7 +137,10 @@ def test_errors_name_record_and_file(picture: Path) -> None:
 
 
 TEXT_ONLY = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] }}{% endfor %}"
-DROPS_PICTURES = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+DROPS_PICTURES = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}"
+    "{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_the_right_model_in_another_precision_is_not_called_another_model() -> N
     identity = ModelIdentity.of(model)
     gate = NeuralGate({"passport": {1: torch.zeros(32)}}, identity, {"passport": 1})
     gate.check_fits(tiny_llava().bfloat16())
-    with pytest.raises(GateMismatchError, match="the model's weights are float16, .*--model.dtype bfloat16"):
+    with pytest.raises(GateMismatchError, match=r"the model's weights are float16, .*--model\.dtype bfloat16"):
         gate.check_fits(tiny_llava().half())
     with pytest.raises(GateMismatchError, match="located in another model"):
         gate.check_fits(tiny_llava(seed=1))

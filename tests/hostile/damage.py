@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 _PIECES: tuple[bytes, ...] = (
     b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\r\n", b"\r", b"\n", b"\x80", b"\xed\xa0\x80", b'"', b"\\", b"\\ud800", b"\\u0000",
     b"[" * 2000, b"{" * 70, b'{"a":' * 80, b"9" * 5000, b"1e999", b"-1", b"NaN", b"Infinity", b"null", b"true", b"[]", b"{}",
-    b'""', b"../", b"/etc/passwd", b"%s%n{0}", b"{value:>999999999}", b"&a [*a]", b"*a", b"<<: ", b"!!int x", b"!!python/name:os.system",
+    b'""', b"../", b"/etc/passwd", b"%s%n{0}", b"{value:>999999999}", b"&a [*a]", b"*a", b"<<: ", b"!!int x",
+    b"!!python/name:os.system",
     b"2023-99-99", b": ", b"- ", b"#", b",", b"\t", b"\xf0\x9f\x99\x82", b"\xe2\x80\xae", b"a" * 400, b"%!PS-Adobe-3.0\n",
 )  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 2**63, 10**40, 0.5, 1e308, float("nan"), float("-inf"), "", " ", "a", "a\0b", "\ud800", "x" * 400,
-    "../../etc/passwd", "/", ".", "{}", "{subject}", "🙂", "\u202e", [], {}, [[]], [None], {"": None}, {"a": {"b": {}}}, ["a", 1],
+    None, True, False, 0, -1, 2**63, 10**40, 0.5, 1e308, float("nan"), float("-inf"), "", " ", "a", "a\0b", "\ud800",
+    "x" * 400, "../../etc/passwd", "/", ".", "{}", "{subject}", "🙂", "\u202e", [], {}, [[]], [None], {"": None},
+    {"a": {"b": {}}}, ["a", 1],
 )  # fmt: skip
 
 

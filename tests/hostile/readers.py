@@ -187,9 +187,12 @@ READERS: dict[str, Reader] = {
         _with_picture(lambda f: read_retention(f, f.parent)), LINE,
     ),
     "authors' records": Reader(
-        "pairs.json", _json([_CASE]), _with_picture(lambda f: read_authors_json(f, f.parent)), r"line \d+|record \d+|expected|not JSON"
+        "pairs.json", _json([_CASE]), _with_picture(lambda f: read_authors_json(f, f.parent)), "line|record|expected"
     ),
-    "judged answers": Reader("answers.jsonl", lambda: _lines(asdict(judged_answer(True, "I cannot say.", True)))(), read_answers, LINE),
+    "judged answers": Reader(
+        "answers.jsonl", lambda: _lines(asdict(judged_answer(True, "I cannot say.", True)))(),
+        read_answers, LINE,
+    ),
     "task answers": Reader("answers.jsonl", _lines(_ANSWERED), lambda f: list(read_answered(f)), LINE),
     "indexed answers": Reader("answers.jsonl", _lines(_ANSWERED), _indexed),
     "log of answers": Reader(
@@ -217,7 +220,9 @@ READERS: dict[str, Reader] = {
     "subject": Reader(
         "own.yaml", lambda: [file.read_bytes() for file in sorted(SUBJECTS_FOLDER.glob("*.yaml"))[:4]], _draw
     ),
-    "place": Reader("own.yaml", lambda: [file.read_bytes() for file in sorted(PLACES_FOLDER.glob("*.yaml"))[:4]], _draw_scene),
+    "place": Reader(
+        "own.yaml", lambda: [file.read_bytes() for file in sorted(PLACES_FOLDER.glob("*.yaml"))[:4]], _draw_scene
+    ),
     "sign": Reader("own.yaml", lambda: [file.read_bytes() for file in sorted(SIGNS_FOLDER.glob("*.yaml"))], load_sign_spec),
     "picture": Reader("scan.png", _pictures, lambda f: read_image(f, "r7"), "record r7"),
     "picture, leakage check": Reader("scan.png", _pictures, _leakage, "record a"),

@@ -89,7 +89,7 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, reader: str) -> Non
 @pytest.mark.parametrize("value", UNREADABLE)
 def test_the_authors_files_are_refused_with_file_and_line(tmp_path: Path, value: str) -> None:
     (tmp_path / "a.json").write_text(f'[\n{json.dumps(CASE)[:-1]}, "more": {value}}}\n]')
-    with pytest.raises(DataFormatError, match=r"a\.json(, line 2)?: not JSON"):
+    with pytest.raises(DataFormatError, match=r"a\.json(, line [23])?: not JSON"):
         read_authors_json(tmp_path / "a.json", tmp_path)
 
 

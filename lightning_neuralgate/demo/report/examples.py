@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from lightning_neuralgate.data.image_files import read_image
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, SPLIT_NAMES
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
