@@ -23,7 +23,7 @@ test: install lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-all: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile slow
 
 lint: install
 	$(BIN)/ruff format --check .

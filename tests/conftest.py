@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from lightning_neuralgate.data.records import RecordSplits
 from tests.helpers.tiny_llava import save_tiny_llava, tiny_splits
+
+# the same files in each run; `make test-all` selects `slow`
+_REPRODUCIBLE = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
+)
+settings.register_profile("default", _REPRODUCIBLE, max_examples=50)
+settings.register_profile("slow", _REPRODUCIBLE, max_examples=2000)
+settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from lightning_neuralgate.errors import NeuralGateError
+from lightning_neuralgate.runtime.outside import outside_cause
 from lightning_neuralgate.runtime.process import process_group_closed, silence_expected_warnings
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ def build_parser(chosen: str | None) -> ArgumentParser:
     import lightning_neuralgate
 
     parser = ArgumentParser(prog="neuralgate", description=lightning_neuralgate.__doc__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     parser.add_argument("--version", action="version", version=f"neuralgate {lightning_neuralgate.__version__}")
     subcommands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, summary in SUBCOMMANDS.items():
@@ -50,8 +55,17 @@ def build_parser(chosen: str | None) -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `neuralgate` and return the exit code. Errors of this package are printed without a traceback."""
+    """Run `neuralgate` and return the exit code.
+
+    Errors of this package and causes outside the code, such as a full disk, are printed in one line, and with `--debug` with
+    their traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without, say, dashes gets a stand-in
+            stream.reconfigure(errors="backslashreplace")
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
         parser = build_parser(chosen)
@@ -62,10 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             if hasattr(subcommand, "check"):  # before the Trainer is instantiated, which logs
                 subcommand.check(config[config.subcommand])
             subcommand.run(parser.instantiate(config)[config.subcommand])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        with suppress(OSError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except NeuralGateError as error:
+        if debug:
+            raise
         print(f"neuralgate {chosen}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
+        if debug:
+            raise
         print(f"neuralgate needs {error.name}: pip install 'lightning-neuralgate[demo]'", file=sys.stderr)
         return 2
+    except Exception as error:
+        problem = outside_cause(error)
+        if debug or problem is None:
+            raise
+        print(f"neuralgate {chosen}: {problem}", file=sys.stderr)
+        return 1
     return 0

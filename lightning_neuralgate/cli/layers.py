@@ -35,6 +35,7 @@ from lightning_neuralgate.locate.layer_search import (
 )
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
+from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.resume import check_same_run, remove_progress
 
 
@@ -163,7 +164,7 @@ def _compare(
             _restore(model, layer, projection, base)
             with atomic_write(file) as draft:
                 draft.write_text(json.dumps(metrics.history[-1][1]), encoding="utf-8")
-        rates[str(layer)] = _nested(json.loads(file.read_text(encoding="utf-8")))
+        rates[str(layer)] = _nested(read_json_object(file, own=True, hint="delete it"))
     print_rates(
         {f"layer {layer}": by_split for layer, by_split in rates.items()}, title="Rates after an edit of each layer"
     )

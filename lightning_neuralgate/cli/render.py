@@ -23,6 +23,7 @@ from lightning_neuralgate.data.scenes.contact_sheet import write_scene_sheet
 from lightning_neuralgate.data.scenes.retention import scene_retention
 from lightning_neuralgate.data.scenes.spec import load_scene_spec, shipped_places
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.runtime.parsing import parse_yaml
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -121,9 +122,7 @@ def run(options: Namespace) -> None:
 
 def _parse_paths(values: str | Sequence[str]) -> list[str]:
     """Parse repeated options, lists, or both: `a.yaml`, `[a.yaml, b.yaml]`, or a list in a config file."""
-    import yaml
-
     paths: list[str] = []
     for text in [values] if isinstance(values, str) else values:
-        paths.extend(map(str, yaml.safe_load(text)) if text.startswith("[") else [text])
+        paths.extend(map(str, parse_yaml(text, "--subjects")) if text.startswith("[") else [text])
     return paths

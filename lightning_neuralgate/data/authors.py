@@ -20,6 +20,7 @@ from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, resolve_
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.spans import find_subject
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import read_json
 
 
 class _Target(BaseModel):
@@ -57,10 +58,7 @@ def read_authors_json(path: str | Path, image_root: str | Path) -> list[PrivacyR
             lengths, an image that is missing or outside the root, or a duplicate case_id.
     """
     path, root = Path(path), Path(image_root)
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataFormatError(f"{path} cannot be read as JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise DataFormatError(f"{path}: expected a list of records, found {type(content).__name__}")
     records = [_to_record(entry, f"{path}, record {index}", path.stem, root) for index, entry in enumerate(content)]
@@ -95,15 +93,19 @@ def _to_record(entry: Any, place: str, stem: str, root: Path) -> PrivacyRecord:
         sensitive, benign, refusals = case.paraphrase_prompts, case.neighborhood_prompts, case.refusals
         if len(refusals) != len(sensitive) or not all(refusals):
             raise DataFormatError(f"{place}: field 'refusals' must contain one text for each of 'paraphrase_prompts'")
-    return PrivacyRecord(
-        record_id=f"{stem}/{case.case_id}",
-        subject=rewrite.subject,
-        image=resolve_inside(root, case.image, place),
-        pairs=tuple(
-            QueryPair(sensitive=sensitive_query, benign=benign_query, refusal=refusal)
-            for sensitive_query, benign_query, refusal in zip(sensitive, benign, refusals, strict=True)
-        ),
-    )
+    image = resolve_inside(root, case.image, place)
+    try:
+        return PrivacyRecord(
+            record_id=f"{stem}/{case.case_id}",
+            subject=rewrite.subject,
+            image=image,
+            pairs=tuple(
+                QueryPair(sensitive=sensitive_query, benign=benign_query, refusal=refusal)
+                for sensitive_query, benign_query, refusal in zip(sensitive, benign, refusals, strict=True)
+            ),
+        )
+    except ValidationError as error:  # an empty query
+        raise DataFormatError(f"{place}: {validation_message(error)}") from error
 
 
 def write_authors_json(path: str | Path, records: Sequence[PrivacyRecord], image_root: str | Path) -> None:

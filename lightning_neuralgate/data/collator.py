@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor, Picture
+from lightning_neuralgate.data.image_files import Picture
+from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor
+from lightning_neuralgate.errors import DataFormatError, ModelLayoutError
 from lightning_neuralgate.gate.spans import TokenSpan, subject_mask, subject_token_span
 from lightning_neuralgate.hf.forward import IGNORED
 
@@ -73,7 +75,8 @@ class PrivacyPairCollator:
         picture_cache_bytes: size of the cache of processed pictures (`CachingProcessor`); 0 turns it off.
 
     Raises:
-        DataFormatError: an image cannot be read.
+        DataFormatError: an image cannot be read, or the processor cannot use it.
+        ModelLayoutError: the processor's chat template is missing, or is not for pictures.
         SubjectNotFoundError: a query does not name its subject.
     """
 
@@ -114,8 +117,17 @@ class PrivacyPairCollator:
         if row.image is None:
             inputs = dict(self.processor(text=[prompt], **options))
         else:
-            inputs = self.caching_processor(prompt, row.image, row.record_id, **options)
+            try:
+                inputs = self.caching_processor(prompt, row.image, row.record_id, **options)
+            except DataFormatError as error:
+                image_token = getattr(self.processor, "image_token", None)
+                if isinstance(image_token, str) and image_token not in prompt and "cannot use" in str(error):
+                    raise self._template_error(f"the processor rejects its prompts: {error}") from error
+                raise
         ids: Tensor = inputs["input_ids"]
+        image_id = getattr(self.processor, "image_token_id", None)
+        if row.image is not None and isinstance(image_id, int) and not bool((ids == image_id).any()):
+            raise self._template_error("its prompts have no place for the picture")
         span = None
         if row.subject:
             span = subject_token_span(ids[0].tolist(), self.tokenizer, row.query, row.subject, row.record_id)
@@ -138,6 +150,16 @@ class PrivacyPairCollator:
                 inputs[key] = torch.cat([values, extension], dim=1)
         return _EncodedRow(inputs, len(target), span)
 
+    def _template_error(self, problem: str) -> ModelLayoutError:
+        found = (
+            "has no chat template" if getattr(self.processor, "chat_template", None) is None else "has a chat template"
+        )
+        source = getattr(self.tokenizer, "name_or_path", "") or type(self.processor).__name__
+        return ModelLayoutError(
+            f"the processor of '{source}' {found}, but {problem}. Put the model's own chat_template.jinja, for pictures and "
+            "text, into its folder"
+        )
+
     def _texts(self, row: QueryRow) -> tuple[str, str | None]:
         """Return the prompt, and the prompt with its target (None without one)."""
         text = f"{row.context} {row.query}".strip()
@@ -146,11 +168,14 @@ class PrivacyPairCollator:
         else:
             content: list[dict[str, str]] = [] if row.image is None else [{"type": "image"}]
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-            prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            full = None
-            if row.target is not None:
-                answer = {"role": "assistant", "content": [{"type": "text", "text": row.target}]}
-                full = self.processor.apply_chat_template([*messages, answer], tokenize=False)
+            try:
+                prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+                full = None
+                if row.target is not None:
+                    answer = {"role": "assistant", "content": [{"type": "text", "text": row.target}]}
+                    full = self.processor.apply_chat_template([*messages, answer], tokenize=False)
+            except Exception as error:  # a template for text alone fails on the list of picture and text, in many ways
+                raise self._template_error(f"it cannot be applied to a picture and a text: {error}") from error
         if row.target is None:
             return prompt, None
         if full is not None and full.startswith(prompt) and row.target in full[len(prompt) :]:

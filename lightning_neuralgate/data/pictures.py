@@ -1,4 +1,4 @@
-"""Read pictures, and cache what a model's image processor makes of them.
+"""Cache of what a model's image processor makes of picture files.
 
 A picture is needed again for every query about it, and in every epoch. The output of the processor's image processor is
 cached, least recently used first out; the text is processed again every time.
@@ -7,52 +7,21 @@ cached, least recently used first out; the text is processed again every time.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from lightning_neuralgate.data.image_files import Picture, picture_name, read_image
 from lightning_neuralgate.errors import DataFormatError
 
 CACHE_BYTES = 256 * 2**20
 """Default size of the cache of processed pictures: about 190 pictures of 336 x 336 pixels."""
-
-Picture = Path | bytes | Image.Image
-"""A file, the content of a file, or an opened image."""
-
-
-def read_image(picture: Picture, record: str = "?") -> Image.Image:
-    """Read a picture as RGB.
-
-    Raises:
-        DataFormatError: naming record and file, if the file is missing or not a picture.
-    """
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    try:
-        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-            return image.convert("RGB")
-    # Pillow also raises SyntaxError and ValueError for damaged files
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        where = f"of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
-        # Pillow's own message contains the address of an object, which differs between runs
-        reason = "not an image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        raise DataFormatError(f"record {record}: picture {where} cannot be read: {reason}") from error
-
-
-def picture_digest(picture: Picture) -> str:
-    """Compute the SHA-256 of a picture's file, or of the pixels of an opened image."""
-    if isinstance(picture, Path):
-        picture = picture.read_bytes()
-    content = picture if isinstance(picture, bytes) else f"{picture.mode}{picture.size}".encode() + picture.tobytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 class CachingProcessor:
@@ -75,7 +44,7 @@ class CachingProcessor:
         if max_bytes < 0:
             raise ValueError(f"the size of the picture cache must not be negative, got {max_bytes}")
         self.processor, self.max_bytes, self.cached_bytes = processor, max_bytes, 0
-        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._enabled = max_bytes > 0 and getattr(processor, "image_processor", None) is not None
         self._verified = False
 
@@ -86,19 +55,21 @@ class CachingProcessor:
         """Process a text and its picture.
 
         Raises:
-            DataFormatError: naming record and file, if the file is missing or not a picture.
+            DataFormatError: naming record and file, if the file is missing or not a picture, or the processor cannot use it.
         """
         if not self._enabled or not isinstance(picture, Path):
-            return dict(self.processor(text=[text], images=[read_image(picture, record)], **options))
+            return self._run(self.processor, text, picture, read_image(picture, record), record, options)
         key = self._key(picture, record)
         if key not in self._entries:
-            return self._process(key, text, read_image(picture, record), options)
+            image = read_image(picture, record)
+            return self._run(self._with_cache(key, image.size), text, picture, image, record, options)
         self._entries.move_to_end(key)
-        with Image.open(picture) as header:  # gives the size without decoding the pixels
-            cached = self._process(key, text, header, options)
+        size = self._entries[key].size
+        # processors need the size, for the number of image tokens, but not the pixels
+        cached = self._run(self._with_cache(key, size), text, picture, Image.new("RGB", size), record, options)
         if self._verified:
             return cached
-        expected = dict(self.processor(text=[text], images=[read_image(picture, record)], **options))
+        expected = self._run(self.processor, text, picture, read_image(picture, record), record, options)
         self._verified = _equal(cached, expected)
         if not self._verified:
             self._enabled = False
@@ -114,36 +85,57 @@ class CachingProcessor:
         file = (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         return file, repr(vars(self.processor.image_processor))
 
-    def _process(self, key: Any, text: str, image: Image.Image, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_cache(self, key: Any, size: tuple[int, int]) -> Any:
         processor = copy.copy(self.processor)
-        processor.image_processor = _CachedImageProcessor(self.processor.image_processor, self, key)
-        return dict(processor(text=[text], images=[image], **options))
+        processor.image_processor = _CachedImageProcessor(self.processor.image_processor, self, key, size)
+        return processor
 
-    def get_or_compute(self, key: Any, compute: Callable[[], Any]) -> Any:
+    def _run(
+        self, processor: Any, text: str, picture: Picture, image: Image.Image, record: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        try:
+            return dict(processor(text=[text], images=[image], **options))
+        except Exception as error:  # a processor may raise anything, such as for a strip of 5000 x 1 pixels
+            raise DataFormatError(
+                f"record {record}: the processor cannot use picture {picture_name(picture)} of {image.width} x "
+                f"{image.height} pixels: {str(error) or repr(error)}"
+            ) from error
+
+    def get_or_compute(self, key: Any, size: tuple[int, int], compute: Callable[[], Any]) -> Any:
         """Return the cached value of a key, computing it first if needed, as a copy that the caller may take apart."""
         if key in self._entries:
-            return copy.copy(self._entries[key][0])
+            return copy.copy(self._entries[key].value)
         value = compute()
-        size = _byte_count(value)
-        if size <= self.max_bytes:
-            self._entries[key] = (copy.copy(value), size)
-            self.cached_bytes += size
+        byte_count = _byte_count(value)
+        if byte_count <= self.max_bytes:
+            self._entries[key] = _Entry(copy.copy(value), byte_count, size)
+            self.cached_bytes += byte_count
             while self.cached_bytes > self.max_bytes:
-                self.cached_bytes -= self._entries.popitem(last=False)[1][1]
+                self.cached_bytes -= self._entries.popitem(last=False)[1].byte_count
         return value
+
+
+class _Entry(NamedTuple):
+    """A cached result, its size in bytes, and width and height of the picture."""
+
+    value: Any
+    byte_count: int
+    size: tuple[int, int]
 
 
 class _CachedImageProcessor:
     """Stand-in for an image processor that returns the cached result of one picture."""
 
-    def __init__(self, image_processor: Any, cache: CachingProcessor, key: Any) -> None:
-        self._image_processor, self._cache, self._key = image_processor, cache, key
+    def __init__(self, image_processor: Any, cache: CachingProcessor, key: Any, size: tuple[int, int]) -> None:
+        self._image_processor, self._cache, self._key, self._size = image_processor, cache, key, size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
-        return self._cache.get_or_compute(self._key, lambda: self._image_processor(images, *args, **options))
+        return self._cache.get_or_compute(
+            self._key, self._size, lambda: self._image_processor(images, *args, **options)
+        )
 
 
 def _byte_count(value: Any) -> int:

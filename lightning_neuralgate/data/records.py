@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import parse_json_line, read_lines
 
 RECORDS_NAME = "records.jsonl"
 """File of the records in a data folder."""
 
 
 class StrictModel(BaseModel):
-    """Immutable model that rejects unknown fields."""
+    """Immutable model that rejects unknown fields, NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class QueryPair(StrictModel):
@@ -90,14 +92,20 @@ def resolve_inside(root: Path, relative: str, place: str) -> Path:
     """Resolve an image path relative to its root folder.
 
     Raises:
-        DataFormatError: naming `place`, if the path leaves the root (also through a symlink) or is not a file.
+        DataFormatError: naming `place`, if the path leaves the root (also through a symlink), or is not a file or no
+            possible name of one.
     """
-    base = root.resolve()
-    path = (base / relative).resolve()
-    if not path.is_relative_to(base):
-        raise DataFormatError(f"{place}: image path '{relative}' leaves the image root {root}")
-    if not path.is_file():
-        raise DataFormatError(f"{place}: image {path} does not exist; is '{root}' the right image root?")
+    try:
+        base = root.resolve()
+        path = (base / relative).resolve()
+        if not path.is_relative_to(base):
+            raise DataFormatError(f"{place}: image path '{relative}' leaves the image root {root}")
+        if not path.is_file():
+            raise DataFormatError(f"{place}: image {path} does not exist; is '{root}' the right image root?")
+    except (ValueError, OSError, RuntimeError) as error:  # a null character, a long name, a link to itself
+        if isinstance(error, DataFormatError):
+            raise
+        raise DataFormatError(f"{place}: image path {relative[:80]!r} is not a file name: {error}") from error
     return path
 
 
@@ -152,9 +160,9 @@ def read_records(
             error too, since no answer could be compared with it.
     """
     splits = RecordSplits([], [], [], [])
-    for place, line in _read_lines(path):
+    for place, content in _json_lines(path):
         try:
-            split, record = _parse_record(line, place, image_root)
+            split, record = _parse_record(content(), place, image_root)
         except DataFormatError as error:
             if on_broken is None:
                 raise
@@ -171,9 +179,9 @@ def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
         DataFormatError: naming file, line and field of a bad item.
     """
     items = []
-    for place, line in _read_lines(path):
+    for place, content in _json_lines(path):
         try:
-            item = RetentionItem.model_validate_json(line)
+            item = RetentionItem.model_validate(content())
         except ValidationError as error:
             raise DataFormatError(f"{place}: {validation_message(error)}") from error
         image = None if item.image is None else resolve_inside(image_root, str(item.image), place)
@@ -193,27 +201,25 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _read_lines(path: Path) -> list[tuple[str, str]]:
-    """Return (place for error messages, text) of each non-blank line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-    except FileNotFoundError as error:
-        raise DataFormatError(f"there is no file {path}; `neuralgate render` writes such files") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error
+def _json_lines(path: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield place and parser of each non-blank line, so that a caller can skip a bad one."""
+    if not path.is_file():
+        raise DataFormatError(f"there is no file {path}; `neuralgate render` writes such files")
+    for number, line in read_lines(path):
+        if line.strip():
+            place = f"{path}, line {number}"
+            yield place, partial(parse_json_line, line, place)
 
 
-def _parse_record(line: str, place: str, image_root: Path) -> tuple[str, PrivacyRecord]:
+def _parse_record(content: dict[str, Any], place: str, image_root: Path) -> tuple[str, PrivacyRecord]:
     try:
-        content: dict[str, Any] = json.loads(line)
         split = content.pop("split")
-        if split not in RecordSplits._fields:
+        if not isinstance(split, str) or split not in RecordSplits._fields:
             raise KeyError(split)
         record = PrivacyRecord.model_validate(content)
     except ValidationError as error:
         raise DataFormatError(f"{place}: {validation_message(error)}") from error
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+    except KeyError as error:
         raise DataFormatError(
             f"{place}: not a record with a 'split' out of {', '.join(RecordSplits._fields)}: {error!r}"
         ) from error

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
-
-from PIL import Image, UnidentifiedImageError
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits
+from lightning_neuralgate.data.same_picture import PictureIndex
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
 from lightning_neuralgate.gate.spans import normalize_subject
 
@@ -92,9 +88,10 @@ def split_records(
 def check_no_leakage(splits: RecordSplits) -> None:
     """Check that no test record contains anything that an edit record contains.
 
-    Pictures are compared by their pixels, queries ignoring case and spacing. Templates, i.e. queries without attribute and
-    subject, are compared where a pair names its attributes. In addition, a pair in `unseen_attributes` must not ask for an
-    attribute that an edit record of its subject asks for, and the subjects in `unseen_subjects` must not be edited.
+    Pictures are compared by what they show, also in another format, size or orientation (`PictureIndex`), queries ignoring
+    case and spacing. Templates, i.e. queries without attribute and subject, are compared where a pair names its attributes.
+    In addition, a pair in `unseen_attributes` must not ask for an attribute that an edit record of its subject asks for, and
+    the subjects in `unseen_subjects` must not be edited.
 
     Raises:
         DataLeakError: naming the test record, the edit record and what they share.
@@ -117,7 +114,7 @@ def check_no_leakage(splits: RecordSplits) -> None:
 
 
 class _EditIndex:
-    """Ids of the edit records by subject, query, template, attribute and picture size."""
+    """Ids of the edit records by subject, query, template, attribute and picture."""
 
     def __init__(self, records: Sequence[PrivacyRecord]) -> None:
         self.ids = {record.record_id for record in records}
@@ -130,16 +127,13 @@ class _EditIndex:
             for query, attribute in record.queries():
                 key = normalize_subject(record.subject), "" if attribute else query, _normalize(attribute)
                 self.attributes[key] = record.record_id
-        self.by_size: dict[tuple[int, int], list[PrivacyRecord]] = {}
-        for record in records:
-            self.by_size.setdefault(_image_size(record.image), []).append(record)
+        self.pictures = PictureIndex([(record.image, record.record_id) for record in records])
 
     def check(self, record: PrivacyRecord, place: str) -> None:
         if record.record_id in self.ids:
             raise DataLeakError(f"{place} is also an edit record")
-        for other in self.by_size.get(_image_size(record.image), ()):
-            if _pixel_digest(record.image) == _pixel_digest(other.image):
-                raise DataLeakError(f"{place} has the same picture as edit record '{other.record_id}'")
+        if other := self.pictures.find(record.image, record.record_id):
+            raise DataLeakError(f"{place} has the same picture as edit record '{other}'")
         for query, _ in record.queries():
             if edit_id := self.queries.get(_normalize(query)):
                 raise DataLeakError(f"{place} has the query '{query}', which edit record '{edit_id}' has too")
@@ -222,24 +216,3 @@ def _remove_pairs(record: PrivacyRecord, queries: set[str], templates: set[str])
 
 def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataFormatError(f"the picture {path} cannot be read: {error}") from error
-
-
-def _pixel_digest(path: Path) -> str:
-    return _pixel_digest_at(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=65536)
-def _pixel_digest_at(path: Path, modified: int) -> str:
-    try:
-        with Image.open(path) as image:
-            return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
-    except OSError as error:
-        raise DataFormatError(f"the picture {path} cannot be read: {error}") from error

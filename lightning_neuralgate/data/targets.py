@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.pictures import picture_digest
+from lightning_neuralgate.data.image_files import picture_digest
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.hf.generation import start_and_stop_settings

@@ -34,6 +34,7 @@ from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.resume import remove_progress
 
 ARMS = ("unedited", "gated", "ungated")
@@ -253,8 +254,7 @@ def _read_results(folder: Path) -> dict[str, Any] | None:
     file = folder / "results.json"
     if not file.is_file():
         return None
-    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return results
+    return read_json_object(file, own=True, hint="delete it, or run that demo again")
 
 
 def _read_other_results(folder: Path | None, out: Path) -> dict[str, Any] | None:
@@ -282,4 +282,4 @@ def _finished_results(folder: Path, seed: int, settings: EditSettings) -> dict[s
         return None
     stored_settings = json.loads(json.dumps(asdict(settings)))  # tuples become lists, as in the file
     expected = (seed, stored_settings, _versions(settings.model))
-    return results if (results["seed"], results["settings"], results["versions"]) == expected else None
+    return results if (results.get("seed"), results.get("settings"), results.get("versions")) == expected else None

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from lightning_neuralgate.errors import WeightFilesError
+from lightning_neuralgate.runtime.parsing import read_json_object
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("*.safetensors", _INDEX)
@@ -89,11 +90,12 @@ class WeightFiles:
                 f"{self.folder} has neither {_SINGLE} nor {_INDEX}; give the folder of a model that was saved with "
                 "save_pretrained"
             )
+        content = read_json_object(index, WeightFilesError, own=True, hint="save the model again")
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(content["weight_map"].values()))
             if not all(isinstance(name, str) for name in names):
                 raise TypeError("a shard's name is not a string")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except (KeyError, AttributeError, TypeError) as error:
             raise WeightFilesError(f"{index} is not an index of shards: {error!r}; save the model again") from error
         for name in names:
             if Path(name).name != name or not (self.folder / name).is_file():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import json_lines
 
 Field = TypeVar("Field")
 
@@ -225,25 +226,4 @@ def read_answers(path: Path) -> list[JudgedAnswer]:
     Raises:
         DataFormatError: naming the file and, for a bad answer, its line and field.
     """
-    return [_judged_answer(line, f"{path}, line {number}") for number, line in _lines(path)]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        # not splitlines(), which also breaks at characters that JSON allows in a string
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _judged_answer(line: str, place: str) -> JudgedAnswer:
-    try:
-        content: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataFormatError(f"{place}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataFormatError(f"{place}: expected a JSON object, found {type(content).__name__}")
-    return parse_answer(content, place, JudgedAnswer)
+    return [parse_answer(content, place, JudgedAnswer) for place, content in json_lines(path, own=True)]

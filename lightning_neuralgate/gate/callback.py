@@ -31,6 +31,7 @@ from lightning_neuralgate.hf.distributed import (
     reshard,
     uses_fsdp1,
 )
+from lightning_neuralgate.hf.hub import load_tokenizer
 from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
 from lightning_neuralgate.runtime.figures import log_figure
 
@@ -73,11 +74,13 @@ class NeuralGateCallback(Callback):
         subject_mask_key: the batch's key of the subject mask.
         subject_key: the batch's key of the subjects.
         soft: scale each dimension's gradient by its activity rate instead of masking it by tau.
-        tokenizer: the model's tokenizer or processor, to find the subjects in the token ids.
+        tokenizer: the model's tokenizer or processor, or a folder or hub repository to load it from, to find the subjects
+            in the token ids.
         find_subjects: a function of the batch that returns the subject mask, (B, T) bool, and B subjects.
 
     Raises:
         ValueError: an argument is out of range, or both `tokenizer` and `find_subjects` are given.
+        ModelLayoutError: there is no tokenizer at `tokenizer`.
         GateMismatchError: the gate lacks a layer; at the start of training, the gate was located in another model; during
             training, the gate lacks a subject.
         UnsupportedSetupError: at the start of training, nothing trains in a gated layer, or the strategy is not supported
@@ -121,6 +124,8 @@ class NeuralGateCallback(Callback):
             raise GateMismatchError(f"the gate has no layers {unknown}; it covers {self.gate.layers}")
         self._find_in_batch: SubjectFinder = find_subjects or SubjectsInBatch(subject_mask_key, subject_key)
         self._find_in_tokens = None
+        if isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer)
         if tokenizer is not None:
             self._find_in_tokens = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
         self._missing_subjects = MissingSubjectsWarning(self.gate.subjects)

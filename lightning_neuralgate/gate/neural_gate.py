@@ -28,8 +28,9 @@ from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
 from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.hf.hub import local_folder
-from lightning_neuralgate.hf.identity import ModelIdentity
+from lightning_neuralgate.hf.identity import ModelIdentity, weights_precision
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.versions import library_versions
 
 if TYPE_CHECKING:
@@ -203,6 +204,13 @@ class NeuralGate:
             for field in fields(ModelIdentity)
             if field.compare and getattr(self.model, field.name) != getattr(found, field.name)
         ]
+        precision = weights_precision(module)
+        if [text.partition(":")[0] for text in differing] == ["checksum"] and precision not in ("float32", "bfloat16"):
+            raise GateMismatchError(
+                f"the model's weights are {precision}, and the gate's checksum is that of float32 or bfloat16 weights, so "
+                "they cannot be compared. Load the model in bfloat16 (--model.dtype bfloat16) or "
+                f"float32, or locate again on the {precision} weights"
+            )
         if differing:
             raise GateMismatchError(
                 "the gate was located in another model (" + "; ".join(differing) + "); locate again on this one"
@@ -249,8 +257,8 @@ class NeuralGate:
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise GateFormatError(f"no gate in {folder}: {file.name} is missing; `neuralgate locate` writes it")
+        config = read_json_object(config_file, GateFormatError, own=True, hint="locate again")
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
             if config["format_version"] != FORMAT_VERSION:
                 raise GateFormatError(
                     f"{config_file}: format_version {config['format_version']}, this version reads {FORMAT_VERSION}"
@@ -263,7 +271,7 @@ class NeuralGate:
                 subject, _, layer = name.rpartition("/")
                 rates[subject][int(layer)] = values
             gate = cls(rates, identity, records, settings, versions)
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise GateFormatError(f"the gate in {folder} cannot be read: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, GateFormatError):

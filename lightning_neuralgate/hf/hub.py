@@ -1,11 +1,12 @@
-"""Download folders from the Hugging Face hub."""
+"""Load folders and tokenizers from the disk or the Hugging Face hub."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning_neuralgate.errors import NeuralGateError
+from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError
 
 
 def local_folder(source: str | Path, error: type[NeuralGateError], only: Sequence[str] | None = None) -> Path:
@@ -25,3 +26,20 @@ def local_folder(source: str | Path, error: type[NeuralGateError], only: Sequenc
         return Path(snapshot_download(str(source), allow_patterns=None if only is None else list(only)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
         raise error(f"'{source}' is neither a folder nor a reachable hub repository: {cause}") from cause
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """Load the tokenizer of a folder or hub repository.
+
+    Raises:
+        ModelLayoutError: there is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # a damaged file can raise anything
+        raise ModelLayoutError(
+            f"'{source}' has no tokenizer that can be loaded: {str(error) or repr(error)}; give the model's folder or hub "
+            "repository"
+        ) from error

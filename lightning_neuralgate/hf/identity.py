@@ -56,6 +56,20 @@ class ModelIdentity:
         )
 
 
+def weights_precision(module: nn.Module) -> str:
+    """Return the precision of a model's decoder weights, such as "float32", or "8-bit" if they are quantized."""
+    model = find_hf_model(module)
+    quantization: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    settings = quantization if isinstance(quantization, dict) else vars(quantization or object)
+    for bits in (4, 8):
+        if settings.get(f"load_in_{bits}bit") or settings.get(f"_load_in_{bits}bit") or settings.get("bits") == bits:
+            return f"{bits}-bit"
+    if quantization is not None:
+        return "quantized"
+    parameters = find_decoder(module).layers[0].parameters()
+    return str(next(parameters).dtype).removeprefix("torch.")
+
+
 def _unedited_weights_checksum(root: nn.Module, model: nn.Module, layout: DecoderLayout) -> str:
     wanted: list[tuple[nn.Parameter, int]] = [(model.get_input_embeddings().weight, 8)]  # type: ignore[operator]
     for layer in layout.layers:

@@ -184,9 +184,10 @@ class LocalChat:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # damaged folders raise errors of many kinds
             raise JudgeError(
-                f"'{name}' cannot be loaded as a chat model: {error}; name a folder or hub id of a causal language model"
+                f"'{name}' cannot be loaded as a chat model: {str(error) or repr(error)}; name a folder or hub id of a "
+                "causal language model, and if its files are damaged, download them again"
             ) from error
         return cls(model.to(device), tokenizer, max_new_tokens)
 

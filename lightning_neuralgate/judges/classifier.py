@@ -103,8 +103,11 @@ class RefusalClassifier:
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataFormatError(f"'{name}' cannot be loaded as a sequence classifier: {error}") from error
+        except Exception as error:  # damaged folders raise errors of many kinds
+            raise DataFormatError(
+                f"'{name}' cannot be loaded as a sequence classifier: {str(error) or repr(error)}; if its files are damaged, "
+                "download them again"
+            ) from error
         if loading["missing_keys"]:
             raise DataFormatError(
                 f"'{name}' is not a trained sequence classifier: it lacks "

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.refusal import _as_list
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -200,8 +201,8 @@ def _read_weights(weights: Path) -> tuple[dict[str, Any], Tensor, Tensor]:
     for file in (weights, description):
         if not file.is_file():
             raise DataFormatError(f"no refusal judge: {file} is missing; make it with python recipes/train_judge.py")
+    config = read_json_object(description, own=True)
     try:
-        config = json.loads(description.read_text(encoding="utf-8"))
         if config["format_version"] != FORMAT_VERSION:
             raise DataFormatError(
                 f"{description}: format_version {config['format_version']}, but this release reads {FORMAT_VERSION}; "
@@ -220,7 +221,7 @@ def _read_weights(weights: Path) -> tuple[dict[str, Any], Tensor, Tensor]:
         weight, bias = tensors["weight"].float(), tensors["bias"].float()
         width = 2 * int(config["hidden_size"])
         int(config["layer"]), str(config["language_model"]), str(config["language_model_sha256"])
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise DataFormatError(f"the refusal judge {weights} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataFormatError):

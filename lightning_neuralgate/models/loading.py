@@ -26,24 +26,43 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
         trust_remote_code: whether code in the checkpoint may run.
 
     Raises:
-        ModelLayoutError: the model does not exist or is not an image-text-to-text model.
+        ModelLayoutError: naming the source: the model does not exist, is damaged or incomplete, is not an image-text-to-text
+            model, or has no image processor.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import lightning_neuralgate.models.minigpt4  # noqa: F401  registers it with the Auto classes
 
+    if Path(source).is_file():
+        raise ModelLayoutError(f"'{source}' is a file; give the folder that it is in, {Path(source).parent}")
     source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
     options = {"trust_remote_code": trust_remote_code}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **options)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
+        model, loading = loaded
         processor = AutoProcessor.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # damaged folders raise errors of many kinds: SafetensorError, TypeError, RecursionError, ...
         raise ModelLayoutError(
-            f"'{source}' cannot be loaded as an image-text-to-text model: {error}\n"
+            f"'{source}' cannot be loaded as an image-text-to-text model: {str(error) or repr(error)}\n"
             "Give a folder with config.json and safetensors weights, a hub repository, or one of "
-            f"{', '.join(EMBEDDED_MODELS)}."
+            f"{', '.join(EMBEDDED_MODELS)}; if its files are damaged or cut short, download or save them again."
         ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelLayoutError(
+            f"'{source}' lacks {len(missing)} of the model's tensors, such as {', '.join(missing[:3])}, so they "
+            "would be random; download or save it again"
+        )
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelLayoutError(
+            f"'{source}' has no image processor (preprocessor_config.json); add the files of its processor"
+        )
     return model.eval(), processor
 
 

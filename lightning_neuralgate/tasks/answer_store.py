@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem, parse_answer
 from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.tasks.item import BrokenItems
+from lightning_neuralgate.runtime.parsing import ParseError, parse_json, parse_json_line
+from lightning_neuralgate.tasks.item import BrokenItems, Skipped
 from lightning_neuralgate.tasks.sources import read_json_lines
 
 ANSWERS_NAME = "answers.jsonl"
@@ -56,8 +57,8 @@ class IndexedAnswers:
         offset = 0
         for line in self._lines:
             if line.strip():
-                content = json.loads(line)
-                self._offsets[content["task"], content["item_id"]] = offset
+                answer = self._parse(line)
+                self._offsets[answer.key] = offset
             offset += len(line)
 
     def get(self, key: tuple[str, str]) -> AnsweredItem | None:
@@ -65,7 +66,12 @@ class IndexedAnswers:
         if key not in self._offsets:
             return None
         self._lines.seek(self._offsets[key])
-        return parse_answer(json.loads(self._lines.readline()), self._file, AnsweredItem)
+        return self._parse(self._lines.readline())
+
+    def _parse(self, line: bytes) -> AnsweredItem:
+        return parse_answer(
+            parse_json_line(line.removeprefix(BOM_UTF8), self._file, own=True), self._file, AnsweredItem
+        )
 
     def __enter__(self) -> IndexedAnswers:
         return self
@@ -113,16 +119,21 @@ def logged_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield offset and content of each complete line of a log.
 
     Raises:
-        DataFormatError: a line that is not JSON.
+        DataFormatError: naming a line that no run has written.
     """
     with file.open("rb") as lines:
         offset = 0
         for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):
                 try:
-                    yield offset, json.loads(line)
-                except ValueError as error:
-                    raise DataFormatError(f"{file}, line {number}: no answer ({error}); delete the line") from error
+                    content = parse_json(line, own=True)
+                    if not isinstance(content["task"], str) or not isinstance(content["item_id"], str):
+                        raise TypeError("'task' and 'item_id' have to be text")
+                    if "broken" in content:
+                        Skipped(**content["broken"])
+                except (ParseError, KeyError, TypeError) as error:
+                    raise DataFormatError(f"{file}, line {number}: no answer ({error!r}); delete the line") from error
+                yield offset, content
             offset += len(line)
 
 

@@ -12,6 +12,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.evaluation.statistics import paired_differences
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import json_lines
 from lightning_neuralgate.tasks.answer_store import IndexedAnswers, read_answered
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS, benchmark_of
 from lightning_neuralgate.tasks.scoring import averages, measured_figures, partial_tasks, refusals_of, tally_run
@@ -166,10 +167,12 @@ def _changes(
 def read_changes(out: Path, most: int = 2) -> Iterator[Change]:
     """Yield the first few changed items of each task and kind of change from `changed.jsonl`."""
     seen: Counter[tuple[str, str, str]] = Counter()
-    with (out / CHANGED_NAME).open(encoding="ascii") as lines:
-        for line in lines:
-            change = Change(**json.loads(line))
+    for place, content in json_lines(out / CHANGED_NAME, own=True):
+        try:
+            change = Change(**content)
             kind = (change.task, change.first, change.second)
             seen[kind] += 1
-            if seen[kind] <= most:
-                yield change
+        except TypeError as error:
+            raise DataFormatError(f"{place}: no changed item ({error}); compare again") from error
+        if seen[kind] <= most:
+            yield change

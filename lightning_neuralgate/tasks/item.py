@@ -13,6 +13,7 @@ from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import json_lines
 
 Row = TypeVar("Row")
 Parsed = TypeVar("Parsed")
@@ -208,10 +209,9 @@ def skipped_counts(folder: Path) -> dict[str, int]:
     if not file.is_file():
         return {}
     counts: Counter[str] = Counter()
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                counts[Skipped(**json.loads(line)).task] += 1
-            except (ValueError, TypeError) as error:
-                raise DataFormatError(f"{file}, line {number}: no broken item ({error})") from error
+    for place, content in json_lines(file, own=True):
+        try:
+            counts[Skipped(**content).task] += 1
+        except TypeError as error:
+            raise DataFormatError(f"{place}: no broken item ({error})") from error
     return dict(counts)

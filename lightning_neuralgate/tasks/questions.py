@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.data.pictures import picture_digest, read_image
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.data.image_files import picture_digest, read_image
+from lightning_neuralgate.errors import DataFormatError, ModelLayoutError
 from lightning_neuralgate.tasks.item import BrokenItems, OnBroken, Skipped, TaskItem
 
 Element = TypeVar("Element")
@@ -218,12 +218,15 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
         broken = [problem for _, _, problem in read]
         try:
             batch = self.collate(rows)
+        except ModelLayoutError:  # a chat template that fits no question
+            raise
         except Exception:  # a processor may raise anything
             for index, (item, row) in enumerate(zip(items, rows, strict=True)):
                 try:
                     self.collate([row])
                 except Exception as error:
-                    rejected = item.place.error(f"the processor cannot take this question: {error!r}")
+                    reason = error if isinstance(error, DataFormatError) else repr(error)
+                    rejected = item.place.error(f"the processor cannot take this question: {reason}")
                     broken[index] = self._skipped(rejected, item)
                     rows[index] = _placeholder(item)
             if not any(broken):

@@ -27,6 +27,7 @@ from lightning_neuralgate.metrics.functional.averages import (
 from lightning_neuralgate.metrics.functional.forms import opens_with_answer
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.resume import RUN_NAME
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS, benchmark_of
@@ -212,8 +213,8 @@ def question_counts(path: Path, answered: Mapping[str, int] | None = None) -> di
     file = folder / RUN_NAME
     if not file.is_file() or not (path.is_dir() or path.name == ANSWERS_NAME):
         return {}
+    run = read_json_object(file, own=True, hint="delete it")
     try:
-        run: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         available, unreadable = run["available"], run["unreadable"]
         found = run["answered"] if answered is None else answered
         skipped = skipped_counts(folder)
@@ -227,7 +228,7 @@ def question_counts(path: Path, answered: Mapping[str, int] | None = None) -> di
             )
             for task, count in run["questions"].items()
         }
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataFormatError(f"{file} was not written by a run over tasks ({error!r}); delete it") from error
 
 

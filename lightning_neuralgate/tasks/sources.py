@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
+from lightning_neuralgate.runtime.parsing import ParseError, line_text, parse_json, read_lines
 from lightning_neuralgate.tasks.item import BrokenItems, Place
 
-LONGEST_LINE = 16 * 2**20
-"""Bytes; longer lines are broken items and not read into memory."""
 _PARQUET_BATCH = 32
 _BUFFER = 2**20
 """Bytes; without a buffer a complete row group, with all its pictures, is read into memory."""
@@ -134,38 +131,22 @@ class _Line(NamedTuple):
     content: bytes
 
     def text(self) -> str:
-        if len(self.content) > LONGEST_LINE:
-            raise self.place.error(f"longer than {LONGEST_LINE >> 20} MiB; is this the right file?")
         try:
-            return self.content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.place.error(f"not UTF-8: {error}") from error
+            return line_text(self.content)
+        except ParseError as error:
+            raise self.place.error(error.reason) from error
 
 
 def _lines(file: Path) -> Iterator[_Line]:
-    """Yield the lines of a file; only the beginning of those that are too long."""
-    try:
-        with file.open("rb") as lines:
-            number = 0
-            while line := lines.readline(LONGEST_LINE + 1):
-                rest = line
-                while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                    rest = lines.readline(LONGEST_LINE + 1)
-                number += 1
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                yield _Line(Place(str(file), f"line {number}"), line)
-    except OSError as error:
-        raise DataFormatError(f"{file} cannot be read: {error}") from error
+    for number, content in read_lines(file):
+        yield _Line(Place(str(file), f"line {number}"), content)
 
 
 def _json_object(line: _Line) -> tuple[Place, dict[str, Any]]:
     try:
-        content: Any = json.loads(line.text())
-    except DataFormatError:
-        raise
-    except (ValueError, RecursionError) as error:  # a plain ValueError is a number with thousands of digits
-        raise line.place.error(f"not JSON: {error}") from error
+        content: Any = parse_json(line.text())
+    except ParseError as error:
+        raise line.place.error(error.reason) from error
     if not isinstance(content, dict):
         raise line.place.error(f"expected one JSON object per line, found {type(content).__name__}")
     return line.place, content

@@ -54,8 +54,8 @@ def test_reader_pairs_sensitive_and_benign_queries(root: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[", "pairs.json cannot be read as JSON"),
-        (b"\xff\xfe\x00", "pairs.json cannot be read as JSON"),
+        (b"[", "pairs.json, line 1: not JSON"),
+        (b"\xff\xfe\x00", "pairs.json, line 1: not UTF-8 but UTF-16"),
         ({"a": 1}, "expected a list of records, found dict"),
         (
             [CASE, {k: v for k, v in CASE.items() if k != "image"}],

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.errors import DataFormatError, SubjectNotFoundError
+from lightning_neuralgate.errors import DataFormatError, ModelLayoutError, SubjectNotFoundError
 from lightning_neuralgate.hf.forward import IGNORED, batch_nll, model_inputs
 from tests.helpers.tiny_checkpoints import tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
@@ -134,3 +134,25 @@ def test_errors_name_record_and_file(picture: Path) -> None:
         collate([QueryRow("What is it?", "benign", picture.with_name("gone.png"))])
     with pytest.raises(ValueError, match="at least one row"):
         collate([])
+
+
+TEXT_ONLY = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] }}{% endfor %}"
+DROPS_PICTURES = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}"
+    "{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (None, "has no chat template, but"),
+        (TEXT_ONLY, "has a chat template, but it cannot be applied to a picture and a text"),
+        (DROPS_PICTURES, "has a chat template, but"),
+    ],
+)
+def test_a_missing_or_textual_chat_template_is_named(picture: Path, template: str | None, problem: str) -> None:
+    processor = tiny_processor()
+    processor.chat_template = template
+    with pytest.raises(ModelLayoutError, match=f"{problem}.*chat_template.jinja"):
+        PrivacyPairCollator(processor)(rows(picture))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor, read_image
+from lightning_neuralgate.data.image_files import read_image
+from lightning_neuralgate.data.pictures import CACHE_BYTES, CachingProcessor
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.data.sampler import ResumableLoader

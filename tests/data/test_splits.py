@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits
+from lightning_neuralgate.data.rendering.draw import render
+from lightning_neuralgate.data.rendering.page import load_font
+from lightning_neuralgate.data.rendering.spec import load_subject_spec
 from lightning_neuralgate.data.splits import check_no_leakage, split_records
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
 
@@ -100,7 +104,7 @@ def test_same_picture_in_another_file_format_is_a_leak(tmp_path: Path, split: st
 def test_unreadable_picture_is_refused(tmp_path: Path) -> None:
     edit = record(tmp_path, "edit")
     edit.image.write_text("no picture")
-    with pytest.raises(DataFormatError, match=r"the picture .*edit.png cannot be read"):
+    with pytest.raises(DataFormatError, match=r"record edit: picture .*edit.png cannot be read"):
         check_no_leakage(RecordSplits([edit], [], [], []))
 
 
@@ -167,3 +171,46 @@ def test_test_split_without_new_queries_is_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataFormatError, match="no query of test is left"):
         split_records(same_query)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.ROTATE_90)
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        (lambda image: image, "again.jpg"),
+        (_turned, "again.png"),
+        (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "again.webp"),
+        (lambda image: _turned(image).resize((150, 150)), "again.jpg"),
+    ],
+)
+def test_an_edit_picture_that_comes_back_in_another_form_is_a_leak(
+    tmp_path: Path, change: Callable[[Image.Image], Image.Image], file: str
+) -> None:
+    edit, fresh, other = record(tmp_path, "edit"), record(tmp_path, "fresh"), record(tmp_path, "other")
+    spec = load_subject_spec("passport")
+    drawn = [render(spec, seed).image for seed in (0, 1)]
+    drawn[0].save(edit.image)
+    drawn[1].save(other.image)
+    check_no_leakage(RecordSplits([edit], [other], [], []))
+    change(drawn[0]).save(tmp_path / file)
+    leaking = fresh.model_copy(update={"image": tmp_path / file})
+    with pytest.raises(DataLeakError, match="record 'fresh' has the same picture as edit record 'edit'"):
+        check_no_leakage(RecordSplits([edit], [leaking], [], []))
+
+
+def test_large_pages_that_differ_in_one_word_are_not_the_same(tmp_path: Path) -> None:
+    edit, fresh = record(tmp_path, "edit"), record(tmp_path, "fresh")
+    for item, word in ((edit, "483 920"), (fresh, "483 928")):
+        page = Image.new("L", (1240, 1754), 255)
+        for line in range(30):
+            ImageDraw.Draw(page).text(
+                (100, 100 + 50 * line), "number " + (word if line == 9 else "of this form"), 0, load_font("sans", 28)
+            )
+        page.save(item.image)
+    check_no_leakage(RecordSplits([edit], [fresh], [], []))
+    Image.open(edit.image).save(tmp_path / "again.jpg", quality=50)
+    with pytest.raises(DataLeakError, match="same picture"):
+        check_no_leakage(RecordSplits([edit], [fresh.model_copy(update={"image": tmp_path / "again.jpg"})], [], []))

@@ -98,7 +98,7 @@ def test_a_bad_field_is_named_with_file_and_line(tmp_path: Path, change: dict[st
     ("line", "complaint"),
     [
         ("{", "not JSON"),
-        ("[]", "expected a JSON object"),
+        ("[]", "expected one JSON object"),
         ("{}", "field 'task' is missing"),
         ("[" * 100_000, "not JSON"),
     ],
@@ -114,7 +114,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match=r"absent\.jsonl cannot be read"):
         read_answers(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"answer": "\xff"}')
-    with pytest.raises(DataFormatError, match=r"latin\.jsonl cannot be read"):
+    with pytest.raises(DataFormatError, match=r"latin\.jsonl, line 1: not UTF-8"):
         read_answers(tmp_path / "latin.jsonl")
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.errors import GateMismatchError, ModelLayoutError, UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
@@ -179,3 +179,11 @@ def test_a_callback_checks_its_next_model_after_a_resumed_run(splits: RecordSpli
     resume(splits, tmp_path / "first.ckpt", callback)
     with pytest.raises(GateMismatchError, match="located in another model"):
         train(UserModule(tiny_llava(seed=1)), datamodule(splits), callback)
+
+
+def test_the_tokenizer_may_be_given_as_a_folder(checkpoint: Path) -> None:
+    callback = NeuralGateCallback(random_gate(tiny_llava()), tokenizer=str(checkpoint))
+    assert callback._find_in_tokens is not None
+    assert callback._find_in_tokens.tokenizer.decode([1])
+    with pytest.raises(ModelLayoutError, match=r"/nothing' has no tokenizer that can be loaded"):
+        NeuralGateCallback(random_gate(tiny_llava()), tokenizer=checkpoint / "nothing")

@@ -97,7 +97,7 @@ def test_errors_name_broken_files(tmp_path: Path) -> None:
     with pytest.raises(GateFormatError, match="cannot be read"):
         NeuralGate.from_pretrained(tmp_path)
     fresh().joinpath(CONFIG_NAME).write_text("{")
-    with pytest.raises(GateFormatError, match="cannot be read"):
+    with pytest.raises(GateFormatError, match=r"gate\.json, line 1: not JSON"):
         NeuralGate.from_pretrained(tmp_path)
     _edit_config(fresh(), format_version=99)
     with pytest.raises(GateFormatError, match="format_version 99, this version reads 1"):
@@ -141,3 +141,18 @@ def test_model_checksum_sees_an_edited_row() -> None:
     with torch.no_grad():
         model.model.language_model.layers[1].mlp.down_proj.weight[3].add_(1e-3)
     assert model_checksum(model) != before
+
+
+def test_the_right_model_in_another_precision_is_not_called_another_model() -> None:
+    model = tiny_llava()
+    identity = ModelIdentity.of(model)
+    gate = NeuralGate({"passport": {1: torch.zeros(32)}}, identity, {"passport": 1})
+    gate.check_fits(tiny_llava().bfloat16())
+    with pytest.raises(GateMismatchError, match=r"the model's weights are float16, .*--model\.dtype bfloat16"):
+        gate.check_fits(tiny_llava().half())
+    with pytest.raises(GateMismatchError, match="located in another model"):
+        gate.check_fits(tiny_llava(seed=1))
+    quantized = tiny_llava(seed=1)  # quantized weights have other bits
+    quantized.config.quantization_config = {"load_in_8bit": True}
+    with pytest.raises(GateMismatchError, match="the model's weights are 8-bit"):
+        gate.check_fits(quantized)

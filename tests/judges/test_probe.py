@@ -160,7 +160,7 @@ def test_damaged_weights_are_an_error(copied: Path) -> None:
     with pytest.raises(DataFormatError, match=r"refusal_judge\.safetensors cannot be read"):
         RefusalJudge.load(copied)
     description.write_text(description.read_text()[:-9])
-    with pytest.raises(DataFormatError, match="cannot be read"):
+    with pytest.raises(DataFormatError, match=r"refusal_judge\.json, line 1: not JSON"):
         RefusalJudge.load(copied)
 
 

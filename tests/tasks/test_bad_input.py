@@ -279,7 +279,7 @@ def test_other_broken_rows_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(lines) + "\n")
     _, broken = skipped(partial(read_pope, file))
-    assert [(one.record, one.reason[:8]) for one in broken.skipped] == [("line 1", "not JSON"), ("line 2", "embedded")]
+    assert [(one.record, one.reason[:8]) for one in broken.skipped] == [("line 1", "not JSON"), ("line 2", "image pa")]
     (mme_folder(tmp_path / "mme") / "existence").rename(tmp_path / "mme" / "existance")
     items, broken = skipped(partial(read_mme, tmp_path / "mme"))
     assert len(items) == 4

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from lightning_neuralgate.data.image_files import read_image
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.data.pictures import read_image
 from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFilter
 
+from lightning_neuralgate.data.image_files import read_image
 from lightning_neuralgate.data.rendering.draw import PICTURE_SIZE, draw_document, draw_elements, draw_value
 from lightning_neuralgate.data.rendering.page import DrawnCharacter, Page, rgb, shade
 from lightning_neuralgate.data.rendering.scene import apply_light
@@ -287,8 +288,8 @@ def _paste(image: Image.Image, picture: Image.Image, left: int, top: int) -> Non
 
 @lru_cache(maxsize=64)
 def _own_sprite(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGBA")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataFormatError(f"{file} is not a readable picture: {error}") from error
+    picture = read_image(file, "of a scene's sprite", alpha=True)
+    box = picture.getchannel("A").getbbox()
+    if box is None:
+        raise DataFormatError(f"{file}: every pixel is transparent, so there is nothing to draw")
+    return picture

@@ -7,20 +7,23 @@ subjects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from lightning_neuralgate.data.records import StrictModel
+from lightning_neuralgate.data.records import StrictModel, resolve_inside
 from lightning_neuralgate.data.rendering.spec import (
+    Colour,
     FieldSpec,
     LayoutSpec,
+    Name,
     ShapeElement,
     SubjectSpec,
     ValueElement,
+    check_faker,
+    load_spec,
     load_subject_spec,
 )
 from lightning_neuralgate.data.scenes.sprites import SpriteSpec, UserSprite, object_entries
@@ -30,9 +33,8 @@ PLACES_FOLDER = Path(__file__).parent / "places"
 SIGNS_FOLDER = Path(__file__).parent / "signs"
 MAX_OBJECTS = 6
 
-Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Spec = TypeVar("Spec", bound=StrictModel)
+Height = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class SignField(FieldSpec):
@@ -45,9 +47,9 @@ class SignField(FieldSpec):
 class SignSpec(StrictModel):
     """A thing whose writing is public: a shop front, a bus, a price tag."""
 
-    thing: str = Field(min_length=1)
+    thing: Name
     colour_field: str = "colour"
-    fields: dict[str, SignField]
+    fields: dict[Name, SignField] = Field(max_length=100)
     layout: LayoutSpec
 
     @model_validator(mode="after")
@@ -66,9 +68,9 @@ class SignSpec(StrictModel):
 class BackgroundSpec(StrictModel):
     """The two bands of a background, such as wall and floor or sky and grass."""
 
-    top: list[Colour] = Field(min_length=1)
-    bottom: list[Colour] = Field(min_length=1)
-    horizon: tuple[Share, Share] = Field((0.4, 0.62), description="height of the border between them, from the top")
+    top: list[Colour] = Field(min_length=1, max_length=100)
+    bottom: list[Colour] = Field(min_length=1, max_length=100)
+    horizon: tuple[Height, Height] = Field((0.4, 0.62), description="height of the border between them, from the top")
 
 
 class SceneSpec(StrictModel):
@@ -83,12 +85,12 @@ class SceneSpec(StrictModel):
         documents: subjects that may lie here: names of shipped subjects, or YAML files.
     """
 
-    place: str = Field(min_length=1)
+    place: Name
     background: BackgroundSpec
-    objects: dict[str, PositiveFloat] = Field(min_length=1)
-    sprites: dict[str, UserSprite] = Field({})
-    signs: list[str] = Field([])
-    documents: list[str] = Field([])
+    objects: dict[Name, Weight] = Field(min_length=1, max_length=1000)
+    sprites: dict[Name, UserSprite] = Field({}, max_length=1000)
+    signs: list[str] = Field([], max_length=100)
+    documents: list[str] = Field([], max_length=100)
     _folder: Path = PrivateAttr(default=PLACES_FOLDER)
 
     @model_validator(mode="after")
@@ -128,18 +130,20 @@ def load_scene_spec(source: str | Path) -> SceneSpec:
             file is missing or outside the folder of the spec.
     """
     path = _spec_path(source, PLACES_FOLDER, "place")
-    spec = _load(path, SceneSpec)
+    spec = load_spec(path, SceneSpec)
     spec._folder = path.parent
     for name, own in spec.sprites.items():
-        file = spec.sprite_file(name).resolve()
-        if not file.is_relative_to(path.parent.resolve()) or not file.is_file():
-            raise DataFormatError(f"{path}: sprites.{name}.file: {own.file} is not a file in the folder of the spec")
+        resolve_inside(path.parent, str(own.file), f"{path}: sprites.{name}.file")
     return spec
 
 
 def load_sign_spec(source: str | Path) -> SignSpec:
     """Load the spec of a thing with public writing from a YAML file, or a shipped one by name, see `load_scene_spec`."""
-    return _load(_spec_path(source, SIGNS_FOLDER, "sign"), SignSpec)
+    path = _spec_path(source, SIGNS_FOLDER, "sign")
+    spec = load_spec(path, SignSpec)
+    if path.parent != SIGNS_FOLDER:
+        check_faker(path, spec.fields)
+    return spec
 
 
 def shipped_places() -> list[str]:
@@ -163,18 +167,3 @@ def _spec_path(source: str | Path, folder: Path, kind: str) -> Path:
     if not path.is_file():
         raise DataFormatError(f"no {kind} at {path}; the shipped ones are {', '.join(_names(folder))}")
     return path
-
-
-def _load(path: Path, model: type[Spec]) -> Spec:
-    import yaml
-
-    try:
-        content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} is not valid YAML: {error}") from error
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "spec"
-        raise DataFormatError(f"{path}: {where}: {first['msg']}") from error

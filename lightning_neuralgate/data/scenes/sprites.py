@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightning_neuralgate.data.records import StrictModel
 from lightning_neuralgate.data.rendering.page import rgb
+from lightning_neuralgate.runtime.parsing import read_yaml
 
 SPRITES_FOLDER = Path(__file__).parent / "sprites"
 CELL = 80
@@ -59,9 +60,7 @@ class UserSprite(StrictModel):
 @lru_cache(maxsize=1)
 def object_entries() -> Mapping[str, SpriteSpec]:
     """Return name -> description of the shipped objects, in the order of the atlas."""
-    import yaml
-
-    content = yaml.safe_load((SPRITES_FOLDER / "objects.yaml").read_text(encoding="utf-8"))
+    content = read_yaml(SPRITES_FOLDER / "objects.yaml").content
     return {name: SpriteSpec.model_validate(entry) for name, entry in content.items()}
 
 

@@ -10,11 +10,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from PIL import Image, ImageOps
-
+from lightning_neuralgate.data.image_files import read_image
 from lightning_neuralgate.data.records import resolve_inside
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, SPLIT_NAMES
-from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
 
 T = TypeVar("T")
@@ -94,19 +92,12 @@ def thumbnail(example: Example, images: Path) -> Thumbnail:
     """
     place = f"record '{example.question.record_id}'"
     path = resolve_inside(images, example.question.image, place)
-    try:
-        with Image.open(path) as file:
-            file.draft("RGB", (2 * THUMBNAIL_SIZE, 2 * THUMBNAIL_SIZE))
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataFormatError(f"{place}: {path} cannot be read as an image: {error}") from error
+    picture = read_image(path, example.question.record_id, near=(2 * THUMBNAIL_SIZE, 2 * THUMBNAIL_SIZE))
     picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    opaque = Image.new("RGB", picture.size, "white")
-    opaque.paste(picture, mask=picture.getchannel("A"))
     buffer = io.BytesIO()
-    opaque.save(buffer, format="JPEG", quality=82)
+    picture.save(buffer, format="JPEG", quality=82)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Thumbnail(f"data:image/jpeg;base64,{encoded}", *opaque.size)
+    return Thumbnail(f"data:image/jpeg;base64,{encoded}", *picture.size)
 
 
 def _round_robin(

@@ -7,7 +7,6 @@ in one error.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.models.minigpt4.processing import (
@@ -35,6 +34,7 @@ from lightning_neuralgate.models.minigpt4.sources import (
     read_tokenizer,
 )
 from lightning_neuralgate.runtime.files import atomic_replace, remove_temporary_files, restore_replaced
+from lightning_neuralgate.runtime.parsing import read_json_object
 
 # LAVIS's names in the tower -> names in `vision_tower`
 _TOWER_NAMES = (
@@ -178,8 +178,8 @@ def _check_target(out: Path, overwrite: bool) -> None:
             f"{out} is not empty; give another folder, or overwrite=True (--overwrite true) to replace the MiniGPT-4 in it"
         )
     try:
-        model_type = json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+        model_type = read_json_object(out / "config.json", own=True).get("model_type")
+    except DataFormatError:
         model_type = None
     if model_type != MiniGPT4Config.model_type:
         raise UnsupportedSetupError(f"{out} is not a MiniGPT-4 folder, so it is not overwritten; give another folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lightning_neuralgate.errors import WeightFilesError
 from lightning_neuralgate.models.minigpt4.processing import IMAGE_TOKEN
+from lightning_neuralgate.runtime.parsing import read_json_object
 
 _EXPECTED = {
     "llama": "give a transformers folder of LLaMA-2-chat or Vicuna",
@@ -128,8 +128,10 @@ def read_language_model(folder: Path, dtype: torch.dtype) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightFilesError(f"{folder} cannot be loaded as a language model: {error}") from error
+    except Exception as error:  # a corrupt file can raise anything
+        raise WeightFilesError(
+            f"{folder} cannot be loaded as a language model: {str(error) or repr(error)}; download it again"
+        ) from error
     model, info = loaded
     # older folders contain the rotary frequencies, which are computed
     unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
@@ -164,7 +166,7 @@ def read_blip2(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     try:
         names = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            sorted(set(read_json_object(index, WeightFilesError)["weight_map"].values()))
             if index.is_file()
             else ["model.safetensors"]
         )
@@ -174,7 +176,7 @@ def read_blip2(folder: Path) -> dict[str, Tensor]:
                 for key in stream.keys():  # noqa: SIM118  the stream is not a mapping
                     if key.startswith(("vision_model.", "qformer.", "query_tokens")):
                         tensors[key] = stream.get_tensor(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a corrupt file can raise anything
         raise WeightFilesError(
             f"{folder} has no readable safetensors weights: {error!r}; {_EXPECTED['blip-2']}"
         ) from error
