@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lightning_neuralgate.cli.output import show
+from lightning_neuralgate.cli.paths import expand_paths, refuse_empty_options
 from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.runtime.process import process_group_closed, silence_expected_warnings
 
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
         parser = build_parser(chosen)
-        config = parser.parse_args(arguments)
+        refuse_empty_options(arguments)
+        config = expand_paths(parser.parse_args(arguments))
         silence_expected_warnings()
         subcommand = import_module(f"{__name__}.{config.subcommand}")
         with process_group_closed():
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 subcommand.check(config[config.subcommand])
             subcommand.run(parser.instantiate(config)[config.subcommand])
     except NeuralGateError as error:
-        print(f"neuralgate {chosen}: {error}", file=sys.stderr)
+        show(f"neuralgate {chosen}: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
         print(f"neuralgate needs {error.name}: pip install 'lightning-neuralgate[demo]'", file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.demo.experiment import EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
@@ -50,7 +51,7 @@ def run(options: Namespace) -> None:
         seeds = range(options.seed, options.seed + options.seeds)
         results = run_demo_seeds(options.out, seeds, settings, options.beside, processes)
     print_table(results)
-    print(f"Report: {options.out / 'report.html'}")
+    show(f"Report: {options.out / 'report.html'}")
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -59,4 +60,4 @@ def print_table(results: dict[str, Any]) -> None:
     print_rates(arms, results.get("spread"), "Rates before and after the edit")
     seeds = f"seeds {results['seeds']}" if "seeds" in results else f"seed {results['seed']}"
     total = sum(results["seconds"].values())
-    print(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s per seed.")
+    show(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s per seed.")

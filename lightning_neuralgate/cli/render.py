@@ -8,6 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.output import show
+from lightning_neuralgate.cli.paths import expand_path
 from lightning_neuralgate.data.records import RECORDS_NAME
 from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
 from lightning_neuralgate.data.rendering.dataset import (
@@ -72,7 +74,7 @@ def run(options: Namespace) -> None:
         specs = {Path(source).stem: load_subject_spec(source) for source in custom or shipped_subjects()}
         for name, spec in specs.items():
             write_contact_sheet(options.contact_sheets / f"{name}.png", spec, options.seed)
-        print(f"{options.contact_sheets}: {len(specs)} contact sheets")
+        show(f"{options.contact_sheets}: {len(specs)} contact sheets")
     if options.out is None:
         return
     subjects = custom or list(options.subjects)
@@ -92,7 +94,7 @@ def run(options: Namespace) -> None:
         spec = load_subject_spec(source)
         write_contact_sheet(options.out / f"contact-sheet-{file_name_of(spec.subject)}.png", spec, options.seed)
     sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
-    print(f"{options.out / RECORDS_NAME}: {sizes} records")
+    show(f"{options.out / RECORDS_NAME}: {sizes} records")
 
 
 def _parse_paths(values: str | Sequence[str]) -> list[str]:
@@ -102,4 +104,5 @@ def _parse_paths(values: str | Sequence[str]) -> list[str]:
     paths: list[str] = []
     for text in [values] if isinstance(values, str) else values:
         paths.extend(map(str, yaml.safe_load(text)) if text.startswith("[") else [text])
+    paths = [expand_path(path) for path in paths]
     return paths

@@ -221,7 +221,7 @@ def _remove_pairs(record: PrivacyRecord, queries: set[str], templates: set[str])
 
 
 def _normalize(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return normalize_subject(text)  # queries and attributes are compared in the same form as subjects
 
 
 def _image_size(path: Path) -> tuple[int, int]:

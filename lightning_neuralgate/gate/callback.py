@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -83,8 +84,9 @@ class NeuralGateCallback(Callback):
         ValueError: an argument is out of range, or both `tokenizer` and `find_subjects` are given.
         GateMismatchError: the gate lacks a layer; at the start of training, the gate was located in another model; during
             training, the gate lacks a subject.
-        UnsupportedSetupError: at the start of training, nothing trains in a gated layer, or the strategy is not supported
-            (`docs/trainer.md` has the list); during training, the subjects of a batch cannot be found.
+        UnsupportedSetupError: at the start of training, nothing trains in a gated layer, the strategy is not supported
+            (`docs/trainer.md` has the list), or weights are averaged with scope `all`;
+            during training, the subjects of a batch cannot be found.
         SubjectNotFoundError: during training with `strict`, a row has no subject.
 
     Example:
@@ -163,6 +165,7 @@ class NeuralGateCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         root = trainer.strategy.model or pl_module
         self._check_strategy(trainer, root)
+        self._check_averaging(trainer)
         if not self._resumed:  # resumed weights have changed already; instead, the checkpoint's fingerprint was checked
             self.gate.check_fits(root if uses_fsdp1(root) else pl_module)
         self._attach(pl_module)
@@ -271,6 +274,18 @@ class NeuralGateCallback(Callback):
         if has_flat_parameters(root):
             raise UnsupportedSetupError(
                 "FSDP1 has replaced the weights by flat parameters: give FSDPStrategy use_orig_params=True, its default"
+            )
+
+    def _check_averaging(self, trainer: Trainer) -> None:
+        averaging = [
+            type(callback).__name__
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
+        ]
+        if averaging and self.scope == "all":
+            raise UnsupportedSetupError(
+                f"{averaging[0]} replaces the weights by averages, which are rounded and lag behind, so that rows which "
+                "scope 'all' keeps bit-identical would move: leave it out, or choose another scope"
             )
 
     def _attach(self, pl_module: LightningModule) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_neuralgate.errors import ModelLayoutError
-from lightning_neuralgate.hf.hub import local_folder
+from lightning_neuralgate.hf.hub import local_folder, refuse_missing_path
 
 if TYPE_CHECKING:
     from lightning_neuralgate.models.smol import EmbeddedModel
@@ -34,6 +34,7 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     import lightning_neuralgate.models.minigpt4  # noqa: F401  registers it with the Auto classes
 
     source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
+    refuse_missing_path(source, ModelLayoutError)
     options = {"trust_remote_code": trust_remote_code}
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **options)

@@ -101,6 +101,16 @@ def _is_dropped(character: str) -> bool:
     )
 
 
+def csv_text(text: str) -> str:
+    """Return a CSV cell that spreadsheets show as text: one that they would compute gets an apostrophe in front.
+
+    Example:
+        >>> csv_text("=1+1"), csv_text("passport")
+        ("'=1+1", 'passport')
+    """
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] in ("\t", "\r", "\n") else text
+
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
