@@ -10,6 +10,8 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
+from lightning_neuralgate.cli.output import show
+from lightning_neuralgate.cli.paths import expand_paths, refuse_empty_options
 from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.runtime.outside import outside_cause
 from lightning_neuralgate.runtime.process import process_group_closed, silence_expected_warnings
@@ -69,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
         parser = build_parser(chosen)
-        config = parser.parse_args(arguments)
+        refuse_empty_options(arguments)
+        config = expand_paths(parser.parse_args(arguments))
         silence_expected_warnings()
         subcommand = import_module(f"{__name__}.{config.subcommand}")
         with process_group_closed():
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NeuralGateError as error:
         if debug:
             raise
-        print(f"neuralgate {chosen}: {error}", file=sys.stderr)
+        show(f"neuralgate {chosen}: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
         if debug:
@@ -95,6 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = outside_cause(error)
         if debug or problem is None:
             raise
-        print(f"neuralgate {chosen}: {problem}", file=sys.stderr)
+        show(f"neuralgate {chosen}: {problem}", error=True)
         return 1
     return 0

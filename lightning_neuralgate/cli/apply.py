@@ -5,6 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_delta
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.models.loading import model_folder
 
@@ -17,4 +18,4 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Apply the edit, and write the edited model."""
     EditDelta.load(options.edit).apply(model_folder(options.model), options.out)
-    print(f"edited model written to {options.out}")
+    show(f"edited model written to {options.out}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config, check_folder
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_changes, print_comparison, print_questions, print_unclear
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
@@ -47,15 +48,15 @@ def show_comparison(
     """Compare two folders, and print the table and the changed items; one refusal judge and guard scorer per folder."""
     comparison = compare_runs(*folders, out, refusals, guard)
     print_comparison(comparison, names)
-    print("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
-    print(f"Refusals by {comparison['refusals']}.")
+    show("Differences: second - first. p: exact McNemar for shares of items, else paired bootstrap; not corrected.")
+    show(f"Refusals by {comparison['refusals']}.")
     for task in comparison["tasks"]:
         if BENCHMARKS[task].uses_guard:
-            print(f"{task}: {'; '.join(dict.fromkeys(comparison['guard']))}")
+            show(f"{task}: {'; '.join(dict.fromkeys(comparison['guard']))}")
     for which, name in zip(("first", "second"), names, strict=True):
         print_unclear(comparison[f"unclear_{which}"], f" of {name}")
         print_questions(comparison[f"questions_{which}"], name)
     print_changes(comparison, read_changes(out), names)
     if comparison["skipped"]:
-        print(f"not compared, because only one run has it: {', '.join(comparison['skipped'])}")
-    print(f"all figures, and all items that changed: {out / COMPARISON_NAME}, {out / CHANGED_NAME}")
+        show(f"not compared, because only one run has it: {', '.join(comparison['skipped'])}")
+    show(f"all figures, and all items that changed: {out / COMPARISON_NAME}, {out / CHANGED_NAME}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.models.loading import Precision
 
 
@@ -63,4 +64,4 @@ def run(options: Namespace) -> None:
         dtype=getattr(torch, options.dtype),
         overwrite=options.overwrite,
     )
-    print(f"MiniGPT-4 written to {options.out}")
+    show(f"MiniGPT-4 written to {options.out}")

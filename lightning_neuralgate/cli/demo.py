@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import console, print_rates
 from lightning_neuralgate.demo.experiment import EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
@@ -58,7 +59,7 @@ def run(options: Namespace) -> None:
         results = run_demo_seeds(options.out, seeds, settings, options.beside, processes)
     print_table(results)
     print_ordinary(results)
-    print(f"Report: {options.out / 'report.html'}")
+    show(f"Report: {options.out / 'report.html'}")
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def print_table(results: dict[str, Any]) -> None:
     print_rates(arms, results.get("spread"), "Rates before and after the edit")
     seeds = f"seeds {results['seeds']}" if "seeds" in results else f"seed {results['seed']}"
     total = sum(results["seconds"].values())
-    print(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s per seed.")
+    show(f"RtA by the keyword list '{results['refusal_variant']}'; {seeds}; {total:.0f} s per seed.")
 
 
 def print_ordinary(results: dict[str, Any]) -> None:
@@ -89,4 +90,4 @@ def print_ordinary(results: dict[str, Any]) -> None:
             table.add_row(row.label, "" if row.n.value is None else f"{row.n.value:.0f}", *cells)
         console(160).print(table)
     summary = summarize_scores(Scores(results), ordinary)
-    print(f"{summary.headline} {summary.goal}".strip().replace("\u00a0", " "))
+    show(f"{summary.headline} {summary.goal}".strip().replace("\u00a0", " "))

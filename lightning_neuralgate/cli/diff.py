@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import WeightFilesError
 from lightning_neuralgate.models.loading import model_folder
@@ -36,7 +37,7 @@ def run(options: Namespace) -> None:
         raise WeightFilesError(
             "give --base and --edited (and --out to write an edit file), or only --edit to show an edit file"
         )
-    print("\n".join(delta.described()))
+    show("\n".join(delta.described()))
     if options.out is not None:
         delta.save(options.out)
-        print(f"edit file written to {options.out}")
+        show(f"edit file written to {options.out}")

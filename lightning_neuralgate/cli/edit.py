@@ -11,6 +11,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import seed_everything
 
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
@@ -122,7 +123,7 @@ def run(options: Namespace) -> None:
         (options.out / DELTA_NAME).unlink(missing_ok=True)  # describes the weights that are about to be replaced
     editor.save_pretrained(options.out)
     if trainer.is_global_zero:
-        print(f"edited model written to {options.out}")
+        show(f"edited model written to {options.out}")
         settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
         _write_delta(options.model.name, options.out, gated | settings)
         remove_progress(unfinished)
@@ -134,6 +135,6 @@ def _write_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
     try:
         EditDelta.between(model_folder(base, WEIGHT_PATTERNS), edited, provenance).save(edited / DELTA_NAME)
     except NeuralGateError as error:
-        print(f"no edit file was written: {error}")
+        show(f"no edit file was written: {error}")
     else:
-        print(f"edit file written to {edited / DELTA_NAME}; undo the edit with `neuralgate revert`")
+        show(f"edit file written to {edited / DELTA_NAME}; undo the edit with `neuralgate revert`")

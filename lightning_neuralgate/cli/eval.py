@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lightning_neuralgate.cli.compare import show_comparison
 from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, check_folder
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_notes, print_scores
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.edit.delta import EditDelta
@@ -151,9 +152,9 @@ def run(options: Namespace) -> None:
             (folders[0], folders[1]), options.out, names, (first_judge, second_judge), (first_guard, second_guard)
         )
     print_notes(scores)
-    print(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
+    show(f"answers and all figures: {', '.join(str(folder / SCORES_NAME) for folder in folders)}")
     if missing:
-        print(
+        show(
             f"PARTIAL: {missing} questions are not answered; run the same command without what ends it early to answer them"
         )
     for folder in folders:
@@ -225,12 +226,12 @@ def _load(options: ModelOptions, delta: Path | None) -> tuple[Any, Any]:
 def _print_skipped(run: TaskRun) -> None:
     for task, count in run.survey.broken.items():
         if count:
-            print(f"{task}: {count} broken items skipped")
+            show(f"{task}: {count} broken items skipped")
             for item in [item for item in run.survey.skipped if item.task == task][:5]:
-                print(f"  {item}")
+                show(f"  {item}")
     for message in list(run.unreadable.values())[:5]:
-        print(f"  {message}")
+        show(f"  {message}")
     if run.unreadable:
-        print(
+        show(
             f"{len(run.unreadable)} items skipped because of their pictures, or because the processor cannot take them"
         )

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_workers
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
@@ -111,19 +112,19 @@ def run(options: Namespace) -> None:
         "candidates": list(proposal.candidates),
         "shares": {layer: mean_shares(gate, layer, options.tau)._asdict() for layer in layers},
     }
-    print("layer  inactive  weakly active  strongly active")
+    show("layer  inactive  weakly active  strongly active")
     for layer in gate.layers:
         inactive, weak, strong = mean_shares(gate, layer, options.tau)
-        print(f"{layer:5d}  {inactive:8.1%}  {weak:13.1%}  {strong:15.1%}")
-    print(f"centre: layer {proposal.centre}; candidates: {', '.join(map(str, proposal.candidates))}")
+        show(f"{layer:5d}  {inactive:8.1%}  {weak:13.1%}  {strong:15.1%}")
+    show(f"centre: layer {proposal.centre}; candidates: {', '.join(map(str, proposal.candidates))}")
     if options.compare:
         results["edits"] = _compare(options, model, processor, splits, gate, proposal.candidates)
         etas = {layer: rates["test"]["eta"] for layer, rates in results["edits"].items()}
         best = [layer for layer, eta in etas.items() if eta == max(etas.values())]
-        print(f"highest EtA on test: layer {', '.join(best)}" + (" (tie)" if len(best) > 1 else ""))
+        show(f"highest EtA on test: layer {', '.join(best)}" + (" (tie)" if len(best) > 1 else ""))
     with atomic_write(options.out / "layers.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"figure and tables: {options.out}")
+    show(f"figure and tables: {options.out}")
     remove_progress(unfinished)
     remove_temporary_files(
         *(options.out / name for name in ("layers.png", "layers.json", "shares.csv", "activity.csv"))

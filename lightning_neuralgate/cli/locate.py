@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, WEIGHTS_NAME
@@ -44,4 +45,4 @@ def run(options: Namespace) -> None:
         locator.gate.save_pretrained(options.out)
         remove_progress(unfinished)
         remove_temporary_files(options.out / WEIGHTS_NAME, options.out / CONFIG_NAME)
-        print(f"{locator.gate!r}\nwritten to {options.out}")
+        show(f"{locator.gate!r}\nwritten to {options.out}")

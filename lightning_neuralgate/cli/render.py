@@ -8,6 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
+from lightning_neuralgate.cli.output import show
+from lightning_neuralgate.cli.paths import expand_path
 from lightning_neuralgate.data.records import RECORDS_NAME, write_retention
 from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
 from lightning_neuralgate.data.rendering.dataset import (
@@ -94,7 +96,7 @@ def run(options: Namespace) -> None:
         for source in scenes:
             place = load_scene_spec(source)
             write_scene_sheet(options.contact_sheets / f"place-{file_name_of(place.place)}.png", place, options.seed)
-        print(f"{options.contact_sheets}: {len(subjects) + len(scenes)} contact sheets")
+        show(f"{options.contact_sheets}: {len(subjects) + len(scenes)} contact sheets")
     if options.out is None:
         return
     subjects = custom or list(options.subjects)
@@ -117,7 +119,7 @@ def run(options: Namespace) -> None:
         spec = load_subject_spec(source)
         write_contact_sheet(options.out / f"contact-sheet-{file_name_of(spec.subject)}.png", spec, options.seed)
     sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
-    print(f"{options.out / RECORDS_NAME}: {sizes} records")
+    show(f"{options.out / RECORDS_NAME}: {sizes} records")
 
 
 def _parse_paths(values: str | Sequence[str]) -> list[str]:
@@ -125,4 +127,5 @@ def _parse_paths(values: str | Sequence[str]) -> list[str]:
     paths: list[str] = []
     for text in [values] if isinstance(values, str) else values:
         paths.extend(map(str, parse_yaml(text, "--subjects")) if text.startswith("[") else [text])
+    paths = [expand_path(path) for path in paths]
     return paths

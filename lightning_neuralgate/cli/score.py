@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config, check_folder
+from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_agreement, print_notes, print_scores
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.tasks.exports import export_results
@@ -50,4 +51,4 @@ def run(options: Namespace) -> None:
     print_notes(scores)
     if options.export is not None:
         for file in export_results(options.folder, options.export):
-            print(f"written: {file}")
+            show(f"written: {file}")

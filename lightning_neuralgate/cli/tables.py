@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lightning_neuralgate.cli.output import show
+from lightning_neuralgate.runtime.text import printable
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.comparing import Change
 from lightning_neuralgate.tasks.item import BROKEN_NAME
@@ -36,10 +38,12 @@ def print_rates(
     """
     from rich.table import Table
 
+    rates = {printable(model, single_line=True): by_split for model, by_split in rates.items()}
+    spread = {printable(model, single_line=True): by_split for model, by_split in (spread or {}).items()}
     splits = list(dict.fromkeys(split for by_split in rates.values() for split in by_split))
     found = {rate for by_split in rates.values() for row in by_split.values() for rate in row}
     columns = _COLUMNS | {rate: label for rate, label in _ONLY_WHEN_JUDGED.items() if rate in found}
-    table = Table(title=title)
+    table = Table(title=None if title is None else printable(title, single_line=True))
     table.add_column("split, model", no_wrap=True)
     for label in (*columns.values(), "n"):
         table.add_column(label, justify="right")
@@ -61,7 +65,8 @@ def console(width: int = 120) -> Any:
     from rich.console import Console
 
     # without a terminal, such as in a log file, rich would squeeze a table into 80 columns
-    return Console(width=None if sys.stdout.isatty() else width)
+    # names of models, files and subjects may hold [markup]
+    return Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False)
 
 
 def _cell(value: float | None, spread: float | None) -> str:
@@ -83,7 +88,7 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
     console(_WIDTH).print(table)
     _print_missing(scores["tasks"])
     for kind in AVERAGES:
-        print(f"{kind}: {_parts(scores[kind])}")
+        show(f"{kind}: {_parts(scores[kind])}")
 
 
 def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> None:
@@ -106,26 +111,26 @@ def print_comparison(comparison: Mapping[str, Any], names: tuple[str, str]) -> N
     _print_missing(comparison["tasks"])
     for task, row in comparison["tasks"].items():
         if not row["figures"]:
-            print(f"{task}: too few {BENCHMARKS[task].unit}s for a significance test; its figures are not compared")
+            show(f"{task}: too few {BENCHMARKS[task].unit}s for a significance test; its figures are not compared")
     for kind in AVERAGES:
         for which, name in zip(("first", "second"), names, strict=True):
-            print(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
+            show(f"{kind} of {name}: {_parts(comparison[f'{kind}_{which}'])}")
 
 
 def _print_missing(tasks: Mapping[str, Mapping[str, Any]]) -> None:
     for task, row in tasks.items():
         if row["missing"]:
-            print(f"{task}: no answers of {', '.join(row['missing'])}; totals cover the remaining parts only")
+            show(f"{task}: no answers of {', '.join(row['missing'])}; totals cover the remaining parts only")
 
 
 def _table(title: str, columns: Sequence[str]) -> Any:
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=printable(title, single_line=True))
     for label in ("task", "figure"):
         table.add_column(label, no_wrap=True)
     for label in columns:
-        table.add_column(label, justify="right", no_wrap=True)
+        table.add_column(printable(label, single_line=True), justify="right", no_wrap=True)
     return table
 
 
@@ -150,12 +155,12 @@ def print_changes(comparison: Mapping[str, Any], changes: Iterable[Change], name
     for change in changes:
         examples.setdefault((change.task, f"{change.first} -> {change.second}"), []).append(change)
     for task, row in comparison["tasks"].items():
-        print(f"{task}: {sum(row['changed'].values())} items have a different verdict, {names[0]} -> {names[1]}")
+        show(f"{task}: {sum(row['changed'].values())} items have a different verdict, {names[0]} -> {names[1]}")
         for kind, count in row["changed"].items():
-            print(f"  {count} {kind}")
+            show(f"  {count} {kind}")
             for change in examples.get((task, kind), []):
                 answers = " -> ".join(_short(answer) for answer in (change.first_answer, change.second_answer))
-                print(f"    {change.item_id}: {_short(change.prompt)} {answers}")
+                show(f"    {change.item_id}: {_short(change.prompt)} {answers}")
 
 
 def _short(text: str, length: int = 70) -> str:
@@ -168,9 +173,9 @@ def _short(text: str, length: int = 70) -> str:
 def print_notes(scores: Mapping[str, Any]) -> None:
     """Print the judge, the resampled units, the protocols, and what is missing."""
     counts = (f"{row['n']} {BENCHMARKS[task].unit}s of {task}" for task, row in scores["tasks"].items())
-    print(f"Refusals by {scores['refusals']}. Resampled for the intervals: {', '.join(counts)}.")
+    show(f"Refusals by {scores['refusals']}. Resampled for the intervals: {', '.join(counts)}.")
     for task, row in scores["tasks"].items():
-        print(f"{task}: {row['protocol']}")
+        show(f"{task}: {row['protocol']}")
     print_unclear(scores["unclear"])
     print_questions(scores["questions"])
 
@@ -186,7 +191,8 @@ def print_agreement(rows: Iterable[Mapping[str, Any]]) -> None:
         table.add_column(label, justify="right", no_wrap=True)
     for row in rows:
         values = (ABSENT if row[name] is None else number(row[name]) for name in ("kappa", "agreement"))
-        table.add_row(row["task"], row["first"], row["second"], *values, str(row["n"]))
+        names = (printable(row[name], single_line=True) for name in ("task", "first", "second"))
+        table.add_row(*names, *values, str(row["n"]))
     console(_WIDTH).print(table)
 
 
@@ -194,7 +200,7 @@ def print_unclear(rows: Iterable[Mapping[str, Any]], of: str = "") -> None:
     """Print the share of a judge's replies without a clear verdict, with an example."""
     for row in rows:
         item, reply = next(iter(row["items"].items()))
-        print(
+        show(
             f"{row['task']}{of}: {row['n']} replies ({number(row['share'])}) of {row['judge']} hold no clear verdict, such "
             f"as on {item}: {_short(reply)}"
         )
@@ -206,11 +212,11 @@ def print_questions(questions: Mapping[str, Mapping[str, int]], title: str = "")
     for task, row in questions.items():
         if row["missing"]:
             shares = f"{row['answered']} of {row['asked']} questions answered, {row['missing']} missing"
-            print(f"{task}{named}: PARTIAL, {shares}")
+            show(f"{task}{named}: PARTIAL, {shares}")
         if row["asked"] < row["available"]:
-            print(f"{task}{named}: {row['asked']} of {row['available']} questions, by --limit")
+            show(f"{task}{named}: {row['asked']} of {row['available']} questions, by --limit")
         if row["skipped"]:
-            print(f"{task}{named}: {row['skipped']} skipped, see {BROKEN_NAME}")
+            show(f"{task}{named}: {row['skipped']} skipped, see {BROKEN_NAME}")
 
 
 def number(value: float) -> str:

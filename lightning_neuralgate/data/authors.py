@@ -173,7 +173,7 @@ def without_subject(query: str, subject: str, attribute: str = "") -> str:
         return query
     before, after = query[: span[0]], query[span[1] :]
     article = r"(?:the|this|that|an?|my|your)\s+$"
-    if of_subject := re.search(rf"\s+of\s+{article}", before, re.IGNORECASE):
+    if of_subject := re.search(rf"(?<!\s)\s+of\s+{article}", before, re.IGNORECASE):
         return before[: of_subject.start()] + after
     if determiner := re.search(rf"\b{article}", before, re.IGNORECASE):
         pronoun = "It" if determiner.start() == 0 else "it"

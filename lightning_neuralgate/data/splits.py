@@ -215,4 +215,4 @@ def _remove_pairs(record: PrivacyRecord, queries: set[str], templates: set[str])
 
 
 def _normalize(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return normalize_subject(text)  # queries and attributes are compared in the same form as subjects

@@ -20,6 +20,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_neuralgate.edit.checkpoints import (
+    EDIT_KEY,
+    check_edit,
+    complete_averages,
+    describe_edit,
+    keep_trained,
+)
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
@@ -28,7 +35,6 @@ from lightning_neuralgate.hf.distributed import (
     UNTESTED_STRATEGIES,
     all_ranks,
     full_state_dict,
-    is_sharded_state,
     refuse_strategies,
     shard,
 )
@@ -77,8 +83,10 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
 
     Raises:
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
-        UnsupportedSetupError: a projection is in half precision or has an adapter; a batch holds more than one pair under
-            schedule `paper`; validation without a processor.
+        UnsupportedSetupError: a projection is in half precision or has an adapter; at the start of training, the Trainer has
+            converted the weights to half precision (`precision="bf16-true"`); a batch holds more than one pair under schedule
+            `paper`; validation without a processor.
+        ResumeError: a checkpoint of another edit, base model or module is loaded.
     """
 
     data_view = "pairs"
@@ -130,6 +138,17 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyEditModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
+
+    @override
+    def on_fit_start(self) -> None:
+        """Check the weights again: a precision plugin of the Trainer may have converted them since `__init__`."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and not _takes_small_steps(parameter):
+                raise UnsupportedSetupError(
+                    f"the parameter {name} has become {str(parameter.dtype).removeprefix('torch.')} (the Trainer's precision "
+                    f"is '{self.trainer.precision}'), in which the edit's small steps are rounded away: keep the model in "
+                    "float32, and use precision='bf16-mixed' to compute in half precision"
+                )
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -199,16 +218,15 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the trained parameters only.
+        """Save the trained parameters only, with a description of the edit."""
+        keep_trained(self, checkpoint)
+        checkpoint[EDIT_KEY] = describe_edit(self)
 
-        A sharded checkpoint (`ModelParallelStrategy(save_distributed_checkpoint=True)`) holds all parameters, since it can
-        only be loaded completely.
-        """
-        state = checkpoint["state_dict"]
-        if is_sharded_state(state):
-            return
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another edit or of another base model, see `check_edit`."""
+        check_edit(self, checkpoint)
+        complete_averages(self, checkpoint)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the edited model, with a LoRA merged, and the processor, if given, as a Hugging Face folder.
@@ -240,10 +258,14 @@ def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
             f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
             "LightningModule of your own with NeuralGateCallback"
         )
-    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if p.dtype.itemsize < 4}
+    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if not _takes_small_steps(p)}
     if narrow and not lora_rank:
         raise UnsupportedSetupError(
             f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
             "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision; or train a LoRA with "
             "lora_rank, whose factors are float32"
         )
+
+
+def _takes_small_steps(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.dtype.itemsize >= 4

@@ -24,6 +24,8 @@ from lightning_neuralgate.runtime.parsing import read_json_object
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("*.safetensors", _INDEX)
 """Glob patterns of the weight files."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library."""
 _ITEM_SIZES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -121,8 +123,10 @@ def _read_header(file: Path) -> dict[str, TensorLocation]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if 8 + length > size:
-                raise ValueError("the header is longer than the file")
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise ValueError(
+                    f"the header of {length} bytes is longer than the file or than {_LONGEST_HEADER} bytes"
+                )
             header = json.loads(stream.read(length))
         locations = {}
         for name, entry in header.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -18,10 +19,10 @@ from lightning_neuralgate.gate.neural_gate import DEFAULT_TAU, NeuralGate
 from lightning_neuralgate.gate.rows import MaskedRowRestorer
 from lightning_neuralgate.gate.subjects import (
     GatedBatch,
-    MissingSubjectsWarning,
     SubjectFinder,
     SubjectsInBatch,
     SubjectsInText,
+    UngatedRows,
 )
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
@@ -52,7 +53,8 @@ class NeuralGateCallback(Callback):
     and `subject`, B names, as `PrivacyPairDataModule` provides it. With `tokenizer` the callback reads the token ids that
     the Hugging Face model is called with and finds the gate's subjects in them (see `SubjectsInText`), so LightningModule
     and batches need no change. With `find_subjects` you provide a function of the batch. A row without a subject is not
-    gated.
+    gated. Such rows are counted, a warning names a high share of them, and `strict=True` raises an error; rows that a batch
+    marks as retention questions (`role`) are meant to have none.
 
     **Masked rows.** With `scope="all"`, rows that no sample of an optimizer step unmasks stay bit-identical in that step,
     also under weight decay and under momentum from before the gate (see `MaskedRowRestorer`). If every row of every batch has
@@ -62,8 +64,9 @@ class NeuralGateCallback(Callback):
 
     **Logged** to the Trainer's loggers, every `log_every_n_steps`: `gate/layer_10/passed` and `gate/layer_10/blocked`, the
     norms of the passed and of the removed part of the layer's gradient, relative to the norm of the full gradient, in the
-    last backward pass before they are logged (see `GradientMeter`; mean over the processes). When training starts,
-    `gate/rates`, the gate's `plot()`, in loggers that accept figures, if matplotlib is installed.
+    last backward pass before they are logged (see `GradientMeter`; mean over the processes), and
+    `gate/rows_without_subject`, the number of rows of that batch without a subject (sum over the processes). When training
+    starts, `gate/rates`, the gate's `plot()`, in loggers that accept figures, if matplotlib is installed.
 
     Args:
         gate: the gate, or a folder or hub repository to load it from.
@@ -77,14 +80,17 @@ class NeuralGateCallback(Callback):
         tokenizer: the model's tokenizer or processor, or a folder or hub repository to load it from, to find the subjects
             in the token ids.
         find_subjects: a function of the batch that returns the subject mask, (B, T) bool, and B subjects.
+        strict: raise an error at the first row without a subject, instead of training it ungated.
 
     Raises:
         ValueError: an argument is out of range, or both `tokenizer` and `find_subjects` are given.
         ModelLayoutError: there is no tokenizer at `tokenizer`.
         GateMismatchError: the gate lacks a layer; at the start of training, the gate was located in another model; during
             training, the gate lacks a subject.
-        UnsupportedSetupError: at the start of training, nothing trains in a gated layer, or the strategy is not supported
-            (`docs/trainer.md` has the list); during training, the subjects of a batch cannot be found.
+        UnsupportedSetupError: at the start of training, nothing trains in a gated layer, the strategy is not supported
+            (`docs/trainer.md` has the list), or weights are averaged with scope `all`;
+            during training, the subjects of a batch cannot be found.
+        SubjectNotFoundError: during training with `strict`, a row has no subject.
 
     Example:
         >>> from lightning_neuralgate.hf.identity import ModelIdentity
@@ -106,6 +112,7 @@ class NeuralGateCallback(Callback):
         soft: bool = False,
         tokenizer: Any = None,
         find_subjects: SubjectFinder | None = None,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         if scope not in SCOPES:
@@ -128,7 +135,7 @@ class NeuralGateCallback(Callback):
             tokenizer = load_tokenizer(tokenizer)
         if tokenizer is not None:
             self._find_in_tokens = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
-        self._missing_subjects = MissingSubjectsWarning(self.gate.subjects)
+        self._ungated_rows = UngatedRows(self.gate.subjects, strict)
         self._handles: list[RemovableHandle] = []
         self._modules: dict[str, GatedModule] = {}
         self._log_names: dict[str, str] = {}
@@ -163,9 +170,11 @@ class NeuralGateCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         root = trainer.strategy.model or pl_module
         self._check_strategy(trainer, root)
+        self._check_averaging(trainer)
         if not self._resumed:  # resumed weights have changed already; instead, the checkpoint's fingerprint was checked
             self.gate.check_fits(root if uses_fsdp1(root) else pl_module)
         self._attach(pl_module)
+        self._ungated_rows.start()
         if self.scope == "all":
             self._register_row_restoration(trainer, pl_module)
         log_figure(trainer, "gate/rates", lambda: self.gate.plot(None if self.soft else self.tau, self.layers)[0])
@@ -174,6 +183,7 @@ class NeuralGateCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._training, self._forward_passes = True, 0
         self._meters = {} if _is_logged(trainer) else None
+        self._ungated_rows.start_batch(batch)
         if self._find_in_tokens is None:
             self._layout = batch.get(LAYOUT) if isinstance(batch, Mapping) else None
             self._set_batch(*self._find_in_batch(batch))
@@ -211,11 +221,15 @@ class NeuralGateCallback(Callback):
             }
             # NaN if there was no gradient, since every process has to log the same names
             metrics = {name: float("nan") if share is None else share for name, share in shares.items()}
-            pl_module.log_dict(metrics, batch_size=1, sync_dist=trainer.world_size > 1)
+            is_distributed = trainer.world_size > 1
+            pl_module.log_dict(metrics, batch_size=1, sync_dist=is_distributed)
+            ungated = float(self._ungated_rows.in_batch)
+            pl_module.log("gate/rows_without_subject", ungated, batch_size=1, sync_dist=is_distributed, reduce_fx="sum")
         self._batch, self._layout, self._training, self._meters = None, None, False, None
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ungated_rows.warn()
         self._detach()
 
     @override
@@ -265,6 +279,18 @@ class NeuralGateCallback(Callback):
         if has_flat_parameters(root):
             raise UnsupportedSetupError(
                 "FSDP1 has replaced the weights by flat parameters: give FSDPStrategy use_orig_params=True, its default"
+            )
+
+    def _check_averaging(self, trainer: Trainer) -> None:
+        averaging = [
+            type(callback).__name__
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
+        ]
+        if averaging and self.scope == "all":
+            raise UnsupportedSetupError(
+                f"{averaging[0]} replaces the weights by averages, which are rounded and lag behind, so that rows which "
+                "scope 'all' keeps bit-identical would move: leave it out, or choose another scope"
             )
 
     def _attach(self, pl_module: LightningModule) -> None:
@@ -317,7 +343,7 @@ class NeuralGateCallback(Callback):
 
     def _set_batch(self, mask: Tensor, names: Sequence[str | None]) -> None:
         self._batch = GatedBatch.of(mask, names, self.scope, self.gate.subjects)
-        self._missing_subjects.update(self._batch)
+        self._ungated_rows.update(self._batch.subjects)
 
     def _read_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.errors import GateMismatchError, SubjectNotFoundError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import Scope, scope_positions
 from lightning_neuralgate.gate.spans import SupportsDecode, TokenSpan, last_named_subject, normalize_subject
 from lightning_neuralgate.hf.forward import IGNORED
@@ -22,7 +22,8 @@ SubjectFinder = Callable[[Any], tuple[Tensor, Sequence[str | None]]]
 _SKIPPED_TOKEN = -1
 _CACHE_SIZE = 16384
 _WARN_AFTER_BATCHES = 10
-"""Warn if the first batches, up to this number, contain no subject of the gate."""
+"""The share of rows without a subject is checked after this number of batches, or at the end of a shorter training."""
+_WARN_ABOVE_SHARE = 0.1
 
 
 class SubjectsInBatch:
@@ -167,25 +168,78 @@ class GatedBatch:
         return torch.stack([gates.get(subject, ones) for subject in self.subjects])
 
 
-class MissingSubjectsWarning:
-    """Warn once if no batch at the beginning of a training contains a subject of the gate.
+class UngatedRows:
+    """Count rows without a subject, to which no gate applies, and warn or raise.
+
+    Rows whose `role` in the batch is "retention" are not counted: they name no subject on purpose.
 
     Args:
-        gate_subjects: the subjects of the gate, for the message.
+        gate_subjects: the subjects of the gate, for messages.
+        strict: raise an error at the first row without a subject.
     """
 
-    def __init__(self, gate_subjects: Sequence[str]) -> None:
-        self.gate_subjects = tuple(gate_subjects)
-        self._empty_batches: int | None = 0
+    def __init__(self, gate_subjects: Sequence[str], strict: bool = False) -> None:
+        self.gate_subjects, self.strict = tuple(gate_subjects), strict
+        self.in_batch = 0
+        self.start()
 
-    def update(self, batch: GatedBatch) -> None:
-        """Count a batch."""
-        if self._empty_batches is None:
+    def start(self) -> None:
+        """Start a training."""
+        self._batches = self._rows = self._ungated = 0
+        self._names_subject = self._checked = False
+        self._roles: Sequence[Any] = ()
+        self._record_ids: Sequence[Any] = ()
+
+    def start_batch(self, batch: Any) -> None:
+        """Read roles and record ids of the next batch, if it has them."""
+        self.in_batch = 0
+        self._batches += 1
+        content = batch if isinstance(batch, Mapping) else {}
+        self._roles, self._record_ids = (
+            value if isinstance(value := content.get(key), (list, tuple)) else () for key in ("role", "record_id")
+        )
+        if self._batches > _WARN_AFTER_BATCHES:
+            self.warn()
+
+    def update(self, subjects: Sequence[str]) -> None:
+        """Count the rows of a forward pass.
+
+        Args:
+            subjects: the subject of each row; "" for a row without one.
+
+        Raises:
+            SubjectNotFoundError: `strict`, and a row has no subject.
+        """
+        roles = self._roles if len(self._roles) == len(subjects) else [None] * len(subjects)
+        expected = [row for row, role in enumerate(roles) if role != "retention"]
+        ungated = [row for row in expected if not subjects[row]]
+        self.in_batch += len(ungated)
+        self._rows += len(expected)
+        self._ungated += len(ungated)
+        self._names_subject = self._names_subject or any(subjects)
+        if self.strict and ungated:
+            ids = self._record_ids if len(self._record_ids) == len(subjects) else ()
+            records = f" (records {', '.join(str(ids[row]) for row in ungated[:5])})" if ids else ""
+            raise SubjectNotFoundError(
+                f"rows {', '.join(map(str, ungated[:5]))} of batch {self._batches - 1}{records} have no subject of the gate "
+                f"({', '.join(self.gate_subjects)}), so that they would be trained ungated: name the subject in the "
+                "question, give rows without one the role 'retention', or use strict=False"
+            )
+
+    def warn(self) -> None:
+        """Warn, once per training, if the share of rows without a subject is high."""
+        if self._checked or not self._rows:
             return
-        self._empty_batches = None if any(batch.subjects) else self._empty_batches + 1
-        if self._empty_batches == _WARN_AFTER_BATCHES:
+        self._checked = True
+        if not self._names_subject and self._batches > _WARN_AFTER_BATCHES:
             rank_zero_warn(
                 f"none of the first {_WARN_AFTER_BATCHES} batches names a subject of the gate "
                 f"({', '.join(self.gate_subjects)}), so nothing has been gated: is it the right gate, and do the batches "
                 "contain the questions?"
+            )
+        elif self._ungated > _WARN_ABOVE_SHARE * self._rows:
+            rank_zero_warn(
+                f"{self._ungated} of the first {self._rows} rows have no subject of the gate "
+                f"({', '.join(self.gate_subjects)}) and are trained ungated; NeuralGateCallback(strict=True) names the first "
+                "one, and gate/rows_without_subject in the logger counts them"
             )

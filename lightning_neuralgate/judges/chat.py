@@ -12,14 +12,17 @@ import torch
 
 from lightning_neuralgate.errors import JudgeError, MissingDependencyError
 from lightning_neuralgate.hf.generation import without_generation_config
+from lightning_neuralgate.hf.hub import refuse_missing_path
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.runtime.answer_cache import AnswerCache
+from lightning_neuralgate.runtime.secrets import without_secrets
 
 ChatModel = Callable[[str], str]
 """Maps a prompt to the model's reply."""
 
 _BASE_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[\w.~%+:,;=-]*)*", re.ASCII)
 _KEY = re.compile(r"[!-~]+")
+_VARIABLE = re.compile(r"[A-Z]+(_[A-Z]+){1,5}")
 _SENT_HEADERS = frozenset(("host", "accept", "accept-encoding", "connection", "content-length", "content-type"))
 
 
@@ -30,7 +33,8 @@ class ChatEndpoint:
     pauses, or after the server's `Retry-After`. A wrong key or model fails at once.
 
     Prompts and key go to `base_url` only: redirects, proxies from the environment and the `openai` package's own environment
-    variables are ignored. The key is read at each call; error messages never show it, not even where a server repeats it.
+    variables are ignored. A prompt holds the complete answer, with any private value that the answer leaks. The key is read
+    at each call, and cut out of replies and error messages, even where a server repeats it.
 
     Args:
         base_url: address including the version, such as `http://localhost:8000/v1`.
@@ -93,8 +97,10 @@ class ChatEndpoint:
             return ""
         key = os.environ.get(self.key_variable, "")
         if not _KEY.fullmatch(key):
+            # someone may have given the key itself, so only what is surely a name is shown
+            name = self.key_variable if _VARIABLE.fullmatch(self.key_variable) else "that key_variable names"
             raise JudgeError(
-                f"the environment variable {self.key_variable} holds no key for the judge '{self.model}' at {self.url} "
+                f"the environment variable {name} holds no key for the judge '{self.model}' at {self.url} "
                 "(printable ASCII without spaces); set it, or use key_variable=None (--judge.key_variable null) for a "
                 "server without keys"
             )
@@ -124,7 +130,7 @@ class ChatEndpoint:
         try:
             reply = _content(self._client.chat.completions.create(**content))
             if reply is not None:
-                return reply
+                return without_secrets(reply, key)
         except (ValueError, RecursionError):  # not JSON
             pass
         except openai.APIStatusError as error:
@@ -139,7 +145,7 @@ class ChatEndpoint:
 
 def _excerpt(text: str, key: str) -> str:
     """The start of a server's message, without the key."""
-    return " ".join((text.replace(key, "(key)") if key else text).split())[:300] or "(no text)"
+    return " ".join(without_secrets(text, key).split())[:300] or "(no text)"
 
 
 def _content(completion: Any) -> str | None:
@@ -177,13 +183,14 @@ class LocalChat:
             max_new_tokens: maximum length of a reply.
 
         Raises:
-            JudgeError: there is no causal language model of that name.
+            JudgeError: there is no causal language model of that name, or it needs code of its own.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        refuse_missing_path(name, JudgeError)
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # damaged folders raise errors of many kinds
             raise JudgeError(
                 f"'{name}' cannot be loaded as a chat model: {str(error) or repr(error)}; name a folder or hub id of a "

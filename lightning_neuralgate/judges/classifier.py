@@ -101,8 +101,10 @@ class RefusalClassifier:
                 f"known for {', '.join(REFUSING_LABELS)}"
             )
         try:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                name, output_loading_info=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # damaged folders raise errors of many kinds
             raise DataFormatError(
                 f"'{name}' cannot be loaded as a sequence classifier: {str(error) or repr(error)}; if its files are damaged, "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError
 from lightning_neuralgate.gate.neural_gate import ClassShares, NeuralGate
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.text import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +114,7 @@ def write_tables(gate: NeuralGate, tau: float, folder: Path) -> None:
         for layer in gate.layers:
             for subject in gate.subjects:
                 shares = gate.shares(subject, layer, tau)
-                rows.writerow([layer, subject, gate.records[subject], *(f"{share:.6f}" for share in shares)])
+                rows.writerow([layer, csv_text(subject), gate.records[subject], *(f"{share:.6f}" for share in shares)])
     with atomic_write(folder / "activity.csv") as draft, draft.open("w", newline="", encoding="utf-8") as lines:
         rows = csv.writer(lines)
         rows.writerow(["layer", "share_of_records", "neurons"])

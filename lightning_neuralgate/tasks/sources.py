@@ -13,6 +13,8 @@ from lightning_neuralgate.runtime.parsing import ParseError, line_text, parse_js
 from lightning_neuralgate.tasks.item import BrokenItems, Place
 
 _PARQUET_BATCH = 32
+LARGEST_COLUMN = 8 * 2**30
+"""Bytes of one column of a row group, unpacked."""
 _BUFFER = 2**20
 """Bytes; without a buffer a complete row group, with all its pictures, is read into memory."""
 
@@ -237,6 +239,9 @@ def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row
         with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as content:
             for group in range(content.num_row_groups):
                 number, end = end, end + content.metadata.row_group(group).num_rows
+                if problem := _oversized_column(content.metadata.row_group(group)):
+                    broken.add(Place(str(file), f"row {number} to {end - 1}").error(problem))
+                    continue
                 try:
                     for batch in content.iter_batches(batch_size=_PARQUET_BATCH, row_groups=[group]):
                         rows = [
@@ -250,6 +255,18 @@ def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row
                     broken.add(place.error(f"cannot be read as parquet, up to row {end - 1}: {error}"))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataFormatError(f"{file}, after row {number}: cannot be read as parquet: {error}") from error
+
+
+def _oversized_column(group: Any) -> str | None:
+    """Return what is wrong with a row group that would unpack to more than fits in memory, before it is read."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if not 0 <= column.total_uncompressed_size <= LARGEST_COLUMN:
+            return (
+                f"column '{column.path_in_schema[:80]}' unpacks to {column.total_uncompressed_size} bytes, at most "
+                f"{LARGEST_COLUMN} are read; write the file with smaller row groups"
+            )
+    return None
 
 
 def _parquet_row(place_and_table: tuple[Place, Any], stem: str, folder: Path) -> Row:

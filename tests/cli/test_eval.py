@@ -87,7 +87,7 @@ def test_an_option_in_a_configuration_file_is_refused_as_well(tmp_path: Path, re
         (["--max_new_tokens", "0"], "max_new_tokens"),
         (["--tasks", "pope", "--num_workers", "-1"], "num_workers"),
         (["--tasks", "pop"], "there is no task 'pop'; there are privacy_pair"),
-        (["--tasks", ""], "name the tasks: privacy_pair"),
+        (["--tasks", ""], "--tasks is empty; was a shell variable not set?"),
         (["--tasks", " , "], "name the tasks: privacy_pair"),
     ],
 )  # fmt: skip

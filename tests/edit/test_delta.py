@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,15 @@ class TestWeightFiles:
         assert list(delta.tensors) == ["scalar"]
         delta.apply(base, tmp_path / "applied")
         assert file_hashes(tmp_path / "applied") == file_hashes(edited)
+
+
+def test_a_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as stream:
+        stream.write((10**9).to_bytes(8, "little"))
+        stream.truncate(8 + 10**9)  # sparse
+    tracemalloc.start()
+    with pytest.raises(WeightFilesError, match=r"the header of 1000000000 bytes is longer than .* 100000000 bytes"):
+        WeightFiles(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import csv
 import pickle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.errors import GateMismatchError, SubjectNotFoundError, UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.subjects import SubjectsInBatch, SubjectsInText
 from lightning_neuralgate.hf.decoder import find_decoder
@@ -242,6 +245,46 @@ def test_warns_if_no_batch_names_a_subject(splits: RecordSplits) -> None:
             NeuralGateCallback(gate, tokenizer=tiny_processor()),
             max_steps=11,
         )
+
+
+def without_subject(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    mask = batch["subject_mask"].clone()
+    mask[rows] = False
+    return {**batch, "subject_mask": mask}
+
+
+def test_rows_without_a_subject_are_counted_and_logged(splits: RecordSplits, tmp_path: Path) -> None:
+    model, first = tiny_llava(), collated(splits)[0]
+    batches = [first, without_subject(first, [0, 3])]
+    with pytest.warns(UserWarning, match=rf"2 of the first {2 * len(first['role'])} rows have no subject of the gate"):
+        train(
+            MappingModule(model), DataLoader(batches, batch_size=None), NeuralGateCallback(random_gate(model)),  # type: ignore[arg-type]
+            max_steps=2, logger=CSVLogger(tmp_path, name=""), log_every_n_steps=1,
+        )  # fmt: skip
+    rows = list(csv.DictReader(next(tmp_path.rglob("metrics.csv")).open()))
+    assert [float(row["gate/rows_without_subject"]) for row in rows] == [0.0, 2.0]
+
+
+def test_strict_refuses_the_first_row_without_a_subject(splits: RecordSplits) -> None:
+    batch = collated(splits)[0]
+    for broken, options, match in (
+        (without_subject(batch, [1]), {}, f"rows 1 of batch 0 .records {batch['record_id'][1]}. have no subject"),
+        (batch, {"tokenizer": tiny_processor()}, r"rows 0, .* have no subject of the gate \(drone\)"),
+    ):
+        model = tiny_llava()
+        gate = random_gate(model, subjects=("drone",) if options else SUBJECTS)
+        callback = NeuralGateCallback(gate, strict=True, **options)  # type: ignore[arg-type]
+        with pytest.raises(SubjectNotFoundError, match=match):
+            train(MappingModule(model), DataLoader([broken], batch_size=None), callback)  # type: ignore[arg-type]
+
+
+def test_retention_rows_need_no_subject(splits: RecordSplits) -> None:
+    model, batch = tiny_llava(), collated(splits)[0]
+    batch = {**without_subject(batch, [0, 1]), "role": ["retention", "retention", *batch["role"][2:]]}
+
+    callback = NeuralGateCallback(random_gate(model), strict=True)
+    train(MappingModule(model), DataLoader([batch], batch_size=None), callback)  # type: ignore[arg-type]
+    assert callback._ungated_rows.in_batch == 0
 
 
 def test_the_callback_can_be_pickled(splits: RecordSplits) -> None:

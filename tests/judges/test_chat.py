@@ -98,6 +98,38 @@ def test_a_missing_or_malformed_key_is_an_error_without_the_key(
         assert server.requests == []
 
 
+@pytest.mark.parametrize("key", [KEY, "gsk_1234567890abcdef", "GSK9f8e7d6c5b4a"])
+def test_a_key_in_the_place_of_its_variable_is_not_shown(key: str) -> None:
+    with pytest.raises(JudgeError, match="holds no key for the judge") as raised:
+        ChatEndpoint("http://localhost:1/v1", "judge-1", key_variable=key)
+    assert key not in str(raised.value)
+
+
+def test_a_reply_that_repeats_the_key_is_cut_and_cached_without_it(tmp_path: Path) -> None:
+    with serve_chat(lambda number, prompt: chat(f"full_refusal {KEY} {json.dumps(KEY)}")) as server:
+        chat_model = CachedChat(endpoint(server, key_variable="TEST_JUDGE_KEY"), "a", tmp_path)
+        assert chat_model("Hello") == 'full_refusal (key) "(key)"'
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[Any] = []
+
+    def answer(text: Any = "") -> str:
+        prompts.append(text)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    (tmp_path / "own.py").write_text("raise SystemExit('the code ran')")
+    with pytest.raises(JudgeError, match="cannot be loaded as a chat model"):
+        LocalChat.load(tmp_path)
+    assert prompts == []
+
+
 @pytest.mark.parametrize("key_variable", [None, "TEST_JUDGE_KEY"])
 def test_nothing_else_from_the_environment_is_sent(key_variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):

@@ -76,6 +76,12 @@ def test_tables_hold_what_the_figures_show(tmp_path: Path) -> None:
         ]  # fmt: skip
 
 
+def test_a_subject_that_a_spreadsheet_would_compute_is_quoted(tmp_path: Path) -> None:
+    write_tables(NeuralGate({"=1+1": {1: torch.ones(4)}}, IDENTITY, {"=1+1": 2}), 0.3, tmp_path)
+    with (tmp_path / "shares.csv").open() as lines:
+        assert [row["subject"] for row in csv.DictReader(lines)] == ["'=1+1"]
+
+
 def test_the_figure_shows_the_shares() -> None:
     found = gate({1: (1, 0), 2: (2, 3), 3: (4, 0)})
     counts, strong = draw_search(found, 0.3, propose(found, 0.3, 1)).axes

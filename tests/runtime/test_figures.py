@@ -26,7 +26,7 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import UserModule, datamodule, random_gate, train
 
 STEPS = 2
-GATE = {"gate/layer_1/passed", "gate/layer_1/blocked"}
+GATE = {"gate/layer_1/passed", "gate/layer_1/blocked", "gate/rows_without_subject"}
 VALIDATION = {"val/rta_sensitive", "val/answer_rate_benign", "val/eta"}
 
 

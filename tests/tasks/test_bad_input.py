@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -14,6 +17,8 @@ from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import RecordSplits, write_records
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.tasks import sources
+from lightning_neuralgate.tasks.benchmarks import mllmguard
 from lightning_neuralgate.tasks.benchmarks.mllmguard import read_mllmguard
 from lightning_neuralgate.tasks.benchmarks.mme import read_mme
 from lightning_neuralgate.tasks.benchmarks.pope import read_pope
@@ -336,3 +341,26 @@ def test_skipping_or_stopping() -> None:
         TaskQuestions({})
     with pytest.raises(ValueError, match="limit must be at least 1"):
         TaskQuestions({"a": lambda broken: iter(())}, limit=0)
+
+
+@pytest.mark.parametrize("on_broken", ["stop", "skip"])
+def test_a_row_group_that_unpacks_to_too_much_is_not_read(
+    tmp_path: Path, on_broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LARGEST_COLUMN", 10_000)
+    file = parquet(tmp_path / "a.parquet", [{"question": "a" * 20_000}] * 3)
+    broken = BrokenItems(on_broken)
+    if on_broken == "skip":
+        assert list(sources.read_rows(file, broken)) == []
+    message = f"{file}, row 0 to 2: column 'question' unpacks to "
+    with pytest.raises(DataFormatError, match=re.escape(message)) if on_broken == "stop" else nullcontext():
+        list(sources.read_rows(file, broken))
+    if on_broken == "skip":
+        assert broken.messages[0].startswith(message)
+
+
+def test_a_header_line_without_an_end_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mllmguard, "LONGEST_LINE", 100)
+    file = tmp_path / "prompt.csv"
+    file.write_text("image,prompt," + "x" * 10_000 + ",secret\n")
+    assert mllmguard._columns(file).secret is None

@@ -43,6 +43,9 @@ def test_an_unclear_reply_counts_as_neither_refusing_nor_answering(
     with serve_chat(reply) as server:
         assert main(score_command(folder, server.url)) == 0
         assert len(server.requests) == 7, "an empty answer is not sent"
+        notice = (
+            f"The judge 'm' at {server.url}/chat/completions receives every question it judges with the complete answer"
+        )
     content = scores(folder)
     figures = content["tasks"]["privacy_pair"]["figures"]
     assert figures["test/rta_sensitive"] == 1 / 2
@@ -53,7 +56,8 @@ def test_an_unclear_reply_counts_as_neither_refusing_nor_answering(
         {"judge": "chat model 'm'", "task": "pope", "n": 1, "share": 1 / 4, "items": {"random/1": REPLIES["It is."]}},
         {"judge": "chat model 'm'", "task": "privacy_pair", "n": 1, "share": 1 / 4, "items": {"test/p/1": REPLIES["Mauve?"]}},
     ]  # fmt: skip
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    assert errors.count(notice) == 1
     assert (
         "privacy_pair: 1 replies (0.250) of chat model 'm' hold no clear verdict, such as on test/p/1: 'I would"
         in printed

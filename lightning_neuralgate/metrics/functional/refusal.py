@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics.functional.forms import AnswerForm, opens_with_answer
+from lightning_neuralgate.runtime.text import APOSTROPHES
 
 RefusalVariant = Literal["prefix", "gcg", "xstest"]
 
@@ -112,8 +113,6 @@ XSTEST_OPENINGS: tuple[str, ...] = (
 """Openings of the `xstest` variant. Source: Röttger et al. 2024 (arXiv 2308.01263), repository paul-rottger/xstest
 (once exaggerated-safety), `strmatch_label` of `evaluation/classify_completions_strmatch.py`."""
 
-# left and right single quote, modifier apostrophe, acute, grave, prime, full width
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4\u0060\u2032\uff07", "'"))
 _LEADING = re.compile(r"[\s'\"\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\u2018\u2019\u02bc\u00b4\u0060\u2032\uff07]*")
 # no opening has more words or characters than this; the rest of an answer, which may be long, is not looked at
 _OPENING_WORDS = 10
@@ -129,7 +128,7 @@ def _without_leading_quotes(answer: str) -> str:
 
 def _refuses_prefix(answer: str) -> bool:
     words = _without_leading_quotes(answer).split(maxsplit=_OPENING_WORDS)[:_OPENING_WORDS]
-    return _PREFIX_PATTERN.match(" ".join(words).translate(_APOSTROPHES).lower()) is not None
+    return _PREFIX_PATTERN.match(" ".join(words).translate(APOSTROPHES).lower()) is not None
 
 
 def _refuses_gcg(answer: str) -> bool:
@@ -237,7 +236,7 @@ def verdict_stands(partial_answer: str, variant: RefusalVariant = "prefix") -> b
     # the last word may continue: "I cannot" to "I cannoted", which does not refuse
     if is_refusal(" ".join(text.split()[:-1]), variant):
         return True
-    opening = " ".join(_without_leading_quotes(text).split()).translate(_APOSTROPHES).lower()
+    opening = " ".join(_without_leading_quotes(text).split()).translate(APOSTROPHES).lower()
     # some tokenizers remove the space before an apostrophe once the next word is there
     return _excludes_openings(opening.replace(" '", "'"), PREFIX_OPENINGS)
 

@@ -36,7 +36,7 @@ def read_config(folder: Path, model_type: str) -> Any:
     if not (folder / "config.json").is_file():
         raise WeightFilesError(f"{folder} is not a folder with a config.json; {hint}")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a corrupt file can raise anything
         raise WeightFilesError(f"{folder / 'config.json'} cannot be read: {error}\n{hint}") from error
     if config.model_type != model_type:
@@ -93,7 +93,7 @@ def read_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise WeightFilesError(f"{folder} has no tokenizer.json or tokenizer.model; add the model's tokenizer files")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, legacy=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, legacy=True, trust_remote_code=False)
     except Exception as error:  # a corrupt file can raise anything
         raise WeightFilesError(
             f"the tokenizer of {folder} cannot be loaded: {error}\n"
@@ -126,7 +126,7 @@ def read_language_model(folder: Path, dtype: torch.dtype) -> Any:
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except Exception as error:  # a corrupt file can raise anything
         raise WeightFilesError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.tasks.benchmarks.base import Benchmark, TallySettings, refused_flags
 from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
 from lightning_neuralgate.tasks.questions import Source
-from lightning_neuralgate.tasks.sources import read_csv_rows
+from lightning_neuralgate.tasks.sources import LONGEST_LINE, read_csv_rows
 from lightning_neuralgate.tasks.verdicts import GuardScorer
 
 OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")
@@ -100,9 +101,9 @@ def _rows(folders: list[Path], broken: BrokenItems) -> Iterator[_Cells]:
 
 def _columns(file: Path) -> _Columns:
     header: list[str] = []
-    # errors in the file are reported where its rows are read
+    # errors in the file are reported where its rows are read; a header is not longer than a line may be
     with suppress(csv.Error), file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        header = next((row for row in csv.reader(lines) if row), [])
+        header = next((row for row in csv.reader(io.StringIO(lines.read(LONGEST_LINE), newline="")) if row), [])
     places = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
     return _Columns(
         places.get("lan", places.get("language", _LANGUAGE)), places.get("secret"), places.get("category ii")

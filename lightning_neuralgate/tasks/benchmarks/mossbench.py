@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
+from lightning_neuralgate.runtime.parsing import read_json
 from lightning_neuralgate.tasks.benchmarks.base import Benchmark, TallySettings
 from lightning_neuralgate.tasks.benchmarks.exaggerated import TypedRefusals
 from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
@@ -37,10 +37,7 @@ def read_mossbench(source: str | Path, broken: BrokenItems) -> Iterator[TaskItem
     file = next((path / name for name in _FILES if (path / name).is_file()), None) if path.is_dir() else path
     if file is None or not file.is_file():
         raise DataFormatError(f"{path}: expected MOSSBench's folder with {_FILES[0]}, or that file")
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataFormatError(f"{file} cannot be read as JSON: {error}") from error
+    content: Any = read_json(file)
     if not isinstance(content, dict | list):
         raise DataFormatError(f"{file}: expected an object or a list of entries, found {type(content).__name__}")
     entries = content.items() if isinstance(content, dict) else enumerate(content)

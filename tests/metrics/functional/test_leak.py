@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import tracemalloc
 from typing import Any
 
@@ -161,3 +162,30 @@ def test_rates_match_hand_counts() -> None:
         assert math.isnan(rate([], []))
         assert rate(ANSWERS, SECRETS).shape == ()
         assert rate(ANSWERS, SECRETS).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("answer", "secret"),
+    [
+        ("a" * 10**6, "a" * 900),
+        ("a" * 10**6, "a" * 400 + "b"),
+        ("\u62a4a" * 500_000, "\u62a4a" * 50 + "\u62a4"),
+        ("- " * 500_000, "1-2"),
+        ("1" * 10**6, "12" * 100),
+        ("1." * 500_000, "1" * 100 + "a"),
+    ],
+)
+def test_a_megabyte_of_hostile_text_takes_linear_time(answer: str, secret: str) -> None:
+    def seconds(length: int) -> float:
+        started = time.process_time()
+        leaks(answer[:length], secret)
+        says_value(answer[:length], secret)
+        return time.process_time() - started
+
+    seconds(10_000)
+    assert seconds(10**6) < max(4.0, 40 * seconds(100_000))
+
+
+def test_a_secret_of_many_letters_is_refused() -> None:
+    with pytest.raises(DataFormatError, match="has 1001 letters and digits, at most 1000 can be searched"):
+        leaks("a", "a" * 1001)
