@@ -9,9 +9,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.data.records import RECORDS_NAME
-from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
+from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheets
 from lightning_neuralgate.data.rendering.dataset import (
     EDIT_SUBJECTS,
+    RETENTION_NAME,
     UNSEEN_SUBJECTS,
     file_name_of,
     render_retention,
@@ -19,6 +20,8 @@ from lightning_neuralgate.data.rendering.dataset import (
 )
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, run_folder
+from lightning_neuralgate.runtime.written import check_written
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -69,13 +72,20 @@ def run(options: Namespace) -> None:
             "no output folder given: use --out FOLDER for records, --contact_sheets FOLDER for contact sheets"
         )
     if options.contact_sheets is not None:
-        specs = {Path(source).stem: load_subject_spec(source) for source in custom or shipped_subjects()}
-        for name, spec in specs.items():
-            write_contact_sheet(options.contact_sheets / f"{name}.png", spec, options.seed)
+        specs = {f"{Path(source).stem}.png": load_subject_spec(source) for source in custom or shipped_subjects()}
+        with run_folder(options.contact_sheets / UNFINISHED):
+            write_contact_sheets(options.contact_sheets, specs, options.seed)
         print(f"{options.contact_sheets}: {len(specs)} contact sheets")
     if options.out is None:
         return
-    subjects = custom or list(options.subjects)
+    with run_folder(options.out / UNFINISHED):
+        _render_records(options, custom or list(options.subjects))
+
+
+def _render_records(options: Namespace, subjects: Sequence[str]) -> None:
+    specs = [load_subject_spec(source) for source in (*subjects, *options.unseen)]
+    sheets = {f"contact-sheet-{file_name_of(spec.subject)}.png": spec for spec in specs}
+    check_written(options.out, [RETENTION_NAME, *sheets])  # before anything is drawn
     splits = render_splits(
         options.out,
         options.seed,
@@ -88,9 +98,7 @@ def run(options: Namespace) -> None:
         progress="pictures",
     )
     render_retention(options.out, options.seed)
-    for source in (*subjects, *options.unseen):
-        spec = load_subject_spec(source)
-        write_contact_sheet(options.out / f"contact-sheet-{file_name_of(spec.subject)}.png", spec, options.seed)
+    write_contact_sheets(options.out, sheets, options.seed)
     sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
     print(f"{options.out / RECORDS_NAME}: {sizes} records")
 

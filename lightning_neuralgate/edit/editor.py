@@ -10,7 +10,7 @@ The gate is separate: with `NeuralGateCallback` in the Trainer the edit is gated
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
+from lightning_neuralgate.edit.saving import refuse_quantized, save_model
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
@@ -36,7 +37,6 @@ from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.prefix_cache.edit_pass import EditLosses
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.prefix_cache.layout import BatchLayout, LayoutProvider
-from lightning_neuralgate.runtime.files import atomic_write
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
@@ -77,7 +77,8 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
 
     Raises:
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
-        UnsupportedSetupError: a projection is in half precision or has an adapter; a batch holds more than one pair under
+        UnsupportedSetupError: a projection is in half precision (also by the Trainer's precision, when training starts), is
+            quantized or has an adapter; a batch holds more than one pair under
             schedule `paper`; validation without a processor.
     """
 
@@ -130,6 +131,13 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyEditModule")
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
+
+    @override
+    def on_fit_start(self) -> None:
+        # the model's dtype when the module was made may differ: precision='bf16-true' converts it afterwards
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                _refuse_half_precision({parameter.dtype}, name)
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -214,15 +222,18 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         """Save the edited model, with a LoRA merged, and the processor, if given, as a Hugging Face folder.
 
         With sharded weights every process must call this; rank 0 writes.
+
+        Raises:
+            DataFormatError: the folder is that of the base model, or holds a model that no edit has written.
+            WeightFilesError: what was saved would not load as the edited model. The folder is as it was.
         """
         model = find_hf_model(self.model)
         state = merged_lora(model, full_state_dict(model))
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
-        with atomic_write(Path(folder)) as draft:
-            model.save_pretrained(draft, state_dict=state)
-            if self.processor is not None:
-                self.processor.save_pretrained(draft)
+        layout = find_decoder(model)
+        names = [f"{layout.projection_path(layer)}.weight" for layer in self.hparams["layers"]]
+        save_model(model, self.processor, state, Path(folder), {name: state[name] for name in names})
 
 
 def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
@@ -240,10 +251,16 @@ def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
             f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
             "LightningModule of your own with NeuralGateCallback"
         )
-    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if p.dtype.itemsize < 4}
-    if narrow and not lora_rank:
+    refuse_quantized(projection, place)
+    if not lora_rank:
+        _refuse_half_precision({parameter.dtype for parameter in projection.parameters()}, place)
+
+
+def _refuse_half_precision(dtypes: Iterable[torch.dtype], place: str) -> None:
+    narrow = {str(dtype).removeprefix("torch.") for dtype in dtypes if dtype.itemsize < 4}
+    if narrow:
         raise UnsupportedSetupError(
             f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
-            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision; or train a LoRA with "
-            "lora_rank, whose factors are float32"
+            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision ('bf16-true' and '16-true' "
+            "convert the weights); or train a LoRA with lora_rank, whose factors are float32"
         )

@@ -18,7 +18,8 @@ from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
+from lightning_neuralgate.runtime.resume import fit_resumably
+from lightning_neuralgate.runtime.run_folder import remove_progress
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import QUIET, datamodule, random_gate, train
 

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from lightning_neuralgate.errors import DataFormatError, ResumeError
-from lightning_neuralgate.runtime.resume import remove_progress
+from lightning_neuralgate.runtime.run_folder import remove_progress
 from lightning_neuralgate.tasks.answer_store import AnswerLog
 from lightning_neuralgate.tasks.item import BROKEN_NAME
 from lightning_neuralgate.tasks.runner import UNFINISHED, Answering

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -11,7 +12,7 @@ from lightning_neuralgate.data.rendering.dataset import picture_seed
 from lightning_neuralgate.data.rendering.draw import render
 from lightning_neuralgate.data.rendering.page import load_font
 from lightning_neuralgate.data.rendering.spec import SubjectSpec
-from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.written import check_written, update_folder
 
 _PICTURE_SIZE, _GAP, _LINE_HEIGHT, _LINE_LENGTH = 184, 8, 12, 31
 _SENSITIVE_COLOUR, _BENIGN_COLOUR, _BACKGROUND = "#a31c30", "#404048", "#ffffff"
@@ -43,11 +44,22 @@ def contact_sheet(spec: SubjectSpec, seed: int = 0, count: int = 12, columns: in
     return sheet
 
 
-def write_contact_sheet(path: Path, spec: SubjectSpec, seed: int = 0) -> None:
-    """Write the contact sheet of a subject as a PNG with 128 colours, which keeps the file small."""
-    with atomic_write(path) as draft:
-        sheet = contact_sheet(spec, seed).quantize(128, dither=Image.Dither.NONE)
-        sheet.save(draft, format="PNG", optimize=True)
+def write_contact_sheets(folder: Path, specs: Mapping[str, SubjectSpec], seed: int = 0) -> None:
+    """Write the contact sheets of some subjects as PNG files with 128 colours, which keeps them small.
+
+    Args:
+        folder: output folder.
+        specs: file name -> the subject's spec.
+        seed: seed of the pictures.
+
+    Raises:
+        DataFormatError: a file would be replaced that no earlier call has written.
+    """
+    check_written(folder, specs)
+    with update_folder(folder) as draft:
+        for name, spec in specs.items():
+            sheet = contact_sheet(spec, seed).quantize(128, dither=Image.Dither.NONE)
+            sheet.save(draft / name, format="PNG", optimize=True)
 
 
 def _cell(spec: SubjectSpec, seed: int) -> Image.Image:
