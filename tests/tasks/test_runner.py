@@ -18,11 +18,12 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING, seeded_sampling
 from lightning_neuralgate.runtime.answer_cache import AnswerCache
+from lightning_neuralgate.runtime.run_folder import UNFINISHED
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.evaluate import evaluate
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, TaskRun, answer_tasks
+from lightning_neuralgate.tasks.runner import Answering, TaskAnswering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scoring import partial_tasks, tally_answers, tally_run, task_scores
 from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor

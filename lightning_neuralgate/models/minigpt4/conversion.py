@@ -124,8 +124,8 @@ def convert_minigpt4(
     }
     check_output("the output folder", out, inputs)
     # next to the output folder, which is replaced as a whole
-    with run_folder(out.absolute().with_name(f".{out.name}.{UNFINISHED}")):
-        target = out.resolve()
+    target = out.resolve()
+    with run_folder(target.with_name(f".{target.name}.{UNFINISHED}")):
         if restore_replaced(target):
             print(f"{out}: restored the model that an interrupted conversion had moved away")
         _check_target(out, overwrite)
