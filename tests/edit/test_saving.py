@@ -45,7 +45,7 @@ def test_the_base_model_is_not_overwritten(tmp_path: Path, place: str) -> None:
     before = contents(base)
     module = editor(LlavaForConditionalGeneration.from_pretrained(base))
     out = base.parent / "link" if place == "link" else base / place
-    with pytest.raises(DataFormatError, match="the folder of the base model .* would be overwritten"):
+    with pytest.raises(DataFormatError, match=r"the folder of the base model .* would be overwritten"):
         module.save_pretrained(out)
     assert contents(base) == before
 

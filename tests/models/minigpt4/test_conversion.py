@@ -156,7 +156,7 @@ def test_only_a_minigpt4_folder_is_overwritten_and_only_on_request(originals: Or
         assert path.exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(UnsupportedSetupError, match="other is not a MiniGPT-4 folder, .* not overwritten"):
+    with pytest.raises(UnsupportedSetupError, match=r"other is not a MiniGPT-4 folder, .* not overwritten"):
         originals.convert(tmp_path / "other", overwrite=True)
 
 
