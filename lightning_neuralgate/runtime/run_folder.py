@@ -137,6 +137,9 @@ def _acquire(folder: Path) -> FileLock:
             _check_ours(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ResumeError(f"{folder.parent} cannot be an output folder: a part of that path is a file") from error
+        try:
             lock.acquire(timeout=0)
             return lock
         except FileNotFoundError:  # the run that held it has just removed it

@@ -66,6 +66,8 @@ def test_a_folder_of_someone_else_is_refused_and_kept(tmp_path: Path) -> None:
     folder.write_text("a file")
     with pytest.raises(ResumeError, match="is a file"), run_folder(folder):
         pass
+    with pytest.raises(ResumeError, match="a part of that path is a file"), run_folder(folder / "deep" / UNFINISHED):
+        pass
 
 
 def test_only_files_of_runs_are_removed(tmp_path: Path) -> None:
