@@ -129,7 +129,8 @@ def run(options: Namespace) -> None:
     seed_everything(options.seed, verbose=False)
     options.data.refuse_retention("nothing is edited here")
     second = options["and"]
-    sources = {f"sources.{name}": value for name, value in vars(options.sources).items()}
+    given = {name: [value] if isinstance(value, str | Path) else value for name, value in vars(options.sources).items()}
+    sources = {f"sources.{name} {path}": str(path) for name, paths in given.items() for path in paths or ()}
     check_inputs(options, **{"and": second, "delta": options.delta}, **sources)
     names = _folder_names(options.model.name, second) if second else ("", "")
     folders = [options.out / name for name in names] if second else [options.out]

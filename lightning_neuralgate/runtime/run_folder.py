@@ -108,7 +108,8 @@ def has_progress(folder: Path) -> bool:
     """Return whether a folder holds progress that a run could resume from, and not only settings or empty files."""
     known = {RUN_NAME, _LOCK, _HOLDER}
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in known)
-    return any(path.stat().st_size and ".draft" not in path.relative_to(folder).as_posix() for path in files)
+    written = (path for path in files if path.stat().st_size or path.suffix == ".ckpt")
+    return any(".draft" not in path.relative_to(folder).as_posix() for path in written)
 
 
 def is_run_folder(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,6 +59,8 @@ def update_folder(
         } & listed.keys() - new.keys())  # fmt: skip
         removed = [name for name in removed if _checksum(target / name) in listed[name]]
         kept = {name: sums for name, sums in listed.items() if name not in new and name not in removed}
+        folders = {target / parent for name in new for parent in Path(name).parents}
+        made = sorted((folder for folder in folders if not folder.exists()), reverse=True)
         # until all files are in place, either version may be there
         either = {name: [*listed.get(name, []), sum_of_new] for name, sum_of_new in new.items()}
         _write_manifest(target, {**listed, **either})
@@ -76,7 +78,12 @@ def update_folder(
                 (target / name).unlink()
             for file in sorted(_files(old), key=lambda file: file.name in first):
                 _move(file, target / file.relative_to(old))
-            _write_manifest(target, listed)
+            (target / MANIFEST_NAME).unlink()
+            if listed:
+                _write_manifest(target, listed)
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
             raise
         for folder in {(target / name).parent for name in new}:
             sync_entry(folder)
@@ -95,7 +102,7 @@ def check_written(target: Path, names: Iterable[str]) -> None:
     """
     listed = _read_manifest(target)
     for name in names:
-        for file in sorted(target.glob(name)):
+        for file in [target / name] if (target / name).exists() else sorted(target.glob(name)):
             if _checksum(file) not in listed.get(file.relative_to(target).as_posix(), ()):
                 raise DataFormatError(
                     f"{file} would be replaced, but was not written by an earlier run, or has been changed since; move it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,17 @@ def test_files_of_earlier_calls_are_replaced_and_others_stay(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("name", ["index", "images/a", "images/c"])
+@pytest.mark.parametrize("name", ["index", "images/a", "images/c", "images/[x]"])
 def test_a_file_that_is_someone_elses_is_not_replaced(tmp_path: Path, name: str) -> None:
     target = tmp_path / "out"
     write(target, OLD)
     (target / name).write_text("written by hand")
     before = contents(target)
-    with pytest.raises(DataFormatError, match=rf"{name} would be replaced, but was not written by an earlier run"):
-        write(target, NEW)
-    with pytest.raises(DataFormatError, match=name):
+    with pytest.raises(
+        DataFormatError, match=rf"{re.escape(name)} would be replaced, but was not written by an earlier run"
+    ):
+        write(target, {**NEW, name: "new"})
+    with pytest.raises(DataFormatError, match=re.escape(name)):
         check_written(target, ["index", "images/*"] if name != "images/c" else [name])
     assert contents(target) == before
 
@@ -76,6 +79,10 @@ def test_a_folder_that_is_not_right_stays_as_it_was(tmp_path: Path, calls: int) 
         write(target, NEW, verify=verify, stale=["images/*"])
     assert contents(target) == OLD
     write(target, NEW)  # its files still count as ours
+    seen.clear()
+    with pytest.raises(ValueError, match="not right"):
+        write(tmp_path / "another", NEW, verify=verify)
+    assert list(tmp_path.iterdir()) == [target]
 
 
 class _Killed(BaseException):
