@@ -22,6 +22,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_neuralgate import (
     NeuralGateCallback,
@@ -32,12 +33,14 @@ from lightning_neuralgate import (
 )
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.targets import fill_targets
+from lightning_neuralgate.edit.saving import check_model_output
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
-from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
+from lightning_neuralgate.runtime.files import atomic_write, check_output, remove_temporary_files
 from lightning_neuralgate.runtime.process import process_group_closed
-from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
+from lightning_neuralgate.runtime.resume import fit_resumably
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress, run_folder
 
 
 def main(
@@ -94,59 +97,68 @@ def main(
         seed: seed of all random number generators.
     """
     seed_everything(seed)
-    unfinished = out / "unfinished"
-    splits, retention = data.read(), data.read_retention()  # fail on bad data before loading the model
-    network, processor = load_model(model, dtype)
-    base = model_checksum(network)
-    edit, retention = fill_targets(splits.edit, retention, network, processor)
-    splits = splits._replace(edit=edit)
-    common: dict[str, Any] = {
-        "accelerator": accelerator,
-        "precision": precision,
-        "devices": devices,
-        "enable_checkpointing": False,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": eval_batches,
-        "log_every_n_steps": 1,
-    }
+    check_output("out", out, {"model": model, **data.inputs()})
+    unfinished, is_first = out / UNFINISHED, rank_zero_only.rank == 0
+    with run_folder(unfinished, is_first):
+        if is_first:
+            check_model_output(out / "edited")
+        splits, retention = data.read(), data.read_retention()  # fail on bad data before loading the model
+        network, processor = load_model(model, dtype)
+        base = model_checksum(network)
+        edit, retention = fill_targets(splits.edit, retention, network, processor)
+        splits = splits._replace(edit=edit)
+        common: dict[str, Any] = {
+            "accelerator": accelerator,
+            "precision": precision,
+            "devices": devices,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": eval_batches,
+            "log_every_n_steps": 1,
+        }
 
-    locator = PrivacyLocatorModule(
-        network, list(layers), alpha=alpha, max_steps=max_steps, cache_dir=unfinished / "records"
-    )
-    trainer = Trainer(
-        max_epochs=1, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "locate", ""), **common
-    )
-    trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, processor))
-    gate = locator.gate
-    if trainer.is_global_zero:
-        gate.save_pretrained(out / "gate")
-        print(gate)
+        locator = PrivacyLocatorModule(
+            network, list(layers), alpha=alpha, max_steps=max_steps, cache_dir=unfinished / "records"
+        )
+        trainer = Trainer(
+            max_epochs=1,
+            strategy=make_strategy(strategy, devices),
+            logger=CSVLogger(out / "logs", "locate", ""),
+            **common,
+        )
+        trainer.fit(locator, datamodule=PrivacyPairDataModule(splits, processor))
+        gate = locator.gate
+        if trainer.is_global_zero:
+            gate.save_pretrained(out / "gate")
+            print(gate)
 
-    paper = schedule == "paper"
-    editor = PrivacyEditModule(
-        network, list(layers), processor, schedule=schedule, lr=lr, alpha=alpha, lora_rank=lora_rank
-    )
-    callbacks: list[Callback] = [NeuralGateCallback(gate, scope, tau)]
-    if measure_every:
-        callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, measure_every))
-    trainer = Trainer(
-        max_epochs=epochs, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "edit", ""),
-        callbacks=callbacks, **common,
-    )  # fmt: skip
-    pairs = PrivacyPairDataModule(
-        splits, processor, retention, pairs_per_batch=1 if paper else pairs_per_batch,
-        retention_per_batch=retention_per_batch if retention else 0, shuffle=not paper, seed=seed,
-    )  # fmt: skip
-    settings = {"model": base, "gate": gate.fingerprint, "scope": scope, "tau": tau}
-    fit_resumably(trainer, editor, pairs, unfinished / "edit", settings, keep_every)
-    editor.save_pretrained(out / "edited")
-    if trainer.is_global_zero:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        with atomic_write(out / "metrics.json") as draft:
-            draft.write_text(json.dumps({**metrics, "seed": seed}, indent=2) + "\n", encoding="utf-8")
-        print(json.dumps(metrics, indent=2))
-        remove_progress(unfinished)
-        remove_temporary_files(out / "edited", out / "metrics.json")
+        paper = schedule == "paper"
+        editor = PrivacyEditModule(
+            network, list(layers), processor, schedule=schedule, lr=lr, alpha=alpha, lora_rank=lora_rank
+        )
+        callbacks: list[Callback] = [NeuralGateCallback(gate, scope, tau)]
+        if measure_every:
+            callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, measure_every))
+        trainer = Trainer(
+            max_epochs=epochs, strategy=make_strategy(strategy, devices), logger=CSVLogger(out / "logs", "edit", ""),
+            callbacks=callbacks, **common,
+        )  # fmt: skip
+        pairs = PrivacyPairDataModule(
+            splits, processor, retention, pairs_per_batch=1 if paper else pairs_per_batch,
+            retention_per_batch=retention_per_batch if retention else 0, shuffle=not paper, seed=seed,
+        )  # fmt: skip
+        settings = {"model": base, "gate": gate.fingerprint, "scope": scope, "tau": tau}
+        fit_resumably(trainer, editor, pairs, unfinished / "edit", settings, keep_every)
+        editor.save_pretrained(out / "edited")
+        if trainer.is_global_zero:
+            metrics = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            }
+            with atomic_write(out / "metrics.json") as draft:
+                draft.write_text(json.dumps({**metrics, "seed": seed}, indent=2) + "\n", encoding="utf-8")
+            print(json.dumps(metrics, indent=2))
+            remove_progress(unfinished)
+            remove_temporary_files(out / "edited", out / "metrics.json")
 
 
 def make_strategy(name: str, devices: int) -> str | Strategy:

@@ -10,12 +10,13 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import seed_everything
 
-from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
+from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, add_workers, check_inputs
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
 from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.edit.saving import check_model_output
 from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
@@ -25,7 +26,8 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.runtime.files import remove_temporary_files
-from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
+from lightning_neuralgate.runtime.resume import fit_resumably
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress, run_folder
 from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.options import TaskSources, task_names
@@ -82,6 +84,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Edit and save the model. An interrupted run resumes."""
+    check_inputs(options)
+    with run_folder(options.out / UNFINISHED, options.trainer.is_global_zero):
+        if options.trainer.is_global_zero:
+            check_model_output(options.out)
+        _run(options)
+
+
+def _run(options: Namespace) -> None:
     seed_everything(options.seed, verbose=False)
     retention = options.data.read_retention()
     if options.retention_per_batch and not retention:
@@ -133,8 +143,11 @@ def run(options: Namespace) -> None:
 def _write_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
     """Write the edit file into the folder of the edited model, if both models have the same dtype."""
     try:
-        EditDelta.between(model_folder(base, WEIGHT_PATTERNS), edited, provenance).save(edited / DELTA_NAME)
+        delta = EditDelta.between(model_folder(base, WEIGHT_PATTERNS), edited, provenance)
+        delta.save(edited / DELTA_NAME)
     except NeuralGateError as error:
         show(f"no edit file was written: {error}")
     else:
         show(f"edit file written to {edited / DELTA_NAME}; undo the edit with `neuralgate revert`")
+        if not delta.tensors:
+            show("THE EDIT CHANGED NO WEIGHT: check that the gate is open somewhere (--tau), and raise --editor.lr")

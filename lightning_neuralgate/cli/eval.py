@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,18 +14,19 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lightning_neuralgate.cli.compare import show_comparison
-from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, check_folder
+from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, check_folder, check_inputs
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_notes, print_scores
 from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.data.records import RECORDS_NAME
 from lightning_neuralgate.edit.delta import EditDelta
-from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING
 from lightning_neuralgate.metrics.functional import RefusalVariant
 from lightning_neuralgate.models.loading import load_model, model_folder
 from lightning_neuralgate.runtime.files import remove_temporary_files
-from lightning_neuralgate.runtime.resume import RUN_NAME, remove_progress
+from lightning_neuralgate.runtime.run_folder import RUN_NAME, UNFINISHED, has_progress, remove_progress, run_folder
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.item import BROKEN_NAME, OnBroken
@@ -31,7 +34,7 @@ from lightning_neuralgate.tasks.judge_options import JudgeOptions
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import TaskSources, benchmark_of_option, mini_sources, task_names
 from lightning_neuralgate.tasks.questions import Source, TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskRun, answer_tasks
+from lightning_neuralgate.tasks.runner import Answering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scoring import SCORES_NAME, score_run
 from lightning_neuralgate.tasks.verdicts import GuardScorer, MemoizedJudge, NamedRefusalJudge
 
@@ -126,11 +129,29 @@ def run(options: Namespace) -> None:
 
     seed_everything(options.seed, verbose=False)
     options.data.refuse_retention("nothing is edited here")
-    questions = TaskQuestions(_sources(options), options.limit, options.broken)
-    questions.survey()  # errors in the data show before a model is loaded
     second = options["and"]
+    given = {name: [value] if isinstance(value, str | Path) else value for name, value in vars(options.sources).items()}
+    sources = {f"sources.{name} {path}": str(path) for name, paths in given.items() for path in paths or ()}
+    check_inputs(options, **{"and": second, "delta": options.delta}, **sources)
     names = _folder_names(options.model.name, second) if second else ("", "")
     folders = [options.out / name for name in names] if second else [options.out]
+    with ExitStack() as stack:
+        for folder in dict.fromkeys((options.out, *folders)):
+            stack.enter_context(run_folder(folder / UNFINISHED, options.trainer.is_global_zero))
+            _check_answers_are_ours(folder)
+        _run(options, second, names, folders)
+
+
+def _check_answers_are_ours(folder: Path) -> None:
+    if (folder / ANSWERS_NAME).exists() and not (folder / RUN_NAME).exists() and not has_progress(folder / UNFINISHED):
+        raise DataFormatError(
+            f"{folder / ANSWERS_NAME} would be replaced, but no run has written it ({RUN_NAME} is missing); move it away"
+        )
+
+
+def _run(options: Namespace, second: str | None, names: tuple[str, str], folders: Sequence[Path]) -> None:
+    questions = TaskQuestions(_sources(options), options.limit, options.broken)
+    questions.survey()  # errors in the data show before a model is loaded
     models = [options.model] + ([replace(options.model, name=second)] if second else [])
     if options.trainer.is_global_zero:  # errors in the judge's options show before hours of generation
         refusals, guards = options.judge.refusal_judge(options.variant), options.judge.guard_scorers(len(folders))
@@ -168,8 +189,12 @@ def _sources(options: Namespace) -> dict[str, Source]:
     if not options.mini:
         return dict(options.sources.read(tasks, options.data))
     folder = options.out / f"mini-{options.mini_seed}"
-    if not (folder / "privacy_pair").is_dir():
+    last = folder / "privacy_pair" / RECORDS_NAME
+    if options.trainer.is_global_zero and not last.is_file():
+        remove_temporary_files(folder, folder / "privacy_pair")
         render_mini(folder, options.mini_seed)
+    while not last.is_file():  # on other ranks
+        time.sleep(0.1)
     sources, data = mini_sources(folder)
     return sources.read(tasks, data)
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
-from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_workers
+from lightning_neuralgate.cli.options import ModelOptions, add_config, add_workers, check_inputs
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
@@ -37,7 +37,8 @@ from lightning_neuralgate.locate.layer_search import (
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.files import atomic_write, remove_temporary_files
 from lightning_neuralgate.runtime.parsing import read_json_object
-from lightning_neuralgate.runtime.resume import check_same_run, remove_progress
+from lightning_neuralgate.runtime.resume import check_same_run
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress, run_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -82,6 +83,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Locate in every layer, propose candidates, and compare edits. An interrupted run resumes."""
+    check_inputs(options)
+    with run_folder(options.out / UNFINISHED):
+        _run(options)
+
+
+def _run(options: Namespace) -> None:
     seed_everything(options.seed, verbose=False)
     options.data.refuse_retention("the search edits without a retention term")
     splits = options.data.read()  # fail on bad data before loading the model

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_neuralgate.cli.options import UNFINISHED, ModelOptions, add_config, add_trainer, add_workers
+from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, add_workers, check_inputs
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, WEIGHTS_NAME
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.files import remove_temporary_files
-from lightning_neuralgate.runtime.resume import remove_progress
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress, run_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,8 +32,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Locate, and save the gate. An interrupted run resumes after its finished records."""
-    unfinished = options.out / UNFINISHED
     options.data.refuse_retention("stage 1 has no retention term")
+    check_inputs(options)
+    unfinished = options.out / UNFINISHED
+    with run_folder(unfinished, options.trainer.is_global_zero):
+        _run(options, unfinished)
+
+
+def _run(options: Namespace, unfinished: Path) -> None:
     splits = options.data.read()  # fail on bad data before loading the model
     model, processor = options.model.load()
     data = PrivacyPairDataModule(

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.models.loading import EMBEDDED, Precision, load_model
-
-UNFINISHED = "unfinished"
-"""Subfolder of the output folder with the progress from which an interrupted run resumes."""
+from lightning_neuralgate.runtime.files import check_output
 
 
 @dataclass
@@ -43,6 +41,16 @@ def check_folder(option: str, folder: Path) -> None:
     existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
     if existing is not None and not existing.is_dir():
         raise DataFormatError(f"{option} {folder}: {existing} is a file; name a folder")
+
+
+def check_inputs(options: Namespace, **more: str | Path | None) -> None:
+    """Check that `--out` is, holds or lies in no input: model, gate, data, and further options.
+
+    Raises:
+        DataFormatError: see `check_output`.
+    """
+    inputs = {"model.name": options.model.name, "gate": getattr(options, "gate", None), **more}
+    check_output("--out", options.out, {f"--{name}": value for name, value in inputs.items()} | options.data.inputs())
 
 
 def add_config(parser: ArgumentParser) -> None:

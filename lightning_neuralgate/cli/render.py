@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -10,8 +11,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.paths import expand_path
-from lightning_neuralgate.data.records import RECORDS_NAME, write_retention
-from lightning_neuralgate.data.rendering.contact_sheet import write_contact_sheet
+from lightning_neuralgate.data.records import RECORDS_NAME
+from lightning_neuralgate.data.rendering.contact_sheet import contact_sheet, write_contact_sheets
 from lightning_neuralgate.data.rendering.dataset import (
     EDIT_SUBJECTS,
     RETENTION_NAME,
@@ -21,11 +22,13 @@ from lightning_neuralgate.data.rendering.dataset import (
     render_splits,
 )
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
-from lightning_neuralgate.data.scenes.contact_sheet import write_scene_sheet
+from lightning_neuralgate.data.scenes.contact_sheet import scene_sheet
 from lightning_neuralgate.data.scenes.retention import scene_retention
 from lightning_neuralgate.data.scenes.spec import load_scene_spec, shipped_places
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.parsing import parse_yaml
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, run_folder
+from lightning_neuralgate.runtime.written import check_written
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -89,17 +92,28 @@ def run(options: Namespace) -> None:
     if options.contact_sheets is not None:
         all_shipped = not custom and options.places is None
         subjects = shipped_subjects() if all_shipped else custom
-        scenes = shipped_places() if all_shipped else options.places or ()
-        for source in subjects:
-            sheet = options.contact_sheets / f"{Path(source).stem}.png"
-            write_contact_sheet(sheet, load_subject_spec(source), options.seed)
-        for source in scenes:
-            place = load_scene_spec(source)
-            write_scene_sheet(options.contact_sheets / f"place-{file_name_of(place.place)}.png", place, options.seed)
-        show(f"{options.contact_sheets}: {len(subjects) + len(scenes)} contact sheets")
+        places = shipped_places() if all_shipped else options.places or ()
+        sheets = {
+            f"{Path(source).stem}.png": partial(contact_sheet, load_subject_spec(source), options.seed)
+            for source in subjects
+        }
+        for place in map(load_scene_spec, places):
+            sheets[f"place-{file_name_of(place.place)}.png"] = partial(scene_sheet, place, options.seed)
+        with run_folder(options.contact_sheets / UNFINISHED):
+            write_contact_sheets(options.contact_sheets, sheets)
+        show(f"{options.contact_sheets}: {len(sheets)} contact sheets")
     if options.out is None:
         return
-    subjects = custom or list(options.subjects)
+    with run_folder(options.out / UNFINISHED):
+        _render_records(options, custom or list(options.subjects))
+
+
+def _render_records(options: Namespace, subjects: Sequence[str]) -> None:
+    specs = [load_subject_spec(source) for source in (*subjects, *options.unseen)]
+    sheets = {
+        f"contact-sheet-{file_name_of(spec.subject)}.png": partial(contact_sheet, spec, options.seed) for spec in specs
+    }
+    check_written(options.out, [RETENTION_NAME, *sheets])  # before anything is drawn
     splits = render_splits(
         options.out,
         options.seed,
@@ -111,13 +125,9 @@ def run(options: Namespace) -> None:
         options.unseen,
         progress="pictures",
     )
-    retention = render_retention(options.out, options.seed)
-    if options.scene_questions:
-        retention += scene_retention(options.out, options.seed, options.scene_questions, options.places)
-        write_retention(options.out / RETENTION_NAME, retention, options.out)
-    for source in (*subjects, *options.unseen):
-        spec = load_subject_spec(source)
-        write_contact_sheet(options.out / f"contact-sheet-{file_name_of(spec.subject)}.png", spec, options.seed)
+    scenes = scene_retention(options.seed, options.scene_questions, options.places)
+    render_retention(options.out, options.seed, more=scenes)
+    write_contact_sheets(options.out, sheets)
     sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
     show(f"{options.out / RECORDS_NAME}: {sizes} records")
 

@@ -49,6 +49,11 @@ class DataOptions:
             raise DataFormatError("name the data: either --data.folder, or --data.files with --data.image_root")
         self.images()
 
+    def inputs(self) -> dict[str, str | Path | None]:
+        """Return option -> file or folder that is read, for `check_output`."""
+        files = {f"--data.files {number}": file for number, file in enumerate(self.files or ())}
+        return {"--data.folder": self.folder, "--data.retention": self.retention, **files}
+
     def read(self, on_broken: Callable[[DataFormatError], None] | None = None) -> RecordSplits:
         """Read the records and their splits.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -157,9 +159,29 @@ def _cached_answers(model: Any, processor: Any, rows: Sequence[QueryRow], batch_
         picture = picture_digest(row.image) if row.image else ""
         key.update(json.dumps([row.query, picture]).encode())
     file = cache_folder() / "targets" / f"{key.hexdigest()[:24]}.json"
-    if file.is_file():
-        return list(json.loads(file.read_text(encoding="utf-8")))
+    if (stored := _read_answers(file, len(rows))) is not None:
+        return stored
     answers = answer_rows(model, processor, rows, max_new_tokens=24, batch_size=batch_size, progress="targets")
     with atomic_write(file) as draft:
-        draft.write_text(json.dumps(answers, ensure_ascii=False, indent=1), encoding="utf-8")
+        content = {"checksum": _checksum(answers), "answers": answers}
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return answers
+
+
+def _read_answers(file: Path, count: int) -> list[str] | None:
+    """Return the answers in a cache file; None if there are none, or not as they were written."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        answers = content["answers"]
+        if content["checksum"] == _checksum(answers) and len(answers) == count:
+            return [str(answer) for answer in answers]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    warnings.warn(f"{file} is damaged, so its answers are generated again", stacklevel=2)
+    return None
+
+
+def _checksum(answers: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(answers).encode()).hexdigest()

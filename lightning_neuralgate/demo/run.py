@@ -33,14 +33,12 @@ from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
-from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.files import atomic_write, check_output
 from lightning_neuralgate.runtime.parsing import read_json_object
-from lightning_neuralgate.runtime.resume import remove_progress
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress, run_folder
 
 ARMS = ("unedited", "gated", "ungated")
 """The models that are compared, named like the arms of a trial."""
-_UNFINISHED = "unfinished"
-"""Folder of what an interrupted run resumes from."""
 _STAGES = {
     "model": "load the model (an embedded model is built on first use)",
     "render": "render the records and draw the ordinary questions",
@@ -89,6 +87,14 @@ def run_demo(
     """
     other = _read_other_results(compare_with, out)
     settings = (settings or EditSettings()).resolved()
+    check_output("the output folder", out, {"the model's folder": settings.model})
+    with run_folder(out / UNFINISHED):
+        return _run_demo(out, seed, settings, other, processes)
+
+
+def _run_demo(
+    out: Path, seed: int, settings: EditSettings, other: dict[str, Any] | None, processes: int
+) -> dict[str, Any]:
     timer = _StageTimer()
     with timer.stage("model"):
         experiment = Experiment(out, seed, settings)
@@ -132,6 +138,7 @@ def run_demo(
     write_answers(out / "answers.jsonl", answers)
     _write_results(out, results)
     write_report(out / "report.html", results, answers, _layer_shares(gate, settings.tau), experiment.data, other)
+    remove_progress(out / UNFINISHED)
     return results
 
 
@@ -192,14 +199,13 @@ def _combine(nested: Sequence[Any], combine: Callable[[Sequence[float]], float])
 
 def _locate(pool: WorkerPool) -> NeuralGate:
     experiment = pool.experiment
-    cache_dir = experiment.out / _UNFINISHED / "records"
+    cache_dir = experiment.out / UNFINISHED / "records"
     records, count = experiment.splits.edit, pool.processes
     if count > 1:
         pool.starmap(_locate_records, [(records[rank::count], cache_dir, f"locate-{rank}") for rank in range(count)])
     # with several processes this only collects what the workers wrote to the cache
     gate = experiment.locate(cache_dir=cache_dir, name="locate" if count == 1 else None)
     gate.save_pretrained(experiment.out / "gate")
-    remove_progress(cache_dir.parent)
     return gate
 
 

@@ -23,7 +23,9 @@ from safetensors.numpy import save_file
 
 from lightning_neuralgate.edit.weight_files import TensorLocation, WeightFiles
 from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
+from lightning_neuralgate.hf.model_files import refuse_other_weights
 from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.written import MANIFEST_NAME
 
 DELTA_NAME = "edit.safetensors"
 FORMAT_VERSION = 1
@@ -81,8 +83,11 @@ class EditDelta:
         """Compute the changes from one model folder to another.
 
         Raises:
-            WeightFilesError: the folders do not have the same tensors with the same dtypes and shapes.
+            WeightFilesError: the folders do not have the same tensors with the same dtypes and shapes, or other weights
+                would be loaded from them.
         """
+        for folder in (base, edited):
+            refuse_other_weights(Path(folder))
         before, after = WeightFiles(base), WeightFiles(edited)
         _check_same_tensors(before, after)
         tensors = {}
@@ -114,11 +119,12 @@ class EditDelta:
             raise WeightFilesError(f"{out} exists; give a new folder, so that nothing is overwritten")
         if out.resolve().is_relative_to(folder.resolve()):
             raise WeightFilesError(f"{out} lies inside {folder}; give a folder outside it")
+        refuse_other_weights(folder)
         self._check_fits(WeightFiles(folder), expected)
         with atomic_write(out) as draft:
             # an edit file in the source folder describes that folder, not the new one
             try:
-                shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME))
+                shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME, MANIFEST_NAME))
             except (shutil.Error, OSError) as error:
                 raise WeightFilesError(f"{folder} cannot be copied: {error}") from error
             files = WeightFiles(draft)
@@ -134,6 +140,8 @@ class EditDelta:
                     f"the edit applied to {folder} does not give the checksum in the edit file ({result[:16]}): the edit "
                     "file is corrupt; make the edit again"
                 )
+            if out.exists():  # another process was faster
+                raise WeightFilesError(f"{out} exists by now; give a new folder, so that nothing is overwritten")
 
     def _check_fits(self, files: WeightFiles, expected: str) -> None:
         if files.checksum == expected:
@@ -158,7 +166,18 @@ class EditDelta:
         )
 
     def save(self, file: str | Path) -> None:
-        """Write the delta to a safetensors file."""
+        """Write the delta to a safetensors file.
+
+        Raises:
+            DeltaFormatError: there is another file, which is not an edit delta.
+        """
+        if Path(file).exists():
+            try:
+                EditDelta.load(file)
+            except DeltaFormatError as error:
+                raise DeltaFormatError(
+                    f"{file} would be replaced, but is not an edit delta; give another file"
+                ) from error
         arrays = {}
         for name, changed in self.tensors.items():
             arrays[f"{name}.rows"], arrays[f"{name}.bits"] = changed.rows, changed.bits

@@ -28,6 +28,7 @@ from lightning_neuralgate.edit.checkpoints import (
     keep_trained,
 )
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
+from lightning_neuralgate.edit.saving import refuse_quantized, save_model
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
@@ -42,7 +43,6 @@ from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.prefix_cache.edit_pass import EditLosses
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.prefix_cache.layout import BatchLayout, LayoutProvider
-from lightning_neuralgate.runtime.files import atomic_write
 
 Schedule = Literal["paper", "minibatch"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
@@ -83,9 +83,9 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
 
     Raises:
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
-        UnsupportedSetupError: a projection is in half precision or has an adapter; at the start of training, the Trainer has
-            converted the weights to half precision (`precision="bf16-true"`); a batch holds more than one pair under schedule
-            `paper`; validation without a processor.
+        UnsupportedSetupError: a projection is in half precision, is quantized or has an adapter; at the start of training,
+            the Trainer has converted the weights to half precision (`precision="bf16-true"`); a batch holds more than one
+            pair under schedule `paper`; validation without a processor.
         ResumeError: a checkpoint of another edit, base model or module is loaded.
     """
 
@@ -232,15 +232,18 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         """Save the edited model, with a LoRA merged, and the processor, if given, as a Hugging Face folder.
 
         With sharded weights every process must call this; rank 0 writes.
+
+        Raises:
+            DataFormatError: the folder is that of the base model, or holds a model that no edit has written.
+            WeightFilesError: what was saved would not load as the edited model. The folder is as it was.
         """
         model = find_hf_model(self.model)
         state = merged_lora(model, full_state_dict(model))
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
-        with atomic_write(Path(folder)) as draft:
-            model.save_pretrained(draft, state_dict=state)
-            if self.processor is not None:
-                self.processor.save_pretrained(draft)
+        layout = find_decoder(model)
+        names = [f"{layout.projection_path(layer)}.weight" for layer in self.hparams["layers"]]
+        save_model(model, self.processor, state, Path(folder), {name: state[name] for name in names})
 
 
 def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
@@ -258,12 +261,13 @@ def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
             f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
             "LightningModule of your own with NeuralGateCallback"
         )
+    refuse_quantized(projection, place)
     narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if not _takes_small_steps(p)}
     if narrow and not lora_rank:
         raise UnsupportedSetupError(
             f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
-            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision; or train a LoRA with "
-            "lora_rank, whose factors are float32"
+            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision ('bf16-true' and '16-true' "
+            "convert the weights); or train a LoRA with lora_rank, whose factors are float32"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
 
 
@@ -58,25 +58,25 @@ class RecordStore:
         """Save the vectors of records, record -> layer -> (d,), with JSON-serializable notes."""
         named = {f"{layer}/{record}": m for record, layers in vectors.items() for layer, m in layers.items()}
         with atomic_write(self._file(key)) as draft:
-            save_file({name: m.contiguous() for name, m in named.items()}, draft, {"notes": json.dumps(notes)})
+            tensors, text = {name: m.contiguous() for name, m in named.items()}, json.dumps(notes)
+            save_file(tensors, draft, {"notes": text, "checksum": self.key({"notes": text}, tensors)})
 
     def load(self, key: str) -> tuple[dict[str, dict[int, Tensor]], dict[str, Any]] | None:
-        """Return the vectors and notes saved under a key, or None if there are none.
-
-        Raises:
-            DataFormatError: the file cannot be read.
-        """
+        """Return the vectors and notes saved under a key; None if there are none, or not as they were saved."""
         file = self._file(key)
         if not file.is_file():
             return None
         try:
-            vectors: dict[str, dict[int, Tensor]] = {}
             with safe_open(file, "pt") as content:
-                for name in content.keys():  # noqa: SIM118
-                    layer, _, record = name.partition("/")
-                    vectors.setdefault(record, {})[int(layer)] = content.get_tensor(name)
-                return vectors, dict(json.loads(content.metadata()["notes"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataFormatError(
-                f"{file} cannot be read as located records ({error}); delete it to locate them again"
-            ) from error
+                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+                text, checksum = content.metadata()["notes"], content.metadata()["checksum"]
+            if checksum != self.key({"notes": text}, tensors):
+                raise ValueError("its content is not what was written")
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            warnings.warn(f"{file} is damaged ({error}), so its records are located again", stacklevel=2)
+            return None
+        vectors: dict[str, dict[int, Tensor]] = {}
+        for name, value in tensors.items():
+            layer, _, record = name.partition("/")
+            vectors.setdefault(record, {})[int(layer)] = value
+        return vectors, dict(json.loads(text))

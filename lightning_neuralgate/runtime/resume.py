@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -18,11 +19,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_neuralgate.errors import ResumeError
-from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.files import atomic_write, sync, sync_entry
+from lightning_neuralgate.runtime.run_folder import RUN_NAME, has_progress, run_folder
 from lightning_neuralgate.runtime.versions import library_versions
 
-RUN_NAME = "run.json"
-_PREFIX, _TEMPORARY = "step-", ".draft"
+_PREFIX, _TEMPORARY, _KEPT = "step-", ".draft", 2
 _TRAINER_SETTINGS = (
     "world_size",
     "precision",
@@ -37,7 +38,9 @@ _TRAINER_SETTINGS = (
 
 
 class ProgressCheckpoint(Checkpoint):  # a Checkpoint runs after all other callbacks
-    """Keep the latest checkpoint of a training in a folder; it is written atomically.
+    """Keep the two latest checkpoints of a training in a folder: `step-NUMBER-CHECKSUM.ckpt`, written atomically.
+
+    Where the latest one is damaged later on, the checksum in its name shows it, and the other one is used.
 
     Args:
         folder: where to write the checkpoint.
@@ -74,13 +77,14 @@ class ProgressCheckpoint(Checkpoint):  # a Checkpoint runs after all other callb
             return
         self._step = trainer.global_step
         if trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds):
-            target = self.folder / f"{_PREFIX}{trainer.global_step:09d}.ckpt"
-            temporary = target.with_name(target.name + _TEMPORARY)
+            name = f"{_PREFIX}{trainer.global_step:09d}"
+            temporary = self.folder / f"{name}.ckpt{_TEMPORARY}"
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
-                older = [file for file in _checkpoints(self.folder) if file != target]
-                os.replace(temporary, target)
-                for file in older:
+                sync(temporary)
+                os.replace(temporary, self.folder / f"{name}-{_checksum(temporary)}.ckpt")
+                sync_entry(self.folder)
+                for file in _checkpoints(self.folder)[:-_KEPT]:
                     _remove(file)
             trainer.strategy.barrier()
             self._saved_at = time.monotonic()
@@ -113,7 +117,8 @@ def fit_resumably(
         every_seconds: minimum time between two checkpoints; 0 for one after every optimizer step.
 
     Raises:
-        ResumeError: the folder contains the progress of a run with other settings, or a hyperparameter is not a plain value.
+        ResumeError: the folder contains the progress of a run with other settings, or of a run that is not over yet, or no
+            checkpoint in it is readable; or a hyperparameter is not a plain value.
     """
     if trainer.max_steps != -1:
         rank_zero_warn("a run with max_steps cannot be resumed, so no progress is kept; bound the run by max_epochs")
@@ -128,28 +133,19 @@ def fit_resumably(
         "module": dict(module.hparams),
         "data": getattr(datamodule, "identity", {}),
     }
-    check_same_run(folder, all_settings, write=trainer.is_global_zero)
-    if trainer.is_global_zero:
-        for temporary in folder.glob(f"*{_TEMPORARY}"):
-            _remove(temporary)
-    checkpoints = _checkpoints(folder)
-    trainer.callbacks.append(ProgressCheckpoint(folder, every_seconds))  # type: ignore[attr-defined]
-    # checkpoints contain tensors and plain values only, so loading them never runs code
-    checkpoint = str(checkpoints[-1]) if checkpoints else None
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-
-
-def remove_progress(folder: Path) -> None:
-    """Remove the progress of a run. The folder is renamed first, so that it is never seen half deleted."""
-    removed = folder.with_name(f".{folder.name}.over")
-    shutil.rmtree(removed, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, removed)
-        shutil.rmtree(removed, ignore_errors=True)
+    with run_folder(folder, trainer.is_global_zero):
+        check_same_run(folder, all_settings, write=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            for temporary in folder.glob(f"*{_TEMPORARY}"):
+                _remove(temporary)
+        checkpoint = _latest_readable(folder)
+        trainer.callbacks.append(ProgressCheckpoint(folder, every_seconds))  # type: ignore[attr-defined]
+        # checkpoints contain tensors and plain values only, so loading them never runs code
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
 
 
 def check_same_run(folder: Path, settings: Mapping[str, Any], write: bool = True) -> None:
-    """Check that the progress in a folder belongs to a run with these settings; in a new folder, write them down.
+    """Check that the progress in a folder belongs to a run with these settings; if there is none yet, write them down.
 
     Args:
         folder: the folder with the progress of a run.
@@ -161,7 +157,9 @@ def check_same_run(folder: Path, settings: Mapping[str, Any], write: bool = True
     """
     settings = json.loads(json.dumps(settings, default=lambda value: getattr(value, "__qualname__", str(value))))
     file = folder / RUN_NAME
-    if not file.is_file():
+    if (
+        not has_progress(folder) or not file.is_file()
+    ):  # settings alone, as of a run that was refused, bind no other run
         if _checkpoints(folder):
             raise ResumeError(
                 f"{folder} contains checkpoints of an unknown run ({RUN_NAME} is missing); delete the folder to start anew"
@@ -206,6 +204,41 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints, oldest first."""
     return sorted(folder.glob(f"{_PREFIX}*.ckpt"))
+
+
+def _latest_readable(folder: Path) -> str | None:
+    """Return the latest checkpoint that is as it was written; None if there are no checkpoints.
+
+    Raises:
+        ResumeError: there are checkpoints, but none can be read.
+    """
+    problems = []
+    for file in reversed(_checkpoints(folder)):
+        try:
+            if not file.stem.endswith(f"-{_checksum(file)}"):
+                raise ValueError("its content is not what was written")
+            if file.is_file():
+                torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds for what is no checkpoint
+            problems.append(f"{file.name}: {str(error).splitlines()[0] if str(error) else error!r}")
+            continue
+        if problems:
+            rank_zero_warn(f"{folder}: damaged checkpoint, resuming from the one before ({'; '.join(problems)})")
+        return str(file)
+    if problems:
+        raise ResumeError(
+            f"no checkpoint in {folder} can be read ({'; '.join(problems)}); delete the folder to start anew"
+        )
+    return None
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _remove(path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.errors import DataFormatError, ResumeError
 from lightning_neuralgate.evaluation.answers import AnsweredItem, parse_answer
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.parsing import ParseError, parse_json, parse_json_line
@@ -89,14 +89,36 @@ class AnswerLog:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._path = file
         self._file = file.open("ab+")
         self._file.truncate(_end_of_last_line(self._file))
 
     def append(self, lines: Iterable[str]) -> None:
-        """Append lines and flush them to disk."""
+        """Append lines and flush them to disk.
+
+        Raises:
+            ResumeError: see `check`.
+        """
+        self.check()
         self._file.write("".join(lines).encode("ascii"))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def check(self) -> None:
+        """Check that the file is still in its place.
+
+        Raises:
+            ResumeError: it has been removed or replaced.
+        """
+        try:
+            in_place = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            raise ResumeError(
+                f"{self._path} was removed or replaced while this run wrote to it, perhaps by another run in the same "
+                "folder; start this run again"
+            )
 
     def close(self) -> None:
         """Close the file."""

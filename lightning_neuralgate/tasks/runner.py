@@ -24,7 +24,8 @@ from lightning_neuralgate.metrics.functional import RefusalVariant, verdict_stan
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
 from lightning_neuralgate.runtime.answer_cache import AnswerCache
 from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.runtime.resume import RUN_NAME, check_same_run
+from lightning_neuralgate.runtime.resume import check_same_run
+from lightning_neuralgate.runtime.run_folder import RUN_NAME, UNFINISHED, run_folder
 from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.answer_store import (
     ANSWERS_NAME,
@@ -35,8 +36,6 @@ from lightning_neuralgate.tasks.answer_store import (
 from lightning_neuralgate.tasks.item import Skipped, TaskItem, write_skipped
 from lightning_neuralgate.tasks.questions import CountedBatches, QuestionBatches, Survey, TaskQuestions
 
-UNFINISHED = "unfinished"
-"""Folder inside the output folder with the logs from which an interrupted run resumes."""
 _LOGS = "part-*.jsonl"
 
 
@@ -237,9 +236,25 @@ def answer_tasks(
 
     Raises:
         DataFormatError: a broken item under `stop`.
-        ResumeError: the folder holds the progress of another run.
+        ResumeError: the folder holds the progress of another run, or another run uses it.
     """
-    answering = answering or Answering()
+    with run_folder(out / UNFINISHED, trainer.is_global_zero):
+        return _answer_tasks(
+            model, processor, questions, out, trainer, answering or Answering(), use_cache, num_workers, notes or {}
+        )
+
+
+def _answer_tasks(
+    model: Any,
+    processor: Any,
+    questions: TaskQuestions,
+    out: Path,
+    trainer: Trainer,
+    answering: Answering,
+    use_cache: bool,
+    num_workers: int,
+    notes: Mapping[str, Any],
+) -> TaskRun:
     survey = questions.survey()
     settings = {
         "model": model_checksum(model),
@@ -259,6 +274,8 @@ def answer_tasks(
     data = _RemainingQuestions(questions, processor, answering.batch_size, unfinished, run_settings, num_workers)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
+        if module.log_file is not None:
+            module.log_file.check()
         trainer.strategy.barrier()
     finally:
         module.close()
@@ -271,7 +288,7 @@ def answer_tasks(
         unreadable = Counter(item.task for item in skipped)
         content = {
             "questions": survey.counts, "available": survey.available, "answered": answered, "broken": survey.broken,
-            "unreadable": dict(unreadable), "settings": run_settings, "notes": dict(notes or {}),
+            "unreadable": dict(unreadable), "settings": run_settings, "notes": dict(notes),
         }  # fmt: skip
         with atomic_write(out / RUN_NAME) as draft:
             draft.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ from lightning_neuralgate.metrics.functional.forms import opens_with_answer
 from lightning_neuralgate.metrics.functional.tally import Tally
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.parsing import read_json_object
-from lightning_neuralgate.runtime.resume import RUN_NAME
+from lightning_neuralgate.runtime.run_folder import RUN_NAME
 from lightning_neuralgate.tasks.answer_store import ANSWERS_NAME, read_answered
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS, benchmark_of
 from lightning_neuralgate.tasks.benchmarks.base import TallySettings, TaskTally

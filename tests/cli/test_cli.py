@@ -161,7 +161,7 @@ def test_render_custom_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[st
         }
         shutil.rmtree(out)
     assert main(["render", "--subject-spec", visa, "--contact-sheets", str(out)]) == 0
-    assert [path.name for path in out.iterdir()] == ["visa.png"]
+    assert [path.name for path in out.glob("[!.]*")] == ["visa.png"]
 
 
 def test_render_errors_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,20 @@ def test_targets_are_generated_once_per_model_and_data(splits: RecordSplits, mon
     assert len(calls) == 3, "nothing is generated if all targets are present"
     files = list((cache_folder() / "targets").iterdir())
     assert len(files) == 3
-    assert len(json.loads(files[0].read_text())) in (6, 8)
+    assert len(json.loads(files[0].read_text())["answers"]) in (6, 8)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "7", '{"answers": ["a"], "checksum": "0"}', "[" * 100_000, "one letter"])
+def test_a_damaged_cache_is_noticed_and_made_anew(splits: RecordSplits, damage: str) -> None:
+    incomplete, processor = without_targets(splits), tiny_processor()
+    expected, _ = fill_targets(incomplete.edit, [], tiny_llava(), processor)
+    (file,) = (cache_folder() / "targets").iterdir()
+    content = json.loads(file.read_text())
+    content["answers"][3] += "x"
+    file.write_text(json.dumps(content) if damage == "one letter" else damage)
+    with pytest.warns(UserWarning, match=rf"{file.name} is damaged, so its answers are generated again"):
+        assert fill_targets(incomplete.edit, [], tiny_llava(), processor)[0] == expected
+    assert fill_targets(incomplete.edit, [], tiny_llava(), processor)[0] == expected
 
 
 def test_missing_targets_are_generated_when_fitting_starts(splits: RecordSplits) -> None:

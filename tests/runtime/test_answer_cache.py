@@ -41,7 +41,40 @@ def test_answers_are_shared_between_caches_and_threads(tmp_path: Path) -> None:
     assert found == list(answers.values())
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "answers.sqlite").write_text("not a database, but long enough to be read as the header of one" * 20)
-    with pytest.raises(DataFormatError, match=r"answers\.sqlite cannot be used .* --judge\.cache false"):
-        AnswerCache({}, tmp_path)
+def test_a_damaged_file_is_moved_away_and_made_anew(tmp_path: Path) -> None:
+    text = "not a database, but long enough to be read as the header of one" * 20
+    (tmp_path / "answers.sqlite").write_text(text)
+    with pytest.warns(UserWarning, match=r"answers\.sqlite is damaged .* it is now answers\.damaged"):
+        cache = AnswerCache({}, tmp_path)
+    cache.keep({"key": "answer"})
+    assert cache.recall(["key"]) == ["answer"]
+    assert (tmp_path / "answers.damaged").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ['{"a": 1}', "7", '["A passpart.", "CHECKSUM"]', '["A passport.', "\xff", "[" * 100_000, '["A passport."]', None],
+)
+def test_a_damaged_row_counts_as_not_there(tmp_path: Path, damage: str | None) -> None:
+    cache = AnswerCache({}, tmp_path)
+    cache.keep({"key": "A passport."})
+    with sqlite3.connect(cache.file) as database:
+        (stored,) = database.execute("SELECT answer FROM answers").fetchone()
+        replaced = None if damage is None else damage.replace("CHECKSUM", json.loads(stored)[1])
+        database.execute("UPDATE answers SET answer = ?", (replaced,))
+    database.close()
+    assert cache.recall(["key"]) == [None]
+    cache.keep({"key": "A passport."})
+    assert cache.recall(["key"]) == ["A passport."]
+
+
+def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AnswerCache({}, tmp_path)
+
+    def full(rows: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(cache, "_insert", full)
+    with pytest.raises(DataFormatError, match=r"answers\.sqlite cannot be used .*disk is full.*--judge\.cache false"):
+        cache.keep({"key": "A passport."})
+    assert cache.file.exists()

@@ -10,6 +10,7 @@ from lightning_neuralgate.runtime.files import (
     atomic_replace,
     atomic_write,
     cache_folder,
+    check_output,
     remove_temporary_files,
     restore_replaced,
 )
@@ -125,3 +126,50 @@ def test_environment_variables_move_the_cache(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("NEURALGATE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "lightning-neuralgate"
+
+
+def test_an_output_that_is_holds_or_lies_in_an_input_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "base"
+    model.mkdir(parents=True)
+    link, file = tmp_path / "link", tmp_path / "data.json"
+    link.symlink_to(model, target_is_directory=True)
+    file.touch()
+    for out, place in (
+        (model, "is"), (link, "is"), (tmp_path, "holds"), (model / ".." / ".." / "models", "holds"), (link / "new", "lies in")
+    ):  # fmt: skip
+        with pytest.raises(DataFormatError, match=rf"--out .* {place} --model.name .*, which would be overwritten"):
+            check_output("--out", out, {"--model.name": model})
+    with pytest.raises(DataFormatError, match="is --data"):
+        check_output("--out", file, {"--gate": None, "--data": str(file)})
+    check_output(
+        "--out", tmp_path / "models" / "edited", {"--model.name": model, "--gate": "a/repository", "--more": None}
+    )
+
+
+def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    rename, sync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("sync"), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda source, to: (events.append("rename"), rename(source, to)))
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("content")
+    assert events == ["sync", "rename", "sync"], "the file, its name, the folder with the name"
+
+
+def test_only_temporary_folders_of_our_own_are_removed(tmp_path: Path) -> None:
+    for name in (".out.draft-of-my-thesis", ".out.draft-a1b2c3d_"):
+        (tmp_path / name).mkdir()
+    remove_temporary_files(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".out.draft-of-my-thesis"]
+
+
+def test_atomic_replace_keeps_files_that_are_not_to_be_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    (target / "deep").mkdir(parents=True)
+    for name in ("old", "notes", "deep/notes"):
+        (target / name).write_text(name)
+    with atomic_replace(target, lambda file: file.name == "old") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert files == {"new", "notes", "deep/notes"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-from lightning_neuralgate.runtime.resume import fit_resumably, remove_progress
+from lightning_neuralgate.runtime.resume import _checksum, check_same_run, fit_resumably
+from lightning_neuralgate.runtime.run_folder import remove_progress
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 from tests.helpers.training import QUIET, datamodule, random_gate, train
 
@@ -97,7 +99,7 @@ def test_an_edit_can_be_interrupted_many_times(splits: RecordSplits, tmp_path: P
         break
     assert starts > 5
     assert torch.equal(found, expected)
-    assert len(list((tmp_path / "interrupted").glob("step-*"))) == 1, "older checkpoints are removed"
+    assert len(list((tmp_path / "interrupted").glob("step-*"))) == 2, "older checkpoints are removed"
     assert not list((tmp_path / "interrupted").glob("*.draft"))
 
 
@@ -179,14 +181,52 @@ def test_progress_of_a_run_with_other_settings_is_refused(splits: RecordSplits, 
     edit(splits, tmp_path / "run", Kill(-1), {"schedule": "minibatch", "alpha": 2.0})
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.ckpt"))
+
+
 def test_a_checkpoint_with_code_is_refused(splits: RecordSplits, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        edit(splits, tmp_path / "run", Kill(2), MINIBATCH)
-    (checkpoint,) = (tmp_path / "run").glob("step-*.ckpt")
+        edit(splits, tmp_path / "run", Kill(1), MINIBATCH)
+    (checkpoint,) = checkpoints(tmp_path / "run")
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "more": Path}, checkpoint)
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    checkpoint.rename(checkpoint.with_name(f"step-000000001-{_checksum(checkpoint)}.ckpt"))
+    with pytest.raises(ResumeError, match=r"no checkpoint in .* can be read .*[Ww]eights.only.*; delete the folder"):
         edit(splits, tmp_path / "run", Kill(-1), MINIBATCH)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "one bit", "text"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
+    splits: RecordSplits, tmp_path: Path, damage: str
+) -> None:
+    expected = edit(splits, tmp_path / "full", Kill(-1), MINIBATCH)
+    with pytest.raises(Killed):
+        edit(splits, tmp_path / "run", Kill(3), MINIBATCH)
+    older, latest = checkpoints(tmp_path / "run")
+    for file in (latest, older):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged = {"empty": b"", "cut short": content[:-100], "one bit": content, "text": b"no checkpoint"}
+        file.write_bytes(bytes(damaged[damage]))
+        if file == latest:
+            shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(ResumeError, match=r"no checkpoint in .* can be read \(.*\); delete the folder to start anew"):
+        edit(splits, tmp_path / "run", Kill(-1), MINIBATCH)
+    second = Kill(-1)
+    with pytest.warns(UserWarning, match="damaged checkpoint, resuming from the one before"):
+        assert torch.equal(edit(splits, tmp_path / "copy", second, MINIBATCH), expected)
+    full = Kill(-1)
+    edit(splits, tmp_path / "other", full, MINIBATCH)
+    assert second.batches == full.batches - 2
+
+
+def test_settings_alone_bind_no_other_run(tmp_path: Path) -> None:
+    check_same_run(tmp_path, {"dtype": "float16"})
+    check_same_run(tmp_path, {"dtype": "float32"})
+    (tmp_path / "part-0.jsonl").write_text("progress")
+    with pytest.raises(ResumeError, match="dtype: 'float32' there, 'float16' now"):
+        check_same_run(tmp_path, {"dtype": "float16"})
 
 
 class InterruptedLocator(PrivacyLocatorModule):
@@ -227,6 +267,11 @@ def test_located_records_are_not_located_again(splits: RecordSplits, tmp_path: P
         "cached for another model of the same identity"
     )
     assert locate(tmp_path / "1", alpha=2.0).count == len(splits.edit), "cached for other settings"
-    file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=rf"{file.name} cannot be read as located records .*; delete it"):
-        locate(tmp_path / "2")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    for damaged in (b"nonsense", b"", bytes(content)):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=rf"{file.name} is damaged .*, so its records are located again"):
+            resumed = locate(tmp_path / "2")
+        assert resumed.count == 1
+        assert resumed.gate.fingerprint == expected.gate.fingerprint

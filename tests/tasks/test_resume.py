@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,10 @@ import pytest
 from lightning.pytorch import Trainer
 
 from lightning_neuralgate.errors import DataFormatError, ResumeError
-from lightning_neuralgate.runtime.resume import remove_progress
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress
 from lightning_neuralgate.tasks.answer_store import AnswerLog
 from lightning_neuralgate.tasks.item import BROKEN_NAME
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering
+from lightning_neuralgate.tasks.runner import Answering
 from lightning_neuralgate.tasks.scoring import QuestionCounts, partial_tasks, question_counts, tally_run
 from tests.helpers.task_files import pope_files
 from tests.helpers.tiny_llava import tiny_llava
@@ -40,6 +43,9 @@ def resumed_rows(folder: Path, out: Path, complete: Path) -> int:
 def test_an_interrupted_run_resumes(data: Path, complete: Path, tmp_path: Path, batches: int) -> None:
     interrupt(data, tmp_path, batches)
     assert not (tmp_path / "answers.jsonl").exists()
+    if not batches:
+        assert not (tmp_path / UNFINISHED).exists(), "there is no progress"
+        return
     log = tmp_path / UNFINISHED / "part-0.jsonl"
     assert len(log.read_bytes().splitlines()) == 3 * batches
     with log.open("ab") as torn:
@@ -156,3 +162,47 @@ def test_an_invalid_line_of_a_log_is_named(data: Path, tmp_path: Path) -> None:
     log.write_bytes(b"hello\n" + log.read_bytes())
     with pytest.raises(DataFormatError, match=r"part-0\.jsonl, line 1: no answer .*; delete the line"):
         answer(data, tmp_path)
+
+
+def test_a_run_that_finds_its_log_gone_stops_before_it_writes(data: Path, tmp_path: Path) -> None:
+    answer(data, tmp_path, use_cache=False)
+    complete = {name: (tmp_path / name).read_bytes() for name in ("answers.jsonl", "run.json")}
+    for batches in (0, 3, 6):
+        shutil.rmtree(tmp_path / UNFINISHED, ignore_errors=True)
+        model = tiny_llava()
+        Removes(model, tmp_path / UNFINISHED, batches)
+        with pytest.raises(ResumeError, match=r"part-0\.jsonl was removed or replaced while this run wrote to it"):
+            answer(data, tmp_path, model=model, use_cache=False)
+        assert {name: (tmp_path / name).read_bytes() for name in complete} == complete
+
+
+class Removes(Calls):
+    """Removes a folder before one of the batches."""
+
+    def __init__(self, model: Any, folder: Path, batch: int) -> None:
+        super().__init__(model)
+        generate = model.generate
+
+        def removing(**inputs: Any) -> Any:
+            if self.count == batch:
+                shutil.rmtree(folder)
+            return generate(**inputs)
+
+        model.generate = removing
+
+
+def test_a_run_in_use_is_refused_and_one_refused_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom lightning_neuralgate.runtime.run_folder import run_folder\n"
+        "with run_folder(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / UNFINISHED)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with pytest.raises(ResumeError, match=f"in use by another run .process {child.pid}, "):
+            answer(data, tmp_path, use_cache=False)
+        child.communicate("\n")
+    interrupt(data, tmp_path, 0)
+    assert list(tmp_path.iterdir()) == []
+    answer(data, tmp_path, answering=Answering(max_new_tokens=5, batch_size=3), use_cache=False)

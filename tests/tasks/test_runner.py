@@ -18,11 +18,12 @@ from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING, seeded_sampling
 from lightning_neuralgate.runtime.answer_cache import AnswerCache
+from lightning_neuralgate.runtime.run_folder import UNFINISHED
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks.privacy_pair import privacy_pair_items
 from lightning_neuralgate.tasks.evaluate import evaluate
 from lightning_neuralgate.tasks.questions import QuestionBatches, TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, TaskAnswering, TaskRun, answer_tasks
+from lightning_neuralgate.tasks.runner import Answering, TaskAnswering, TaskRun, answer_tasks
 from lightning_neuralgate.tasks.scoring import partial_tasks, tally_answers, tally_run, task_scores
 from tests.helpers.launch import launch
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
@@ -104,11 +105,11 @@ def test_invalid_generation_settings_are_refused(options: dict[str, Any], messag
         Answering(**options)
 
 
-def test_a_corrupt_cache_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_corrupt_cache_is_made_anew(data: Path, complete: Path, tmp_path: Path) -> None:
     file = AnswerCache({}).file
     file.write_text("not a database, but long enough to be read as the header of one" * 20)
-    with pytest.raises(DataFormatError, match=r"answers\.sqlite cannot be used .* or run with --cache false"):
-        answer(data, tmp_path)
+    with pytest.warns(UserWarning, match=r"answers\.sqlite is damaged .* it is now answers\.damaged"):
+        assert answer(data, tmp_path).file.read_bytes() == complete.read_bytes()
 
 
 def test_sampled_answers_depend_on_neither_batch_size_nor_global_seed(data: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -12,7 +12,7 @@ from lightning_neuralgate.data.rendering.dataset import picture_seed
 from lightning_neuralgate.data.rendering.draw import render
 from lightning_neuralgate.data.rendering.page import load_font
 from lightning_neuralgate.data.rendering.spec import SubjectSpec
-from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.written import check_written, update_folder
 
 LINE_LENGTH = 31
 """Characters that fit below a picture."""
@@ -53,15 +53,21 @@ def arrange(cells: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def write_contact_sheet(path: Path, spec: SubjectSpec, seed: int = 0) -> None:
-    """Write the contact sheet of a subject, see `save_sheet`."""
-    save_sheet(path, contact_sheet(spec, seed))
+def write_contact_sheets(folder: Path, sheets: Mapping[str, Callable[[], Image.Image]]) -> None:
+    """Write contact sheets as PNG files with 128 colours, which keeps them small.
 
+    Args:
+        folder: output folder.
+        sheets: file name -> function that draws the sheet.
 
-def save_sheet(path: Path, sheet: Image.Image) -> None:
-    """Write a contact sheet as a PNG with 128 colours, which keeps the file small."""
-    with atomic_write(path) as draft:
-        sheet.quantize(128, dither=Image.Dither.NONE).save(draft, format="PNG", optimize=True)
+    Raises:
+        DataFormatError: a file would be replaced that no earlier call has written.
+    """
+    check_written(folder, sheets)
+    with update_folder(folder) as draft:
+        for name, draw in sheets.items():
+            sheet = draw().quantize(128, dither=Image.Dither.NONE)
+            sheet.save(draft / name, format="PNG", optimize=True)
 
 
 def _cell(spec: SubjectSpec, seed: int) -> Image.Image:

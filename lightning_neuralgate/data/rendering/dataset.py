@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_neuralgate.data.authors import write_authors_json
@@ -40,7 +42,9 @@ from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_s
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.gate.spans import normalize_subject
-from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.files import remove_temporary_files
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, run_folder
+from lightning_neuralgate.runtime.written import check_written, update_folder
 
 RETENTION_NAME = "retention.jsonl"
 IMAGES_NAME = "images"
@@ -71,15 +75,16 @@ def render_splits(
 
     The folder receives `records.jsonl` (one record per line), `images/` (PNG files, readable with Hugging Face `datasets`)
     and `authors/` (the same records in the paper's JSON format). Files are moved into place only after all of them have
-    been written. Edit and test records share no picture and no question template, and no secret value unless a field has
-    too few possible values. Subjects with unseen fields also get records in `unseen_attributes`, whose queries ask for
-    these fields only.
+    been written, `records.jsonl` last; only files of an earlier call are replaced.
+
+    Edit and test records share no picture and no question template, and no secret value unless a field has too few possible
+    values. Subjects with unseen fields also get records in `unseen_attributes`, whose queries ask for these fields only.
 
     The same arguments write the same bytes. The picture of a test record depends only on seed, subject, split and its
     number within the split, and not on how many other records there are.
 
     Args:
-        folder: output folder, created if missing; its `records.jsonl` is replaced, other files stay.
+        folder: output folder, created if missing.
         seed: seed of values, pictures and queries.
         edit_records: number of edit records per subject.
         test_records: number of records per edited subject in `test`, and in `unseen_attributes` if it has unseen fields. The
@@ -95,7 +100,9 @@ def render_splits(
         `folder`.
 
     Raises:
-        DataFormatError: a subject spec is invalid, or two specs have the same subject.
+        DataFormatError: a subject spec is invalid, or two specs have the same subject; a file would be replaced that no
+            earlier call has written, or that has been changed since.
+        ResumeError: another process writes into the folder.
         DataLeakError: edit and test share a question template, because a spec defines only one kind and it equals a default
             template of the other kind.
         MissingDependencyError: Faker or matplotlib is not installed.
@@ -127,8 +134,10 @@ def render_splits(
         + unseen_subject_records * len(unseen_specs)
     )
     rendered: dict[str, list[RenderedRecord]] = {split: [] for split in RecordSplits._fields}
+    stale = f"{IMAGES_NAME}/*/{METADATA_NAME}"  # would make `datasets` load pictures of an earlier dataset
     with (
-        atomic_write(folder.resolve()) as draft,
+        _writing(folder, RECORDS_NAME),
+        update_folder(folder, RECORDS_NAME, [stale]) as draft,
         tqdm(total=total, desc=progress, disable=progress is None, unit="picture") as bar,
     ):
         renderer = _RecordRenderer(draft / IMAGES_NAME, seed, bar)
@@ -149,13 +158,25 @@ def render_splits(
         write_imagefolder(draft / IMAGES_NAME, rendered)
         _write_authors_files(draft, splits)
         splits = RecordSplits(*([_relocate(record, draft, folder) for record in records] for records in splits))
-    for split in splits._fields:
-        if not rendered[split]:  # an earlier run's metadata would make `datasets` load its pictures
-            (folder / IMAGES_NAME / SPLIT_FOLDERS[split] / METADATA_NAME).unlink(missing_ok=True)
     return splits
 
 
-def render_retention(folder: Path, seed: int, count: int = ORDINARY_ITEMS, public: int = 12) -> list[RetentionItem]:
+@contextmanager
+def _writing(folder: Path, index: str) -> Iterator[None]:
+    """Hold a folder, and check that the file that is to be replaced in it was written by an earlier call."""
+    with run_folder(folder / UNFINISHED):
+        remove_temporary_files(folder.resolve())
+        check_written(folder, [index])
+        yield
+
+
+def render_retention(
+    folder: Path,
+    seed: int,
+    count: int = ORDINARY_ITEMS,
+    public: int = 12,
+    more: Iterable[tuple[Image.Image, str]] = (),
+) -> list[RetentionItem]:
     """Write questions whose answers an edit must not change to `retention.jsonl`, for the edit's retention term.
 
     Their targets are generated later, with the unedited model.
@@ -167,22 +188,27 @@ def render_retention(folder: Path, seed: int, count: int = ORDINARY_ITEMS, publi
         public: number of questions about public attributes, such as the motif of a poster, built from the edit's own
             templates. Without them, the few benign attributes of the edit records are the only questions in these words that
             the model should answer, and it may learn to refuse any question worded this way.
+        more: further pictures with a question about each, such as those of `scene_retention`.
     """
     rng = random.Random(f"retention/{seed}")
     about_pictures = [*PICTURE_QUESTIONS, *SHAPE_QUESTIONS, *SHAPE_COLOUR_QUESTIONS]
     ordinary = [rng.choice(about_pictures if index % 2 == 0 else ORDINARY_QUESTIONS) for index in range(count)]
     items = []
-    for name, series, questions in (
-        ("ordinary", "retention", ordinary),
-        ("public", "public", public_questions(public, random.Random(f"public/{seed}"))),
-    ):
-        for index, question in enumerate(questions):
-            image = folder / IMAGES_NAME / f"{name}-{index}.png"
-            with atomic_write(image) as draft:
-                ordinary_picture(picture_seed(seed, series, index))[0].save(draft, format="PNG")
-            items.append(RetentionItem(query=question, image=image))
-    write_retention(folder / RETENTION_NAME, items, folder)
-    return items
+    with _writing(folder, RETENTION_NAME), update_folder(folder, RETENTION_NAME) as draft:
+        (draft / IMAGES_NAME).mkdir()
+        for name, series, questions in (
+            ("ordinary", "retention", ordinary),
+            ("public", "public", public_questions(public, random.Random(f"public/{seed}"))),
+        ):
+            for index, question in enumerate(questions):
+                image = draft / IMAGES_NAME / f"{name}-{index}.png"
+                ordinary_picture(picture_seed(seed, series, index))[0].save(image, format="PNG")
+                items.append(RetentionItem(query=question, image=image))
+        for index, (picture, question) in enumerate(more):
+            picture.save(draft / IMAGES_NAME / f"scene-{index}.png", format="PNG")
+            items.append(RetentionItem(query=question, image=draft / IMAGES_NAME / f"scene-{index}.png"))
+        write_retention(draft / RETENTION_NAME, items, draft)
+    return [item.model_copy(update={"image": folder / IMAGES_NAME / item.image.name}) for item in items if item.image]
 
 
 def picture_seed(seed: int, series: str, index: int) -> int:

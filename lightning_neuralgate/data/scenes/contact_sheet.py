@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
+
+from PIL import Image
 
 from lightning_neuralgate.data.rendering.contact_sheet import (
     BENIGN_COLOUR,
     LINE_LENGTH,
     arrange,
     captioned,
-    save_sheet,
 )
 from lightning_neuralgate.data.rendering.dataset import picture_seed
 from lightning_neuralgate.data.scenes.draw import draw_scene
@@ -18,8 +18,8 @@ from lightning_neuralgate.data.scenes.questions import caption
 from lightning_neuralgate.data.scenes.spec import SceneSpec
 
 
-def write_scene_sheet(path: Path, spec: SceneSpec, seed: int = 0, count: int = 12, columns: int = 4) -> None:
-    """Write pictures of a place in a grid, each above its caption and the writing in it."""
+def scene_sheet(spec: SceneSpec, seed: int = 0, count: int = 12, columns: int = 4) -> Image.Image:
+    """Draw pictures of a place in a grid, each above its caption and the writing in it."""
     cells = []
     for index in range(count):
         scene = draw_scene(spec, picture_seed(seed, f"{spec.place}/contact-sheet", index))
@@ -31,4 +31,4 @@ def write_scene_sheet(path: Path, spec: SceneSpec, seed: int = 0, count: int = 1
         ]
         lines = [line for text in (caption(scene), *written) for line in textwrap.wrap(text, LINE_LENGTH)]
         cells.append(captioned(scene.image, [(line, BENIGN_COLOUR) for line in lines]))
-    save_sheet(path, arrange(cells, columns))
+    return arrange(cells, columns)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.hf.model_files import is_model_file
 from lightning_neuralgate.models.minigpt4.configuration import MiniGPT4Config
 from lightning_neuralgate.models.minigpt4.modeling import MiniGPT4ForConditionalGeneration
 from lightning_neuralgate.models.minigpt4.processing import (
@@ -33,8 +34,9 @@ from lightning_neuralgate.models.minigpt4.sources import (
     read_tensors,
     read_tokenizer,
 )
-from lightning_neuralgate.runtime.files import atomic_replace, remove_temporary_files, restore_replaced
+from lightning_neuralgate.runtime.files import atomic_replace, check_output, remove_temporary_files, restore_replaced
 from lightning_neuralgate.runtime.parsing import read_json_object
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, run_folder
 
 # LAVIS's names in the tower -> names in `vision_tower`
 _TOWER_NAMES = (
@@ -105,67 +107,77 @@ def convert_minigpt4(
         vision_config: differences of the tower from EVA-ViT-g, if `vision` is a `.pth` file.
         qformer_config: differences of the Q-Former from BLIP-2's, if it comes from a `.pth` file.
         dtype: dtype of the weights.
-        overwrite: replace a MiniGPT-4 in `out` once the new one is complete. If an earlier call was killed after moving the
-            old one away, the old one is restored first.
+        overwrite: replace a MiniGPT-4 in `out` once the new one is complete; other files stay. If an earlier call was
+            killed after moving the old one away, the old one is restored first.
 
     Raises:
         WeightFilesError: a file or folder cannot be read or is of another model, or tensors are missing, unexpected or of the
             wrong shape; all are listed.
         UnsupportedSetupError: `out` is not empty.
+        DataFormatError: `out` is, holds or lies in one of the sources.
     """
+    inputs = {
+        "the language model": language_model,
+        "the vision tower": vision,
+        "the checkpoint": checkpoint,
+        "BLIP-2": blip2,
+    }
+    check_output("the output folder", out, inputs)
+    # next to the output folder, which is replaced as a whole
     target = out.resolve()
-    if restore_replaced(target):
-        print(f"{out}: restored the model that an interrupted conversion had moved away")
-    _check_target(out, overwrite)
-    language_model = Path(language_model)
-    read_config(language_model, "llama")
-    tokenizer = read_tokenizer(language_model)
-    for folder in (vision, blip2):
-        if folder is not None and folder.is_dir():
-            blip2_config = read_config(folder, "blip-2")
-            qformer_config = blip2_config.qformer_config.to_dict()
-            vision_config = blip2_config.vision_config.to_dict() if folder is vision else vision_config
-    sources = [(str(vision), read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision)))]
-    if blip2 is not None:
-        tensors = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
-        # the tower comes from `vision`
-        tensors = {name: value for name, value in tensors.items() if not _TOWER_OF_BLIP2.match(name)}
-        sources.append((str(blip2), tensors))
-    plain_norm = not use_qformer if plain_norm is None else plain_norm
-    if plain_norm:
-        sources = [
-            (file, {name: value for name, value in tensors.items() if not _FINAL_NORM.match(name)})
-            for file, tensors in sources
-        ]
-    checkpoint_tensors = read_tensors(checkpoint)
-    sources.append((str(checkpoint), checkpoint_tensors))
+    with run_folder(target.with_name(f".{target.name}.{UNFINISHED}")):
+        if restore_replaced(target):
+            print(f"{out}: restored the model that an interrupted conversion had moved away")
+        _check_target(out, overwrite)
+        language_model = Path(language_model)
+        read_config(language_model, "llama")
+        tokenizer = read_tokenizer(language_model)
+        for folder in (vision, blip2):
+            if folder is not None and folder.is_dir():
+                blip2_config = read_config(folder, "blip-2")
+                qformer_config = blip2_config.qformer_config.to_dict()
+                vision_config = blip2_config.vision_config.to_dict() if folder is vision else vision_config
+        sources = [(str(vision), read_blip2(vision) if vision.is_dir() else _tower_tensors(read_tensors(vision)))]
+        if blip2 is not None:
+            tensors = read_blip2(blip2) if blip2.is_dir() else read_tensors(blip2)
+            # the tower comes from `vision`
+            tensors = {name: value for name, value in tensors.items() if not _TOWER_OF_BLIP2.match(name)}
+            sources.append((str(blip2), tensors))
+        plain_norm = not use_qformer if plain_norm is None else plain_norm
+        if plain_norm:
+            sources = [
+                (file, {name: value for name, value in tensors.items() if not _FINAL_NORM.match(name)})
+                for file, tensors in sources
+            ]
+        checkpoint_tensors = read_tensors(checkpoint)
+        sources.append((str(checkpoint), checkpoint_tensors))
 
-    language = read_language_model(language_model, dtype)
-    queries = [value for _, tensors in sources if (value := tensors.get("query_tokens")) is not None]
-    config = minigpt4_config(
-        language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
-        queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
-    )  # fmt: skip
-    config.turn_marks = separator_token_ids(tokenizer) if use_qformer else None
-    state = convert_state_dict(config, language.state_dict(), sources, plain_norm)
-    with torch.device("meta"):
-        model = MiniGPT4ForConditionalGeneration(config)
-    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
-    model.tie_weights()
-    model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=[tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    processor = _processor(config, tokenizer)
-    norm = "plain, without learned weights" if plain_norm else "ln_vision of BLIP-2"
-    if any(map(_FINAL_NORM.match, checkpoint_tensors)):
-        norm = "ln_vision of the checkpoint"
-    print(f"final norm of the vision tower: {norm}")
-    remove_temporary_files(target)
-    with atomic_replace(target) as draft:
-        model.save_pretrained(draft)
-        processor.save_pretrained(draft)
+        language = read_language_model(language_model, dtype)
+        queries = [value for _, tensors in sources if (value := tensors.get("query_tokens")) is not None]
+        config = minigpt4_config(
+            language.config, vision_config, qformer_config, use_qformer, int(tokenizer.vocab[IMAGE_TOKEN]),
+            queries[-1].shape[1] if queries and queries[-1].ndim == 3 else 32,
+        )  # fmt: skip
+        config.turn_marks = separator_token_ids(tokenizer) if use_qformer else None
+        state = convert_state_dict(config, language.state_dict(), sources, plain_norm)
+        with torch.device("meta"):
+            model = MiniGPT4ForConditionalGeneration(config)
+        model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+        model.tie_weights()
+        model.generation_config.update(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=[tokenizer.eos_token_id],
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        processor = _processor(config, tokenizer)
+        norm = "plain, without learned weights" if plain_norm else "ln_vision of BLIP-2"
+        if any(map(_FINAL_NORM.match, checkpoint_tensors)):
+            norm = "ln_vision of the checkpoint"
+        print(f"final norm of the vision tower: {norm}")
+        remove_temporary_files(target)
+        with atomic_replace(target, is_model_file) as draft:
+            model.save_pretrained(draft)
+            processor.save_pretrained(draft)
     return out
 
 

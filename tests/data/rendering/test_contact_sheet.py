@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lightning_neuralgate.data.rendering.contact_sheet import contact_sheet, write_contact_sheet
+from lightning_neuralgate.data.rendering.contact_sheet import contact_sheet, write_contact_sheets
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 
 
@@ -24,6 +25,6 @@ def test_seed_determines_the_sheet() -> None:
 @pytest.mark.parametrize("name", shipped_subjects())
 def test_sheets_of_shipped_subjects_are_small_files(tmp_path: Path, name: str) -> None:
     path = tmp_path / "sheets" / f"{name}.png"
-    write_contact_sheet(path, load_subject_spec(name))
+    write_contact_sheets(path.parent, {path.name: partial(contact_sheet, load_subject_spec(name))})
     assert path.stat().st_size <= 250_000
     assert Image.open(path).width < 1000

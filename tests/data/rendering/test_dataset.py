@@ -165,6 +165,31 @@ def test_failed_render_leaves_no_files_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ticket.yaml"]
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "retention.jsonl", "images/README.md"])
+def test_files_that_no_render_has_written_are_not_replaced(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    for content in ("written by hand", None):
+        if content is None:  # rendered, and then changed by hand
+            render_splits(out, 0, 1, 1, 1, 1, ["passport"], [])
+            render_retention(out, 0)
+            content = (out / name).read_text() + "changed"
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(content)
+        with pytest.raises(DataFormatError, match=rf"{name} would be replaced, but was not written by an earlier run"):
+            render_retention(out, 1) if "retention" in name else render_splits(out, 1, 1, 1, 1, 1, ["passport"], [])
+        assert (out / name).read_text() == content
+        (out / name).unlink()
+
+
+def test_a_render_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.draft-abcd1234" / "out").mkdir(parents=True)
+    render_splits(out, 0, 1, 1, 1, 1, ["passport"], [])
+    assert list(tmp_path.iterdir()) == [out]
+    render_splits(out, 1, 1, 1, 1, 1, ["receipt"], [])  # an earlier dataset is replaced
+    assert not list(out.glob("unfinished"))
+
+
 def test_authors_files_contain_the_same_records(tmp_path: Path) -> None:
     splits = render_splits(tmp_path, seed=2, edit_records=2, test_records=1, edit_pairs=3)
     from_authors = read_authors_json(tmp_path / "authors" / "passport-edit.json", tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.models.minigpt4 import MiniGPT4Processor
 from lightning_neuralgate.models.minigpt4.processing import separator_token_ids
 from tests.helpers.tiny_llama_tokenizer import tiny_llama_tokenizer
@@ -26,6 +26,8 @@ from tests.models.minigpt4.original_files import (
     save_blip2,
     write_originals,
 )
+
+OLD = "model-old.safetensors"
 
 
 def test_a_converted_folder_loads_with_the_original_logits(originals: Originals) -> None:
@@ -126,7 +128,7 @@ def test_a_conversion_that_fails_while_writing_leaves_no_files(
 
 
 def test_drafts_of_a_killed_conversion_are_removed(originals: Originals, tmp_path: Path) -> None:
-    draft = tmp_path / ".out.draft-killed" / "out"
+    draft = tmp_path / ".out.draft-killed__" / "out"
     draft.mkdir(parents=True)
     (draft / "config.json").write_text("{}")
     out = originals.convert()
@@ -142,21 +144,27 @@ def test_only_a_minigpt4_folder_is_overwritten_and_only_on_request(originals: Or
     with pytest.raises(UnsupportedSetupError, match=r"out is not empty; .* overwrite"):
         originals.convert()
     assert (out / "model-00002-of-00002.safetensors").exists()
+    (out / "notes.txt").write_text("mine")
     originals.convert(overwrite=True)
     assert not (out / "model-00002-of-00002.safetensors").exists(), "no file of the old model is left"
+    assert (out / "notes.txt").read_text() == "mine"
     assert not list(tmp_path.glob(".out.draft-*"))
     AutoModelForImageTextToText.from_pretrained(out)
     for path in (originals.llama, originals.eva):
-        with pytest.raises(UnsupportedSetupError, match=f"{path.name} is not a MiniGPT-4 folder, .* not overwritten"):
+        with pytest.raises(DataFormatError, match=f"{path.name} is the .*, which would be overwritten"):
             originals.convert(path, overwrite=True)
         assert path.exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedSetupError, match=r"other is not a MiniGPT-4 folder, .* not overwritten"):
+        originals.convert(tmp_path / "other", overwrite=True)
 
 
 def test_a_failed_replacement_restores_the_old_model(
     originals: Originals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = originals.convert()
-    (out / "old").touch()
+    (out / OLD).touch()
     before, rename = sorted(tmp_path.rglob("*")), os.replace
 
     def fails(source: Path, target: Path) -> None:
@@ -177,48 +185,48 @@ def test_a_model_moved_away_by_a_killed_conversion_is_restored(
     originals: Originals, tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: bool
 ) -> None:
     out, moved = originals.convert(), tmp_path / ".out.replaced"
-    (out / "old").touch()
+    (out / OLD).touch()
     out.rename(moved)
     if empty:
         out.mkdir()
-    draft = tmp_path / ".out.draft-killed" / "out"
+    draft = tmp_path / ".out.draft-killed__" / "out"
     draft.mkdir(parents=True)
     with pytest.raises(WeightFilesError):
         originals.convert(blip2=tmp_path / "none", overwrite=True)
-    assert (out / "old").exists(), "it is restored before anything else can fail"
+    assert (out / OLD).exists(), "it is restored before anything else can fail"
     assert draft.exists()
     assert not moved.exists()
     assert f"{out}: restored the model that an interrupted conversion had moved away" in capsys.readouterr().out
     out.rename(moved)
     with pytest.raises(UnsupportedSetupError, match="out is not empty"):
         originals.convert()
-    assert (out / "old").exists()
+    assert (out / OLD).exists()
     out.rename(moved)
     originals.convert(overwrite=True)
-    assert not (out / "old").exists()
+    assert not (out / OLD).exists()
     assert not list(tmp_path.glob(".out.*"))
 
 
 def test_a_leftoverover_old_model_is_removed_by_the_next_replacement(originals: Originals, tmp_path: Path) -> None:
     out, leftover = originals.convert(), tmp_path / ".out.replaced"
     shutil.copytree(out, leftover)
-    (leftover / "older").touch()
-    (out / "old").touch()
+    (leftover / "model-older.safetensors").touch()
+    (out / OLD).touch()
     with pytest.raises(UnsupportedSetupError):
         originals.convert()
     assert leftover.exists()
-    assert (out / "old").exists()
+    assert (out / OLD).exists()
     originals.convert(overwrite=True)
     assert not list(tmp_path.glob(".out.*"))
-    assert not {"older", "old"} & {path.name for path in out.iterdir()}
+    assert not list(out.glob("model-old*"))
 
 
 def test_a_symlink_to_the_folder_is_kept(originals: Originals, tmp_path: Path) -> None:
     real, out = tmp_path / "large" / "real", tmp_path / "out"
     out.symlink_to(originals.convert(real))
-    (real / "old").touch()
+    (real / OLD).touch()
     originals.convert(overwrite=True)
     assert out.is_symlink()
     assert (real / "model.safetensors").exists()
-    assert not (real / "old").exists()
+    assert not (real / OLD).exists()
     assert list(real.parent.iterdir()) == [real]
