@@ -14,13 +14,13 @@ from lightning.pytorch import Trainer
 
 from lightning_neuralgate.demo.experiment import TRAINER_OPTIONS, Experiment
 from lightning_neuralgate.evaluation.answers import AnsweredItem
-from lightning_neuralgate.runtime.resume import remove_progress
+from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress
 from lightning_neuralgate.tasks.answer_store import read_answered
 from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
 from lightning_neuralgate.tasks.mini import render_mini
 from lightning_neuralgate.tasks.options import mini_sources
 from lightning_neuralgate.tasks.questions import TaskQuestions
-from lightning_neuralgate.tasks.runner import UNFINISHED, Answering, answer_tasks
+from lightning_neuralgate.tasks.runner import Answering, answer_tasks
 from lightning_neuralgate.tasks.scoring import score_run
 from lightning_neuralgate.tasks.verdicts import KeywordListJudge, LeakScorer
 

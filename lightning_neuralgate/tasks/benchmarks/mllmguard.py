@@ -23,10 +23,11 @@ from lightning_neuralgate.metrics.functional.mllmguard import (
     mllmguard_tally,
 )
 from lightning_neuralgate.metrics.functional.tally import Tally
+from lightning_neuralgate.runtime.parsing import LONGEST_LINE
 from lightning_neuralgate.tasks.benchmarks.base import Benchmark, TallySettings, refused_flags
 from lightning_neuralgate.tasks.item import BrokenItems, Place, TaskItem
 from lightning_neuralgate.tasks.questions import Source
-from lightning_neuralgate.tasks.sources import LONGEST_LINE, read_csv_rows
+from lightning_neuralgate.tasks.sources import read_csv_rows
 from lightning_neuralgate.tasks.verdicts import GuardScorer
 
 OTHER_PROTOCOLS = ("noise-injection", "noise-consistency", "position-swapping")
