@@ -2,7 +2,9 @@
 
     python -m tests.kills.runs FOLDER KILLS SEED STAGE...
 
-Stages before those named are run without kills. Prints JSON: for each stage the number of kills and of runs, and the files that differ from those of an uninterrupted run.
+Stages before those named are run without kills.
+
+Prints JSON: for each stage the number of kills and of runs, and the files that differ from those of an uninterrupted run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
     python -m tests.kills.two_runs FOLDER STAGE...
 
-Stages before those named are run alone. Prints JSON: for each stage the exit codes of both runs at each offset, and the files that differ from those of one run alone.
+Stages before those named are run alone.
+
+Prints JSON: for each stage the exit codes of both runs at each offset, and the files that differ from those of one run alone.
 """
 
 from __future__ import annotations
