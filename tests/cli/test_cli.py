@@ -132,7 +132,10 @@ def test_errors_are_one_message_with_exit_code_1(
     assert "neuralgate eval: name the data: either --data.folder" in capsys.readouterr().err
     assert main([*arguments, "--data.folder", str(tmp_path / "none")]) == 1
     assert f"there is no file {tmp_path / 'none' / 'records.jsonl'}; `neuralgate render`" in capsys.readouterr().err
-    assert main([*arguments[:2], str(tmp_path), "--data.folder", str(data), "--out", str(tmp_path)]) == 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = str(tmp_path / "out")
+    assert main([*arguments[:2], str(empty), "--data.folder", str(data), "--out", out]) == 1
     assert "cannot be loaded as an image-text-to-text model" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.json*")), "nothing is left half-written"
 

@@ -30,7 +30,8 @@ from tests.kills.runs import (
 )
 from tests.models.minigpt4.original_files import save_blip2, write_originals
 
-PROGRESS = ("unfinished/",)
+PROGRESS = ("unfinished/", ".neuralgate.json")
+"""Files that list or hold what has been done so far."""
 
 
 def further_commands(folder: Path) -> dict[str, list[str]]:

@@ -1,6 +1,8 @@
 """Kill rendering, both stages and evaluation on the command line at random moments; restart them until they finish.
 
-    python -m tests.kills.runs FOLDER KILLS SEED
+    python -m tests.kills.runs FOLDER KILLS SEED STAGE...
+
+Stages before those named are run without kills.
 
 Prints JSON: for each stage the number of kills and of runs, and the files that differ from those of an uninterrupted run.
 """
@@ -16,7 +18,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +124,15 @@ def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[s
     return sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
 
 
-def run_with_kills(folder: Path, stages: dict[str, list[str]], kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill each stage at least `kills` times and compare its files with those of an uninterrupted run."""
+def run_with_kills(
+    folder: Path, stages: dict[str, list[str]], kills: int, rng: random.Random, only: Collection[str] = ()
+) -> dict[str, Any]:
+    """Kill each stage, or only some, at least `kills` times and compare its files with those of an uninterrupted run."""
     results: dict[str, Any] = {}
     for stage, command in stages.items():
         expected, longest = run_uninterrupted(stage, command, folder)
+        if only and stage not in only:
+            continue
         result = results[stage] = {"seconds": round(longest, 2), "kills": 0, "runs": 0, "different": []}
         while result["kills"] < kills:
             out = folder / "killed" / f"{stage}-{result['runs']}"
@@ -149,4 +155,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     root, min_kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     write_inputs(root)
-    print(json.dumps(run_with_kills(root, commands(root), min_kills, random.Random(seed))))
+    print(json.dumps(run_with_kills(root, commands(root), min_kills, random.Random(seed), sys.argv[4:])))
