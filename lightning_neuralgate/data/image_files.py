@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from lightning_neuralgate.errors import DataFormatError
 Picture = Path | bytes | Image.Image
 """A file, the content of a file, or an opened image."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
 """Pillow's names of the formats that are read. Others have decoders that run programs, or that few viewers have."""
 MAX_PIXELS = 100_000_000
 """Largest width times height; a picture takes 4 bytes per pixel in memory."""

@@ -195,10 +195,10 @@ def test_questions_that_the_processor_rejects(tmp_path: Path) -> None:
         questions, answering = questions_in(folder, **options), Answering(max_new_tokens=2, batch_size=3)
         return answer_tasks(tiny_llava(), processor, questions, out, trainer_of(), answering, use_cache=False)
 
-    with pytest.raises(DataFormatError, match=r"line 6: the processor cannot take this question: "):
+    with pytest.raises(DataFormatError, match=r"line 6: not JSON: half a surrogate pair"):
         run_with(tmp_path / "stop")
     run = run_with(tmp_path / "skip", on_broken="skip")
-    assert sorted(run.unreadable) == ["mllmguard bias/prompt/00000", "pope random/9"]
+    assert list(run.unreadable) == ["mllmguard bias/prompt/00000"]
     assert "absolute aspect ratio" in run.unreadable["mllmguard bias/prompt/00000"]
     assert sum(run.answered.values()) == 20
     assert run.missing == 0
@@ -210,7 +210,7 @@ def test_an_invalid_run_file_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text("".join(lines[:-1]))
     assert partial_tasks(tally_run(tmp_path)[1]) == ["scienceqa"], "deleted answers are missing"
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(DataFormatError, match=r"run\.json was not written by a run over tasks"):
+    with pytest.raises(DataFormatError, match=r"run\.json: expected a JSON object, found list; delete it"):
         tally_run(tmp_path)
     (tmp_path / "run.json").unlink()
     assert tally_run(tmp_path)[1] == {}, "without run.json there are no counts"

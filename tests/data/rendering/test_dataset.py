@@ -235,7 +235,7 @@ def test_malformed_retention_lines_raise_errors_naming_the_line(tmp_path: Path) 
     for bad, message in (
         ('{"image": "a.png"}', "line 1: field 'query': Field required"),
         ('{"query": "What?", "image": "../a.png"}', "line 1: image path .* leaves the image root"),
-        ("[]", "line 1: field 'record'"),
+        ("[]", "line 1: expected one JSON object per line, found list"),
         ("nonsense", "line 1"),
         ('{"query": "What?"}\n\n{', "line 3"),
     ):
@@ -255,8 +255,8 @@ def test_malformed_record_lines_raise_errors_naming_the_line(tmp_path: Path) -> 
         (good.replace('"subject": "passport"', '"subject": ""', 1), "line 1: field 'subject'"),
         (good.replace('"split": "edit"', '"split": "train"', 1), "line 1: not a record with a 'split'"),
         (good.replace('"split": "edit"', '"split": "count"', 1), "line 1: not a record with a 'split'"),
-        ("{\n" + good, "line 1: not a record"),
-        ("\n\n{\n" + good, "line 3: not a record"),
+        ("{\n" + good, "line 1: not JSON"),
+        ("\n\n{\n" + good, "line 3: not JSON"),
     ):
         file.write_text(bad)
         with pytest.raises(DataFormatError, match=message):
