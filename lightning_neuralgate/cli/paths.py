@@ -25,6 +25,8 @@ def refuse_empty_options(arguments: Sequence[str]) -> None:
     for number, argument in enumerate(arguments):
         if argument == "" or _EMPTY.fullmatch(argument):
             option = argument.rstrip("=") or (arguments[number - 1] if number else "the first argument")
+            if option.startswith("--trainer."):  # Lightning's own, where an empty text can mean something
+                continue
             raise DataFormatError(f"{option} is empty; was a shell variable not set? Give a value, or leave it out")
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_neuralgate.errors import ModelLayoutError, NeuralGateError
 from lightning_neuralgate.runtime.secrets import without_secrets
 
@@ -49,6 +47,8 @@ def local_folder(source: str | Path, error: type[NeuralGateError], only: Sequenc
     refuse_missing_path(source, error)
     if "/" not in str(source):
         raise error(f"there is no folder '{source}' in {Path.cwd()}; name a folder, or a hub repository as owner/name")
+    from lightning.pytorch.utilities import rank_zero_warn  # importing lightning takes seconds
+
     rank_zero_warn(f"there is no folder '{source}' in {Path.cwd()}: loading the hub repository of that name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -185,5 +185,5 @@ def test_the_tokenizer_may_be_given_as_a_folder(checkpoint: Path) -> None:
     callback = NeuralGateCallback(random_gate(tiny_llava()), tokenizer=str(checkpoint))
     assert callback._find_in_tokens is not None
     assert callback._find_in_tokens.tokenizer.decode([1])
-    with pytest.raises(ModelLayoutError, match=r"/nothing' has no tokenizer that can be loaded"):
+    with pytest.raises(ModelLayoutError, match="there is no folder"):
         NeuralGateCallback(random_gate(tiny_llava()), tokenizer=checkpoint / "nothing")

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.metrics import MME, POPE, JudgedRefuseToAnswerRate, MLLMGuard
+from lightning_neuralgate.metrics.functional.forms import AnswerForm, opens_with_answer
 from tests.helpers.training import QUIET
 from tests.metrics.all_metrics import ANSWERS, BENCHMARKS, IMAGES, LABELS, SUBTASKS, same
 
@@ -34,7 +35,7 @@ def test_metric_collection_keeps_variants_apart() -> None:
     # both agree on the first batch
     both.update(["Yes."], ["yes"])
     both.compute()
-    both.update(["No, there is none."], ["no"])
+    both.update(["This is not possible to say."], ["no"])
     found = both.compute()
     assert {name: float(value) for name, value in found.items() if "refused" in name} == {
         "ours_refused": 0,
@@ -47,9 +48,14 @@ def test_refusals_can_come_from_another_judge() -> None:
     for name, metric in metrics.items():
         metric.update(*BENCHMARKS[name][1], refusals=[True] * 60)
         figures = {key: float(value) for key, value in metric.compute().items()}
-        aware = "overall/refusal_aware_par" if name == "MLLMGuard" else "refusal_aware_accuracy"
-        assert figures[aware] == 0
-        assert figures["overall/refused" if name == "MLLMGuard" else "refused"] == 1
+        if name == "MLLMGuard":
+            assert (figures["overall/refusal_aware_par"], figures["overall/refused"]) == (0, 1)
+            continue
+        form: AnswerForm = "choice" if name == "ScienceQA" else "yes_no"
+        answers = BENCHMARKS[name][1][0]
+        opened = sum(opens_with_answer(answer, form) for answer in answers) / len(answers)
+        assert figures["refused"] == pytest.approx(1 - opened), "what opens with the answer asked for is no refusal"
+        assert figures["refusal_aware_accuracy"] <= opened
 
 
 def test_mme_names_the_image_with_a_missing_question() -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 
-from lightning_neuralgate.models.smol import IMAGE_SIZE, add_lora
+from lightning_neuralgate.models.smol import WEIGHTS, add_lora
 from recipes.smol_training import dialogues, ordered, tower
 from recipes.smol_training.align import AlignModule, adapter_off, original_answers
 from recipes.smol_training.muon import Muon, orthogonalized
@@ -31,6 +31,7 @@ from recipes.smol_training.pool import (
 )
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
+IMAGE_SIZE = 160
 GRID = IMAGE_SIZE // 16
 PICTURES = 24
 
@@ -323,12 +324,11 @@ def test_answers_of_the_original_model_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_tower_is_initialized_from_the_shipped_weights(pool: Pool) -> None:
-    """At the image size of the shipped tower, only the folded norm differs."""
+    """At the same image size, only the folded norm differs."""
     from transformers import CLIPVisionModel
 
-    from lightning_neuralgate.models.smol import WEIGHTS
-
     shipped = {name: value.float() for name, value in load_file(WEIGHTS).items()}
+    tower.resize_positions(shipped, GRID)
     config = CLIPVisionConfig(
         hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=IMAGE_SIZE,
         patch_size=16,
