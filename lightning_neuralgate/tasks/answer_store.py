@@ -30,7 +30,7 @@ def read_answered(path: Path) -> Iterator[AnsweredItem]:
             answered twice.
     """
     seen: set[int] = set()
-    for place, content in read_json_lines(_answer_file(path), BrokenItems()):
+    for place, content in read_json_lines(_answer_file(path), BrokenItems(), own=True):
         answer = parse_answer(content, place, AnsweredItem)
         key = hash(answer.key)
         if key in seen:

@@ -115,17 +115,19 @@ def _file_rows(file: Path, broken: BrokenItems, folder: Path) -> Iterator[Row]:
         raise DataFormatError(f"{file}: expected a file that ends in .jsonl, .json or .parquet")
 
 
-def read_json_lines(file: Path, broken: BrokenItems) -> Iterator[tuple[Place, dict[str, Any]]]:
+def read_json_lines(file: Path, broken: BrokenItems, own: bool = False) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Yield place and content of each line of a file of JSON objects; empty lines are skipped.
 
     Args:
         file: the file.
         broken: collects lines that are not UTF-8, not a JSON object, or longer than 16 MiB.
+        own: whether this package wrote the file, see `parse_json`.
 
     Raises:
         DataFormatError: the file cannot be read at all.
     """
-    return broken.parse_all((line for line in _lines(file) if line.content.strip()), _json_object)
+    lines = (line for line in _lines(file) if line.content.strip())
+    return broken.parse_all(lines, partial(_json_object, own=own))
 
 
 class _Line(NamedTuple):
@@ -144,9 +146,9 @@ def _lines(file: Path) -> Iterator[_Line]:
         yield _Line(Place(str(file), f"line {number}"), content)
 
 
-def _json_object(line: _Line) -> tuple[Place, dict[str, Any]]:
+def _json_object(line: _Line, own: bool) -> tuple[Place, dict[str, Any]]:
     try:
-        content: Any = parse_json(line.text())
+        content: Any = parse_json(line.text(), own)
     except ParseError as error:
         raise line.place.error(error.reason) from error
     if not isinstance(content, dict):

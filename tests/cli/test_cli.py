@@ -172,7 +172,7 @@ def test_render_errors_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     bad.write_text("subject: ticket\ncolour_field: colour\n")
     for option in ("--out", "--contact_sheets"):
         assert main(["render", "--subject-spec", str(bad), option, str(tmp_path / "out")]) == 1
-        assert f"neuralgate render: {bad}: fields: Field required" in capsys.readouterr().err
+        assert f"neuralgate render: {bad}, line 1: fields: Field required" in capsys.readouterr().err
     assert main(["render"]) == 1
     assert "no output folder given: use --out FOLDER" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]

@@ -211,7 +211,7 @@ class TestWeightFiles:
     @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"w": 3}}', "[" * 100_000])
     def test_a_broken_index_raises(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(content)
-        with pytest.raises(WeightFilesError, match="not an index of shards"):
+        with pytest.raises(WeightFilesError, match=r"index\.json.*(not an index of shards|save the model again)"):
             WeightFiles(tmp_path)
 
     @pytest.mark.parametrize("size", [0, 4, 12, 100, -1])

@@ -35,7 +35,7 @@ def test_metric_collection_keeps_variants_apart() -> None:
     # both agree on the first batch
     both.update(["Yes."], ["yes"])
     both.compute()
-    both.update(["This is not possible to say."], ["no"])
+    both.update(["It is not accurate to say so."], ["no"])
     found = both.compute()
     assert {name: float(value) for name, value in found.items() if "refused" in name} == {
         "ours_refused": 0,
