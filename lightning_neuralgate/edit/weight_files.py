@@ -100,7 +100,7 @@ class WeightFiles:
         except (KeyError, AttributeError, TypeError) as error:
             raise WeightFilesError(f"{index} is not an index of shards: {error!r}; save the model again") from error
         for name in names:
-            if Path(name).name != name or not (self.folder / name).is_file():
+            if not _is_file_name(self.folder, name):
                 raise WeightFilesError(f"{index} names the shard '{name}', which is not a file in that folder; add it")
         return [self.folder / name for name in names]
 
@@ -112,6 +112,13 @@ class WeightFiles:
             digest.update(f"{name}\0{location.dtype}\0{list(location.shape)}\0".encode())
             digest.update(np.ascontiguousarray(location.row_bytes()).data)
         return digest.hexdigest()
+
+
+def _is_file_name(folder: Path, name: str) -> bool:
+    try:
+        return Path(name).name == name and (folder / name).is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def _read_header(file: Path) -> dict[str, TensorLocation]:

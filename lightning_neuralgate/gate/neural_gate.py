@@ -275,7 +275,9 @@ class NeuralGate:
             raise GateFormatError(f"the gate in {folder} cannot be read: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, GateFormatError):
-                raise
+                if str(folder) in str(error):
+                    raise
+                raise GateFormatError(f"the gate in {folder} is damaged: {error}; locate again") from error
             raise GateFormatError(f"{config_file} is not the config of a gate: {error!r}") from error
         if config.get("fingerprint") != gate.fingerprint:
             raise GateFormatError(f"{weights_file} and {config_file.name} are not of the same gate (checksums differ)")

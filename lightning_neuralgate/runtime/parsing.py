@@ -40,11 +40,12 @@ class ParseError(ValueError):
     Attributes:
         reason: what is wrong.
         line: the line of the content, from 1; None if unknown.
+        token: the JSON value or key that is wrong; None if unknown.
     """
 
-    def __init__(self, reason: str, line: int | None = None) -> None:
+    def __init__(self, reason: str, line: int | None = None, token: str | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.line = reason, line
+        self.reason, self.line, self.token = reason, line, token
 
 
 def read_bytes(file: Path, largest: int, error: type[NeuralGateError] = DataFormatError) -> bytes:
@@ -138,6 +139,12 @@ def parse_json(content: str | bytes, own: bool = False) -> Any:
         raise ParseError(f"not JSON: {error.msg} (column {error.colno})", error.lineno) from error
     except RecursionError as error:
         raise ParseError(_TOO_DEEP, _too_deep_line(text)) from error
+    except ParseError as error:  # of a hook, which does not get the position
+        if error.token is not None:
+            found = list(re.finditer(rf"(?<![\w.+-]){re.escape(error.token)}(?![\w.])", text))
+            start = found[-1].start() if found else text.find(error.token)
+            error.line = text.count("\n", 0, start) + 1 if start >= 0 else None
+        raise
     _check_depth(value, text)
     if not own and (match := _SURROGATE.search(text)):
         try:
@@ -218,25 +225,27 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ParseError(f"not JSON: the key '{key[:80]}' is given twice")
+                raise ParseError(f"not JSON: the key '{key[:80]}' is given twice", token=json.dumps(key))
             seen.add(key)
     return content
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ParseError(f"not JSON: {name} is not a JSON number")
+    raise ParseError(f"not JSON: {name} is not a JSON number", token=name)
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ParseError(f"not JSON: the number {digits[:20]} is too large")
+        raise ParseError(f"not JSON: the number {digits[:20]} is too large", token=digits)
     return value
 
 
 def _short_number(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ParseError(f"not JSON: the number {digits[:8]}... has {len(digits)} digits; {_MAX_DIGITS} are possible")
+        raise ParseError(
+            f"not JSON: the number {digits[:8]}... has {len(digits)} digits; {_MAX_DIGITS} are possible", token=digits
+        )
     return int(digits)
 
 

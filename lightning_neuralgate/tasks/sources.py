@@ -252,10 +252,10 @@ def _parquet_rows(file: Path, folder: Path, broken: BrokenItems) -> Iterator[Row
                         ]
                         yield from broken.parse_all(rows, partial(_parquet_row, stem=file.stem, folder=folder))
                         number += batch.num_rows
-                except (pyarrow.ArrowException, OSError) as error:
+                except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                     place = Place(str(file), f"after row {number}")
                     broken.add(place.error(f"cannot be read as parquet, up to row {end - 1}: {error}"))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"{file}, after row {number}: cannot be read as parquet: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from random import Random
@@ -30,6 +31,14 @@ def damaged(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
         st.builds(_damage, st.sampled_from(list(seeds)), st.randoms(use_true_random=False)),
         st.builds(_other_values, st.sampled_from(list(seeds)), st.randoms(use_true_random=False)),
     )
+
+
+def random_damage(seeds: Sequence[bytes], random: Random) -> bytes:
+    """Return a damaged file without hypothesis, which takes longer than the readers."""
+    kind = random.random()
+    if kind < 0.1:
+        return random.randbytes(random.randrange(300))
+    return (_damage if kind < 0.55 else _other_values)(random.choice(list(seeds)), random)
 
 
 def _damage(content: bytes, random: Random) -> bytes:
@@ -62,9 +71,9 @@ def _other_values(content: bytes, random: Random) -> bytes:
         if kind == 0 and len(container) > 1:
             del container[key]
         elif kind == 1 and isinstance(container, dict):
-            container[random.choice(("more", "", "image", "\ud800"))] = random.choice(_VALUES)
+            container[random.choice(("more", "", "image", "\ud800"))] = copy.deepcopy(random.choice(_VALUES))
         else:
-            container[key] = random.choice(_VALUES)
+            container[key] = copy.deepcopy(random.choice(_VALUES))
     return "\n".join(json.dumps(line) for line in lines).encode()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -27,6 +28,7 @@ from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.demo.run import _read_results
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.edit.weight_files import WeightFiles
+from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, NeuralGate
 from lightning_neuralgate.hf.identity import ModelIdentity
@@ -54,6 +56,20 @@ class Reader(NamedTuple):
     seeds: Callable[[], Sequence[bytes]]
     read: Callable[[Path], object]
     place: str = ""
+
+
+def refusal(reader: Reader, folder: Path, content: bytes) -> str | None:
+    """Let a reader read a file; return the message with which it was refused, after checking that it names file and place."""
+    file = folder / reader.file
+    file.write_bytes(content)
+    try:
+        reader.read(file)
+        return None
+    except NeuralGateError as error:
+        message = str(error)
+    assert reader.file.partition(".")[0] in message, f"the file is not named: {message}"
+    assert re.search(reader.place, message), f"the place is not named: {message}"
+    return message
 
 
 _PAIR = {"sensitive": "The number?", "benign": "The colour?", "refusal": "I cannot", "sensitive_truth": "12 34"}
@@ -168,6 +184,12 @@ def _read_mme(file: Path) -> None:
     list(read_mme(file.parent / "mme", BrokenItems()))
 
 
+def _read_pope(file: Path) -> None:
+    for number in range(2):
+        picture(file.parent / f"COCO_{number}.png")
+    list(read_pope(file, BrokenItems(), file.parent))
+
+
 def _read_guard(file: Path) -> None:
     folder = mllmguard_folder(file.parent / "guard", ("bias",))
     (folder / "bias" / file.name).write_bytes(file.read_bytes())
@@ -187,7 +209,7 @@ READERS: dict[str, Reader] = {
         _with_picture(lambda f: read_retention(f, f.parent)), LINE,
     ),
     "authors' records": Reader(
-        "pairs.json", _json([_CASE]), _with_picture(lambda f: read_authors_json(f, f.parent)), "line|record|expected"
+        "pairs.json", _json([_CASE]), _with_picture(lambda f: read_authors_json(f, f.parent)), "line|record|expected a list"
     ),
     "judged answers": Reader(
         "answers.jsonl", lambda: _lines(asdict(judged_answer(True, "I cannot say.", True)))(),
@@ -205,7 +227,7 @@ READERS: dict[str, Reader] = {
     "results": Reader("results.json", _json({"seed": 0, "settings": {}, "versions": {}}), lambda f: _read_results(f.parent)),
     "POPE": Reader(
         "pope.json", _made(lambda folder: pope_files(folder, name="pope.json"), "pope.json"),
-        _with_picture(lambda f: list(read_pope(f, BrokenItems(), f.parent))), LINE,
+        _read_pope, LINE,
     ),
     "POPE, parquet": Reader(
         "pope.parquet", _made(lambda folder: parquet(folder / "pope.parquet", pope_rows(3)), "pope.parquet"),

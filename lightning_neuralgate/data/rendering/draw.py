@@ -15,9 +15,10 @@ from functools import lru_cache
 
 from PIL import Image
 
-from lightning_neuralgate.data.rendering.page import SHAPES, DrawnCharacter, Page, rgb, shade
+from lightning_neuralgate.data.rendering.page import DrawnCharacter, Page, rgb, shade
 from lightning_neuralgate.data.rendering.scene import compose_scene
 from lightning_neuralgate.data.rendering.spec import (
+    SHAPES,
     BlockElement,
     FieldSpec,
     Font,

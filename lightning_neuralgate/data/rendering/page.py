@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from lightning_neuralgate.data.rendering.spec import Box, DecorationElement, Font
 from lightning_neuralgate.errors import MissingDependencyError
 
-SHAPES = ("star", "circle", "triangle", "square", "cross")
 _FONTS: dict[Font, str] = {
     "sans": "DejaVuSans", "bold": "DejaVuSans-Bold", "serif": "DejaVuSerif-Bold", "mono": "DejaVuSansMono-Bold",
     "stix": "STIXGeneralBol",

@@ -21,6 +21,8 @@ from lightning_neuralgate.data.records import StrictModel
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.parsing import described_scalar, read_yaml
 
+SHAPES = ("star", "circle", "triangle", "square", "cross")
+"""Values that an emblem can show."""
 SUBJECTS_FOLDER = Path(__file__).parent / "subjects"
 
 Spec = TypeVar("Spec", bound=StrictModel)
@@ -196,6 +198,23 @@ class VariationSpec(StrictModel):
     )
 
 
+def check_elements(layout: LayoutSpec, fields: Mapping[str, FieldSpec], name: str) -> None:
+    """Check that the fields that a layout draws exist, and that emblems have shapes; raise ValueError otherwise."""
+    for element in layout.elements:
+        if not isinstance(element, ValueElement | ShapeElement):
+            continue
+        if element.field not in fields:
+            raise ValueError(f"{name} draws the field '{element.field}', which does not exist")
+        if isinstance(element, ShapeElement):
+            choices = fields[element.field].choices
+            if choices is None or (unknown := set(choices) - set(SHAPES)):
+                found = f", such as '{min(unknown)}'" if choices else ""
+                raise ValueError(
+                    f"field '{element.field}' has values that are not shapes that an emblem can have{found}; the shapes are "
+                    f"{', '.join(SHAPES)}"
+                )
+
+
 class SubjectSpec(StrictModel):
     """A subject: its name in queries, its fields and its layouts."""
 
@@ -238,9 +257,7 @@ class SubjectSpec(StrictModel):
             if not any(field.sensitive == sensitive and not field.unseen for field in self.fields.values()):
                 raise ValueError(f"an edit needs a field with 'sensitive: {str(sensitive).lower()}' that is not unseen")
         for name, layout in self.layouts.items():
-            for element in layout.elements:
-                if isinstance(element, ValueElement | ShapeElement) and element.field not in self.fields:
-                    raise ValueError(f"layout '{name}' draws the field '{element.field}', which does not exist")
+            check_elements(layout, self.fields, f"layout '{name}'")
         return self
 
     def phrases(self, sensitive: bool, unseen: bool | None = None) -> dict[str, str]:

@@ -19,9 +19,8 @@ from lightning_neuralgate.data.rendering.spec import (
     FieldSpec,
     LayoutSpec,
     Name,
-    ShapeElement,
     SubjectSpec,
-    ValueElement,
+    check_elements,
     check_faker,
     load_spec,
     load_subject_spec,
@@ -59,9 +58,7 @@ class SignSpec(StrictModel):
             raise ValueError(f"colour_field '{self.colour_field}' must name a field with a mapping of 'choices'")
         if not any(field.written for field in self.fields.values()):
             raise ValueError("at least one field must have 'written: true'")
-        for element in self.layout.elements:
-            if isinstance(element, ValueElement | ShapeElement) and element.field not in self.fields:
-                raise ValueError(f"the layout draws the field '{element.field}', which does not exist")
+        check_elements(self.layout, self.fields, "the layout")
         return self
 
 
@@ -127,13 +124,18 @@ def load_scene_spec(source: str | Path) -> SceneSpec:
 
     Raises:
         DataFormatError: naming the file, and the field that is wrong; also if the file is missing or not YAML, or a sprite's
-            file is missing or outside the folder of the spec.
+            file, a sign or a document is missing or outside the folder of the spec.
     """
     path = _spec_path(source, PLACES_FOLDER, "place")
     spec = load_spec(path, SceneSpec)
     spec._folder = path.parent
     for name, own in spec.sprites.items():
         resolve_inside(path.parent, str(own.file), f"{path}: sprites.{name}.file")
+    if path.parent != PLACES_FOLDER:
+        try:
+            _ = spec.sign_specs, spec.document_specs
+        except DataFormatError as error:
+            raise DataFormatError(f"{path}: signs or documents: {error}") from error
     return spec
 
 
