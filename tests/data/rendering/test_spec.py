@@ -61,6 +61,9 @@ WRONG = {
     "a control character": ("subject: ticket", 'subject: "a\\nb"', "subject"),
     "a background by name": ("colour_field", "variations: {backgrounds: [blue]}\ncolour_field", "backgrounds.0"),
     "a negative light": ("colour_field", "variations: {light: [-5, 1]}\ncolour_field", "light.0"),
+    "an emblem without a shape": (
+        "elements: [", "elements: [{draw: emblem, field: from, box: [0, 0, 1, 1]}, ", "such as 'Norway'; the shapes are star"
+    ),
     "many elements": (
         "elements: [", "elements: [" + "{draw: photo, box: [0, 0, 1, 1]}, " * 300, "layouts.only.elements"
     ),

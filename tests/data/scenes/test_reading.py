@@ -56,6 +56,8 @@ def test_a_sprite_of_which_nothing_can_be_seen_is_refused(tmp_path: Path, place:
         ("box: 1.0", "box: 1e300", "attic.yaml, line 4"),
         ("box: 1.0", "box: -1", "attic.yaml, line 4: objects.box"),
         ("place: attic", "place: NO", "found the boolean False; put text in quotes"),
+        ("objects:", "signs: [spaceship]\nobjects:", "signs or documents: no sign at"),
+        ("objects:", "documents: [own.yaml]\nobjects:", "signs or documents: no subject spec at"),
         ("file: box.png", "file: ../../etc/passwd", "sprites.box.file: image path"),
         ("file: box.png", 'file: "a\\0b"', "sprites.box.file: image path"),
         ("file: box.png", f"file: {'x' * 300}.png", "sprites.box.file: image path"),
