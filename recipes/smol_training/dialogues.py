@@ -154,10 +154,10 @@ def pack(processor: Any, tokens: int, chats: Sequence[Sequence[Turn]], separator
         wanted: list[int] = []
         for turn, (_, question, answer) in enumerate(chat):
             prompt = prompt_of(processor, question, picture=turn == 0)
-            asked = encode(prompt[len(before) :] if turn == 0 else separator + prompt)
-            said = encode(f"{answer}{END}")
-            own += asked + said
-            wanted += [IGNORED] * len(asked) + said
+            prompt_ids = encode(prompt[len(before) :] if turn == 0 else separator + prompt)
+            answer_ids = encode(f"{answer}{END}")
+            own += prompt_ids + answer_ids
+            wanted += [IGNORED] * len(prompt_ids) + answer_ids
         ids += own
         labels += wanted
         positions += range(len(prefix), len(prefix) + len(own))
@@ -175,13 +175,13 @@ def pack_texts(processor: Any, pairs: Sequence[tuple[str, Sequence[int]]]) -> di
     positions: list[int] = []
     segments: list[int] = []
     for number, (question, answer) in enumerate(pairs, start=1):
-        asked = processor.tokenizer(prompt_of(processor, question, picture=False), add_special_tokens=False)[
+        prompt_ids = processor.tokenizer(prompt_of(processor, question, picture=False), add_special_tokens=False)[
             "input_ids"
         ]
-        ids += [*asked, *answer]
-        labels += [IGNORED] * len(asked) + list(answer)
-        positions += range(len(asked) + len(answer))
-        segments += [number] * (len(asked) + len(answer))
+        ids += [*prompt_ids, *answer]
+        labels += [IGNORED] * len(prompt_ids) + list(answer)
+        positions += range(len(prompt_ids) + len(answer))
+        segments += [number] * (len(prompt_ids) + len(answer))
     return {
         "ids": torch.tensor(ids), "labels": torch.tensor(labels), "positions": torch.tensor(positions),
         "segments": torch.tensor(segments),

@@ -18,7 +18,7 @@ PLACES = [load_scene_spec(name) for name in shipped_places()]
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[tuple[Scene, Turn]]:
+def truths() -> list[tuple[Scene, Turn]]:
     pairs = []
     for index in range(108):
         scene = draw_scene(PLACES[index % len(PLACES)], index)
@@ -26,38 +26,38 @@ def asked() -> list[tuple[Scene, Turn]]:
     return pairs
 
 
-def of_kind(asked: list[tuple[Scene, Turn]], kind: str) -> list[tuple[Scene, Turn]]:
-    found = [(scene, turn) for scene, turn in asked if turn.kind == kind]
+def of_kind(truths: list[tuple[Scene, Turn]], kind: str) -> list[tuple[Scene, Turn]]:
+    found = [(scene, turn) for scene, turn in truths if turn.kind == kind]
     assert len(found) >= 10, kind
     return found
 
 
-def test_existence_is_true(asked: list[tuple[Scene, Turn]]) -> None:
+def test_existence_is_true(truths: list[tuple[Scene, Turn]]) -> None:
     yes = 0
-    for scene, turn in of_kind(asked, "existence"):
+    for scene, turn in of_kind(truths, "existence"):
         named = max((name for name in {*scene.shown(), *_all_names()} if with_article(name) in turn.question), key=len)
         assert turn.answer.startswith("Yes") == (named in scene.shown()), turn
         yes += turn.answer.startswith("Yes")
-    assert 0.3 < yes / len(of_kind(asked, "existence")) < 0.7
+    assert 0.3 < yes / len(of_kind(truths, "existence")) < 0.7
 
 
 def _all_names() -> list[str]:
     return [name for spec in PLACES for name in (*spec.objects, *(sign.thing for sign in spec.sign_specs))]
 
 
-def test_counts_are_true(asked: list[tuple[Scene, Turn]]) -> None:
+def test_counts_are_true(truths: list[tuple[Scene, Turn]]) -> None:
     numbers = ["no", "one", "two", "three", "four", "five", "six"]
-    for scene, turn in of_kind(asked, "count"):
+    for scene, turn in of_kind(truths, "count"):
         plurals = {item.plural: item.name for item in scene.objects}
         plural = max((plural for plural in plurals if plural in turn.question), key=len)
         stated = next(word for word in re.findall(r"[a-z]+", turn.answer.lower()) if word in numbers)
         assert numbers.index(stated) == scene.counts()[plurals[plural]]
 
 
-def test_relations_are_true(asked: list[tuple[Scene, Turn]]) -> None:
+def test_relations_are_true(truths: list[tuple[Scene, Turn]]) -> None:
     sides = {"left": (0, 1), "right": (0, -1)}
     sides |= dict.fromkeys(("above", "higher", "over"), (1, 1)) | dict.fromkeys(("below", "lower", "under"), (1, -1))
-    for scene, turn in of_kind(asked, "relation"):
+    for scene, turn in of_kind(truths, "relation"):
         items = {item.name: item.box for item in (*scene.objects, *scene.signs, *scene.documents)}
         names = sorted((name for name in items if f"the {name}" in turn.question), key=turn.question.index)
         names = [name for name in names if not any(name != other and name in other for other in names)]
@@ -66,9 +66,9 @@ def test_relations_are_true(asked: list[tuple[Scene, Turn]]) -> None:
         assert (sign * (second - first) > 0) == turn.answer.startswith("Yes"), turn
 
 
-def test_letters_name_the_right_option(asked: list[tuple[Scene, Turn]]) -> None:
+def test_letters_name_the_right_option(truths: list[tuple[Scene, Turn]]) -> None:
     checked = 0
-    for scene, turn in of_kind(asked, "choice_shown"):
+    for scene, turn in of_kind(truths, "choice_shown"):
         options = dict(re.findall(r"([A-E])[.:)] ([a-z ]+)", turn.question))
         if turn.answer in LETTERS and options:
             right = options[turn.answer].strip()
@@ -94,8 +94,8 @@ def test_document_questions_hold_every_attribute_and_no_test_wording() -> None:
                 assert any(value.lower() in turn.question.lower() for value in drawn.values.values())
 
 
-def test_captions_name_everything(asked: list[tuple[Scene, Turn]]) -> None:
-    for scene, turn in of_kind(asked, "caption"):
+def test_captions_name_everything(truths: list[tuple[Scene, Turn]]) -> None:
+    for scene, turn in of_kind(truths, "caption"):
         assert turn.answer == caption(scene)
         assert scene.spec.place in turn.answer
         plurals = {item.name: item.plural for item in scene.objects}
