@@ -35,6 +35,9 @@ class QueryRow:
         truth: the true value of the attribute, if known.
         synonyms: other wordings of `truth` that count as correct.
         counted: False for a duplicate of another process's row, which metrics skip.
+        earlier: messages of the chat before the query, as (role, text) with the roles system, user and assistant. The picture
+            stands in the first message of the user.
+        opening: start of the answer, which generation continues, or behind which `target` stands; it has no loss.
     """
 
     query: str
@@ -47,6 +50,8 @@ class QueryRow:
     truth: str | None = None
     synonyms: tuple[str, ...] = ()
     counted: bool = True
+    earlier: tuple[tuple[str, str], ...] = ()
+    opening: str = ""
 
 
 class _EncodedRow(NamedTuple):
@@ -162,25 +167,38 @@ class PrivacyPairCollator:
 
     def _texts(self, row: QueryRow) -> tuple[str, str | None]:
         """Return the prompt, and the prompt with its target (None without one)."""
-        text = f"{row.context} {row.query}".strip()
+        messages = [*row.earlier, ("user", f"{row.context} {row.query}".strip())]
+        answer = " ".join(part for part in (row.opening, row.target) if part)
         if getattr(self.processor, "chat_template", None) is None:
-            prompt, full = text, None
+            prompt, full = "\n".join(text for _, text in messages), ""
         else:
-            content: list[dict[str, str]] = [] if row.image is None else [{"type": "image"}]
-            messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-            try:
-                prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-                full = None
-                if row.target is not None:
-                    answer = {"role": "assistant", "content": [{"type": "text", "text": row.target}]}
-                    full = self.processor.apply_chat_template([*messages, answer], tokenize=False)
-            except Exception as error:  # a template for text alone fails on the list of picture and text, in many ways
-                raise self._template_error(f"it cannot be applied to a picture and a text: {error}") from error
-        if row.target is None:
+            prompt, full = self._templated(messages, row.image is not None, answer)
+        if not answer:
             return prompt, None
-        if full is not None and full.startswith(prompt) and row.target in full[len(prompt) :]:
-            return prompt, full[: full.index(row.target, len(prompt)) + len(row.target)]
-        return prompt, prompt + ("" if prompt[-1].isspace() else " ") + row.target
+        if full.startswith(prompt) and answer in full[len(prompt) :]:
+            start = full.index(answer, len(prompt))
+        else:
+            start = len(prompt) + (not prompt[-1].isspace())
+            full = prompt + " " * (start - len(prompt)) + answer
+        if row.opening:
+            prompt = full[: start + len(row.opening)]
+        return prompt, None if row.target is None else full[: start + len(answer)]
+
+    def _templated(self, messages: Sequence[tuple[str, str]], picture: bool, answer: str) -> tuple[str, str]:
+        """Return the chat template's prompt, and the same with an answer (empty without one)."""
+        chat: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": text}]} for role, text in messages
+        ]
+        if picture:
+            next(message for message in chat if message["role"] == "user")["content"].insert(0, {"type": "image"})
+        try:
+            prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            if not answer:
+                return prompt, ""
+            chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            return prompt, self.processor.apply_chat_template(chat, tokenize=False)
+        except Exception as error:  # a template for text alone fails on the list of picture and text, in many ways
+            raise self._template_error(f"it cannot be applied to a picture and a text: {error}") from error
 
     def _pad(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack rows: pad token sequences, concatenate everything else (pixels, grids)."""

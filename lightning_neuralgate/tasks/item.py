@@ -86,6 +86,8 @@ class TaskItem:
         prompt: the question, verbatim.
         truth: the right answer as the task writes it ("yes", "B", a secret); empty if there is none.
         fields: further values that scores and exports of the task need, as JSON can hold them.
+        earlier: messages of the chat before the question, as (role, text).
+        opening: start of the answer, which the model continues; `answered` adds it to `fields`.
         group: questions of one group are scored together, such as MME's two about one image; else the item's own name.
         place: where it was read.
     """
@@ -97,12 +99,19 @@ class TaskItem:
     prompt: str
     truth: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[tuple[str, str], ...] = ()
+    opening: str = ""
     group: str = ""
     place: Place = field(default=Place(""), compare=False)
 
+    @property
+    def request(self) -> str:
+        """All text that the model is given: the prompt alone, or JSON of earlier messages, prompt and opening."""
+        return json.dumps([self.earlier, self.prompt, self.opening]) if self.earlier or self.opening else self.prompt
+
     def answered(self, answer: str, **more: Any) -> AnsweredItem:
         """Return the item with an answer, without the picture; `more` is added to `fields`."""
-        fields = {**self.fields, **more}
+        fields = {**self.fields, **({"opening": self.opening} if self.opening else {}), **more}
         return AnsweredItem(self.task, self.item_id, self.image, self.prompt, self.truth, fields, answer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
@@ -104,7 +105,7 @@ class TaskQuestions:
             counts[task] = 0
             for item in self._items(task, broken if self.limit is None else BrokenItems("skip")):
                 counts[task] += 1
-                digest.update(repr((item.task, item.item_id, item.prompt, item.truth, dict(item.fields))).encode())
+                digest.update(repr((item.task, item.item_id, item.request, item.truth, dict(item.fields))).encode())
             available.setdefault(task, counts[task])
             skipped += broken.skipped
             if not counts[task]:
@@ -237,14 +238,15 @@ class QuestionBatches(IterableDataset[dict[str, Any]]):
 
     def _read(self, item: TaskItem) -> tuple[QueryRow, str, Skipped | None]:
         """Return the row of a question, a checksum of its picture, and the reason to skip it, if any."""
+        row = QueryRow(item.prompt, "benign", None, record_id=item.item_id, earlier=item.earlier, opening=item.opening)
         if item.picture is None:
-            return QueryRow(item.prompt, "benign", None, record_id=item.item_id), "", None
+            return row, "", None
         try:
             picture = read_image(item.picture, item.item_id)
             digest = picture_digest(item.picture)
         except (OSError, DataFormatError) as error:
             return _placeholder(item), "", self._skipped(item.place.error(str(error)), item)
-        return QueryRow(item.prompt, "benign", picture, record_id=item.item_id), digest, None
+        return replace(row, image=picture), digest, None
 
     def _skipped(self, error: DataFormatError, item: TaskItem) -> Skipped:
         if self.questions.on_broken == "stop":

@@ -158,7 +158,7 @@ class TaskAnswering(LightningModule):
             return self.answering.answers(find_hf_model(self), self.tokenizer, batch)
         seeded = self.answering.sampling is not None
         keys = [
-            self.cache.key(item.prompt, picture, str(self.answering.seed_of(item)) if seeded else "")
+            self.cache.key(item.request, picture, str(self.answering.seed_of(item)) if seeded else "")
             for item, picture in zip(batch["items"], batch["pictures"], strict=True)
         ]
         known = self.cache.recall(keys)

@@ -156,3 +156,26 @@ def test_a_missing_or_textual_chat_template_is_named(picture: Path, template: st
     processor.chat_template = template
     with pytest.raises(ModelLayoutError, match=f"{problem}.*chat_template.jinja"):
         PrivacyPairCollator(processor)(rows(picture))
+
+
+@pytest.mark.parametrize("make_processor", [tiny_processor, idefics3])
+def test_a_prompt_may_have_earlier_messages_and_an_opening(picture: Path, make_processor: Any) -> None:
+    processor = make_processor()
+    collate = PrivacyPairCollator(processor)
+    earlier = (("user", "What colour is it?"), ("assistant", "It is red."))
+    plain = QueryRow("What is the number?", "sensitive", picture)
+    chat = QueryRow("What is the number?", "sensitive", picture, earlier=earlier, opening="The number is")
+    trained = QueryRow("What is the number?", "sensitive", picture, opening="The number is", target="I cannot say")
+
+    def text(row: QueryRow) -> str:
+        return processor.tokenizer.decode(collate([row])["input_ids"][0], skip_special_tokens=True)
+
+    assert "What colour is it?" in text(chat)
+    assert text(chat).index("It is red.") < text(chat).index("What is the number?") < text(chat).index("The number is")
+    assert text(chat).endswith("The number is")
+    batch = collate([trained])
+    labelled = batch["labels"][0] != IGNORED
+    assert processor.tokenizer.decode(batch["labels"][0][labelled]).strip() == "I cannot say"
+    without_target = text(QueryRow("What is the number?", "sensitive", picture, opening="The number is"))
+    assert text(trained) == f"{without_target} I cannot say"
+    assert text(plain) in without_target
