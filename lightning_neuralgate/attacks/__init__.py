@@ -5,9 +5,10 @@ The secret is in the picture, so what is measured is effort (queries, words, bit
 
 from __future__ import annotations
 
-from lightning_neuralgate.attacks.base import Attack
+from lightning_neuralgate.attacks.base import Attack, Suite
 from lightning_neuralgate.attacks.words.plain import Plain
 from lightning_neuralgate.attacks.words.prefill import Prefill, RefuseThenLeak
+from lightning_neuralgate.errors import UnsupportedSetupError
 
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
@@ -18,3 +19,25 @@ ATTACKS: dict[str, Attack] = {
     )
 }
 """All attacks by name, in the order of tables."""
+
+
+def chosen_attacks(suite: Suite = "quick", names: str | None = None) -> list[Attack]:
+    """Return attacks, in the order of tables. The plain question is always among them.
+
+    Args:
+        suite: all attacks of a suite; `full` contains `quick`.
+        names: comma-separated names, instead of a suite.
+
+    Raises:
+        UnsupportedSetupError: an unknown name.
+
+    Example:
+        >>> [attack.name for attack in chosen_attacks(names="prefill_3")]
+        ['plain', 'prefill_3']
+    """
+    if names is None:
+        return [attack for attack in ATTACKS.values() if suite == "full" or attack.suite == "quick"]
+    wanted = {name.strip() for name in names.split(",")} | {Plain.name}
+    if unknown := sorted(wanted - ATTACKS.keys()):
+        raise UnsupportedSetupError(f"there is no attack '{unknown[0]}'; there are {', '.join(ATTACKS)}")
+    return [attack for name, attack in ATTACKS.items() if name in wanted]

@@ -161,6 +161,10 @@ class PromptAttack(Attack):
         """
         return [float(question.answered_by(full_answer(answer))) for answer in answers]
 
+    def figures(self, question_scores: Sequence[Sequence[float]]) -> Mapping[str, float]:
+        """Return further figures from the scores of all sensitive questions, such as leak@k; none by default."""
+        return {}
+
 
 class WeightAttack(Attack):
     """Changes the model's weights; then the plain questions are asked."""

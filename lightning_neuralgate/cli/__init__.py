@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "apply": "apply an edit file to its base model",
     "revert": "undo an edit: restore the base weights bit for bit from an edited model and its edit file",
     "eval": "evaluate a model on PrivacyPair, or on other benchmarks with --tasks, and print the scores",
+    "attack": "attack an edited model and count the secrets that come out",
     "convert": "convert the original MiniGPT-4 files to a Hugging Face folder",
     "score": "score stored answers again, without running the model",
     "compare": "compare two evaluation runs: intervals, p-values and changed answers",
