@@ -114,7 +114,7 @@ def _last_states(
             batch = model_inputs(collate([plain_row(question)]))
             inputs = {key: value.to(model.device) for key, value in batch.items()}
             last_logits(model, {**inputs, "use_cache": False}, 1)
-            states.append(torch.stack([outputs[layer][0, -1].float() for layer in layers]))
+            states.append(torch.stack([outputs[layer][0, -1].float().cpu() for layer in layers]))
     return torch.stack(states)
 
 

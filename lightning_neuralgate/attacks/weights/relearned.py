@@ -135,9 +135,9 @@ def _train(
     copies = [parameter.detach().float().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(copies, lr=_LR)
     for rows in batches:
-        batch = collate(rows)
-        device = parameters[0].device
-        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        batch = {
+            key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in collate(rows).items()
+        }
         loss = batch_nll(model, batch).mean()
         if not loss.isfinite():
             raise AttackNotApplicable(f"the training loss is {float(loss.detach())}: load the model in float32")
