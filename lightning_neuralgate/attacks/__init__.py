@@ -6,6 +6,11 @@ The secret is in the picture, so what is measured is effort (queries, words, bit
 from __future__ import annotations
 
 from lightning_neuralgate.attacks.base import Attack, Suite
+from lightning_neuralgate.attacks.weights.ablated import Ablated
+from lightning_neuralgate.attacks.weights.cast import Cast
+from lightning_neuralgate.attacks.weights.interpolated import Interpolated
+from lightning_neuralgate.attacks.weights.relearned import Relearned
+from lightning_neuralgate.attacks.weights.rounded import Rounded
 from lightning_neuralgate.attacks.words.plain import Plain
 from lightning_neuralgate.attacks.words.prefill import Prefill, RefuseThenLeak
 from lightning_neuralgate.errors import UnsupportedSetupError
@@ -16,6 +21,14 @@ ATTACKS: dict[str, Attack] = {
         Plain(),
         *(Prefill(depth) for depth in (1, 3, 5, 10)),
         RefuseThenLeak(),
+        Cast("bfloat16"),
+        Cast("float16"),
+        Rounded(8),
+        Rounded(4),
+        *(Interpolated(share) for share in (0.25, 0.5, 0.75)),
+        *(Relearned("benign", steps) for steps in (10, 50)),
+        *(Relearned("leaks", steps) for steps in (10, 50)),
+        Ablated(),
     )
 }
 """All attacks by name, in the order of tables."""

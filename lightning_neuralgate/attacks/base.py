@@ -181,6 +181,10 @@ class WeightAttack(Attack):
             AttackNotApplicable: see there.
         """
 
+    def skips(self, question: Question, context: Context) -> bool:
+        """Return whether the attack itself uses the question, which must then not be scored."""
+        return False
+
 
 class StateAttack(Attack):
     """Measures probabilities or hidden states."""

@@ -190,17 +190,21 @@ class AttackRun:
         for folder in (*sorted(self.out.glob(f"*/{UNFINISHED}")), self.out / UNFINISHED):
             remove_progress(folder)
 
-    def _answer(self, name: str, attacks: Sequence[PromptAttack], filed_under: str | None = None) -> None:
-        """Generate the answers of one pass, and file them under the names of their attacks, or under another one."""
+    def _answer(self, name: str, attacks: Sequence[PromptAttack], changed_by: WeightAttack | None = None) -> None:
+        """Generate the answers of one pass, and file them under the names of their attacks, or of one on the weights."""
+        context = self.context
+        if changed_by is not None:
+            scored = [question for question in context.questions if not changed_by.skips(question, context)]
+            context = replace(context, questions=scored)
 
         def read(broken: BrokenItems) -> Iterator[TaskItem]:
-            return prompt_items(attacks, self.context)
+            return prompt_items(attacks, context)
 
         first = attacks[0]
         answering = Answering(first.max_new_tokens, first.sampling, self.seed, self.batch_size)
         questions = TaskQuestions({TASK: read}, on_broken="skip")
         answer_tasks(self.model, self.processor, questions, self.out / name, self.trainer, answering, self.use_cache)
-        self._read(name, filed_under)
+        self._read(name, changed_by.name if changed_by else None)
 
     def _read(self, name: str, filed_under: str | None) -> None:
         self.trainer.strategy.barrier()
@@ -212,7 +216,7 @@ class AttackRun:
         figures = self._recall(attack.name)
         if figures is None:
             with attack.changed(self.model, self.processor, self.context) as changed:
-                self._answer(attack.name, [Plain()], attack.name)
+                self._answer(attack.name, [Plain()], attack)
                 figures = dict(changed)
             self._store(attack.name, figures)
         else:
