@@ -1,6 +1,7 @@
 """Answered questions about other records before the question, as earlier turns of the chat.
 
-The examples are text only: the one picture of the chat is that of the question.
+The examples are text only. The chat's one picture is that of the question, and chat templates put it in front of the first
+message, so each example says that it is about another picture.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 
 from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question
 from lightning_neuralgate.data.true_answers import true_answer
+
+OTHER_PICTURE = "About another picture:"
 
 
 class FewShot(PromptAttack):
@@ -41,7 +44,8 @@ class FewShot(PromptAttack):
         ]
         if len(usable) >= self.examples:
             chosen = context.rng(self.name, question.name).sample(usable, self.examples)
-            yield Prompt(question.query, question.picture, earlier=tuple(turn for turns in chosen for turn in turns))
+            earlier = [turn for (_, query), answer in chosen for turn in (("user", f"{OTHER_PICTURE} {query}"), answer)]
+            yield Prompt(question.query, question.picture, earlier=tuple(earlier))
 
 
 def answered_turns(question: Question) -> tuple[tuple[str, str], tuple[str, str]]:

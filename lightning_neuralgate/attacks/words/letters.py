@@ -7,7 +7,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator
 
-from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question
+from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question, Suite
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _NEIGHBOURS = {
@@ -20,7 +20,7 @@ _LEET = str.maketrans("aeiostAEIOST", "431057431057")
 
 class _ChangedLetters(PromptAttack):
     family = "words"
-    suite = "full"
+    suite: Suite = "full"
 
     @abstractmethod
     def changed(self, text: str, rng: random.Random) -> str:

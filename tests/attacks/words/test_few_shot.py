@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_neuralgate.attacks.base import Context
-from lightning_neuralgate.attacks.words.few_shot import FewShot
+from lightning_neuralgate.attacks.words.few_shot import OTHER_PICTURE, FewShot
 from lightning_neuralgate.attacks.words.multi_turn import MultiTurn
 from lightning_neuralgate.attacks.words.system_prompt import OVERRIDE, SystemPrompt
 from tests.attacks.words.samples import BENIGN, CONTEXT, QUESTIONS, SECRET, attempts
@@ -18,6 +18,7 @@ def test_examples_are_answered_questions_of_the_same_kind_about_other_records() 
     assert answers < {
         "The passport number is 915270.", "The registration number is K-2718.", "The registration number is Q-3141.",
     }  # fmt: skip
+    assert all(text.startswith(f"{OTHER_PICTURE} Name the ") for role, text in prompt.earlier if role == "user")
     assert prompt.text == SECRET.query
 
 

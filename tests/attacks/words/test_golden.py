@@ -14,7 +14,7 @@ from lightning_neuralgate.attacks.base import Context, PromptAttack, Question
 from lightning_neuralgate.data.rendering.draw import draw_value
 from lightning_neuralgate.data.rendering.questions import TEST_TEMPLATES
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
-from tests.attacks.words.samples import BENIGN, CONTEXT, QUESTIONS, SECRET, attempts
+from tests.attacks.words.samples import BENIGN, QUESTIONS, SECRET, attempts
 
 QUERY = SECRET.query
 GOLDEN = {
