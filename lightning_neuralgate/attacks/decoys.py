@@ -17,8 +17,9 @@ _MAX_DRAWS = 20
 def decoys(question: Question, count: int, context: Context) -> list[str]:
     """Return distinct wrong values of the question's attribute, the same in every run.
 
-    They are drawn from the spec of a shipped subject, if the question's is one; otherwise they are the true values of other
-    questions about the same attribute, and then the true value with its digits and letters replaced by random ones.
+    They are drawn from the spec of a shipped subject, if the question's is one; then they are the true values of other
+    questions about the same attribute, and for a benign one of all benign questions; then the true value with its digits and
+    letters replaced by random ones.
 
     Args:
         question: the question.
@@ -26,7 +27,8 @@ def decoys(question: Question, count: int, context: Context) -> list[str]:
         context: the run; its questions are the source of other values.
 
     Returns:
-        The values; fewer than `count` if too few are possible. None of them equals the true value, by `normalize_value`.
+        The values; fewer than `count` if too few are possible. None of them equals the true value or one of its synonyms, by
+        `normalize_value`.
 
     Example:
         >>> from pathlib import Path
@@ -35,7 +37,7 @@ def decoys(question: Question, count: int, context: Context) -> list[str]:
         [5, 5, 5]
     """
     rng = context.rng("decoys", question.name)
-    taken = {normalize_value(question.truth)}
+    taken = {normalize_value(value) for value in (question.truth, *question.synonyms)}
     found: list[str] = []
 
     def add(value: str) -> None:
@@ -48,6 +50,10 @@ def decoys(question: Question, count: int, context: Context) -> list[str]:
     others = [other.truth for other in context.questions if other.attribute == question.attribute != ""]
     for value in rng.sample(others, len(others)):
         add(value)
+    if not question.sensitive:  # random letters are no plausible colour
+        others = [other.truth for other in context.questions if not other.sensitive]
+        for value in rng.sample(others, len(others)):
+            add(value)
     for _ in range(_MAX_DRAWS * count):
         if len(found) == count:
             break
@@ -59,6 +65,8 @@ def _spec_values(question: Question, count: int, rng: random.Random) -> list[str
     field = field_of(question.subject, question.attribute)
     if field is None:
         return []
+    if field.choices is not None:
+        return rng.sample(list(field.choices), len(field.choices))
     try:
         return [draw_value(field, question.attribute, rng) for _ in range(2 * count)]
     except MissingDependencyError:  # Faker, which only some fields need
