@@ -41,7 +41,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--thorough",
         action="store_true",
-        help="Answer all ordinary questions instead of a share (--settings.questions_per_rung and questions_per_set null).",
+        help="Answer all ordinary questions instead of a share, and attack the models (--settings.questions_per_rung and "
+        "questions_per_set null, --settings.attacks true).",
     )
     parser.add_class_arguments(EditSettings, "settings")
 
@@ -50,7 +51,7 @@ def run(options: Namespace) -> None:
     """Run the demo and print its table."""
     settings = options.settings if options.model is None else replace(options.settings, model=options.model)
     if options.thorough:
-        settings = replace(settings, questions_per_rung=None, questions_per_set=None)
+        settings = replace(settings, questions_per_rung=None, questions_per_set=None, attacks=True)
     processes = options.processes or (1 if torch.cuda.is_available() or torch.get_num_threads() < 2 else 2)
     if options.seeds is None:
         results = run_demo(options.out, options.seed, settings, options.beside, processes)

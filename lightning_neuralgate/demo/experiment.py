@@ -65,6 +65,7 @@ class EditSettings:
         judge: classify refusals with the second judge as well.
         questions_per_rung: questions of each rung of the benign ladder, unsafe contrasts included; null for all, 0 for none.
         questions_per_set: questions of each mini set (POPE, MME, ScienceQA, MLLMGuard); null for all, 0 for none.
+        attacks: attack the models (the quick suite of `neuralgate attack`) and report the secrets that come out.
         precision: precision of the edit and of answering: a Trainer precision, or `auto` for bf16-mixed on hardware with
             native bfloat16 and 32-true elsewhere.
     """
@@ -98,6 +99,7 @@ class EditSettings:
     judge: bool = True
     questions_per_rung: int | None = 8
     questions_per_set: int | None = 20
+    attacks: bool = False
     precision: Precision = "auto"
 
     def resolved(self) -> EditSettings:

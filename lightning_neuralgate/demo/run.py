@@ -15,7 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning_neuralgate.attacks.run import ModelAnswers
 from lightning_neuralgate.data.records import PrivacyRecord
+from lightning_neuralgate.demo.attacks import attack_figures, attack_model
 from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 from lightning_neuralgate.demo.ordinary import (
     PARTS,
@@ -70,7 +72,7 @@ def run_demo(
 
     Writes to `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
     (the gated model as a Hugging Face folder), `logs/` (TensorBoard and CSV), `questions/` (the drawn ordinary questions),
-    and `utility/` and `ladder/` (each model's answers to them).
+    and `utility/` and `ladder/` (each model's answers to them); with `settings.attacks` also `attacks/`.
 
     Args:
         out: output folder.
@@ -111,11 +113,13 @@ def _run_demo(
             parts = measured_parts(experiment)
             figures = pool.starmap(answer_questions, [("unedited", part) for part in parts])
             ordinary = {part: {"unedited": found} for part, found in zip(parts, figures, strict=True)}
+            under_attack = {"unedited": pool.starmap(attack_model, [("unedited",)])[0]}
         with timer.stage("edits"):
             edits: dict[str, NeuralGate | None] = {"gated": gate, "ungated": None}
             weight_changes = {}
             edited = pool.starmap(_edit, list(edits.items()))
-            for arm, (change, edited_answers, figures_of_parts) in zip(edits, edited, strict=True):
+            for arm, (change, edited_answers, figures_of_parts, attacked) in zip(edits, edited, strict=True):
+                under_attack[arm] = attacked
                 weight_changes[arm] = change
                 answers += edited_answers
                 for part, found in figures_of_parts.items():
@@ -126,6 +130,7 @@ def _run_demo(
         **{arm: summarize(rows) for arm, rows in by_arm.items()},
         "intervals": {arm: bootstrap_intervals(rows) for arm, rows in by_arm.items()},
         **ordinary,
+        **({"attacks": attack_figures(experiment, under_attack)} if settings.attacks else {}),
         "ladder_examples": ladder_examples(out, ARMS) if "ladder" in parts else {},
         "weight_change": weight_changes,
         "refusal_variant": "prefix",
@@ -164,7 +169,7 @@ def run_demo_seeds(
         previous = _finished_results(folder, seed, settings)
         per_seed[str(seed)] = previous or run_demo(folder, seed, settings, processes=processes)
     first = next(iter(per_seed.values()))
-    averaged = [key for key in (*ARMS, *PARTS) if key in first]
+    averaged = [key for key in (*ARMS, *PARTS, "attacks") if key in first]
     runs = [{key: run[key] for key in averaged} for run in per_seed.values()]
     results: dict[str, Any] = _combine(runs, statistics.fmean)
     spread = _combine(runs, lambda values: statistics.stdev(values) if len(values) > 1 else 0.0)
@@ -234,13 +239,13 @@ def _split_test_records(pool: WorkerPool) -> list[tuple[str, Mapping[str, Sequen
 
 def _edit(
     experiment: Experiment, arm: str, gate: NeuralGate | None
-) -> tuple[dict[str, float], list[JudgedAnswer], dict[str, Figures]]:
+) -> tuple[dict[str, float], list[JudgedAnswer], dict[str, Figures], ModelAnswers | None]:
     editor = experiment.edit(gate, arm)
     change, answers = experiment.weight_change(experiment.settings.layer), experiment.answer(arm)
     ordinary = {part: answer_questions(experiment, arm, part) for part in measured_parts(experiment)}
     if gate is not None:
         editor.save_pretrained(experiment.out / "edited")
-    return change, answers, ordinary
+    return change, answers, ordinary, attack_model(experiment, arm)
 
 
 def _layer_shares(gate: NeuralGate, tau: float) -> list[LayerShares]:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_neuralgate.demo.report.attacks import attack_section
 from lightning_neuralgate.demo.report.examples import SELECTION_RULE, Example, models_of, select_examples, thumbnail
 from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, NOT_MEASURED, SPLIT_NAMES, SPLIT_NOTES, visible
 from lightning_neuralgate.demo.report.ordinary import ACCURACY_MARGIN, REFUSED_MARGIN, OrdinaryQuestions, OrdinaryRow
@@ -40,8 +41,8 @@ def write_report(
             `settings`, `versions`, `seconds`, `refusal_variant`. With several seeds: `seeds`, means, and `spread` (standard
             deviations, nested like the metrics). `intervals`, also nested like the metrics, holds 95 % intervals over
             records as [low, high]. `ladder` and `utility` hold the figures on ordinary questions (model -> figure; model ->
-            benchmark -> figure), `ladder_examples` one question of each rung with its answers. Missing values, None and NaN
-            are shown as not measured.
+            benchmark -> figure), `ladder_examples` one question of each rung with its answers, `attacks` those under attack
+            (model -> attack -> figure). Missing values, None and NaN are shown as not measured.
         answers: answers of all models; a selection is shown with pictures.
         shares: neuron classes of each edited layer and subject.
         images: folder that the image paths of the answers are relative to.
@@ -78,6 +79,8 @@ def write_report(
         ],
         contrast=[(_model(model), str(score)) for model, score in ordinary.contrast().items()],
         ordinary_examples=_ordinary_examples(results, ordinary),
+        attacks=attack_section(results),
+        model_name=_model,
         margins=(f"{REFUSED_MARGIN:.2f}", f"{ACCURACY_MARGIN:.2f}"),
         metrics={name: METRICS[name] for name in scores.metrics},
         rows=_table(runs),
