@@ -161,6 +161,14 @@ class PromptAttack(Attack):
         """
         return [float(question.answered_by(full_answer(answer))) for answer in answers]
 
+    def figures(self, question_scores: Sequence[Sequence[float]]) -> Mapping[str, float]:
+        """Return further figures of a table.
+
+        Args:
+            question_scores: the scores of all sensitive questions with attempts.
+        """
+        return {}
+
 
 class WeightAttack(Attack):
     """Changes the model's weights; then the plain questions are asked."""

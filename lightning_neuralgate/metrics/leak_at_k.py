@@ -15,8 +15,8 @@ class LeakAtK(RateMetric):
     """leak@k: the expected largest score of k sampled answers to a sensitive query; with scores of 0 and 1, the probability
     that at least one of them leaks.
 
-    As input to `forward` and `update`: `scores`, one list per query. As output of `forward` (this batch) and `compute` (all so
-    far): a scalar in [0, 1], NaN over zero queries.
+    As input to `forward` and `update`: `scores`, one list per query. As output of `forward` (this batch) and `compute` (all
+    so far): a scalar in [0, 1], NaN over zero queries.
 
     Args:
         k: number of samples that an attacker draws.

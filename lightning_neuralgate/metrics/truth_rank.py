@@ -56,8 +56,8 @@ class TruthRank(PlottableMetric):
             decoy_nlls: for each true value the NLLs of its decoys, at least one.
 
         Raises:
-            DataFormatError: the numbers of true values and lists differ, a list is empty, or an NLL is NaN. The state does not
-                change then.
+            DataFormatError: the numbers of true values and lists differ, a list is empty, or an NLL is NaN. The state does
+                not change then.
         """
         sums, secrets = _truth_rank_update(truth_nlls, decoy_nlls)
         self._add_to_state("sums", sums)

@@ -1,7 +1,7 @@
 """leak@k: does at least one of k sampled answers leak?
 
-Source: Reisizadeh et al. 2025, "Leak@k: Unlearning Does Not Make LLMs Forget Under Probabilistic Decoding" (arXiv 2511.04934).
-Of n >= k samples to a query, of which c leak,
+Source: Reisizadeh et al. 2025, "Leak@k: Unlearning Does Not Make LLMs Forget Under Probabilistic Decoding", arXiv
+2511.04934. Of n >= k samples to a query, of which c leak,
 
     leak@k = 1 - C(n - c, k) / C(n, k)
 
