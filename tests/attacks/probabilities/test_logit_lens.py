@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,27 @@ def test_the_figure_is_the_first_layer_that_predicts_the_first_digit(
     model, processor = model_and_processor
     collate = PrivacyPairCollator(processor)
     _, norm, head = find_lens(model)
-    attack = LogitLens(top=60, batch_size=3)
+    values = iter(["12345", "9-B", "X7", "(42)"])
+    questions = [replace(question, truth=next(values)) if question.sensitive else question for question in questions]
+    attack = LogitLens(top=200, batch_size=3)
     figures = attack.measure(model, processor, questions, Context(questions, Path()))
     expected: list[float | None] = []
     for question in questions:
         if not question.sensitive:
             expected.append(None)
             continue
-        row = QueryRow(question.query, "sensitive", question.picture, opening=f"The {question.attribute} is")
-        inputs = model_inputs(collate([row]))
-        ids = collate.tokenizer.encode(" 12345", add_special_tokens=False)
-        first = next(place for place, token in enumerate(ids) if "1" in collate.tokenizer.decode([token]))
+        opening = f"The {question.attribute} is"
+        inputs = model_inputs(collate([QueryRow(question.query, "sensitive", question.picture, opening=opening)]))
+        ids = collate.tokenizer.encode(f" {question.truth}", add_special_tokens=False)
+        letter = question.truth.strip("(")[0]
+        first = next(place for place, token in enumerate(ids) if letter in collate.tokenizer.decode([token]))
         inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids[:first]], dtype=torch.long)], 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
             states = model(**inputs, output_hidden_states=True).hidden_states
             # the last state has been through the norm
             logits = [head(norm(state[0, -1])) for state in states[1:-1]] + [head(states[-1][0, -1])]
-        found = [layer for layer, values in enumerate(logits) if (values > values[ids[first]]).sum() < 60]
+        found = [layer for layer, row in enumerate(logits) if (row > row[ids[first]]).sum() < 200]
         expected.append(float(found[0]) if found else NOWHERE)
     assert figures == expected
     assert len(set(expected)) > 2, "the test needs different figures"

@@ -17,7 +17,7 @@ from lightning_neuralgate.hf.forward import batch_nll
 def nll(model: Any, processor: Any, question: Question, value: str) -> float:
     row = QueryRow(question.query, "sensitive", question.picture, target=value, opening=f"The {question.attribute} is")
     batch = PrivacyPairCollator(processor)([row])
-    return float(batch_nll(model, batch) * (batch["labels"] >= 0).sum())
+    return float(batch_nll(model, batch).detach() * (batch["labels"] >= 0).sum())
 
 
 def test_the_figure_is_the_share_of_less_likely_decoys(
