@@ -97,7 +97,8 @@ def find_lens(model: Any) -> tuple[nn.ModuleList, nn.Module, nn.Module]:
         raise AttackNotApplicable(
             f"no final norm next to `{decoder.layers_path}`: searched for {', '.join(_FINAL_NORMS)}"
         )
-    heads = (part.get_output_embeddings() for part in inner.modules() if hasattr(part, "get_output_embeddings"))
+    parts: list[Any] = [part for part in inner.modules() if hasattr(part, "get_output_embeddings")]
+    heads = (part.get_output_embeddings() for part in parts)
     head = next((head for head in heads if isinstance(head, nn.Module)), None)
     if head is None:
         raise AttackNotApplicable(
