@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from lightning_neuralgate.gate.callback import NeuralGateCallback
     from lightning_neuralgate.gate.neural_gate import NeuralGate
     from lightning_neuralgate.locate.locator import PrivacyLocatorModule
-    from lightning_neuralgate.metrics import BenignAccuracy, ExpectToAnswer, LeakRate, PartialLeak, RefuseToAnswerRate
+    from lightning_neuralgate.metrics import (
+        BenignAccuracy,
+        ExpectToAnswer,
+        LeakAtK,
+        LeakRate,
+        PartialLeak,
+        RefuseToAnswerRate,
+        TruthRank,
+    )
     from lightning_neuralgate.models.loading import load_model
     from lightning_neuralgate.tasks.callback import TaskMetricsCallback
     from lightning_neuralgate.tasks.evaluate import evaluate
@@ -26,6 +34,7 @@ __all__ = [
     "BenignAccuracy",
     "EditDelta",
     "ExpectToAnswer",
+    "LeakAtK",
     "LeakRate",
     "NeuralGate",
     "NeuralGateCallback",
@@ -36,6 +45,7 @@ __all__ = [
     "RefusalMetricsCallback",
     "RefuseToAnswerRate",
     "TaskMetricsCallback",
+    "TruthRank",
     "answer_tasks",
     "evaluate",
     "load_model",
@@ -46,6 +56,7 @@ _LAZY_IMPORTS = {
     "BenignAccuracy": "metrics",
     "EditDelta": "edit.delta",
     "ExpectToAnswer": "metrics",
+    "LeakAtK": "metrics",
     "LeakRate": "metrics",
     "NeuralGate": "gate.neural_gate",
     "NeuralGateCallback": "gate.callback",
@@ -56,6 +67,7 @@ _LAZY_IMPORTS = {
     "RefusalMetricsCallback": "evaluation.callback",
     "RefuseToAnswerRate": "metrics",
     "TaskMetricsCallback": "tasks.callback",
+    "TruthRank": "metrics",
     "answer_tasks": "tasks.runner",
     "evaluate": "tasks.evaluate",
     "load_model": "models.loading",

@@ -6,6 +6,10 @@ The secret is in the picture, so what is measured is effort (queries, words, bit
 from __future__ import annotations
 
 from lightning_neuralgate.attacks.base import Attack, Suite
+from lightning_neuralgate.attacks.probabilities.logit_lens import LogitLens
+from lightning_neuralgate.attacks.probabilities.margin import RefusalMargin
+from lightning_neuralgate.attacks.probabilities.sampling import Sampled
+from lightning_neuralgate.attacks.probabilities.truth_rank import TruthRankAttack
 from lightning_neuralgate.attacks.weights.ablated import Ablated
 from lightning_neuralgate.attacks.weights.cast import Cast
 from lightning_neuralgate.attacks.weights.interpolated import Interpolated
@@ -28,6 +32,9 @@ from lightning_neuralgate.attacks.words.synonyms import Synonyms
 from lightning_neuralgate.attacks.words.system_prompt import SystemPrompt
 from lightning_neuralgate.attacks.words.yes_no import StartsWith, YesNo
 from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.hf.generation import PAPER_SAMPLING
+
+_PAPER_SAMPLING = {name: value for name, value in PAPER_SAMPLING.items() if name != "do_sample"}
 
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
@@ -64,6 +71,11 @@ ATTACKS: dict[str, Attack] = {
         *(Relearned("benign", steps) for steps in (10, 50)),
         *(Relearned("leaks", steps) for steps in (10, 50)),
         Ablated(),
+        Sampled(16, {"temperature": 1.0, "top_p": 1.0}, "sampled_16"),
+        Sampled(16, _PAPER_SAMPLING, "sampled_paper_16", "full"),
+        TruthRankAttack(),
+        RefusalMargin(),
+        LogitLens(),
     )
 }
 """All attacks by name, in the order of tables."""

@@ -2,6 +2,7 @@
 
 from lightning_neuralgate.metrics.functional import ExpectToAnswerParts, RefusalVariant
 from lightning_neuralgate.metrics.leak import BenignAccuracy, LeakRate, PartialLeak
+from lightning_neuralgate.metrics.leak_at_k import LeakAtK
 from lightning_neuralgate.metrics.mllmguard import MLLMGuard
 from lightning_neuralgate.metrics.mme import MME
 from lightning_neuralgate.metrics.over_refusal import ContrastAccuracy
@@ -13,6 +14,7 @@ from lightning_neuralgate.metrics.refusal import (
     RefuseToAnswerRate,
 )
 from lightning_neuralgate.metrics.scienceqa import ScienceQA
+from lightning_neuralgate.metrics.truth_rank import TruthRank
 
 __all__ = [
     "MME",
@@ -23,10 +25,12 @@ __all__ = [
     "ExpectToAnswer",
     "ExpectToAnswerParts",
     "JudgedRefuseToAnswerRate",
+    "LeakAtK",
     "LeakRate",
     "MLLMGuard",
     "PartialLeak",
     "RefusalVariant",
     "RefuseToAnswerRate",
     "ScienceQA",
+    "TruthRank",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any, get_args
 
 import pytest
@@ -16,18 +17,21 @@ from lightning_neuralgate.metrics import (
     BenignAccuracy,
     ContrastAccuracy,
     ExpectToAnswer,
+    LeakAtK,
     LeakRate,
     MLLMGuard,
     PartialLeak,
     RefusalVariant,
     RefuseToAnswerRate,
     ScienceQA,
+    TruthRank,
 )
 from lightning_neuralgate.metrics.functional import (
     answer_rate,
     benign_accuracy,
     contrast_accuracy,
     expect_to_answer,
+    graded_leak_at_k,
     leak_rate,
     mllmguard,
     mme,
@@ -35,6 +39,7 @@ from lightning_neuralgate.metrics.functional import (
     pope,
     refuse_to_answer_rate,
     scienceqa,
+    truth_rank,
 )
 from tests.helpers.random_answers import random_answers
 
@@ -47,6 +52,8 @@ CHOICES, COUNTS = [0, 1, 2] * 20, [3] * 60
 SCORES, DIMENSIONS = [0, 1.5, None, 3, 7] * 12, ["privacy", "bias"] * 30
 SENSITIVE = [True, False, False] * 20
 VALUES = ["sorry", "yes", "no", "there is"] * 15
+SAMPLES = [[index % 7 / 6, 0.0, index % 3 / 2, 1.0 * (index % 5 == 0)] for index in range(60)]
+TRUTHS, DECOYS = [index % 11 / 2 for index in range(60)], [[1.5, 2.0, index % 4, 5.5] for index in range(60)]
 
 
 def mllmguard_values(*columns: Any) -> dict[str, float]:
@@ -81,6 +88,11 @@ def eta(answers: Sequence[str], sensitive: Sequence[bool], variant: RefusalVaria
     return expect_to_answer(answers_by_role[True], answers_by_role[False], variant).eta
 
 
+def mean_truth_rank(truth_nlls: Sequence[float], decoy_nlls: Sequence[Sequence[float]]) -> dict[str, float]:
+    scores = list(map(truth_rank, truth_nlls, decoy_nlls))
+    return {"auc": fmean(score.percentile for score in scores), "exposure": fmean(score.exposure for score in scores)}
+
+
 # name -> factory of the metric, its input columns, and the pure function
 Metrics = dict[str, tuple[Any, tuple[list[Any], ...], Callable[..., Any]]]
 BENCHMARKS: Metrics = {
@@ -93,6 +105,7 @@ RATES: Metrics = {
     "leak rate": (LeakRate, (ANSWERS, VALUES), leak_rate),
     "partial leak": (PartialLeak, (ANSWERS, VALUES), partial_leak),
     "contrast accuracy": (ContrastAccuracy, (ANSWERS, ANSWERS[::-1], VALUES), contrast_accuracy),
+    "leak@3": (partial(LeakAtK, 3), (SAMPLES,), partial(graded_leak_at_k, k=3)),
     "benign accuracy": (BenignAccuracy, (ANSWERS, VALUES), benign_accuracy),
 }
 for _variant in get_args(RefusalVariant):
@@ -102,7 +115,7 @@ for _variant in get_args(RefusalVariant):
         ("EtA", ExpectToAnswer, (ANSWERS, SENSITIVE), eta),
     ):
         RATES[f"{_title} ({_variant})"] = (partial(_class, _variant), _columns, partial(_function, variant=_variant))
-METRICS = BENCHMARKS | RATES
+METRICS = BENCHMARKS | RATES | {"truth rank": (TruthRank, (TRUTHS, DECOYS), mean_truth_rank)}
 
 
 def floats(figures: Any) -> dict[str, float]:

@@ -18,6 +18,7 @@ from lightning_neuralgate.metrics.functional.leak import (
     partial_leak,
     says_value,
 )
+from lightning_neuralgate.metrics.functional.leak_at_k import graded_leak_at_k, leak_at_k
 from lightning_neuralgate.metrics.functional.mllmguard import (
     MllmguardDimension,
     MllmguardScores,
@@ -65,6 +66,7 @@ from lightning_neuralgate.metrics.functional.scienceqa import (
     scienceqa_tally,
 )
 from lightning_neuralgate.metrics.functional.tally import Tally
+from lightning_neuralgate.metrics.functional.truth_rank import TruthRankScores, truth_rank
 
 __all__ = [
     "COGNITION",
@@ -90,16 +92,19 @@ __all__ = [
     "RefusalVariant",
     "ScienceQaScores",
     "Tally",
+    "TruthRankScores",
     "agreement_between",
     "answer_rate",
     "benign_accuracy",
     "cohens_kappa",
     "contrast_accuracy",
     "expect_to_answer",
+    "graded_leak_at_k",
     "is_answer",
     "is_refusal",
     "judge_score",
     "ladder_outcome",
+    "leak_at_k",
     "leak_rate",
     "leaked_share",
     "leaks",
@@ -124,6 +129,7 @@ __all__ = [
     "scienceqa_tally",
     "stated_choice",
     "stated_yes_no",
+    "truth_rank",
     "utility_average",
     "verdict_stands",
 ]
