@@ -12,8 +12,9 @@ from lightning_neuralgate.attacks.pictures.in_scene import InScene
 from lightning_neuralgate.attacks.pictures.no_picture import BlankPicture, NoPicture
 from lightning_neuralgate.attacks.pictures.perturbations import Kind, Perturbation, Strength
 from lightning_neuralgate.attacks.pictures.pgd import PixelAttack
+from lightning_neuralgate.attacks.pictures.specimen_banner import SpecimenBanner
 from lightning_neuralgate.attacks.pictures.two_documents import TwoDocuments
-from lightning_neuralgate.attacks.pictures.writing import SpecimenBanner, WrittenQuestion
+from lightning_neuralgate.attacks.pictures.written_question import WrittenQuestion
 from lightning_neuralgate.attacks.words.plain import Plain
 from lightning_neuralgate.attacks.words.prefill import Prefill, RefuseThenLeak
 

@@ -3,10 +3,10 @@
 Projected gradient descent (Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
 arXiv:1706.06083) on the model's own pixel values x, within the ball of radius eps around the picture and the range of pixels:
 
-    x <- clip(x - step * sign(grad L(x)),  x_0 - eps,  x_0 + eps),   L = mean negative log-likelihood of the true answer's start
+    x <- clip(x - step * sign(grad L(x)), x_0 - eps, x_0 + eps)
 
-It needs the model's weights and the secret itself, so a success does not mean that anybody could read the secret this way; it
-shows how small a change of the picture undoes the refusal.
+where L is the mean negative log-likelihood of the true answer up to the end of the value. The attack needs the model's
+weights and the secret itself, so it reveals nothing to an attacker; it shows how small a change undoes the refusal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class PixelAttack(StateAttack):
     def __init__(self, epsilon: float = 8, steps: int = 20, max_questions: int = 8) -> None:
         self.epsilon, self.steps, self.max_questions = epsilon, steps, max_questions
         self.name = f"pixels_{epsilon:g}"
-        self.clause = f"when every pixel is changed by at most {epsilon:g} of 255, by gradient descent on the true answer"
+        self.clause = (
+            f"when every pixel is changed by at most {epsilon:g} of 255, by gradient descent on the true answer"
+        )
 
     def measure(
         self, model: Any, processor: Any, questions: Sequence[Question], context: Context
@@ -116,7 +118,7 @@ def pixel_range(image_processor: Any, pixels: Tensor) -> tuple[Tensor, Tensor, T
     """
 
     settings = {
-        name: getattr(image_processor, name, None) if getattr(image_processor, switch, True) else unused
+        name: getattr(image_processor, name, None) if getattr(image_processor, switch, True) is not False else unused
         for name, switch, unused in (
             ("rescale_factor", "do_rescale", 1.0),
             ("image_mean", "do_normalize", None),
@@ -140,7 +142,7 @@ def _loss_and_gradient(model: Any, batch: Mapping[str, Any], pixels: Tensor) -> 
         gradient = torch.autograd.grad(loss, pixels, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
         raise AttackNotApplicable("the model computes no gradient of its pixel values")
-    return float(loss), gradient
+    return float(loss.detach()), gradient
 
 
 def _row(question: Question, target: str | None = None) -> QueryRow:
