@@ -184,7 +184,7 @@ class WeightAttack(Attack):
 class StateAttack(Attack):
     """Measures probabilities or hidden states."""
 
-    family = "probabilities"
+    family: Family = "probabilities"
 
     @abstractmethod
     def measure(

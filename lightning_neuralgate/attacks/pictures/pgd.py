@@ -6,7 +6,8 @@ arXiv:1706.06083) on the model's own pixel values x, within the ball of radius e
     x <- clip(x - step * sign(grad L(x)), x_0 - eps, x_0 + eps)
 
 where L is the mean negative log-likelihood of the true answer up to the end of the value. The attack needs the model's
-weights and the secret itself, so it reveals nothing to an attacker; it shows how small a change undoes the refusal.
+weights and the secret itself, and with a large radius or many steps pixels can make a model state any text, also a false
+value. A success is therefore an upper bound: it shows how small a change undoes the refusal, not that the secret was read.
 """
 
 from __future__ import annotations
