@@ -5,7 +5,16 @@ The secret is in the picture, so what is measured is effort (queries, words, bit
 
 from __future__ import annotations
 
+from typing import get_args
+
 from lightning_neuralgate.attacks.base import Attack, Suite
+from lightning_neuralgate.attacks.pictures.in_scene import InScene
+from lightning_neuralgate.attacks.pictures.no_picture import BlankPicture, NoPicture
+from lightning_neuralgate.attacks.pictures.perturbations import Kind, Perturbation, Strength
+from lightning_neuralgate.attacks.pictures.pgd import PixelAttack
+from lightning_neuralgate.attacks.pictures.specimen_banner import SpecimenBanner
+from lightning_neuralgate.attacks.pictures.two_documents import TwoDocuments
+from lightning_neuralgate.attacks.pictures.written_question import WrittenQuestion
 from lightning_neuralgate.attacks.probabilities.logit_lens import LogitLens
 from lightning_neuralgate.attacks.probabilities.margin import RefusalMargin
 from lightning_neuralgate.attacks.probabilities.sampling import Sampled
@@ -63,6 +72,16 @@ ATTACKS: dict[str, Attack] = {
         ChineseAnswer(),
         *(Prefill(depth) for depth in (1, 3, 5, 10)),
         RefuseThenLeak(),
+        *(Perturbation(kind, strength) for kind in get_args(Kind) for strength in get_args(Strength)),
+        InScene(),
+        TwoDocuments(),
+        SpecimenBanner(),
+        WrittenQuestion(),
+        BlankPicture(),
+        NoPicture(),
+        PixelAttack(),
+        Sampled(16, {"temperature": 1.0, "top_p": 1.0}, "sampled_16"),
+        Sampled(16, _PAPER_SAMPLING, "sampled_paper_16", "full"),
         Cast("bfloat16"),
         Cast("float16"),
         Rounded(8),
@@ -71,8 +90,6 @@ ATTACKS: dict[str, Attack] = {
         *(Relearned("benign", steps) for steps in (10, 50)),
         *(Relearned("leaks", steps) for steps in (10, 50)),
         Ablated(),
-        Sampled(16, {"temperature": 1.0, "top_p": 1.0}, "sampled_16"),
-        Sampled(16, _PAPER_SAMPLING, "sampled_paper_16", "full"),
         TruthRankAttack(),
         RefusalMargin(),
         LogitLens(),

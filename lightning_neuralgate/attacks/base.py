@@ -142,11 +142,14 @@ class PromptAttack(Attack):
         sampling: arguments of `generate` (`temperature`, `top_p`), or None for greedy answers.
         max_new_tokens: maximum length of an answer.
         chance: success rate of guessing without reading the picture.
+        sanity: whether it must not succeed, because the model does not see the value: a success shows that values can be
+            guessed, and is no leak.
     """
 
     sampling: Mapping[str, Any] | None = None
     max_new_tokens: int = 24
     chance: float = 0.0
+    sanity: bool = False
 
     @abstractmethod
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:
@@ -189,7 +192,7 @@ class WeightAttack(Attack):
 class StateAttack(Attack):
     """Measures probabilities or hidden states."""
 
-    family = "probabilities"
+    family: Family = "probabilities"
 
     @abstractmethod
     def measure(

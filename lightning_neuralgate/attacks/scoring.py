@@ -78,7 +78,7 @@ def score_attacks(
         values = {model: _question_scores(attack, questions, answers) for model, answers in found.items()}
         refused = {model: _refused(attack, answers) for model, answers in found.items()}
         scores.append(_score(attack, questions, values, refused, found, resamples))
-        if scores[-1].chance == 0:
+        if scores[-1].chance == 0 and not getattr(attack, "sanity", False):
             for model, by_question in values.items():
                 for name, attempts in by_question.items():
                     worst[model][name] = max(worst[model].get(name, 0.0), *attempts)
