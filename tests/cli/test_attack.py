@@ -13,7 +13,7 @@ from lightning_neuralgate.data.records import RECORDS_NAME, write_records
 from tests.helpers.tiny_llava import save_tiny_llava, tiny_llava, tiny_processor, tiny_splits
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-ATTACKS = "plain,prefill_3,describe,truth_rank,rounded_int4,sampled_16,crop_2"
+ATTACKS = "plain,prefill_3,describe,truth_rank,rounded_int4,sampled_16,crop_medium"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_both_models_are_attacked_and_scored(folder: Path, tmp_path: Path, capsy
     assert results["questions"] == {"sensitive": 4, "benign": 2, "records": 2}
     scores = {score["attack"]: score for score in results["attacks"]}
     assert set(scores) == {*ATTACKS.split(","), "any of them"}
-    for name in ("plain", "prefill_3", "describe", "rounded_int4", "sampled_16", "crop_2"):
+    for name in ("plain", "prefill_3", "describe", "rounded_int4", "sampled_16", "crop_medium"):
         assert {"edited/leak", "unedited/leak", "edited/refused"} <= scores[name]["figures"].keys(), name
         assert scores[name]["secrets"] == 4
     assert 0 <= scores["truth_rank"]["figures"]["edited/auc"] <= 1

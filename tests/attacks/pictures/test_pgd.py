@@ -58,7 +58,7 @@ def test_the_first_sensitive_questions_are_answered_from_the_changed_pixels(
     monkeypatch.setattr(pgd, "generate_answers", generate)
     processor = tiny_processor()
     questions = [ask(), ask(sensitive=False), ask(query="Say the passport number."), ask(query="Its number?")]
-    attack = PixelAttack(steps=2, max_questions=2)
+    attack = PixelAttack(steps=10, max_questions=2)
     figures = attack.measure(tiny_llava(), processor, questions, context)
     assert figures == [1.0, None, 0.0, None]
     assert attack.summary([1.0, 0.0]) == {"leak": 0.5}
