@@ -211,6 +211,13 @@ def test_invalid_settings_and_batches_are_refused(splits: RecordSplits) -> None:
         train(PrivacyEditModule(tiny_llava(), [LAYER]), datamodule(splits), limit_val_batches=1)
 
 
+def test_the_papers_schedule_takes_pairs_with_added_rows(splits: RecordSplits) -> None:
+    model, spy = tiny_llava(), Gradients()
+    editor = PrivacyEditModule(model, [LAYER], schedule="paper", steps_per_pair=1)
+    train(editor, datamodule(splits, pairs_per_batch=1, recovery_share=1.0, indirect_share=1.0), spy)
+    assert spy.batches[0]["role"] == ["sensitive", "benign"] * 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scope", ["subject_last", "all"])
 def test_a_lora_is_gated_and_saved_merged(splits: RecordSplits, tmp_path: Path, dtype: torch.dtype, scope: Any) -> None:
