@@ -34,6 +34,8 @@ from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.options import TaskSources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
 
+_ADDED_ROWS = ("recovery_share", "recovery_depths", "indirect_share")
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `neuralgate edit`."""
@@ -135,9 +137,7 @@ def _run(options: Namespace) -> None:
         shuffle=not paper,
         seed=options.seed,
         num_workers=options.num_workers,
-        recovery_share=options.recovery_share,
-        recovery_depths=options.recovery_depths,
-        indirect_share=options.indirect_share,
+        **{name: options[name] for name in _ADDED_ROWS},
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
@@ -158,7 +158,8 @@ def _run(options: Namespace) -> None:
     editor.save_pretrained(options.out)
     if trainer.is_global_zero:
         show(f"edited model written to {options.out}")
-        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
+        added = {name: str(options[name]) for name in _ADDED_ROWS if data.added_rows.enabled}
+        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **added, **library_versions()}
         _write_delta(options.model.name, options.out, gated | settings)
         remove_progress(unfinished)
         remove_temporary_files(options.out, options.out / DELTA_NAME)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS
+from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS, AddedRows
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
@@ -106,6 +106,10 @@ class EditSettings:
     questions_per_rung: int | None = 8
     questions_per_set: int | None = 20
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        # bad values end in an error here, and not in the middle of a run
+        AddedRows((), self.recovery_share, self.recovery_depths, self.indirect_share)
 
     def resolved(self) -> EditSettings:
         """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""

@@ -19,7 +19,7 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import datamodule, random_gate, train
+from tests.helpers.training import Gradients, datamodule, random_gate, train
 
 LAYER = 1
 ANSWERS = {"sensitive": "I cannot say", "benign": "It is red"}
