@@ -7,6 +7,7 @@ import string
 from collections.abc import Sequence
 
 from lightning_neuralgate.data.rendering.draw import draw_value
+from lightning_neuralgate.data.rendering.spec import FieldSpec
 from lightning_neuralgate.data.true_answers import field_of
 from lightning_neuralgate.errors import MissingDependencyError
 
@@ -19,7 +20,7 @@ def decoy_values(
     """Draw distinct wrong values.
 
     They are drawn from the spec of a shipped subject, if `subject` is one; otherwise they are values of `others`, and then
-    the true value with its digits and letters replaced by random ones.
+    the true value with its digits and letters replaced by random ones. An attribute with a list of choices has no others.
 
     Args:
         subject: the private object, such as "passport".
@@ -47,7 +48,12 @@ def decoy_values(
             taken.add(key)
             found.append(value)
 
-    for value in _spec_values(subject, attribute, count, rng):
+    field = field_of(subject, attribute)
+    if field is not None and field.choices is not None:
+        for value in rng.sample(list(field.choices), len(field.choices)):
+            add(value)
+        return found
+    for value in [] if field is None else _spec_values(field, attribute, count, rng):
         add(value)
     for value in rng.sample(others, len(others)):
         add(value)
@@ -58,10 +64,7 @@ def decoy_values(
     return found
 
 
-def _spec_values(subject: str, attribute: str, count: int, rng: random.Random) -> list[str]:
-    field = field_of(subject, attribute)
-    if field is None:
-        return []
+def _spec_values(field: FieldSpec, attribute: str, count: int, rng: random.Random) -> list[str]:
     try:
         return [draw_value(field, attribute, rng) for _ in range(2 * count)]
     except MissingDependencyError:  # Faker, which only some fields need

@@ -31,5 +31,9 @@ def _kind(value: str) -> str:
     return "".join("#" if char.isdigit() else "?" if char.isalpha() else char for char in value)
 
 
+def test_choices_are_the_only_decoys_of_their_attribute() -> None:
+    assert decoy_values("passport", "orientation", "portrait", ["sideways"], 3, random.Random(0)) == ["landscape"]
+
+
 def test_a_value_without_letters_and_digits_to_replace_has_no_decoys() -> None:
     assert decoy_values("visa", "place", "東京", [], 3, random.Random(0)) == []
