@@ -19,6 +19,7 @@ class AddedRows:
 
     Args:
         records: the edit records, whose values serve as wrong values of each other.
+        tokenizer: the model's tokenizer.
         recovery_share: probability with which a pair gets recovery rows (`recovery_rows`) in an epoch.
         recovery_depths: lengths of the given start of an answer, in tokens, of which one is drawn.
         indirect_share: probability with which a pair gets indirect rows (`indirect_rows`) in an epoch.
@@ -31,6 +32,7 @@ class AddedRows:
     def __init__(
         self,
         records: Iterable[PrivacyRecord],
+        tokenizer: Any,
         recovery_share: float = 0.0,
         recovery_depths: Sequence[int] = RECOVERY_DEPTHS,
         indirect_share: float = 0.0,
@@ -41,6 +43,7 @@ class AddedRows:
                 raise ValueError(f"{name} must be a probability between 0 and 1, got {share}")
         if not recovery_depths or any(not isinstance(depth, int) or depth < 1 for depth in recovery_depths):
             raise ValueError(f"recovery_depths must hold numbers of tokens of at least 1, got {recovery_depths}")
+        self.tokenizer = tokenizer
         self.recovery_share, self.recovery_depths = recovery_share, tuple(recovery_depths)
         self.indirect_share, self.seed = indirect_share, seed
         self._values: dict[str, list[str]] = {}
@@ -57,14 +60,13 @@ class AddedRows:
         """Whether any rows may be added."""
         return bool(self.recovery_share or self.indirect_share)
 
-    def draw(self, pair: QueryPair, rows: Sequence[QueryRow], epoch: int, tokenizer: Any) -> list[QueryRow]:
+    def draw(self, pair: QueryPair, rows: Sequence[QueryRow], epoch: int) -> list[QueryRow]:
         """Return the added rows of a pair: up to two recovery rows, and up to two indirect rows.
 
         Args:
             pair: the pair.
             rows: its sensitive and its benign row.
             epoch: number of the epoch.
-            tokenizer: the model's tokenizer.
         """
         sensitive, benign = rows
         name = f"{self.seed}/{epoch}/{sensitive.record_id}/{pair.sensitive}/{pair.benign}"
@@ -72,7 +74,7 @@ class AddedRows:
         # a source of random numbers for each kind, so that neither option changes the rows of the other
         rng = random.Random(f"recovery/{name}")
         if rng.random() < self.recovery_share:
-            added += recovery_rows(pair, sensitive, benign, rng.choice(self.recovery_depths), tokenizer)
+            added += recovery_rows(pair, sensitive, benign, rng.choice(self.recovery_depths), self.tokenizer)
         rng = random.Random(f"indirect/{name}")
         if rng.random() < self.indirect_share:
             added += indirect_rows(pair, sensitive, benign, self._values, rng)

@@ -137,7 +137,8 @@ class PrivacyPairDataModule(LightningDataModule):
         self.collate_training = PrivacyPairCollator(processor, padding_side, picture_cache_bytes)
         self.images = images
         self.seed = seed
-        self.added_rows = AddedRows(splits.edit, recovery_share, recovery_depths, indirect_share, seed)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self.added_rows = AddedRows(splits.edit, tokenizer, recovery_share, recovery_depths, indirect_share, seed)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class _PairCollator:
     def __call__(self, pairs: list[_Pair]) -> dict[str, Any]:
         epoch, rank = self.epoch_and_rank()
         rows = [row for pair in pairs for row in pair.rows]
-        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch, self.collate.tokenizer)]
+        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)]
         retention = self._draw_retention(rows, epoch, rank)
         batch = self.collate([*rows, *added, *retention])
         if self.added_rows.enabled:

@@ -109,7 +109,7 @@ class EditSettings:
 
     def __post_init__(self) -> None:
         # bad values end in an error here, and not in the middle of a run
-        AddedRows((), self.recovery_share, self.recovery_depths, self.indirect_share)
+        AddedRows((), None, self.recovery_share, self.recovery_depths, self.indirect_share)
 
     def resolved(self) -> EditSettings:
         """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""

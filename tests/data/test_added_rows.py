@@ -57,7 +57,8 @@ def test_each_kind_has_its_own_share_and_depths(splits: RecordSplits) -> None:
     seen: Counter[str] = Counter()
     for epoch in range(60):
         for name in ("recovery_share", "indirect_share"):
-            seen[name] += sum(sum(batch["added"]) for batch in batches(splits, epoch, **{name: 0.25})) // 2
+            share: dict[str, Any] = {name: 0.25}
+            seen[name] += sum(batch["added"].count(True) for batch in batches(splits, epoch, **share)) // 2
     assert all(0.15 < count / (60 * 8) < 0.35 for count in seen.values())
     one, two = (batches(splits, recovery_share=1.0, recovery_depths=depths)[0] for depths in ((1,), (6,)))
     assert one["added"] == two["added"]
@@ -97,7 +98,7 @@ def test_bad_values_are_refused(splits: RecordSplits, options: dict[str, Any], m
     with pytest.raises(ValueError, match=match):
         PrivacyPairDataModule(splits, tiny_processor(), **options)
     with pytest.raises(ValueError, match=match):
-        AddedRows(splits.edit, **options)
+        AddedRows(splits.edit, None, **options)
 
 
 def test_the_identity_of_a_run_holds_the_options(splits: RecordSplits) -> None:
