@@ -31,6 +31,7 @@ from lightning_neuralgate import (
     PrivacyPairDataModule,
     RefusalMetricsCallback,
 )
+from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.edit.saving import check_model_output
@@ -57,6 +58,9 @@ def main(
     epochs: int = 1,
     pairs_per_batch: int = 4,
     retention_per_batch: int = 1,
+    recovery_share: float = 0.0,
+    recovery_depths: Sequence[int] = RECOVERY_DEPTHS,
+    indirect_share: float = 0.0,
     lora_rank: int = 0,
     dtype: Precision = "float32",
     max_steps: int = 25,
@@ -84,6 +88,9 @@ def main(
         epochs: passes over the edit pairs.
         pairs_per_batch: query pairs per mini-batch.
         retention_per_batch: questions from data.retention per mini-batch, if data.retention is given.
+        recovery_share: probability with which a pair gets rows whose answers are started; see `neuralgate edit --help`.
+        recovery_depths: lengths of these starts, in tokens.
+        indirect_share: probability with which a pair gets rows with other forms of question.
         lora_rank: edit with a LoRA of this rank, merged when saved; 0 edits the full weight.
         dtype: dtype of the weights. Editing the full weight needs float32, since its small steps vanish in half precision;
             LoRA factors are always float32.
@@ -146,6 +153,7 @@ def main(
         pairs = PrivacyPairDataModule(
             splits, processor, retention, pairs_per_batch=1 if paper else pairs_per_batch,
             retention_per_batch=retention_per_batch if retention else 0, shuffle=not paper, seed=seed,
+            recovery_share=recovery_share, recovery_depths=recovery_depths, indirect_share=indirect_share,
         )  # fmt: skip
         settings = {"model": base, "gate": gate.fingerprint, "scope": scope, "tau": tau}
         fit_resumably(trainer, editor, pairs, unfinished / "edit", settings, keep_every)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch import seed_everything
 
 from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, add_workers, check_inputs
 from lightning_neuralgate.cli.output import show
+from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
@@ -32,6 +33,8 @@ from lightning_neuralgate.runtime.versions import library_versions
 from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.options import TaskSources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
+
+_ADDED_ROWS = ("recovery_share", "recovery_depths", "indirect_share")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -54,7 +57,27 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="Questions from --data.retention per batch. Default: 1.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the mini-batch order.")
+    parser.add_argument(
+        "--recovery_share",
+        type=ClosedUnitInterval,
+        default=0.0,
+        help="Probability with which a query pair gets two further rows in an epoch whose answers are started: the model "
+        "learns to refuse also behind the first words of a true answer.",
+    )
+    parser.add_argument(
+        "--recovery_depths",
+        type=tuple[PositiveInt, ...],
+        default=RECOVERY_DEPTHS,
+        help="Lengths of these starts, in tokens, of which one is drawn for each pair.",
+    )
+    parser.add_argument(
+        "--indirect_share",
+        type=ClosedUnitInterval,
+        default=0.0,
+        help="Probability with which a query pair gets two further rows in an epoch with another form of question: the whole "
+        "text, yes or no, a choice, or without the subject's name.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the mini-batch order, and of the further rows.")
     parser.add_argument(
         "--keep_every",
         type=float,
@@ -114,6 +137,7 @@ def _run(options: Namespace) -> None:
         shuffle=not paper,
         seed=options.seed,
         num_workers=options.num_workers,
+        **{name: options[name] for name in _ADDED_ROWS},
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
@@ -134,7 +158,8 @@ def _run(options: Namespace) -> None:
     editor.save_pretrained(options.out)
     if trainer.is_global_zero:
         show(f"edited model written to {options.out}")
-        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **library_versions()}
+        added = {name: str(options[name]) for name in _ADDED_ROWS if data.added_rows.enabled}
+        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **added, **library_versions()}
         _write_delta(options.model.name, options.out, gated | settings)
         remove_progress(unfinished)
         remove_temporary_files(options.out, options.out / DELTA_NAME)

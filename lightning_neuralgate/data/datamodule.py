@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
+from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS, AddedRows
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.pictures import CACHE_BYTES
 from lightning_neuralgate.data.prompts import prompts_loader
@@ -59,8 +60,11 @@ class PrivacyPairDataModule(LightningDataModule):
     """Batches of PrivacyPair records, for both `PrivacyLocatorModule` and `PrivacyEditModule`.
 
     The fitted module chooses the training batches with its attribute `data_view`: "records" (stage 1, seven rows per record)
-    or "pairs" (stage 2, two rows per query pair, followed by retention rows; the default). Validation batches are prompts of
-    the test split. Missing benign and retention targets are generated once, with the unedited model, and cached on disk.
+    or "pairs" (stage 2, two rows per query pair, followed by rows added to them, if any, and by retention rows; the default).
+    Validation batches are prompts of the test split. Missing benign and retention targets are generated once, with the
+    unedited model, and cached on disk.
+
+    Where rows may be added, because a share is above 0, a batch of stage 2 has the key `added`: for each row whether it was.
 
     Each process gets its own share of the data. Where rows do not divide evenly, some are repeated; repeated rows of records
     and prompts have `counted` False. Training that resumes within an epoch continues with its next batch.
@@ -80,11 +84,16 @@ class PrivacyPairDataModule(LightningDataModule):
             epoch, the process and the pairs of the batch).
         records_per_batch: records per batch in stage 1, optimized side by side; more use a GPU better and take more memory.
         picture_cache_bytes: size of the cache of processed pictures; 0 turns it off.
+        recovery_share: probability with which a pair gets two recovery rows in an epoch of stage 2, a sensitive and a benign
+            one whose answers are started (`recovery_rows`). The plain rows stay.
+        recovery_depths: lengths of the started answers, in tokens, of which one is drawn for each pair.
+        indirect_share: probability with which a pair gets two indirect rows in an epoch of stage 2, a sensitive and a benign
+            one in another form of question (`indirect_rows`). Rows without the subject's name are not gated.
 
     Raises:
         DataLeakError: something of a test record occurs in the edit records; see `check_no_leakage`.
         DataFormatError: there are no edit records, or retention rows are requested without `retention`.
-        ValueError: a batch size is smaller than 1.
+        ValueError: a batch size is smaller than 1, a share is not in [0, 1], or a depth is smaller than 1.
     """
 
     def __init__(
@@ -102,6 +111,9 @@ class PrivacyPairDataModule(LightningDataModule):
         seed: int = 0,
         records_per_batch: int = 1,
         picture_cache_bytes: int = CACHE_BYTES,
+        recovery_share: float = 0.0,
+        recovery_depths: Sequence[int] = RECOVERY_DEPTHS,
+        indirect_share: float = 0.0,
     ) -> None:
         super().__init__()
         check_no_leakage(splits)
@@ -125,6 +137,8 @@ class PrivacyPairDataModule(LightningDataModule):
         self.collate_training = PrivacyPairCollator(processor, padding_side, picture_cache_bytes)
         self.images = images
         self.seed = seed
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self.added_rows = AddedRows(splits.edit, tokenizer, recovery_share, recovery_depths, indirect_share, seed)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -138,6 +152,9 @@ class PrivacyPairDataModule(LightningDataModule):
             "padding_side": self.collate_training.padding_side,
             "images": self.images,
             "seed": self.seed,
+            "recovery_share": self.added_rows.recovery_share,
+            "recovery_depths": list(self.added_rows.recovery_depths),
+            "indirect_share": self.added_rows.indirect_share,
         }
 
     @override
@@ -168,14 +185,19 @@ class PrivacyPairDataModule(LightningDataModule):
         return self._loader(rows, self.records_per_batch, collate, shuffle=False, mark_duplicate=_mark_duplicate)
 
     def pairs_dataloader(self) -> ResumableLoader:
-        """Return batches of stage 2: `pairs_per_batch` query pairs, two rows each, then the retention rows."""
-        rows = [edit_rows(record, pair) for record in self.splits.edit for pair in record.pairs]
+        """Return batches of stage 2: `pairs_per_batch` query pairs, two rows each, then added and retention rows."""
+        pairs = [_Pair(pair, edit_rows(record, pair)) for record in self.splits.edit for pair in record.pairs]
         if not self.images:
-            rows = [[replace(row, image=None) for row in group] for group in rows]
+            pairs = [_Pair(pair, [replace(row, image=None) for row in rows]) for pair, rows in pairs]
         collate = _PairCollator(
-            self.collate_training, self.retention, self.retention_per_batch, self.seed, self._epoch_and_rank
+            self.collate_training,
+            self.added_rows,
+            self.retention,
+            self.retention_per_batch,
+            self.seed,
+            self._epoch_and_rank,
         )
-        return self._loader(rows, self.pairs_per_batch, collate, self.shuffle)
+        return self._loader(pairs, self.pairs_per_batch, collate, self.shuffle)
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -220,11 +242,19 @@ def _collate_records(collate: PrivacyPairCollator, groups: list[list[QueryRow]])
     return collate([row for rows in counted or groups for row in rows])
 
 
+class _Pair(NamedTuple):
+    """A query pair with its sensitive and its benign row."""
+
+    pair: QueryPair
+    rows: list[QueryRow]
+
+
 @dataclass
 class _PairCollator:
-    """Collate query pairs together with retention rows drawn for them, in this process or in a worker."""
+    """Collate query pairs together with added rows and retention rows drawn for them, in this process or in a worker."""
 
     collate: PrivacyPairCollator
+    added_rows: AddedRows
     retention: list[RetentionItem]
     retention_per_batch: int
     seed: int
@@ -234,11 +264,19 @@ class _PairCollator:
         # workers are restarted every epoch; without the bound method, the Trainer and the model are not pickled
         return {**self.__dict__, "epoch_and_rank": partial(tuple, self.epoch_and_rank())}
 
-    def __call__(self, groups: list[list[QueryRow]]) -> dict[str, Any]:
-        pairs = [row for rows in groups for row in rows]
-        # the draw depends on the batch alone and not on a shared stream, so any number of workers gives the same rows
+    def __call__(self, pairs: list[_Pair]) -> dict[str, Any]:
         epoch, rank = self.epoch_and_rank()
-        content = "/".join(f"{row.record_id}:{row.query}" for row in pairs)
+        rows = [row for pair in pairs for row in pair.rows]
+        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)]
+        retention = self._draw_retention(rows, epoch, rank)
+        batch = self.collate([*rows, *added, *retention])
+        if self.added_rows.enabled:
+            batch["added"] = [False] * len(rows) + [True] * len(added) + [False] * len(retention)
+        return batch
+
+    def _draw_retention(self, rows: list[QueryRow], epoch: int, rank: int) -> list[QueryRow]:
+        # the draw depends on the batch alone and not on a shared stream, so any number of workers gives the same rows
+        content = "/".join(f"{row.record_id}:{row.query}" for row in rows)
         rng = random.Random(f"{self.seed}/{epoch}/{rank}/{content}")
         drawn = rng.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
         for item in drawn:
@@ -246,4 +284,4 @@ class _PairCollator:
                 raise DataFormatError(
                     f"the retention question '{item.query}' has no target; generate it with fill_targets()"
                 )
-        return self.collate([*pairs, *(QueryRow(i.query, "retention", i.image, target=i.target) for i in drawn)])
+        return [QueryRow(item.query, "retention", item.image, target=item.target) for item in drawn]

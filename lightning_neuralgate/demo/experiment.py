@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS, AddedRows
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
@@ -61,6 +62,9 @@ class EditSettings:
         retention_per_batch: retention questions in a mini-batch.
         public_questions: half of the retention questions ask for public attributes in the wording of the edit's queries
             (`render_retention`); if false, all are ordinary questions.
+        recovery_share: probability with which a pair gets recovery rows in an epoch (`PrivacyPairDataModule`).
+        recovery_depths: lengths of the started answers of recovery rows, in tokens.
+        indirect_share: probability with which a pair gets indirect rows in an epoch.
         images: include the pictures in the edit's queries; if false, the edit trains on text only.
         judge: classify refusals with the second judge as well.
         questions_per_rung: questions of each rung of the benign ladder, unsafe contrasts included; null for all, 0 for none.
@@ -95,12 +99,19 @@ class EditSettings:
     retention_weight: float = 0.25
     retention_per_batch: int = 1
     public_questions: bool = True
+    recovery_share: float = 0.0
+    recovery_depths: Sequence[int] = RECOVERY_DEPTHS
+    indirect_share: float = 0.0
     images: bool = True
     judge: bool = True
     questions_per_rung: int | None = 8
     questions_per_set: int | None = 20
     attacks: bool = False
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        # bad values end in an error here, and not in the middle of a run
+        AddedRows((), None, self.recovery_share, self.recovery_depths, self.indirect_share)
 
     def resolved(self) -> EditSettings:
         """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""
@@ -220,6 +231,9 @@ class Experiment:
             shuffle=not paper,
             images=s.images,
             seed=self.seed,
+            recovery_share=s.recovery_share,
+            recovery_depths=s.recovery_depths,
+            indirect_share=s.indirect_share,
         )
         editor = PrivacyEditModule(
             self.model,

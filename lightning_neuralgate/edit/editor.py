@@ -184,7 +184,8 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
 
     def _edit_pair(self, batch: dict[str, Any]) -> None:
         """The paper's schedule: up to `steps_per_pair` steps on one query pair, with a fresh Adam."""
-        pairs = batch["role"].count("sensitive")
+        added = batch.get("added") or [False] * len(batch["role"])
+        pairs = sum(role == "sensitive" and not extra for role, extra in zip(batch["role"], added, strict=True))
         if pairs != 1:
             raise UnsupportedSetupError(
                 f"the paper's schedule edits pair by pair, this batch holds {pairs}; use "

@@ -171,7 +171,9 @@ class GatedBatch:
 class UngatedRows:
     """Count rows without a subject, to which no gate applies, and warn or raise.
 
-    Rows whose `role` in the batch is "retention" are not counted: they name no subject on purpose.
+    Rows whose `role` in the batch is "retention" are not counted: they name no subject on purpose. Nor do rows that the batch
+    marks as `added`, such as the indirect rows of `PrivacyPairDataModule`, but they are counted, and `strict` refuses them;
+    only the warning of a high share leaves them out.
 
     Args:
         gate_subjects: the subjects of the gate, for messages.
@@ -189,14 +191,16 @@ class UngatedRows:
         self._names_subject = self._checked = False
         self._roles: Sequence[Any] = ()
         self._record_ids: Sequence[Any] = ()
+        self._added: Sequence[Any] = ()
 
     def start_batch(self, batch: Any) -> None:
-        """Read roles and record ids of the next batch, if it has them."""
+        """Read roles, record ids and added rows of the next batch, if it has them."""
         self.in_batch = 0
         self._batches += 1
         content = batch if isinstance(batch, Mapping) else {}
-        self._roles, self._record_ids = (
-            value if isinstance(value := content.get(key), (list, tuple)) else () for key in ("role", "record_id")
+        self._roles, self._record_ids, self._added = (
+            value if isinstance(value := content.get(key), (list, tuple)) else ()
+            for key in ("role", "record_id", "added")
         )
         if self._batches > _WARN_AFTER_BATCHES:
             self.warn()
@@ -215,7 +219,8 @@ class UngatedRows:
         ungated = [row for row in expected if not subjects[row]]
         self.in_batch += len(ungated)
         self._rows += len(expected)
-        self._ungated += len(ungated)
+        on_purpose = self._added if len(self._added) == len(subjects) else [False] * len(subjects)
+        self._ungated += sum(not on_purpose[row] for row in ungated)
         self._names_subject = self._names_subject or any(subjects)
         if self.strict and ungated:
             ids = self._record_ids if len(self._record_ids) == len(subjects) else ()

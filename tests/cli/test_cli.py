@@ -51,6 +51,7 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
     options.write_text(
         f"gate: {gate}\neditor: {{layers: [1], lr: 0.01, max_new_tokens: 2, retention_weight: 1.0}}\n"
         f"data: {{retention: {data / 'retention.jsonl'}}}\nretention_per_batch: 2\n"
+        "recovery_share: 1.0\nrecovery_depths: [2, 4]\nindirect_share: 0.5\n"
     )
     assert main(["edit", "--config", str(options), *common, *QUIET, "--out", str(edited)]) == 0
     weight = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -59,6 +60,8 @@ def test_locate_edit_and_eval(checkpoint: Path, data: Path, tmp_path: Path, caps
 
     delta = EditDelta.load(edited / "edit.safetensors")
     assert [name.endswith("layers.1.mlp.down_proj.weight") for name in delta.tensors] == [True]
+    added = ("recovery_share", "recovery_depths", "indirect_share")
+    assert [delta.provenance[name] for name in added] == ["1.0", "(2, 4)", "0.5"]
     assert delta.provenance["gate"] == NeuralGate.from_pretrained(gate).fingerprint
     edit = ["--edit", str(edited / "edit.safetensors")]
     capsys.readouterr()
@@ -196,6 +199,16 @@ def test_help_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
     assert all(name in done.stdout for name in SUBCOMMANDS)
+
+
+@pytest.mark.parametrize(
+    "option", [["--recovery_share", "1.5"], ["--indirect_share", "-1"], ["--recovery_depths", "[0]"]]
+)
+def test_impossible_rows_are_refused_by_name(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_code:
+        main(["edit", "--out", "edited", "--data.folder", "data", "--editor.layers", "[1]", *option])
+    assert exit_code.value.code == 2
+    assert option[0].removeprefix("--") in capsys.readouterr().err
 
 
 def test_layers(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

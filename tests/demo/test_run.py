@@ -125,22 +125,35 @@ def test_demo_writes_all_outputs(
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_edit_without_public_questions_keeps_the_ordinary_ones(
+def test_edit_settings_reach_the_training_batches(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StopBeforeTraining(Exception):
         pass
 
     def stop_with_retention(splits: Any, processor: Any, retention: list[Any], **options: Any) -> None:
-        raise StopBeforeTraining([item.image.stem.partition("-")[0] for item in retention])
+        kinds = [item.image.stem.partition("-")[0] for item in retention]
+        raise StopBeforeTraining(
+            kinds, *(options[name] for name in ("recovery_share", "recovery_depths", "indirect_share"))
+        )
 
     monkeypatch.setattr(experiment, "PrivacyPairDataModule", stop_with_retention)
     tiny_experiment = experiment.Experiment(tmp_path, 0, settings_of(checkpoint))
     tiny_experiment.render()
-    for public, expected in ((True, ["ordinary"] * 12 + ["public"] * 12), (False, ["ordinary"] * 12)):
+    defaults = (0.0, (1, 3, 5, 8), 0.0)
+    for changes, expected in (
+        ({}, (["ordinary"] * 12 + ["public"] * 12, *defaults)),
+        ({"public_questions": False}, (["ordinary"] * 12, *defaults)),
+        (
+            {"public_questions": False, "recovery_share": 0.5, "recovery_depths": [2], "indirect_share": 1.0},
+            (["ordinary"] * 12, 0.5, [2], 1.0),
+        ),
+    ):
         with pytest.raises(StopBeforeTraining) as stop:
-            tiny_experiment.edit(None, "public", replace(tiny_experiment.settings, public_questions=public))
-        assert stop.value.args == (expected,)
+            tiny_experiment.edit(None, "name", replace(tiny_experiment.settings, **changes))
+        assert stop.value.args == expected
+    with pytest.raises(ValueError, match="indirect_share must be a probability"):
+        EditSettings(indirect_share=2.0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from tests.helpers.reference import plain_gated_gradient, relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
-from tests.helpers.training import datamodule, random_gate, train
+from tests.helpers.training import Gradients, datamodule, random_gate, train
 
 LAYER = 1
 ANSWERS = {"sensitive": "I cannot say", "benign": "It is red"}
@@ -209,6 +209,13 @@ def test_invalid_settings_and_batches_are_refused(splits: RecordSplits) -> None:
         train(PrivacyEditModule(tiny_llava(), [LAYER], schedule="paper"), datamodule(splits, pairs_per_batch=3))
     with pytest.raises(UnsupportedSetupError, match="give PrivacyEditModule the model's processor"):
         train(PrivacyEditModule(tiny_llava(), [LAYER]), datamodule(splits), limit_val_batches=1)
+
+
+def test_the_papers_schedule_takes_pairs_with_added_rows(splits: RecordSplits) -> None:
+    model, spy = tiny_llava(), Gradients()
+    editor = PrivacyEditModule(model, [LAYER], schedule="paper", steps_per_pair=1)
+    train(editor, datamodule(splits, pairs_per_batch=1, recovery_share=1.0, indirect_share=1.0), spy)
+    assert spy.batches[0]["role"] == ["sensitive", "benign"] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

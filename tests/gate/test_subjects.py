@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,6 +264,24 @@ def test_rows_without_a_subject_are_counted_and_logged(splits: RecordSplits, tmp
         )  # fmt: skip
     rows = list(csv.DictReader(next(tmp_path.rglob("metrics.csv")).open()))
     assert [float(row["gate/rows_without_subject"]) for row in rows] == [0.0, 2.0]
+
+
+def test_added_rows_without_a_subject_are_counted_without_a_warning(splits: RecordSplits, tmp_path: Path) -> None:
+    data = datamodule(splits, indirect_share=1.0)
+    (batch,) = data.pairs_dataloader()
+    unnamed = [not subject for subject in batch["subject"]]
+    assert sum(unnamed) > 0.1 * len(unnamed)
+    assert all(added for added, without in zip(batch["added"], unnamed, strict=True) if without)
+    model, logger = tiny_llava(), CSVLogger(tmp_path, name="")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(MappingModule(model), data, NeuralGateCallback(random_gate(model)), logger=logger, log_every_n_steps=1)
+    assert not [warning for warning in caught if "no subject of the gate" in str(warning.message)]
+    (row,) = csv.DictReader(next(tmp_path.rglob("metrics.csv")).open())
+    assert float(row["gate/rows_without_subject"]) == sum(unnamed)
+    model = tiny_llava()
+    with pytest.raises(SubjectNotFoundError, match="would be trained ungated"):
+        train(MappingModule(model), data, NeuralGateCallback(random_gate(model), strict=True))
 
 
 def test_strict_refuses_the_first_row_without_a_subject(splits: RecordSplits) -> None:

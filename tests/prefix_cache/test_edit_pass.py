@@ -80,6 +80,25 @@ def test_equals_full_rows(splits: RecordSplits, side: str, attention: str, froze
     assert not any("forward" in layer.__dict__ for layer in find_decoder(model).layers)
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_added_rows_equal_full_rows(splits: RecordSplits, side: str, frozen: int) -> None:
+    model = tiny_llava(layers=4)
+    weight = trained(model)
+    data = datamodule(splits, padding_side=side, recovery_share=1.0, indirect_share=1.0)
+    batch = next(iter(data.pairs_dataloader()))
+    layout = BatchLayout(model, batch)
+    assert sum(batch["added"]) == 4 * 8
+    assert layout.prefix.length >= 5
+    unnamed = batch["subject"].count("")
+    assert 0 < unnamed < 16
+    assert len(layout.prefix.leaders) == 4 + unnamed, "a row without a subject is run alone"
+    found, expected = EditPass(model, layout, frozen).nll(), batch_nll(model, batch)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    (one,), (other,) = (torch.autograd.grad(rows.sum(), [weight]) for rows in (found, expected))
+    assert relative_error(one, other) < 1e-5
+
+
 def test_prefixes_run_once_per_record_and_frozen_layers_once_per_batch(splits: RecordSplits) -> None:
     model = tiny_llava(layers=4)
     trained(model)

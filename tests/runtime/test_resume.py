@@ -53,8 +53,9 @@ def edit(
     paper = settings["schedule"] == "paper"
     module = PrivacyEditModule(model, [LAYER], tiny_processor(), max_new_tokens=2, lr=1e-2, **settings)
     gate = NeuralGateCallback(random_gate(model), scope="all", tau=0.5)
+    added = options.pop("added", {})
     trainer = Trainer(callbacks=[gate, kill], **{**SETTINGS, "max_epochs": 3, **options})
-    batches = {"pairs_per_batch": 1 if paper else 3, "shuffle": not paper, "seed": 2, "num_workers": workers}
+    batches = {"pairs_per_batch": 1 if paper else 3, "shuffle": not paper, "seed": 2, "num_workers": workers, **added}
     fit_resumably(trainer, module, datamodule(splits, **batches), folder, settings, every_seconds=0)
     weight: Tensor = find_decoder(model).output_projection(LAYER).weight.detach()  # type: ignore[assignment]
     return weight
@@ -66,6 +67,7 @@ SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "accumulated": (MINIBATCH, {"accumulate_grad_batches": 2}, 2),
     "with validation": (MINIBATCH, {"val_check_interval": 2, "check_val_every_n_epoch": None}, 0),
     "paper": ({"schedule": "paper", "steps_per_pair": 2}, {"max_epochs": 1}, 0),
+    "added rows": (MINIBATCH, {"added": {"recovery_share": 0.6, "indirect_share": 0.6}}, 0),
 }
 
 

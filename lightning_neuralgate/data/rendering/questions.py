@@ -26,6 +26,40 @@ TEST_TEMPLATES = (
     "About this {subject}: what is the {attribute}?",
     "Can you say what the {attribute} of the {subject} is?",
 )
+EDIT_WHOLE_QUESTIONS = (
+    "List all the writing in the picture.",
+    "Copy out each line of this {subject}.",
+    "Put down every entry, one after the other.",
+    "What does the whole text of the {subject} say?",
+)
+EDIT_KIND_QUESTIONS = (
+    "What sort of thing is in the picture?",
+    "What is this item called?",
+    "Say what kind of item this is.",
+)
+EDIT_YES_NO_QUESTIONS = (
+    "Is it true that the {attribute} of this {subject} is {value}? Just yes or no.",
+    "Confirm or deny: the {attribute} is {value}. Yes or no will do.",
+    "I have {value} as the {attribute} of the {subject}. Is that right, yes or no?",
+    "{value}: is that the {attribute} in the picture? Only yes or no.",
+)
+EDIT_CHOICE_QUESTIONS = (
+    "One of these is the {attribute} of this {subject}. Which one?",
+    "Mark the {attribute} that the picture shows.",
+    "Select the line with the right {attribute} of the {subject}.",
+)
+EDIT_CHOICE_ENDING = "Answer with its letter."
+EDIT_UNNAMED_QUESTIONS = (
+    "And what is the {attribute}?",
+    "Which {attribute} do you find here?",
+    "Say the {attribute} that you see in the picture.",
+    "I cannot make out the {attribute}. What is it?",
+)
+EDIT_INDIRECT = (
+    *EDIT_WHOLE_QUESTIONS, *EDIT_KIND_QUESTIONS, *EDIT_YES_NO_QUESTIONS, *EDIT_CHOICE_QUESTIONS, EDIT_CHOICE_ENDING,
+    *EDIT_UNNAMED_QUESTIONS,
+)  # fmt: skip
+"""Wordings of the indirect questions that an edit may train on (`data/indirect_rows.py`); no test may use them."""
 TRAINING_TEMPLATES = (
     "What is the {attribute}?",
     "What is the {attribute} of the {subject}?",
