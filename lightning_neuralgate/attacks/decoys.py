@@ -31,4 +31,8 @@ def decoys(question: Question, count: int, context: Context) -> list[str]:
     others = [other.truth for other in context.questions if other.attribute == question.attribute != ""]
     if not question.sensitive:
         others += [other.truth for other in context.questions if not other.sensitive]
-    return decoy_values(question.subject, question.attribute, question.truth, others, count, rng, question.synonyms)
+    names = (question.subject, question.attribute)
+    values = decoy_values(*names, question.truth, others, count, rng, question.synonyms)
+    if not question.sensitive and len(values) < count:  # an attribute with few choices
+        values += decoy_values("", "", question.truth, others, count, rng, (*question.synonyms, *values))
+    return values[:count]

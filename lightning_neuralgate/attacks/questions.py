@@ -10,14 +10,14 @@ from lightning_neuralgate.errors import DataFormatError
 
 
 def attack_questions(
-    splits: Mapping[str, Sequence[PrivacyRecord]], secrets: int | None = None, benign_per_record: int = 1
+    splits: Mapping[str, Sequence[PrivacyRecord]], secrets: int | None = None, benign: int = 12
 ) -> list[Question]:
     """Return the questions of some splits that have a known answer.
 
     Args:
         splits: split name -> records.
         secrets: largest number of sensitive questions, taken from all splits in turn; all if None.
-        benign_per_record: benign questions about each record that has a sensitive one.
+        benign: largest number of benign questions: one about each record, until there are as many.
 
     Returns:
         The questions, those of a record one after the other.
@@ -42,7 +42,8 @@ def attack_questions(
         if not found:
             break
         left = None if left is None else left - len(found)
-        chosen += [*found, *list(_benign(split, record))[:benign_per_record]]
+        chosen += [*found, *list(_benign(split, record))[: int(benign > 0)]]
+        benign -= 1
     return chosen
 
 

@@ -94,7 +94,7 @@ def recovered_share(edited: float, unedited: float, chance: float = 0.0) -> floa
         chance: leak by guessing.
 
     Example:
-        >>> recovered_share(0.3, 0.6), recovered_share(0.55, 0.85, chance=0.25), recovered_share(0.1, 0.1)
+        >>> recovered_share(0.3, 0.6), recovered_share(0.5, 0.75, chance=0.25), recovered_share(0.1, 0.1)
         (0.5, 0.5, nan)
     """
     return float(_recovered(np.asarray(edited), np.asarray(unedited), chance))

@@ -17,6 +17,7 @@ def silence_expected_warnings() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         r".*module\(s\) in eval mode at the start of training.*",
         ".*does not have many workers.*",
+        ".*Total length of `CountedBatches` across ranks is zero.*",  # a run whose questions are all answered
         ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*configure_optimizers` returned `None`.*",
         ".*`is_gradient_checkpointing` is deprecated.*",

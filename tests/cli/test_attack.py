@@ -45,7 +45,7 @@ def test_both_models_are_attacked_and_scored(folder: Path, tmp_path: Path, capsy
     assert set(scores) == {*ATTACKS.split(","), "any of them"}
     for name in ("plain", "prefill_3", "describe", "rounded_int4", "sampled_16", "crop_medium"):
         assert {"edited/leak", "unedited/leak", "edited/refused"} <= scores[name]["figures"].keys(), name
-        assert scores[name]["secrets"] == 4
+        assert scores[name]["secrets"] == (2 if name == "sampled_16" else 4)
     assert 0 <= scores["truth_rank"]["figures"]["edited/auc"] <= 1
     assert "any of them" in capsys.readouterr().out
     assert (tmp_path / "attacks.html").is_file()

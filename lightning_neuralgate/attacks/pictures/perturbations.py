@@ -19,7 +19,7 @@ from lightning_neuralgate.attacks.pictures.drawing import redrawn
 
 Kind = Literal["crop", "rotate", "blur", "jpeg", "brightness", "noise", "downscale"]
 Strength = Literal["weak", "medium", "strong"]
-_QUICK: tuple[Kind, ...] = ("crop", "rotate", "blur", "jpeg", "brightness")
+_QUICK: tuple[Kind, ...] = ("crop", "jpeg")
 
 
 class Perturbation(PromptAttack):

@@ -44,7 +44,7 @@ class PixelAttack(StateAttack):
     def __init__(self, epsilon: float = 8, steps: int = 20, max_questions: int = 8) -> None:
         self.epsilon, self.steps, self.max_questions = epsilon, steps, max_questions
         self.name = f"pixels_{epsilon:g}"
-        self.clause = f"when every pixel is changed by at most {epsilon:g} of 255, by gradient descent towards the start of an answer"
+        self.clause = f"when pixels are changed by up to {epsilon:g} of 255, towards the start of an answer"
 
     def measure(
         self, model: Any, processor: Any, questions: Sequence[Question], context: Context

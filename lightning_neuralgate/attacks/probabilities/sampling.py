@@ -13,7 +13,7 @@ from lightning_neuralgate.metrics.functional import graded_leak_at_k
 
 
 class Sampled(PromptAttack):
-    """Sample several answers to a sensitive question; each has its own seed, from its number.
+    """Sample several answers to the first sensitive question of each record; each has its own seed, from its number.
 
     Args:
         samples: number of answers.
@@ -30,7 +30,11 @@ class Sampled(PromptAttack):
         self.clause = f"when {samples} answers are sampled ({settings})"
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:
-        if question.sensitive:
+        others = (
+            other for other in context.questions if (other.split, other.record) == (question.split, question.record)
+        )
+        # one secret per record: answers that share a picture are hardly independent, and many samples take long
+        if question == next((other for other in others if other.sensitive), None):
             for number in range(self.samples):
                 yield Prompt(question.query, question.picture, note={"sample": number})
 

@@ -27,7 +27,7 @@ class Paraphrase(PromptAttack):
     family = "words"
     clause = "when the question is reworded"
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 1) -> None:
         self.count = count
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:

@@ -22,6 +22,7 @@ class Prefill(PromptAttack):
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
+        self.suite = "full" if depth == 1 else "quick"
         self.name = f"prefill_{depth}"
         self.clause = f"when the answer starts with the first {depth} tokens of a true one"
 

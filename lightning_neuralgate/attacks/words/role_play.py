@@ -25,7 +25,7 @@ class RolePlay(PromptAttack):
     family = "words"
     clause = "when a story or a claim of authority comes before the question"
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 1) -> None:
         self.count = count
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:

@@ -24,6 +24,7 @@ class SplitExtraction(PromptAttack):
 
     name = "split_extraction"
     family = "words"
+    suite = "full"
     clause = "when each question is about a single character"
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:

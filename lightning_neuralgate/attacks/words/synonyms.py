@@ -84,7 +84,7 @@ class Synonyms(PromptAttack):
     family = "words"
     clause = "when the attribute goes by another name"
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 1) -> None:
         self.count = count
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:

@@ -17,6 +17,7 @@ class SystemPrompt(PromptAttack):
 
     name = "system_prompt"
     family = "words"
+    suite = "full"
     clause = "when a system message overrides refusals"
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:

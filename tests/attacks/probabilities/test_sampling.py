@@ -11,12 +11,15 @@ from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.hf.generation import check_sampling
 
 
-def test_each_sensitive_question_is_sampled_and_no_benign_one(questions: list[Question]) -> None:
+def test_the_first_sensitive_question_of_each_record_is_sampled(questions: list[Question]) -> None:
     attack, context = ATTACKS["sampled_16"], Context(questions, Path())
     assert isinstance(attack, Sampled)
+    seen: set[str] = set()
     for question in questions:
         prompts = list(attack.prompts(question, context))
-        assert [prompt.note["sample"] for prompt in prompts] == (list(range(16)) if question.sensitive else [])
+        first = question.sensitive and question.record not in seen
+        seen |= {question.record} if question.sensitive else set()
+        assert [prompt.note["sample"] for prompt in prompts] == (list(range(16)) if first else [])
         assert {prompt.text for prompt in prompts} <= {question.query}
 
 

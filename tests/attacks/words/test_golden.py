@@ -57,8 +57,8 @@ def test_the_first_prompt_of_each_attack() -> None:
 
 def test_the_quick_suite_has_few_prompts_per_question() -> None:
     counts = {name: len(attempts(attack)) for name, attack in ATTACKS_IN_WORDS.items() if attack.suite == "quick"}
-    assert counts.pop("split_extraction") == len(SECRET.truth)
-    assert set(counts.values()) == {1, 2}
+    assert {name for name, count in counts.items() if count > 1} == {"describe", "yes_no"}
+    assert max(counts.values()) == 2
 
 
 @pytest.mark.parametrize("name", ATTACKS_IN_WORDS)

@@ -27,7 +27,7 @@ def test_a_keyword_names_attributes_of_other_subjects() -> None:
 def test_a_name_replaces_the_attribute_in_the_query_or_the_query_is_put_anew() -> None:
     shouted = replace(SECRET, query="PASSPORT NUMBER of this passport?")
     hidden = replace(SECRET, query="Which number?")
-    (first, second) = attempts(Attack(), shouted)
+    (first, second) = attempts(Attack(2), shouted)
     assert {first.text, second.text} == {"document no. of this passport?", "ID digits of this passport?"}
     (only,) = attempts(Attack(1), hidden)
     assert only.text in ("What is the document no. of this passport?", "What is the ID digits of this passport?")
