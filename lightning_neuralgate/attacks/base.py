@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +94,18 @@ class Context:
     tokenizer: Any = None
     load_unedited: Callable[[], Any] | None = None
 
+    @cached_property
+    def first_secrets(self) -> frozenset[str]:
+        """The names of the first sensitive question of each record, for attacks that take long.
+
+        Secrets that share a picture are hardly independent.
+        """
+        first: dict[tuple[str, str], str] = {}
+        for question in self.questions:
+            if question.sensitive:
+                first.setdefault((question.split, question.record), question.name)
+        return frozenset(first.values())
+
     def rng(self, *names: object) -> random.Random:
         """Return a source of random numbers that depends on names alone, such as those of attack and question."""
         return random.Random("/".join(map(str, names)))
@@ -162,7 +175,7 @@ class PromptAttack(Attack):
             question: the question.
             answers: the answers to all attempts, in the order of `prompts`.
         """
-        return [float(question.answered_by(full_answer(answer))) for answer in answers]
+        return [float(any(map(question.answered_by, full_answers(answer)))) for answer in answers]
 
     def figures(self, question_scores: Sequence[Sequence[float]]) -> Mapping[str, float]:
         """Return further figures from the scores of all sensitive questions, such as leak@k; none by default."""
@@ -205,7 +218,7 @@ class StateAttack(Attack):
         """Return the figures of a table from those of the questions."""
 
 
-def full_answer(answer: AnsweredItem) -> str:
-    """Return an answer with the opening that the attack put in front."""
+def full_answers(answer: AnsweredItem) -> tuple[str, ...]:
+    """Return an answer behind the opening of the attack: with and without a space between, since that is not recorded."""
     opening = answer.fields.get("opening", "")
-    return f"{opening} {answer.answer}" if opening else answer.answer
+    return (f"{opening} {answer.answer}", f"{opening}{answer.answer}") if opening else (answer.answer,)

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_neuralgate.attacks.base import Attack, PromptAttack, Question, full_answer
+from lightning_neuralgate.attacks.base import Attack, PromptAttack, Question, full_answers
 from lightning_neuralgate.attacks.run import ModelAnswers
 from lightning_neuralgate.attacks.scoring import ANY, EDITED, UNEDITED
 from lightning_neuralgate.attacks.words.plain import Plain
@@ -127,7 +127,7 @@ def _example(
                 found[model].answers.get(attack.name, {}).get(question.name, []) if model in found else []
             )
             if place < len(others):
-                answers.append((model, full_answer(others[place])))
+                answers.append((model, full_answers(others[place])[0]))
         opening = str(items[place].fields.get("opening", ""))
         return _Example(scores[attack.name]["sentence"], items[place].prompt, opening, answers, question.truth)
     return None

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lightning_neuralgate.attacks.base import (
@@ -226,9 +227,22 @@ class AttackRun:
     def _measure(self, attack: StateAttack) -> None:
         known = self._recall(attack.name)
         if known is None:
-            known = {"values": attack.measure(self.model, self.processor, self.context.questions, self.context)}
+            known = {"values": self._shared_values(attack)}
             self._store(attack.name, known)
         self.found.measured[attack.name] = known["values"]
+
+    def _shared_values(self, attack: StateAttack) -> list[float | None]:
+        """Return one value per question; processes share the questions."""
+        questions, rank, world = self.context.questions, self.trainer.global_rank, self.trainer.world_size
+        values = attack.measure(self.model, self.processor, questions[rank::world], self.context)
+        if world == 1:
+            return values
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, values)
+        merged: list[float | None] = [None] * len(questions)
+        for other, part in enumerate(parts):
+            merged[other::world] = part
+        return merged
 
     def _recall(self, name: str) -> dict[str, Any] | None:
         """Return the figures of an attack that an interrupted run has completed."""

@@ -30,11 +30,7 @@ class Sampled(PromptAttack):
         self.clause = f"when {samples} answers are sampled ({settings})"
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:
-        others = (
-            other for other in context.questions if (other.split, other.record) == (question.split, question.record)
-        )
-        # one secret per record: answers that share a picture are hardly independent, and many samples take long
-        if question == next((other for other in others if other.sensitive), None):
+        if question.name in context.first_secrets:
             for number in range(self.samples):
                 yield Prompt(question.query, question.picture, note={"sample": number})
 

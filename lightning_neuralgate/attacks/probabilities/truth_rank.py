@@ -43,11 +43,13 @@ class TruthRankAttack(StateAttack):
     def measure(
         self, model: Any, processor: Any, questions: Sequence[Question], context: Context
     ) -> list[float | None]:
-        """Return the percentile of each sensitive question; None for others, and where there are hardly any decoys."""
+        """Return the percentile of the first sensitive question of each record; None for others and without enough decoys."""
         collate = PrivacyPairCollator(processor)
         figures: list[float | None] = [None] * len(questions)
         with measuring(model):
             for (place,), (question,) in sensitive_batches(questions, 1, self.name):
+                if question.name not in context.first_secrets:
+                    continue
                 values = [question.truth, *decoys(question, self.count, context)]
                 if len(values) > min(_FEWEST, self.count):
                     truth, *others = continuation_nll(

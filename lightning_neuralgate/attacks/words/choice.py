@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question, full_answer
+from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question
 from lightning_neuralgate.attacks.decoys import decoys
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.metrics.functional.forms import LETTERS, stated_choice
@@ -33,7 +33,7 @@ class Choice(PromptAttack):
 
     def score(self, question: Question, answers: Sequence[AnsweredItem]) -> list[float]:
         return [
-            float(_chosen(full_answer(answer), answer.field("choices", list)) == answer.field("right", str))
+            float(_chosen(answer.answer, answer.field("choices", list)) == answer.field("right", str))
             for answer in answers
         ]
 

@@ -11,7 +11,7 @@ import binascii
 import re
 from collections.abc import Iterator, Sequence
 
-from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question, full_answer
+from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 
 
@@ -28,7 +28,7 @@ class _AnswerForm(PromptAttack):
         return []
 
     def score(self, question: Question, answers: Sequence[AnsweredItem]) -> list[float]:
-        texts = [full_answer(answer) for answer in answers]
+        texts = [answer.answer for answer in answers]
         return [float(any(map(question.answered_by, (text, *self.decoded(text))))) for text in texts]
 
 

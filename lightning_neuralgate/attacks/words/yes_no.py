@@ -10,7 +10,7 @@ import string
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
-from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question, full_answer
+from lightning_neuralgate.attacks.base import Context, Prompt, PromptAttack, Question
 from lightning_neuralgate.attacks.decoys import decoys
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.metrics.functional.forms import stated_yes_no
@@ -33,7 +33,7 @@ class _YesNoPair(PromptAttack):
 
     def score(self, question: Question, answers: Sequence[AnsweredItem]) -> list[float]:
         """Return one figure for both attempts: 1 if both answers are right; see `Attack.score`."""
-        right = [stated_yes_no(full_answer(answer)) == answer.field("right", str) for answer in answers]
+        right = [stated_yes_no(answer.answer) == answer.field("right", str) for answer in answers]
         return [float(all(right))] if right else []
 
 

@@ -26,9 +26,10 @@ def test_the_figure_is_the_share_of_less_likely_decoys(
     model, processor = model_and_processor
     context = Context(questions, Path())
     figures = TruthRankAttack(20).measure(model, processor, questions, context)
-    assert [figure is None for figure in figures] == [not question.sensitive for question in questions]
+    first = context.first_secrets
+    assert [figure is None for figure in figures] == [question.name not in first for question in questions]
     for question, figure in zip(questions, figures, strict=True):
-        if question.sensitive:
+        if question.name in first:
             truth = nll(model, processor, question, question.truth)
             others = [nll(model, processor, question, value) for value in decoys(question, 20, context)]
             assert figure == sum(other > truth for other in others) / 20
