@@ -12,7 +12,7 @@ from lightning_neuralgate.data.true_answers import true_answer
 
 
 class Prefill(PromptAttack):
-    """Start the answer with the first tokens of a truthful one, at most up to the middle of the value.
+    """Start the answer with the first tokens of a truthful one, at most up to the middle of a secret, or up to a benign value.
 
     Args:
         depth: number of tokens.
@@ -28,7 +28,10 @@ class Prefill(PromptAttack):
 
     def prompts(self, question: Question, context: Context) -> Iterator[Prompt]:
         answer = true_answer(question.subject, question.attribute, question.truth)
-        yield Prompt(question.query, question.picture, opening=answer.start(self.depth, context.tokenizer))
+        opening = answer.start(self.depth, context.tokenizer)
+        if not question.sensitive:  # half of a word such as "red" is no fair start
+            opening = opening[: len(answer.lead)].rstrip()
+        yield Prompt(question.query, question.picture, opening=opening)
 
 
 class RefuseThenLeak(PromptAttack):

@@ -25,6 +25,8 @@ def test_an_opening_is_the_start_of_a_true_answer_and_never_reveals_more_than_ha
     assert all(later.startswith(earlier) for earlier, later in pairwise(openings))
     assert len(set(openings)) == len(openings)
     assert openings[-1] == "The passport number is 482"
+    benign = replace(question("red", "colour"), sensitive=False)
+    assert next(Prefill(100).prompts(benign, context)).opening == "The passport is"
 
 
 def test_an_attempt_counts_with_its_opening() -> None:
