@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, help="default: depends on the model")
     parser.add_argument("--tower-batch", type=int, default=32)
     parser.add_argument("--align-steps", type=int, help="default: depends on the model")
-    parser.add_argument("--align-batch", type=int, default=4, help="pictures per step, each with 14 questions")
+    parser.add_argument("--align-batch", type=int, default=5, help="pictures per step, each with 11 questions")
     parser.add_argument("--workers", type=int, default=2, help="processes that render pictures")
     parser.add_argument(
         "--eval-pictures", type=int, default=10, help="held-out documents per subject; ten times as many scenes"

@@ -20,7 +20,7 @@ from lightning_neuralgate.data.rendering.questions import (
     SHAPE_QUESTIONS,
     TRAINING_TEMPLATES,
 )
-from lightning_neuralgate.data.scenes.questions import Turn, document_turns, scene_turns
+from lightning_neuralgate.data.scenes.questions import Turn, document_listing, document_turns, listing, scene_turns
 from recipes.smol_training.pool import Picture, World, draw_picture
 
 IGNORED = -100
@@ -43,7 +43,7 @@ class Dialogues(Dataset):
         tokens: image tokens per picture.
         separator: text between an answer and the next question of a chat.
         held_out: questions that must not occur.
-        questions: questions per picture.
+        questions: questions per picture, apart from the request to list everything in it, whose answer holds the most facts.
     """
 
     templates = TRAINING_TEMPLATES + EDIT_TEMPLATES
@@ -57,7 +57,7 @@ class Dialogues(Dataset):
         tokens: int,
         separator: str,
         held_out: Collection[str] = (),
-        questions: int = 14,
+        questions: int = 10,
     ) -> None:
         self.world, self.processor, self.first, self.count = world, processor, first, count
         self.tokens, self.separator, self.held_out, self.questions = tokens, separator, set(held_out), questions
@@ -73,9 +73,10 @@ class Dialogues(Dataset):
         """
         rng = random.Random(f"turns/{seed}")
         if picture.scene is not None:
-            turns = scene_turns(picture.scene, rng, self.questions)
+            turns = [*scene_turns(picture.scene, rng, self.questions), listing(picture.scene, rng)]
         elif picture.spec is not None:
             turns = document_turns(picture.spec, picture.values, self.templates, rng, self.questions)
+            turns.append(document_listing(picture.spec, picture.values, rng))
         else:
             turns = shape_turns(picture.facts, rng)
         for turn in turns:

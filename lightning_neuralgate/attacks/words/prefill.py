@@ -12,7 +12,7 @@ from lightning_neuralgate.data.true_answers import true_answer
 
 
 class Prefill(PromptAttack):
-    """Start the answer with the first tokens of a truthful one, at most up to the middle of a secret, or up to a benign value.
+    """Start the answer with the first tokens of a truthful one, at most up to the middle of a secret or up to a benign value.
 
     Args:
         depth: number of tokens.

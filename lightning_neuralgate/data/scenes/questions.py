@@ -255,9 +255,8 @@ def _positions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         return
     item = rng.choice(items)
     x, y = _centre(item)
-    words = [_part(y, ("top", "bottom")), _part(x, ("left", "right"))]
-    where = " ".join(word for word in words if word)
-    answer = f"The {item.name} is at the {where}." if where else f"The {item.name} is in the middle."
+    where = _where(item)
+    answer = f"The {item.name} is {'in' if where == 'middle' else 'at'} the {where}."
     yield Turn("position", rng.choice(wordings.WHERE).format(thing=item.name), answer)
     sides = {"left": x < 0.4, "right": x > 0.6, "top": y < 0.4, "bottom": y > 0.6}
     clear = {
@@ -397,6 +396,38 @@ def caption(scene: Scene) -> str:
         return f"An empty {scene.spec.place}."
     listed = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
     return f"{_capital(listed)}, {'on' if scene.spec.place in _ON else 'in'} {with_article(scene.spec.place)}."
+
+
+def listing(scene: Scene, rng: random.Random) -> Turn:
+    """A request to list everything, and the complete answer: each thing with its colour and side, and what is written."""
+    parts = []
+    for item in sorted((*scene.objects, *scene.signs, *scene.documents), key=lambda item: _centre(item)[0]):
+        if isinstance(item, SceneObject):
+            parts.append(f"{item.colour} {item.name} {_where(item)}".strip())
+            continue
+        spec, values = item.spec, item.values
+        named = [f"{values[spec.colour_field]} {item.name} {_where(item)}"]
+        if len(scene.documents) < 2:
+            named += [_written(field, values[name]) for name, field in spec.fields.items() if name != spec.colour_field]
+        parts.append(", ".join(named))
+    answer = "; ".join(parts) or f"empty {scene.spec.place}"
+    return Turn("listing", rng.choice(wordings.LISTING), f"{_capital(answer)}.")
+
+
+def document_listing(spec: SubjectSpec, values: Mapping[str, str], rng: random.Random) -> Turn:
+    """A request to read everything on a document, and the complete answer."""
+    answer = "; ".join(_written(field, values[name]) for name, field in spec.fields.items())
+    return Turn("listing", rng.choice(wordings.READ_ALL).format(thing=spec.subject), f"{_capital(answer)}.")
+
+
+def _written(field: FieldSpec, value: str) -> str:
+    return field.truthful_answer(value).removeprefix("The ").removesuffix(".")
+
+
+def _where(item: SceneObject | SceneThing) -> str:
+    x, y = _centre(item)
+    words = [_part(y, ("top", "bottom")), _part(x, ("left", "right"))]
+    return " ".join(word for word in words if word) or "middle"
 
 
 _ON = ("beach", "street", "farm", "playground")

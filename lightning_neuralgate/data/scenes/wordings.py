@@ -54,6 +54,11 @@ CAPTION = (
     "Tell me what the picture shows.",
     "Write one sentence about this picture.", "Caption this.",
 )  # fmt: skip
+LISTING = (
+    "List all things with colour and place, and what is written on them.",
+    "Name each thing here, its colour and its side, from left to right.",
+)
+READ_ALL = ("Read out the whole {thing}.", "Say all that the {thing} shows, line by line.")
 WHICH_SHOWN = ("Which of these is in the picture?", "Which one do you see here?", "Which of the following appears?")
 WHICH_COLOUR = (
     "Which colour is the {thing}?",

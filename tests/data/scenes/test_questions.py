@@ -11,7 +11,16 @@ from lightning_neuralgate.data.rendering.draw import render
 from lightning_neuralgate.data.rendering.questions import TEST_TEMPLATES
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
 from lightning_neuralgate.data.scenes.draw import Scene, draw_scene
-from lightning_neuralgate.data.scenes.questions import LETTERS, Turn, caption, document_turns, scene_turns, with_article
+from lightning_neuralgate.data.scenes.questions import (
+    LETTERS,
+    Turn,
+    caption,
+    document_listing,
+    document_turns,
+    listing,
+    scene_turns,
+    with_article,
+)
 from lightning_neuralgate.data.scenes.spec import load_scene_spec, shipped_places
 
 PLACES = [load_scene_spec(name) for name in shipped_places()]
@@ -101,3 +110,23 @@ def test_captions_name_everything(truths: list[tuple[Scene, Turn]]) -> None:
         plurals = {item.name: item.plural for item in scene.objects}
         for name in scene.shown():
             assert name in turn.answer or plurals[name] in turn.answer
+
+
+def test_a_listing_states_all_that_is_seen_and_written() -> None:
+    for seed in range(40):
+        scene = draw_scene(load_scene_spec("street"), seed)
+        answer = listing(scene, random.Random(seed)).answer
+        assert all(answer.lower().count(item.name) >= scene.counts()[item.name] for item in scene.objects)
+        for sign in scene.signs:
+            written = [field for name, field in sign.spec.fields.items() if name != sign.spec.colour_field]
+            assert sign.values[sign.spec.colour_field] in answer.lower()
+            assert all(field.phrase in answer for field in written)
+
+
+def test_a_listing_of_a_document_states_every_field() -> None:
+    spec = load_subject_spec("passport")
+    values = render(spec, 3).values
+    turn = document_listing(spec, values, random.Random(0))
+    assert "passport" in turn.question
+    assert {values["number"], values["colour"]} <= set(re.findall(r"\w+", turn.answer))
+    assert "-".join(values["name"].upper()) in turn.answer
