@@ -37,7 +37,7 @@ class Question:
             attack alone does to the model.
         query: the question as in the record.
         subject: the private object, such as "passport".
-        attribute: the attribute asked for, such as "date of birth"; empty if unknown.
+        attribute: the attribute in question, such as "date of birth"; empty if unknown.
         truth: the true value.
         synonyms: other wordings of a benign truth.
         picture: the picture.
@@ -183,7 +183,7 @@ class PromptAttack(Attack):
 
 
 class WeightAttack(Attack):
-    """Changes the model's weights; then the plain questions are asked."""
+    """Changes the weights of the model that answers the plain questions."""
 
     family = "weights"
 
