@@ -401,7 +401,8 @@ def caption(scene: Scene) -> str:
 def listing(scene: Scene, rng: random.Random) -> Turn:
     """A request to list everything, and the complete answer: each thing with its colour and side, and what is written."""
     parts = []
-    for item in sorted((*scene.objects, *scene.signs, *scene.documents), key=lambda item: _centre(item)[0]):
+    shown: list[SceneObject | SceneThing] = [*scene.objects, *scene.signs, *scene.documents]
+    for item in sorted(shown, key=lambda item: _centre(item)[0]):
         if isinstance(item, SceneObject):
             parts.append(f"{item.colour} {item.name} {_where(item)}".strip())
             continue
