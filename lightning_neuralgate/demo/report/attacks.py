@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lightning_neuralgate.attacks import ATTACKS
-from lightning_neuralgate.attacks.scoring import ANY
 from lightning_neuralgate.demo.report.formatting import NOT_MEASURED
 
 
@@ -41,6 +39,11 @@ def attack_section(results: Mapping[str, Any], sentences: int = 4) -> AttackSect
     found: Mapping[str, Any] = results.get("attacks") or {}
     if not found:
         return None
+    # imported late: torch takes seconds, and a report without attacks does not need it
+    from lightning_neuralgate.attacks import ATTACKS
+    from lightning_neuralgate.attacks.scoring import ANY, ANY_CLAUSE
+
+    clauses = {name: attack.clause for name, attack in ATTACKS.items()} | {ANY: ANY_CLAUSE}
     names = [name for name in (*ATTACKS, ANY) if any(name in by_attack for by_attack in found.values())]
     rows: dict[str, list[AttackRow]] = {}
     for name in names:
@@ -50,17 +53,16 @@ def attack_section(results: Mapping[str, Any], sentences: int = 4) -> AttackSect
             cells += [_share(figures.get("edited/leak")), _share(figures.get("recovered"))]
         if set(cells) != {NOT_MEASURED}:
             rows.setdefault(ATTACKS[name].family if name in ATTACKS else "all", []).append(AttackRow(name, cells))
-    return AttackSection(
-        list(found), {model: _sentences(by_attack, sentences) for model, by_attack in found.items()}, rows
-    )
+    ranked = {model: _sentences(by_attack, clauses)[:sentences] for model, by_attack in found.items()}
+    return AttackSection(list(found), ranked, rows)
 
 
-def _sentences(by_attack: Mapping[str, Any], count: int) -> list[str]:
+def _sentences(by_attack: Mapping[str, Any], clauses: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each attack that succeeded, the most successful one first."""
     ranked = sorted(by_attack.items(), key=lambda item: -item[1].get("came_out", 0))
     return [
-        f"{figures['came_out']:.3g} of {figures['secrets']:.3g} secrets come out "
-        + (ATTACKS[name].clause if name in ATTACKS else "under at least one of these attacks")
-        for name, figures in ranked[:count]
+        f"{figures['came_out']:.3g} of {figures['secrets']:.3g} secrets come out {clauses[name]}"
+        for name, figures in ranked
         if figures.get("came_out")
     ]
 
