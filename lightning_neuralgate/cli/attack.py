@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"Comma-separated attacks instead of a suite: {', '.join(ATTACKS)}.",
     )
     parser.add_argument(
-        "--secrets", type=PositiveInt | None, default=None, help="Maximum number of secrets to attack; default: all."
+        "--secrets", type=PositiveInt | None, default=48, help="Maximum number of secrets to attack; null for all."
     )
     parser.add_argument(
         "--subjects", type=list[str] | None, default=None,

@@ -1,4 +1,4 @@
-"""Kill rendering, both stages and evaluation on the command line at random moments; restart them until they finish.
+"""Kill rendering, both stages, evaluation and attacks on the command line at random moments; restart them until they finish.
 
     python -m tests.kills.runs FOLDER KILLS SEED STAGE...
 
@@ -38,12 +38,22 @@ def commands(folder: Path) -> dict[str, list[str]]:
     editor = "--editor.layers [1] --editor.lr 0.01 --editor.max_new_tokens 2 --trainer.max_epochs 4 --keep_every 0"
     gate = ["--gate", str(folder / "gate"), "--measure_every", "6", "--pairs_per_batch", "2", *editor.split()]
     answers = ["--max_new_tokens", "4", "--batch_size", "2", "--cache", "false"]
+    attacks = "prefill_3,crop_medium,sampled_16,rounded_int4,relearned_benign_10,truth_rank"
+    models = [
+        "--model",
+        str(folder / "edited"),
+        "--beside",
+        str(folder / "model"),
+        "--data.folder",
+        str(folder / "data"),
+    ]
     return {
         "render": ["render", "--seed", "3", *SIZES],
         "render over another": ["render", "--seed", "3", *SIZES],
         "locate": ["locate", *common, *quiet, *locator],
         "edit": ["edit", *common, *quiet, *gate],
         "eval": ["eval", *common, *quiet, *answers],
+        "attack": ["attack", *models, *quiet, *answers[2:], "--attacks", attacks, "--secrets", "4"],
     }
 
 

@@ -17,6 +17,7 @@ from tests.helpers.launch import launch
         ("runs", 15, ("render", "render over another")),
         ("runs", 15, ("locate", "edit")),
         ("runs", 15, ("eval",)),
+        ("runs", 10, ("attack",)),
         ("task_runs", 10, ("greedy", "sampled")),
     ],
 )
