@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from lightning_neuralgate.attacks.base import Attack, PromptAttack, Question, StateAttack
 from lightning_neuralgate.attacks.run import ModelAnswers
 from lightning_neuralgate.attacks.words.plain import Plain
-from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.evaluation.statistics import score_intervals
 from lightning_neuralgate.metrics.functional import is_refusal
 from lightning_neuralgate.metrics.functional.tally import Tally, share
@@ -233,8 +232,3 @@ def _state_score(attack: StateAttack, questions: Sequence[Question], found: Mapp
             figures |= {f"{model}/{name}": value for name, value in attack.summary(known).items()}
     problem = found[EDITED].not_applicable.get(attack.name, "")
     return AttackScore(attack.name, attack.family, figures, {}, 0, count, 0.0, problem or attack.clause, problem)
-
-
-def answer_examples(found: ModelAnswers, attack: str, question: str) -> Sequence[AnsweredItem]:
-    """Return the answers of a model to the attempts of an attack on a question."""
-    return found.answers.get(attack, {}).get(question, [])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lightning_neuralgate.cli.options import add_config, add_trainer, check_fold
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import ABSENT, console, number
 from lightning_neuralgate.data.options import DataOptions
+from lightning_neuralgate.data.records import RECORDS_NAME
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.models.loading import Precision, load_model
@@ -107,12 +110,9 @@ def _run(options: Namespace) -> None:
         if options.trainer.is_global_zero:
             show(f"{role} model {name}: {len(attacks)} attacks on {len(questions)} questions")
         model, processor = load_model(name, options.dtype, options.trust_remote_code)
-        unedited = options.beside if role == EDITED else None
-        load = (
-            None
-            if unedited is None
-            else lambda: load_model(options.beside, options.dtype, options.trust_remote_code)[0]
-        )
+        load = None
+        if role == EDITED and options.beside:
+            load = partial(_load_unedited, options)
         context = Context(questions, options.out / "pictures", load_unedited=load)
         runs.append(
             AttackRun(
@@ -146,6 +146,10 @@ def _run(options: Namespace) -> None:
     remove_temporary_files(options.out, options.out / RESULTS_NAME, options.out / PAGE_NAME)
 
 
+def _load_unedited(options: Namespace) -> Any:
+    return load_model(options.beside, options.dtype, options.trust_remote_code)[0]
+
+
 def _records(options: Namespace) -> dict[str, Any]:
     """Return the test records by split: of `--data`, or of a set that is drawn into the output folder."""
     if _has_data(options.data):
@@ -154,8 +158,9 @@ def _records(options: Namespace) -> dict[str, Any]:
         folder = options.out / "data"
         more = {} if options.subjects is None else {"subjects": options.subjects}
         if options.trainer.is_global_zero:
-            splits = render_splits(folder, options.seed, edit_records=1, test_records=6, **more)
-        options.trainer.strategy.barrier()
+            render_splits(folder, options.seed, edit_records=1, test_records=6, **more)
+        while not (folder / RECORDS_NAME).is_file():  # on other ranks, whose process group is not there yet
+            time.sleep(0.1)
         splits = DataOptions(folder=folder).read()
     return {name: records for name, records in splits._asdict().items() if name != "edit" and records}
 
