@@ -31,6 +31,10 @@ class GateFormatError(NeuralGateError, ValueError):
     """A saved gate cannot be read."""
 
 
+class KeysFormatError(NeuralGateError, ValueError):
+    """A saved input covariance cannot be read."""
+
+
 class UnsupportedSetupError(NeuralGateError):
     """A combination of model, strategy and options that is not supported."""
 

@@ -10,7 +10,14 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch import seed_everything
 
-from lightning_neuralgate.cli.options import ModelOptions, add_config, add_trainer, add_workers, check_inputs
+from lightning_neuralgate.cli.options import (
+    ModelOptions,
+    add_config,
+    add_keep_strength,
+    add_trainer,
+    add_workers,
+    check_inputs,
+)
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
@@ -23,6 +30,7 @@ from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.keys import InputCovariance
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
@@ -48,6 +56,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tau", type=float, default=0.3, help="Threshold: dimensions with a higher activity rate pass the gate."
     )
+    parser.add_argument(
+        "--keep",
+        type=Path | None,
+        default=None,
+        help="Folder written by `neuralgate keys`: keep the change out of the inputs of ordinary prompts.",
+    )
+    add_keep_strength(parser, "keep_")
     parser.add_argument(
         "--pairs_per_batch", type=int, default=4, help="Query pairs per mini-batch (minibatch schedule)."
     )
@@ -142,8 +157,12 @@ def _run(options: Namespace) -> None:
     editor = PrivacyEditModule(model, processor=processor, **arguments)
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
     trainer = options.trainer
-    if gate is not None:
-        trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau, arguments["layers"]))
+    keep = None if options.keep is None else InputCovariance.from_pretrained(options.keep)
+    gating = None
+    if gate is not None or keep is not None:
+        strength = {"keep": keep, "keep_share": options.keep_share, "keep_soft": options.keep_soft}
+        gating = NeuralGateCallback(gate, options.scope, options.tau, arguments["layers"], **strength)
+        trainer.callbacks.append(gating)
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
     if options.measure_every and options.measure_tasks is not None:
@@ -151,6 +170,8 @@ def _run(options: Namespace) -> None:
         questions = TaskQuestions(sources, options.measure_limit)
         trainer.callbacks.append(TaskMetricsCallback(questions, processor, options.measure_every))
     gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
+    if gating is not None and gating.key_space is not None:
+        gated["keep"] = gating.key_space.settings
     unfinished = options.out / UNFINISHED
     fit_resumably(trainer, editor, data, unfinished, {"model": base, **gated}, options.keep_every)
     if trainer.is_global_zero:

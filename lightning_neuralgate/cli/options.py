@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import OpenUnitInterval, PositiveFloat
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.models.loading import EMBEDDED, Precision, load_model
@@ -44,12 +45,16 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_inputs(options: Namespace, **more: str | Path | None) -> None:
-    """Check that `--out` is, holds or lies in no input: model, gate, data, and further options.
+    """Check that `--out` is, holds or lies in no input: model, gate, keep, data, and further options.
 
     Raises:
         DataFormatError: see `check_output`.
     """
-    inputs = {"model.name": options.model.name, "gate": getattr(options, "gate", None), **more}
+    inputs = {
+        "model.name": options.model.name,
+        **{name: getattr(options, name, None) for name in ("gate", "keep")},
+        **more,
+    }
     check_output("--out", options.out, {f"--{name}": value for name, value in inputs.items()} | options.data.inputs())
 
 
@@ -76,6 +81,31 @@ def add_trainer(parser: ArgumentParser, **defaults: Any) -> None:
     parser.add_class_arguments(Trainer, "trainer", instantiate=True)
     quiet = {"enable_checkpointing": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     parser.set_defaults({f"trainer.{name}": value for name, value in {**quiet, **defaults}.items()})
+
+
+def add_keep_strength(parser: ArgumentParser, prefix: str) -> None:
+    """Add `--share` and `--soft`, with a prefix: how much a change is kept out of the inputs of `--keep`."""
+    from lightning_neuralgate.gate.keys import DEFAULT_SHARE
+
+    parser.add_argument(
+        f"--{prefix}share",
+        type=OpenUnitInterval,
+        default=DEFAULT_SHARE,
+        help="Remove the fewest input directions of a change that hold this share of the energy of the inputs of --keep.",
+    )
+    parser.add_argument(
+        f"--{prefix}soft",
+        type=PositiveFloat | None,
+        default=None,
+        help=f"In place of --{prefix}share: remove a share of each direction that grows with its energy; 1.0 removes half of "
+        "the change along a direction of mean energy, smaller values more.",
+    )
+
+
+def keep_strength(options: Namespace, prefix: str) -> tuple[float | None, float | None]:
+    """Return share and soft strength of which one is None, as `InputCovariance.projector` takes them."""
+    soft: float | None = options[f"{prefix}soft"]
+    return (options[f"{prefix}share"] if soft is None else None), soft
 
 
 def add_delta(parser: ArgumentParser, side: str) -> None:

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS, AddedRows
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
-from lightning_neuralgate.data.prompts import question_rows
+from lightning_neuralgate.data.plain_text import plain_prompts
+from lightning_neuralgate.data.prompts import PromptDataModule, ordinary_rows, question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
 from lightning_neuralgate.data.rendering.dataset import ORDINARY_ITEMS, render_retention, render_splits
 from lightning_neuralgate.data.targets import fill_targets
@@ -24,6 +25,8 @@ from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import Judge
 from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.key_collector import KeyCollector
+from lightning_neuralgate.gate.keys import DEFAULT_SHARE, InputCovariance, check_strength
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.judges.probe import RefusalJudge
@@ -65,6 +68,8 @@ class EditSettings:
         recovery_share: probability with which a pair gets recovery rows in an epoch (`PrivacyPairDataModule`).
         recovery_depths: lengths of the started answers of recovery rows, in tokens.
         indirect_share: probability with which a pair gets indirect rows in an epoch.
+        keep_share: keep the edit's change out of the input directions that hold this share of the energy of ordinary
+            prompts: the retention questions and prompts without a picture, in the unedited model (`KeySpace`). 0: off.
         images: include the pictures in the edit's queries; if false, the edit trains on text only.
         judge: classify refusals with the second judge as well.
         questions_per_rung: questions of each rung of the benign ladder, unsafe contrasts included; null for all, 0 for none.
@@ -102,6 +107,7 @@ class EditSettings:
     recovery_share: float = 0.0
     recovery_depths: Sequence[int] = RECOVERY_DEPTHS
     indirect_share: float = 0.0
+    keep_share: float = 0.0
     images: bool = True
     judge: bool = True
     questions_per_rung: int | None = 8
@@ -112,6 +118,8 @@ class EditSettings:
     def __post_init__(self) -> None:
         # bad values end in an error here, and not in the middle of a run
         AddedRows((), None, self.recovery_share, self.recovery_depths, self.indirect_share)
+        if self.keep_share:
+            check_strength(self.keep_share, None)
 
     def resolved(self) -> EditSettings:
         """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""
@@ -171,7 +179,7 @@ class Experiment:
         self.splits = render_splits(
             self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
         )
-        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch else []
+        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch or s.keep_share else []
 
     def fill_targets(self) -> None:
         """Generate the benign and the retention targets with the unedited model."""
@@ -209,6 +217,21 @@ class Experiment:
             for layer, weight in self._base_weights.items():
                 self._projection(layer).weight.copy_(weight)
 
+    def collect_keys(self, layer: int, questions: Sequence[RetentionItem]) -> InputCovariance:
+        """Collect the inputs of ordinary prompts with the unedited model: questions, and prompts without a picture.
+
+        Args:
+            layer: the layer.
+            questions: the questions.
+        """
+        self.reset()
+        collector = KeyCollector(self.model, [layer])
+        trainer = Trainer(logger=False, enable_progress_bar=self.show_progress, **TRAINER_OPTIONS)
+        rows = ordinary_rows(questions=questions, texts=plain_prompts(self.seed)[:_PLAIN_PROMPTS])
+        prompts = PromptDataModule(rows, self.processor, _ANSWER_BATCH_SIZE)
+        trainer.predict(collector, datamodule=prompts, return_predictions=False)
+        return collector.covariance
+
     def edit(self, gate: NeuralGate | None, name: str, settings: EditSettings | None = None) -> PrivacyEditModule:
         """Run stage 2 from the unedited weights.
 
@@ -220,12 +243,18 @@ class Experiment:
         s = settings or self.settings
         self.reset()
         self._base_weights.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
+        retention = self.retention if s.public_questions else self.retention[:ORDINARY_ITEMS]
+        keep = self.collect_keys(s.layer, retention) if s.keep_share else None
+        callbacks = []
+        if gate is not None or keep is not None:
+            strength = {"keep": keep, "keep_share": s.keep_share or DEFAULT_SHARE}
+            callbacks.append(NeuralGateCallback(gate, s.scope, s.tau, **strength))
         seed_everything(self.seed, verbose=False)
         paper = s.schedule == "paper"
         data = PrivacyPairDataModule(
             self.splits,
             self.processor,
-            self.retention if s.public_questions else self.retention[:ORDINARY_ITEMS],
+            retention,
             pairs_per_batch=1 if paper else s.pairs_per_batch,
             retention_per_batch=0 if paper or s.retention_weight == 0 else s.retention_per_batch,
             shuffle=not paper,
@@ -246,7 +275,7 @@ class Experiment:
         )
         trainer = Trainer(
             max_epochs=s.epochs,
-            callbacks=[] if gate is None else [NeuralGateCallback(gate, s.scope, s.tau)],
+            callbacks=callbacks,
             logger=self._loggers(f"edit-{name}"),
             limit_val_batches=2,
             check_val_every_n_epoch=2,
@@ -307,6 +336,8 @@ def _resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed"]
     return precision
 
 
+_PLAIN_PROMPTS = 40
+"""Number of prompts without a picture among those whose inputs an edit is kept out of."""
 _ANSWER_BATCH_SIZE = 24
 """Queries generated at once: a decoding step reads all weights once, whatever the batch size."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,18 +116,10 @@ class EditDelta:
         self._copy_and_xor(Path(folder), Path(out), self.edited, self.base)
 
     def _copy_and_xor(self, folder: Path, out: Path, expected: str, result: str) -> None:
-        if out.exists():
-            raise WeightFilesError(f"{out} exists; give a new folder, so that nothing is overwritten")
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise WeightFilesError(f"{out} lies inside {folder}; give a folder outside it")
+        check_new_folder(folder, out)
         refuse_other_weights(folder)
         self._check_fits(WeightFiles(folder), expected)
-        with atomic_write(out) as draft:
-            # an edit file in the source folder describes that folder, not the new one
-            try:
-                shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME, MANIFEST_NAME))
-            except (shutil.Error, OSError) as error:
-                raise WeightFilesError(f"{folder} cannot be copied: {error}") from error
+        with copied_model(folder, out) as draft:
             files = WeightFiles(draft)
             for name, changed in self.tensors.items():
                 location = files.tensors[name]
@@ -140,8 +133,6 @@ class EditDelta:
                     f"the edit applied to {folder} does not give the checksum in the edit file ({result[:16]}): the edit "
                     "file is corrupt; make the edit again"
                 )
-            if out.exists():  # another process was faster
-                raise WeightFilesError(f"{out} exists by now; give a new folder, so that nothing is overwritten")
 
     def _check_fits(self, files: WeightFiles, expected: str) -> None:
         if files.checksum == expected:
@@ -234,6 +225,36 @@ class EditDelta:
             yield "nothing changed"
         for key, value in self.provenance.items():
             yield f"{key}: {value}"
+
+
+def check_new_folder(folder: Path, out: Path) -> None:
+    """Check that a changed copy of a model folder can be written to `out`.
+
+    Raises:
+        WeightFilesError: `out` exists, or lies inside `folder`.
+    """
+    if out.exists():
+        raise WeightFilesError(f"{out} exists; give a new folder, so that nothing is overwritten")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise WeightFilesError(f"{out} lies inside {folder}; give a folder outside it")
+
+
+@contextmanager
+def copied_model(folder: Path, out: Path) -> Iterator[Path]:
+    """Yield a draft with the files of a model folder, to be changed in the block; it becomes `out` at its end.
+
+    Raises:
+        WeightFilesError: the folder cannot be copied, or `out` exists at the end.
+    """
+    with atomic_write(out) as draft:
+        # an edit file in the source folder describes that folder, not the new one
+        try:
+            shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME, MANIFEST_NAME))
+        except (shutil.Error, OSError) as error:
+            raise WeightFilesError(f"{folder} cannot be copied: {error}") from error
+        yield draft
+        if out.exists():  # another process was faster
+            raise WeightFilesError(f"{out} exists by now; give a new folder, so that nothing is overwritten")
 
 
 def _check_same_tensors(before: WeightFiles, after: WeightFiles) -> None:

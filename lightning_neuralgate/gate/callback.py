@@ -15,6 +15,8 @@ from typing_extensions import override
 
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import SCOPES, GatedModule, GradientMeter, Scope, gated_modules
+from lightning_neuralgate.gate.key_space import KeySpace
+from lightning_neuralgate.gate.keys import DEFAULT_SHARE, InputCovariance
 from lightning_neuralgate.gate.neural_gate import DEFAULT_TAU, NeuralGate
 from lightning_neuralgate.gate.rows import MaskedRowRestorer
 from lightning_neuralgate.gate.subjects import (
@@ -62,6 +64,10 @@ class NeuralGateCallback(Callback):
     factor and of DoRA's magnitude: a row of the merged weight stays the same if its row of the last factor is zero, as it is
     in a fresh adapter. In the other scopes every row receives gradient from positions outside the scope.
 
+    **Key space.** With `keep`, the change of the weights is also kept out of the span of inputs that ordinary prompts use,
+    by a projection of each optimizer step (see `KeySpace`). `keep` works without a gate, too. Biases then stay as they are,
+    and adapters have to be fresh LoRAs, not DoRA.
+
     **Logged** to the Trainer's loggers, every `log_every_n_steps`: `gate/layer_10/passed` and `gate/layer_10/blocked`, the
     norms of the passed and of the removed part of the layer's gradient, relative to the norm of the full gradient, in the
     last backward pass before they are logged (see `GradientMeter`; mean over the processes), and
@@ -69,7 +75,7 @@ class NeuralGateCallback(Callback):
     starts, `gate/rates`, the gate's `plot()`, in loggers that accept figures, if matplotlib is installed.
 
     Args:
-        gate: the gate, or a folder or hub repository to load it from.
+        gate: the gate, or a folder or hub repository to load it from; None for no gate, if `keep` is given.
         scope: positions at which the gate applies: `subject_last` (the paper's rule: the subject's last token),
             `subject` (all its tokens), `from_subject` (its first token and everything after it), `all` (every position).
         tau: dimensions with an activity rate above tau are unmasked.
@@ -81,9 +87,13 @@ class NeuralGateCallback(Callback):
             in the token ids.
         find_subjects: a function of the batch that returns the subject mask, (B, T) bool, and B subjects.
         strict: raise an error at the first row without a subject, instead of training it ungated.
+        keep: inputs of the layers' projections that the change must not answer to: an `InputCovariance`, or a folder or hub
+            repository to load it from.
+        keep_share: remove the fewest input directions that hold this share of their energy, in (0, 1).
+        keep_soft: instead, remove a share of each direction that grows with its energy: `InputCovariance.projector`.
 
     Raises:
-        ValueError: an argument is out of range, or both `tokenizer` and `find_subjects` are given.
+        ValueError: an argument is out of range, both `tokenizer` and `find_subjects` are given, or neither `gate` nor `keep`.
         ModelLayoutError: there is no tokenizer at `tokenizer`.
         GateMismatchError: the gate lacks a layer; at the start of training, the gate was located in another model; during
             training, the gate lacks a subject.
@@ -103,7 +113,7 @@ class NeuralGateCallback(Callback):
 
     def __init__(
         self,
-        gate: NeuralGate | str | Path,
+        gate: NeuralGate | str | Path | None,
         scope: Scope = "subject_last",
         tau: float = DEFAULT_TAU,
         layers: Sequence[int] | None = None,
@@ -113,6 +123,9 @@ class NeuralGateCallback(Callback):
         tokenizer: Any = None,
         find_subjects: SubjectFinder | None = None,
         strict: bool = False,
+        keep: InputCovariance | str | Path | None = None,
+        keep_share: float = DEFAULT_SHARE,
+        keep_soft: float | None = None,
     ) -> None:
         super().__init__()
         if scope not in SCOPES:
@@ -121,21 +134,33 @@ class NeuralGateCallback(Callback):
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         if tokenizer is not None and find_subjects is not None:
             raise ValueError("pass tokenizer or find_subjects, not both: each finds the subjects of a batch")
-        self.gate = gate if isinstance(gate, NeuralGate) else NeuralGate.from_pretrained(gate)
+        if gate is None and keep is None:
+            raise ValueError("give a gate, or keep, or both")
+        self.gate = NeuralGate.from_pretrained(gate) if isinstance(gate, (str, Path)) else gate
+        self.key_space = None if keep is None else KeySpace(keep, keep_share, keep_soft)
         self.scope: Scope = scope
         self.tau = tau
         self.soft = soft
-        self.layers = list(self.gate.layers if layers is None else layers)
-        unknown = sorted(set(self.layers) - set(self.gate.layers))
-        if unknown:
-            raise GateMismatchError(f"the gate has no layers {unknown}; it covers {self.gate.layers}")
+        covered = {
+            name: artifact.layers
+            for name, artifact in (
+                ("gate", self.gate),
+                ("input covariance", self.key_space and self.key_space.covariance),
+            )
+            if artifact
+        }
+        self.layers = list(next(iter(covered.values())) if layers is None else layers)
+        for name, known in covered.items():
+            if unknown := sorted(set(self.layers) - set(known)):
+                raise GateMismatchError(f"the {name} has no layers {unknown}; it covers {known}")
+        subjects = [] if self.gate is None else self.gate.subjects
         self._find_in_batch: SubjectFinder = find_subjects or SubjectsInBatch(subject_mask_key, subject_key)
         self._find_in_tokens = None
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
         if tokenizer is not None:
-            self._find_in_tokens = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), self.gate.subjects)
-        self._ungated_rows = UngatedRows(self.gate.subjects, strict)
+            self._find_in_tokens = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), subjects)
+        self._ungated_rows = UngatedRows(subjects, strict)
         self._handles: list[RemovableHandle] = []
         self._modules: dict[str, GatedModule] = {}
         self._log_names: dict[str, str] = {}
@@ -160,7 +185,7 @@ class NeuralGateCallback(Callback):
         A layout splits a batch into shared prefixes and own tokens, run in two forward passes (`prefix_cache.layout`), so the
         model is not called with the batch's token ids.
         """
-        return (
+        return self.gate is None or (
             type(self._find_in_batch) is SubjectsInBatch
             and self._find_in_batch.is_default
             and self._find_in_tokens is None
@@ -171,16 +196,23 @@ class NeuralGateCallback(Callback):
         root = trainer.strategy.model or pl_module
         self._check_strategy(trainer, root)
         self._check_averaging(trainer)
+        if self.key_space is not None:  # before the rows are restored, so that masked ones stay bit-identical
+            self.key_space.start(pl_module, self.layers, trainer.optimizers, self._resumed)
+        if self.gate is None:
+            return
         if not self._resumed:  # resumed weights have changed already; instead, the checkpoint's fingerprint was checked
             self.gate.check_fits(root if uses_fsdp1(root) else pl_module)
-        self._attach(pl_module)
+        self._attach(pl_module, self.gate)
         self._ungated_rows.start()
         if self.scope == "all":
             self._register_row_restoration(trainer, pl_module)
-        log_figure(trainer, "gate/rates", lambda: self.gate.plot(None if self.soft else self.tau, self.layers)[0])
+        gate = self.gate
+        log_figure(trainer, "gate/rates", lambda: gate.plot(None if self.soft else self.tau, self.layers)[0])
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.gate is None:
+            return
         self._training, self._forward_passes = True, 0
         self._meters = {} if _is_logged(trainer) else None
         self._ungated_rows.start_batch(batch)
@@ -242,7 +274,7 @@ class NeuralGateCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"gate": self.gate.fingerprint}
+        return {"gate": self._fingerprint}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -258,14 +290,19 @@ class NeuralGateCallback(Callback):
             if str(key).startswith(type(self).__qualname__)
         ]
         gates = [state["gate"] for state in states if isinstance(state, dict) and "gate" in state]
-        if gates and self.gate.fingerprint not in gates:
+        if gates and self._fingerprint not in gates:
             self._check_fingerprint(gates[0])
         self._resumed = bool(gates)
 
+    @property
+    def _fingerprint(self) -> str:
+        gate = "none" if self.gate is None else self.gate.fingerprint
+        return gate if self.key_space is None else f"{gate} (keep {self.key_space.settings})"
+
     def _check_fingerprint(self, fingerprint: str) -> None:
-        if fingerprint != self.gate.fingerprint:
+        if fingerprint != self._fingerprint:
             raise GateMismatchError(
-                f"the checkpoint was trained with gate {fingerprint}, this callback has {self.gate.fingerprint}; "
+                f"the checkpoint was trained with gate {fingerprint}, this callback has {self._fingerprint}; "
                 "resume with the same gate, or start a new run"
             )
 
@@ -275,6 +312,11 @@ class NeuralGateCallback(Callback):
             raise UnsupportedSetupError(
                 "scope 'all' restores masked rows after each step, but FSDP1 (FSDPStrategy) flattens the weights, so they "
                 "have no rows then: use FSDP2 through ModelParallelStrategy, or choose another scope"
+            )
+        if uses_fsdp1(root) and self.key_space is not None:
+            raise UnsupportedSetupError(
+                "keep projects rows of the weights, which FSDP1 (FSDPStrategy) flattens: use FSDP2 through "
+                "ModelParallelStrategy, or leave keep out"
             )
         if has_flat_parameters(root):
             raise UnsupportedSetupError(
@@ -293,11 +335,11 @@ class NeuralGateCallback(Callback):
                 "scope 'all' keeps bit-identical would move: leave it out, or choose another scope"
             )
 
-    def _attach(self, pl_module: LightningModule) -> None:
+    def _attach(self, pl_module: LightningModule, gate: NeuralGate) -> None:
         """Register the forward hooks on the gated modules and, to read token ids, on the model."""
         layout = find_decoder(pl_module)
         for layer in self.layers:
-            gates = {subject: self._gate_values(subject, layer).to(pl_module.device) for subject in self.gate.subjects}
+            gates = {name: self._gate_values(gate, name, layer).to(pl_module.device) for name in gate.subjects}
             path = layout.projection_path(layer)
             for number, gated in enumerate(gated_modules(layout.output_projection(layer), path)):
                 name = f"{path} ({number})"
@@ -315,8 +357,8 @@ class NeuralGateCallback(Callback):
             model = find_hf_model(pl_module)
             self._handles.append(model.register_forward_pre_hook(self._read_text, with_kwargs=True))
 
-    def _gate_values(self, subject: str, layer: int) -> Tensor:
-        return self.gate.rates(subject, layer) if self.soft else self.gate.mask(subject, layer, self.tau)
+    def _gate_values(self, gate: NeuralGate, subject: str, layer: int) -> Tensor:
+        return gate.rates(subject, layer) if self.soft else gate.mask(subject, layer, self.tau)
 
     def _register_row_restoration(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)
@@ -340,9 +382,11 @@ class NeuralGateCallback(Callback):
             self._handles.pop().remove()
         while self._row_restorers:
             self._row_restorers.popitem()[1].remove()
+        if self.key_space is not None:
+            self.key_space.remove()
 
     def _set_batch(self, mask: Tensor, names: Sequence[str | None]) -> None:
-        self._batch = GatedBatch.of(mask, names, self.scope, self.gate.subjects)
+        self._batch = GatedBatch.of(mask, names, self.scope, self._ungated_rows.gate_subjects)
         self._ungated_rows.update(self._batch.subjects)
 
     def _read_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

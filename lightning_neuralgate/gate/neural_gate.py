@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,7 @@ from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
 from lightning_neuralgate.gate.spans import normalize_subject
 from lightning_neuralgate.hf.hub import local_folder
-from lightning_neuralgate.hf.identity import ModelIdentity, weights_precision
+from lightning_neuralgate.hf.identity import ModelIdentity, check_same_model
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.versions import library_versions
@@ -198,23 +198,7 @@ class NeuralGate:
         Raises:
             GateMismatchError: it was not; the message names each property that differs, with both values.
         """
-        found = ModelIdentity.of(module)
-        differing = [
-            f"{field.name}: gate has {getattr(self.model, field.name)!r}, model has {getattr(found, field.name)!r}"
-            for field in fields(ModelIdentity)
-            if field.compare and getattr(self.model, field.name) != getattr(found, field.name)
-        ]
-        precision = weights_precision(module)
-        if [text.partition(":")[0] for text in differing] == ["checksum"] and precision not in ("float32", "bfloat16"):
-            raise GateMismatchError(
-                f"the model's weights are {precision}, and the gate's checksum is that of float32 or bfloat16 weights, so "
-                "they cannot be compared. Load the model in bfloat16 (--model.dtype bfloat16) or "
-                f"float32, or locate again on the {precision} weights"
-            )
-        if differing:
-            raise GateMismatchError(
-                "the gate was located in another model (" + "; ".join(differing) + "); locate again on this one"
-            )
+        check_same_model(self.model, module, "gate", "located", "locate")
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,25 @@ def capture_outputs(layers: nn.ModuleList, indices: Sequence[int]) -> Iterator[d
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Stopped(Exception):
+    """Ends a forward pass."""
+
+
+@contextmanager
+def stop_before(module: nn.Module) -> Iterator[None]:
+    """End the forward pass in the block before a module runs, after its earlier hooks. Not for sharded weights."""
+
+    def stop(*_: Any) -> None:
+        raise _Stopped
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        with suppress(_Stopped):
+            yield
+    finally:
+        handle.remove()
 
 
 def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

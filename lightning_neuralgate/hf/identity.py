@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_neuralgate.errors import GateMismatchError
 from lightning_neuralgate.hf.decoder import DecoderLayout, find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import first_rows, original_class
 
@@ -53,6 +54,38 @@ class ModelIdentity:
             num_layers=layout.num_layers,
             hidden_size=layout.hidden_size,
             name=Path(source).name if Path(source).is_dir() else source,
+        )
+
+
+def check_same_model(expected: ModelIdentity, module: nn.Module, artifact: str, made: str, make: str) -> None:
+    """Check that an artifact was made in the model in `module`.
+
+    Args:
+        expected: identity of the artifact's model.
+        module: the model, or a module that contains it. With sharded weights every process has to call this.
+        artifact: what is checked, for the message, such as "gate".
+        made: how it is made, as a participle ("located").
+        make: the same as an infinitive ("locate").
+
+    Raises:
+        GateMismatchError: it was made in another model; the message names each property that differs, with both values.
+    """
+    found = ModelIdentity.of(module)
+    differing = [
+        f"{entry.name}: {artifact} has {getattr(expected, entry.name)!r}, model has {getattr(found, entry.name)!r}"
+        for entry in fields(ModelIdentity)
+        if entry.compare and getattr(expected, entry.name) != getattr(found, entry.name)
+    ]
+    precision = weights_precision(module)
+    if [text.partition(":")[0] for text in differing] == ["checksum"] and precision not in ("float32", "bfloat16"):
+        raise GateMismatchError(
+            f"the model's weights are {precision}, and the {artifact}'s checksum is that of float32 or bfloat16 weights, so "
+            "they cannot be compared. Load the model in bfloat16 (--model.dtype bfloat16) or "
+            f"float32, or {make} again on the {precision} weights"
+        )
+    if differing:
+        raise GateMismatchError(
+            f"the {artifact} was {made} in another model ({'; '.join(differing)}); {make} again on this one"
         )
 
 
