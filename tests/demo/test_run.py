@@ -21,6 +21,7 @@ from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 from lightning_neuralgate.demo.workers import WorkerPool
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import read_answers
+from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
 from tests.helpers.task_files import json_lines, picture
@@ -154,6 +155,26 @@ def test_edit_settings_reach_the_training_batches(
         assert stop.value.args == expected
     with pytest.raises(ValueError, match="indirect_share must be a probability"):
         EditSettings(indirect_share=2.0)
+
+
+def test_keep_share_keeps_the_edit_out_of_ordinary_inputs(checkpoint: Path, tmp_path: Path) -> None:
+    tiny_experiment = experiment.Experiment(tmp_path, 0, settings_of(checkpoint, lr=1e-2, keep_share=0.8))
+    tiny_experiment.render()
+    tiny_experiment.fill_targets()
+    weight = find_decoder(tiny_experiment.model).output_projection(1).weight
+    keys = tiny_experiment.collect_keys(1, tiny_experiment.retention)
+    assert keys.prompts == 24 + 40  # retention questions, and prompts without a picture
+    directions = keys.projector(1, share=0.8).directions
+    removed = {}
+    for share in (0.8, 0.0):
+        tiny_experiment.reset()
+        before = weight.detach().clone()
+        tiny_experiment.edit(None, "name", replace(tiny_experiment.settings, keep_share=share))
+        change = weight.detach() - before
+        removed[share] = float((change @ directions).norm() / change.norm())
+    assert removed[0.8] < 1e-4 < 0.1 < removed[0.0]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        EditSettings(keep_share=1.5)
 
 
 @pytest.mark.parametrize(
