@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lightning_neuralgate.edit.editor import PrivacyEditModule
     from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
     from lightning_neuralgate.gate.callback import NeuralGateCallback
+    from lightning_neuralgate.gate.key_collector import KeyCollector
+    from lightning_neuralgate.gate.keys import InputCovariance
     from lightning_neuralgate.gate.neural_gate import NeuralGate
     from lightning_neuralgate.locate.locator import PrivacyLocatorModule
     from lightning_neuralgate.metrics import (
@@ -34,6 +36,8 @@ __all__ = [
     "BenignAccuracy",
     "EditDelta",
     "ExpectToAnswer",
+    "InputCovariance",
+    "KeyCollector",
     "LeakAtK",
     "LeakRate",
     "NeuralGate",
@@ -56,6 +60,8 @@ _LAZY_IMPORTS = {
     "BenignAccuracy": "metrics",
     "EditDelta": "edit.delta",
     "ExpectToAnswer": "metrics",
+    "InputCovariance": "gate.keys",
+    "KeyCollector": "gate.key_collector",
     "LeakAtK": "metrics",
     "LeakRate": "metrics",
     "NeuralGate": "gate.neural_gate",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS, AddedRows
@@ -245,10 +245,10 @@ class Experiment:
         self._base_weights.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
         retention = self.retention if s.public_questions else self.retention[:ORDINARY_ITEMS]
         keep = self.collect_keys(s.layer, retention) if s.keep_share else None
-        callbacks = []
+        callbacks: list[Callback] = []
         if gate is not None or keep is not None:
-            strength = {"keep": keep, "keep_share": s.keep_share or DEFAULT_SHARE}
-            callbacks.append(NeuralGateCallback(gate, s.scope, s.tau, **strength))
+            share = s.keep_share or DEFAULT_SHARE
+            callbacks.append(NeuralGateCallback(gate, s.scope, s.tau, keep=keep, keep_share=share))
         seed_everything(self.seed, verbose=False)
         paper = s.schedule == "paper"
         data = PrivacyPairDataModule(

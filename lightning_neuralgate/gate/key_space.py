@@ -226,10 +226,10 @@ def _local(parameter: Any) -> Tensor:
         UnsupportedSetupError: the parameter is not sharded by row, so no process has complete rows.
     """
     if not hasattr(parameter, "to_local"):
-        return parameter.detach()  # type: ignore[no-any-return]
+        return parameter.detach()
     if not all(placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements):
         raise UnsupportedSetupError(
             f"a weight is sharded as {parameter.placements}; keep needs weights that are sharded by row, as FSDP2 does. "
             "Leave tensor parallelism off, or leave keep out"
         )
-    return parameter.to_local()  # type: ignore[no-any-return]
+    return parameter.to_local()

@@ -46,7 +46,9 @@ def test_equals_the_formula(tmp_path: Path, dtype: torch.dtype) -> None:
     for layer, (name, kept, projector) in enumerate(projected):
         change = after[name].float() - before[name].float()
         new = change @ keys.projector(layer, share=0.8).matrix
-        assert relative_error(found[name].float(), before[name].float() + new) < (1e-6 if dtype == torch.float32 else 5e-3)
+        assert relative_error(found[name].float(), before[name].float() + new) < (
+            1e-6 if dtype == torch.float32 else 5e-3
+        )
         assert kept == pytest.approx(float(new.norm() / change.norm()) ** 2, rel=1e-3)
         assert projector is not None
         assert 0 < kept < 1

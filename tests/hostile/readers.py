@@ -30,6 +30,7 @@ from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.edit.weight_files import WeightFiles
 from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.evaluation.answers import read_answers
+from lightning_neuralgate.gate.keys import InputCovariance
 from lightning_neuralgate.gate.neural_gate import CONFIG_NAME, NeuralGate
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.judges.probe import WEIGHTS, _read_weights
@@ -131,6 +132,18 @@ def _read_gate(file: Path) -> object:
     _gate(file.parent)
     file.write_bytes(content)
     return NeuralGate.from_pretrained(file.parent)
+
+
+def _keys(folder: Path) -> None:
+    identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+    InputCovariance({1: torch.diag(torch.tensor([2.0, 1.0]))}, identity, tokens=5, prompts=1).save_pretrained(folder)
+
+
+def _read_keys(file: Path) -> object:
+    content = file.read_bytes()
+    _keys(file.parent)
+    file.write_bytes(content)
+    return InputCovariance.from_pretrained(file.parent)
 
 
 def _delta(folder: Path) -> None:
@@ -250,6 +263,8 @@ READERS: dict[str, Reader] = {
     "picture, leakage check": Reader("scan.png", _pictures, _leakage, "record a"),
     "gate, JSON": Reader(CONFIG_NAME, _made(_gate, CONFIG_NAME), _read_gate),
     "gate, rates": Reader("gate.safetensors", _made(_gate, "gate.safetensors"), _read_gate),
+    "keys, JSON": Reader("keys.json", _made(_keys, "keys.json"), _read_keys),
+    "keys, matrices": Reader("keys.safetensors", _made(_keys, "keys.safetensors"), _read_keys),
     "edit": Reader("edit.safetensors", _made(_delta, "edit.safetensors"), EditDelta.load),
     "weights": Reader("model.safetensors", lambda: [save({"a.weight": torch.zeros(2, 3)})], lambda f: WeightFiles(f.parent)),
     "index of weights": Reader(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,4 +76,4 @@ def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_neuralgate.gate.callback.uses_fsdp1", lambda root: True)
     callback = NeuralGateCallback(None, keep=random_keys())
     with pytest.raises(UnsupportedSetupError, match=r"keep .*FSDP1.* use FSDP2"):
-        callback._check_strategy(Any, trained_model("full"))  # type: ignore[arg-type]
+        callback._check_strategy(SimpleNamespace(strategy=None), trained_model("full"))  # type: ignore[arg-type]
