@@ -151,7 +151,8 @@ class _ProjectedStep:
                 if projector is None:
                     local.copy_(before)
                 else:
-                    local.copy_(before.float() + projector(local.float() - before.float()))
+                    wide = torch.promote_types(local.dtype, torch.float32)
+                    local.copy_(before.to(wide) + projector(local.to(wide) - before.to(wide)))
         self.copies = []
 
 

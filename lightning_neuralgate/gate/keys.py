@@ -79,11 +79,12 @@ class KeyProjector:
         return KeyProjector(self.directions.to(device), self.strengths.to(device))
 
     def __call__(self, change: Tensor) -> Tensor:
-        """Return `change` P, (n, k) float32, of a change, (n, k). Rows that are zero stay zero."""
+        """Return `change` P, (n, k), of a change, (n, k), at least in float32. Rows that are zero stay zero."""
         # a module with manual optimization steps its optimizer under autocast, which would round the product
         with torch.no_grad(), torch.autocast(change.device.type, enabled=False):
-            change = change.float()
-            return change - (change @ self.directions * self.strengths) @ self.directions.T
+            change = change.to(torch.promote_types(change.dtype, torch.float32))
+            directions, strengths = self.directions.to(change.dtype), self.strengths.to(change.dtype)
+            return change - (change @ directions * strengths) @ directions.T
 
     def __repr__(self) -> str:
         return f"KeyProjector({self.removed:.1f} of {self.size} input directions removed)"
@@ -176,7 +177,8 @@ class InputCovariance:
             GateMismatchError: the layer was not collected.
         """
         check_strength(share, soft)
-        energies, vectors = self._eigen(layer, device)
+        energies, vectors = torch.linalg.eigh(self._symmetric(layer, device))
+        energies, vectors = energies.flip(0).clamp(min=0), vectors.flip(1)  # in descending order
         if soft is not None:
             strengths = energies / (energies + soft * energies.mean())
             return KeyProjector(vectors.float(), strengths.float())
@@ -184,17 +186,16 @@ class InputCovariance:
         removed = _directions_with(energies, share)
         return KeyProjector(vectors[:, :removed].float().contiguous(), torch.ones(removed, device=vectors.device))
 
-    def _eigen(self, layer: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return the eigenvalues of C, (k,) float64, in descending order, and its eigenvectors as columns, (k, k)."""
+    def _symmetric(self, layer: int, device: torch.device | str = "cpu") -> Tensor:
+        """Return C in float64, exactly symmetric, on a device that has float64."""
         covariance = self.covariance(layer).to(device if torch.device(device).type == "cuda" else "cpu", torch.float64)
-        energies, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-        return energies.flip(0).clamp(min=0), vectors.flip(1)
+        return (covariance + covariance.T) / 2
 
     def described(self) -> Iterator[str]:
         """Yield a description, line by line, with the number of directions that hold some shares of the energy."""
         yield f"{self.tokens} tokens of {self.prompts} prompts in {self.model.architecture}"
         for layer in self.layers:
-            energies, _ = self._eigen(layer)
+            energies = torch.linalg.eigvalsh(self._symmetric(layer)).flip(0).clamp(min=0)
             counts = (f"{_directions_with(energies, share)} hold {share:.0%}" for share in _DESCRIBED_SHARES)
             yield f"layer {layer}: of {len(energies)} input directions, {', '.join(counts)} of the energy".replace(
                 "%", " %"
