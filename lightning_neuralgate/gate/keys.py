@@ -133,8 +133,8 @@ class InputCovariance:
         name = f"input covariance of layer {layer}"
         if not 0 <= layer < self.model.num_layers:
             raise KeysFormatError(f"{name}: the model has layers 0 to {self.model.num_layers - 1}")
-        if value.ndim != 2 or value.shape[0] != value.shape[1]:
-            raise KeysFormatError(f"{name}: shape {tuple(value.shape)}, expected a square matrix")
+        if value.ndim != 2 or value.shape[0] != value.shape[1] or not value.is_floating_point():
+            raise KeysFormatError(f"{name}: {value.dtype} {tuple(value.shape)}, expected a square matrix of floats")
         covariance = value.detach().to("cpu", torch.float32).contiguous()
         # also false for NaN
         if not bool(covariance.isfinite().all()) or not float(covariance.trace()) > 0:
@@ -252,13 +252,14 @@ class InputCovariance:
         config: dict[str, Any] = read_json_object(config_file, KeysFormatError, own=True, hint="collect again")
         try:
             if config["format_version"] != FORMAT_VERSION:
-                raise KeysFormatError(f"its format_version is {config['format_version']}, expected {FORMAT_VERSION}")
+                raise KeysFormatError(f"format_version {config['format_version']}, this version reads {FORMAT_VERSION}")
             covariances = {int(layer): value for layer, value in load_file(weights_file).items()}
             counts = config["tokens"], config["prompts"]
             keys = cls(covariances, ModelIdentity(**config["model"]), *counts, config["versions"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = repr(error) if isinstance(error, KeyError) else error
             raise KeysFormatError(
-                f"the input covariance in {folder} cannot be read: {error or repr(error)}; collect again"
+                f"{config_file} and {weights_file.name} hold no input covariance: {reason}; collect again"
             ) from error
         if config.get("fingerprint") != keys.fingerprint:
             raise KeysFormatError(f"{weights_file} and {config_file.name} do not belong together (checksums differ)")

@@ -151,10 +151,10 @@ def test_damaged_files_are_refused(keys: InputCovariance, tmp_path: Path) -> Non
     keys.save_pretrained(folder)
     config = json.loads((folder / CONFIG_NAME).read_text())
     for changes, message in (
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format_version": 2}, "format_version 2, this version reads 1"),
         ({"fingerprint": "0"}, "do not belong together"),
         ({"tokens": 0}, "at least one layer and one token"),
-        ({"model": {}}, "cannot be read"),
+        ({"model": {}}, "hold no input covariance"),
     ):
         (folder / CONFIG_NAME).write_text(json.dumps({**config, **changes}))
         with pytest.raises(KeysFormatError, match=message):
