@@ -21,9 +21,9 @@ from lightning_neuralgate.edit.saving import check_model_output
 from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
-from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.runtime.files import remove_temporary_files
@@ -143,7 +143,8 @@ def _run(options: Namespace) -> None:
     gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
     trainer = options.trainer
     if gate is not None:
-        trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau, arguments["layers"]))
+        place = {"layers": arguments["layers"], "projection": arguments["projection"]}
+        trainer.callbacks.append(NeuralGateCallback(gate, options.scope, options.tau, **place))
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
     if options.measure_every and options.measure_tasks is not None:
