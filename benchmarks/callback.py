@@ -37,8 +37,8 @@ from benchmarks.measure import (
     synchronize,
 )
 from lightning_neuralgate.edit.editor import PrivacyEditModule
-from lightning_neuralgate.gate.autograd import SCOPES
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import SUBJECT_SCOPES
 from lightning_neuralgate.gate.rows import MaskedRowRestorer
 
 WARM_UP = 2
@@ -50,12 +50,12 @@ class EveryOtherStep(NeuralGateCallback):
     gated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        while self._row_restorers:  # ungated steps run without these hooks
-            self._row_restorers.popitem()[1].remove()
+        while self.gating.row_restorers:  # ungated steps run without these hooks
+            self.gating.row_restorers.popitem()[1].remove()
         if self.gated:
             if self.scope == "all":
-                self._row_restorers = {
-                    id(optimizer): MaskedRowRestorer(self._modules, optimizer) for optimizer in trainer.optimizers
+                self.gating.row_restorers = {
+                    id(optimizer): MaskedRowRestorer(self.gating.modules, optimizer) for optimizer in trainer.optimizers
                 }
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
@@ -125,7 +125,7 @@ def peak_memory_of(arm: str, options: list[str]) -> int:
 def main() -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--scope", choices=SCOPES, default="subject_last")
+    parser.add_argument("--scope", choices=SUBJECT_SCOPES, default="subject_last")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of steps")
     parser.add_argument("--logged", action="store_true", help="log the gradient norms of the gate in every step")
     parser.add_argument("--arm", choices=("gated", "plain"), help=argparse.SUPPRESS)

@@ -141,15 +141,18 @@ class Jobs:
     def _prepare(self, seed: int) -> dict[str, Any]:
         """Locate the gate (unless it exists); return the unedited model's rates and the parts of the edit's gradient."""
         from lightning_neuralgate.evaluation.rates import summarize
-        from lightning_neuralgate.gate.autograd import SCOPES
         from lightning_neuralgate.gate.neural_gate import NeuralGate
+        from lightning_neuralgate.gate.positions import SUBJECT_SCOPES
 
         experiment = self._experiment(seed)
         folder = self.out / f"seed-{seed}" / "gate"
         if not folder.is_dir():
             experiment.locate().save_pretrained(folder)
         gate = NeuralGate.from_pretrained(folder)
-        return {"rates": summarize(experiment.answer("unedited")), "parts": gradient_parts(experiment, gate, SCOPES)}
+        return {
+            "rates": summarize(experiment.answer("unedited")),
+            "parts": gradient_parts(experiment, gate, SUBJECT_SCOPES),
+        }
 
     def _cell(self, seed: int, name: str) -> dict[str, Any]:
         from lightning_neuralgate.evaluation.rates import summarize
@@ -225,7 +228,7 @@ def gradient_parts(experiment: Any, gate: Any, scopes: tuple[str, ...]) -> dict[
 
     from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
     from lightning_neuralgate.edit.editor import PrivacyEditModule
-    from lightning_neuralgate.gate.autograd import scope_positions
+    from lightning_neuralgate.gate.positions import scope_positions
     from lightning_neuralgate.gate.spans import normalize_subject
     from lightning_neuralgate.hf.decoder import find_decoder
     from lightning_neuralgate.hf.forward import IGNORED

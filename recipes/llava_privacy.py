@@ -35,7 +35,7 @@ from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.edit.saving import check_model_output
-from lightning_neuralgate.gate.autograd import Scope
+from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import Precision, load_model
 from lightning_neuralgate.runtime.files import atomic_write, check_output, remove_temporary_files

@@ -28,10 +28,10 @@ from lightning_neuralgate.edit.saving import check_model_output
 from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
-from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.keys import InputCovariance
 from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.runtime.files import remove_temporary_files
@@ -161,7 +161,8 @@ def _run(options: Namespace) -> None:
     gating = None
     if gate is not None or keep is not None:
         strength = {"keep": keep, "keep_share": options.keep_share, "keep_soft": options.keep_soft}
-        gating = NeuralGateCallback(gate, options.scope, options.tau, arguments["layers"], **strength)
+        place = {"layers": arguments["layers"], "projection": arguments["projection"]}
+        gating = NeuralGateCallback(gate, options.scope, options.tau, **place, **strength)
         trainer.callbacks.append(gating)
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))

@@ -21,9 +21,9 @@ from lightning_neuralgate.data.records import RecordSplits, records_checksum
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
-from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.locate.layer_search import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -94,6 +94,7 @@ class PrivacyPairCollator:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.padding_side = padding_side
         self.caching_processor = CachingProcessor(processor, picture_cache_bytes)
+        self._template_tail: int | None = None
 
     def __call__(self, rows: Sequence[QueryRow]) -> dict[str, Any]:
         if not rows:
@@ -114,6 +115,25 @@ class PrivacyPairCollator:
         for key in ("subject", "role", "record_id", "truth", "synonyms", "counted"):
             batch[key] = [getattr(row, key) for row in rows]
         return batch
+
+    def tail_tokens(self, rows: Sequence[QueryRow]) -> list[int]:
+        """Count each row's tokens between question and target: the template's last ones, and a started answer's."""
+        if self._template_tail is None:  # what the prompts of two different questions end with; at least the last token
+            probe = QueryRow("", "benign", rows[0].image)
+            first, second = (self._prompt_ids(replace(probe, query=query)) for query in ("Why?", "Name it"))
+            ends = zip(reversed(first), reversed(second), strict=False)
+            differing = (count for count, (a, b) in enumerate(ends) if a != b)
+            self._template_tail = max(1, next(differing, min(len(first), len(second))))
+        return [
+            self._template_tail + len(self._prompt_ids(row)) - len(self._prompt_ids(replace(row, opening="")))
+            if row.opening
+            else self._template_tail
+            for row in rows
+        ]
+
+    def _prompt_ids(self, row: QueryRow) -> list[int]:
+        prompt, _ = self._texts(row)
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
     def _encode(self, row: QueryRow) -> _EncodedRow:
         prompt, full = self._texts(row)

@@ -20,6 +20,7 @@ from lightning_neuralgate.data.sampler import ResumableLoader, ResumableSampler
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.gate.positions import TAIL_TOKENS, TWIN
 from lightning_neuralgate.prefix_cache.layout import LAYOUT, LayoutProvider
 
 LEAD_INS = (
@@ -64,7 +65,9 @@ class PrivacyPairDataModule(LightningDataModule):
     Validation batches are prompts of the test split. Missing benign and retention targets are generated once, with the
     unedited model, and cached on disk.
 
-    Where rows may be added, because a share is above 0, a batch of stage 2 has the key `added`: for each row whether it was.
+    A batch of stage 2 has the keys `twin`, for each row the index of the sensitive or benign row that it belongs to (None for
+    retention rows), and `tail_tokens`, for each row the number of tokens between question and target. Where rows may be
+    added, because a share is above 0, it has `added`: for each row whether it was.
 
     Each process gets its own share of the data. Where rows do not divide evenly, some are repeated; repeated rows of records
     and prompts have `counted` False. Training that resumes within an epoch continues with its next batch.
@@ -270,6 +273,10 @@ class _PairCollator:
         added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)]
         retention = self._draw_retention(rows, epoch, rank)
         batch = self.collate([*rows, *added, *retention])
+        # rows of pairs and added ones come in twos, a sensitive and a benign one
+        batch[TWIN] = [row ^ 1 for row in range(len(rows) + len(added))] + [None] * len(retention)
+        if isinstance(self.collate, PrivacyPairCollator):  # it may have been replaced by a function
+            batch[TAIL_TOKENS] = self.collate.tail_tokens([*rows, *added, *retention])
         if self.added_rows.enabled:
             batch["added"] = [False] * len(rows) + [True] * len(added) + [False] * len(retention)
         return batch

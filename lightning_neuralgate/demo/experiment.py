@@ -23,11 +23,11 @@ from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.edit.editor import PrivacyEditModule, Schedule
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import Judge
-from lightning_neuralgate.gate.autograd import Scope
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.key_collector import KeyCollector
 from lightning_neuralgate.gate.keys import DEFAULT_SHARE, InputCovariance, check_strength
 from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.judges.probe import RefusalJudge
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule

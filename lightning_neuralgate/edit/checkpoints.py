@@ -21,9 +21,14 @@ _AVERAGED_KEY = "current_model_state"
 _STATES = ("state_dict", _AVERAGED_KEY)
 
 
-def describe_edit(module: nn.Module) -> dict[str, Any]:
-    """Return what a checkpoint has to match. With sharded weights every process has to call this."""
-    base = ModelIdentity.of(module)
+def describe_edit(module: nn.Module, base: ModelIdentity | None = None) -> dict[str, Any]:
+    """Return what a checkpoint has to match. With sharded weights every process has to call this.
+
+    Args:
+        module: the module.
+        base: identity of the unedited model, where the trained weights are a part of it.
+    """
+    base = base or ModelIdentity.of(module)
     return {"architecture": base.architecture, "base": base.checksum, "trained": sorted(_trained(module))}
 
 
@@ -39,8 +44,8 @@ def keep_trained(module: nn.Module, checkpoint: dict[str, Any]) -> None:
             checkpoint[key] = {name: value for name, value in checkpoint[key].items() if name in trained}
 
 
-def check_edit(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint holds what a module trains, for the same base model.
+def check_edit(module: nn.Module, checkpoint: dict[str, Any], base: ModelIdentity | None = None) -> None:
+    """Check that a checkpoint holds what a module trains, for the same base model; see `describe_edit`.
 
     Raises:
         ResumeError: it is of another layer, of other parameters (a LoRA or full weights), of another base model or of another
@@ -60,7 +65,7 @@ def check_edit(module: nn.Module, checkpoint: dict[str, Any]) -> None:
             f"the checkpoint is of another edit: there {_excerpt(set(saved['trained']))} trained, here {_excerpt(trained)} "
             "does; use the layers and the lora_rank of the checkpoint"
         )
-    found = describe_edit(module)
+    found = describe_edit(module, base)
     if differing := [name for name in ("architecture", "base") if saved[name] != found[name]]:
         values = "; ".join(f"{name}: {saved[name]} there, {found[name]} here" for name in differing)
         raise ResumeError(

@@ -31,7 +31,7 @@ from lightning_neuralgate.edit.lora import add_lora, merged_lora
 from lightning_neuralgate.edit.saving import refuse_quantized, save_model
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
+from lightning_neuralgate.hf.decoder import Projection, find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import (
     UNTESTED_STRATEGIES,
     all_ranks,
@@ -39,6 +39,7 @@ from lightning_neuralgate.hf.distributed import (
     refuse_strategies,
     shard,
 )
+from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.prefix_cache.edit_pass import EditLosses
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
@@ -76,10 +77,13 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         max_new_tokens: maximum length of answers in validation.
         share_prefixes: run the tokens that a record's rows begin with (system prompt, picture) once for all of them
             (`EditPass`). The gradient is the same up to rounding. Full rows are run if the model does not support it (with a
-            warning), with sharded weights, with a `NeuralGateCallback` that finds subjects itself, and for batches from
+            warning), with sharded weights, with a `NeuralGateCallback` that finds subjects itself or gates the rows of a
+            record differently in their common beginning (`Gating.fits_layout`), and for batches from
             elsewhere than `PrivacyPairDataModule`.
         lora_rank: rank of a LoRA on the projections that trains instead of their full weights, and is added to the model in
             place; the model may then be loaded in half precision. 0: full weights.
+        projection: the output projection that trains in each layer: `mlp`, the MLP's, or `attention`, that of self-attention.
+            `NeuralGateCallback` has the same argument.
 
     Raises:
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
@@ -106,6 +110,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         max_new_tokens: int = 16,
         lora_rank: int = 0,
         share_prefixes: bool = True,
+        projection: Projection = "mlp",
     ) -> None:
         super().__init__()
         if schedule not in _DEFAULTS:
@@ -119,11 +124,13 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         self.eps = _DEFAULTS[schedule]["eps"] if eps is None else eps
         self.processor = processor
         self.model = model.requires_grad_(False).eval()
-        layout = find_decoder(model)
+        layout = find_decoder(model, projection)
+        # the checksum of a model leaves out the MLP's projections only
+        self._base = None if projection == "mlp" else ModelIdentity.of(model)
         for layer in layers:
             _check_trainable(layout.output_projection(layer), layout.projection_path(layer), lora_rank)
         if lora_rank:
-            add_lora(model, layers, lora_rank)
+            add_lora(model, layers, lora_rank, projection)
         else:
             for layer in layers:
                 layout.output_projection(layer).requires_grad_(True)
@@ -158,7 +165,8 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     def batch_layout(self, batch: Mapping[str, Any]) -> BatchLayout | None:
         callbacks: Sequence[Any] = getattr(self.trainer, "callbacks", ())  # untyped in Lightning
         gates = [callback for callback in callbacks if isinstance(callback, NeuralGateCallback)]
-        return self._losses.layout(batch) if all(gate.supports_layouts for gate in gates) else None
+        layout = self._losses.layout(batch)
+        return layout if layout is not None and all(gate.fits_layout(batch, layout) for gate in gates) else None
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
@@ -221,12 +229,12 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the trained parameters only, with a description of the edit."""
         keep_trained(self, checkpoint)
-        checkpoint[EDIT_KEY] = describe_edit(self)
+        checkpoint[EDIT_KEY] = describe_edit(self, self._base)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another edit or of another base model, see `check_edit`."""
-        check_edit(self, checkpoint)
+        check_edit(self, checkpoint, self._base)
         complete_averages(self, checkpoint)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -242,7 +250,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         state = merged_lora(model, full_state_dict(model))
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
-        layout = find_decoder(model)
+        layout = find_decoder(model, self.hparams["projection"])
         names = [f"{layout.projection_path(layer)}.weight" for layer in self.hparams["layers"]]
         save_model(model, self.processor, state, Path(folder), {name: state[name] for name in names})
 

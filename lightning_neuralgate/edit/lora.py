@@ -12,16 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_neuralgate.errors import MissingDependencyError
-from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
+from lightning_neuralgate.hf.decoder import Projection, find_decoder, find_hf_model
 
 
-def add_lora(module: nn.Module, layers: Sequence[int], rank: int) -> None:
-    """Add trainable float32 LoRA factors to the MLP output projections of some layers and freeze everything else.
+def add_lora(module: nn.Module, layers: Sequence[int], rank: int, projection: Projection = "mlp") -> None:
+    """Add trainable float32 LoRA factors to the output projections of some layers and freeze everything else.
 
     Args:
         module: a Hugging Face model, or a module that contains one.
         layers: decoder layers, 0-based.
         rank: rank of the update; its scale is 1 (alpha = rank).
+        projection: the MLP's or that of attention, see `find_decoder`.
 
     Raises:
         MissingDependencyError: peft is not installed.
@@ -31,13 +32,13 @@ def add_lora(module: nn.Module, layers: Sequence[int], rank: int) -> None:
     except ImportError as error:
         raise MissingDependencyError("lora_rank needs peft: pip install 'lightning-neuralgate[demo]'") from error
 
-    layout = find_decoder(module)
+    layout = find_decoder(module, projection)
     paths = "|".join(re.escape(layout.projection_path(layer)) for layer in layers)
     # peft matches the pattern with the full module path
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({paths})"), find_hf_model(module))
     for layer in layers:
-        projection: Any = layout.output_projection(layer)
-        for factor in (*projection.lora_A.values(), *projection.lora_B.values()):
+        wrapped: Any = layout.output_projection(layer)
+        for factor in (*wrapped.lora_A.values(), *wrapped.lora_B.values()):
             factor.float()
 
 

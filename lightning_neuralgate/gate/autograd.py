@@ -1,51 +1,62 @@
 """Gradient masking for the MLP output projection.
 
-The weight gradient of the projection y = W x is a sum over token positions. At the positions of the scope, the contribution
-to row j is multiplied by the gate; all other positions contribute in full:
+The weight gradient of the projection y = W x is a sum over token positions. At gated positions, the contribution to row j is
+multiplied by the gate; open positions contribute in full, and closed ones nothing:
 
-    grad W[j] = sum_{t not in scope} g_t[j] x_t  +  gate[j] * sum_{t in scope} g_t[j] x_t
+    grad W[j] = sum_{t open} g_t[j] x_t  +  gate[j] * sum_{t gated} g_t[j] x_t
 
-The two sums have to be separated before they are added up, so the gate is part of the autograd graph, where it works the
+The sums have to be separated before they are added up, so the gate is part of the autograd graph, where it works the
 same under every supported strategy (docs/trainer.md). Forward values do not change. With full weights, the gradient with
 respect to x does not change either. An adapter is gated as a unit, since its factors are shared by all rows: the gradient is
 masked where it enters the adapter.
+
+A mask of columns, which belong to the projection's input units, is applied to the whole gradient of the weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_neuralgate.errors import UnsupportedSetupError
-from lightning_neuralgate.gate.spans import last_position
-
-Scope = Literal["subject_last", "subject", "from_subject", "all"]
-SCOPES: tuple[Scope, ...] = ("subject_last", "subject", "from_subject", "all")
+from lightning_neuralgate.gate.positions import Positions
 
 
-def scope_positions(scope: Scope, subject_mask: Tensor) -> Tensor:
-    """Return the token positions at which the gate applies, (B, T) bool.
+@dataclass(frozen=True)
+class GradientMask:
+    """What passes of a projection's gradient in one forward pass.
 
-    Args:
-        scope: `subject_last` (the subject's last token), `subject` (all its tokens), `from_subject` (its first token and
-            everything after it) or `all`.
-        subject_mask: (B, T) bool, True at the subject's tokens.
-
-    >>> mask = torch.tensor([[False, True, True, False]])
-    >>> scope_positions("subject_last", mask), scope_positions("from_subject", mask)
-    (tensor([[False, False,  True, False]]), tensor([[False,  True,  True,  True]]))
+    Attributes:
+        positions: the gated and the closed tokens, (B, T) each.
+        gate_values: (B, d), the gate of each sample: bool, or float in [0, 1]. It applies at the gated positions.
+        columns: (k,) bool, the open input units of the projection; None: all.
+        observe: called in the backward pass with the projection's input, (B, T, k), and the gradient of its output,
+            (B, T, d), which is 0 at closed positions and not yet gated.
     """
-    if scope == "subject_last":
-        return last_position(subject_mask)
-    if scope == "subject":
-        return subject_mask
-    if scope == "from_subject":
-        return subject_mask.cumsum(-1) > 0
-    return torch.ones_like(subject_mask)
+
+    positions: Positions
+    gate_values: Tensor
+    columns: Tensor | None = None
+    observe: Callable[[Tensor, Tensor], None] | None = None
+
+    def apply(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return the part of the output's gradient, (B, T, d), that passes."""
+        if self.positions.closed is not None:
+            grad = torch.where(self.positions.closed[:, :, None], grad.new_zeros(()), grad)
+        if self.observe is not None:
+            self.observe(x, grad)
+        return grad if self.positions.gated is None else gated_gradient(grad, self.positions.gated, self.gate_values)
+
+    def open_columns(self, grad_weight: Tensor) -> Tensor:
+        """Return the weight's gradient, (d, k), with 0 in closed columns."""
+        return (
+            grad_weight if self.columns is None else torch.where(self.columns, grad_weight, grad_weight.new_zeros(()))
+        )
 
 
 def gated_gradient(grad: Tensor, positions: Tensor, gate_values: Tensor) -> Tensor:
@@ -76,8 +87,7 @@ class GatedLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         y: Tensor,
-        positions: Tensor,
-        gate_values: Tensor,
+        mask: GradientMask,
         meter: GradientMeter | None,
     ) -> Tensor:
         """Return `y` unchanged.
@@ -88,51 +98,49 @@ class GatedLinear(torch.autograd.Function):
             weight: (d, k).
             bias: (d,) or None.
             y: output of the projection, (B, T, d), detached.
-            positions: as in `gated_gradient`.
-            gate_values: as in `gated_gradient`.
+            mask: what passes of the gradient.
             meter: measures the gradient before and after the gate; None to skip that.
         """
-        ctx.save_for_backward(x, weight, positions, gate_values)
-        ctx.has_bias, ctx.meter = bias is not None, meter
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias, ctx.mask, ctx.meter = bias is not None, mask, meter
         return y.view_as(y)  # autograd needs an output that is not the input itself
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, positions, gate_values = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        ungated, gated = grad.flatten(0, -2), gated_gradient(grad, positions, gate_values).flatten(0, -2)
+        ungated, gated = grad.flatten(0, -2), ctx.mask.apply(x, grad).flatten(0, -2)
         if ctx.meter is not None:
-            ctx.meter.update(x.flatten(0, -2), ungated, gated)
+            ctx.meter.update(x.flatten(0, -2), ungated, gated, ctx.mask)
         grad_x = (grad @ weight.to(grad.dtype)).to(x.dtype) if needs_x else None
         grad_weight = grad_bias = None
         if needs_weight:
-            grad_weight = (gated.T @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype)
+            grad_weight = ctx.mask.open_columns(gated.T @ x.flatten(0, -2).to(grad.dtype)).to(weight.dtype)
         if needs_bias and ctx.has_bias:
             grad_bias = gated.sum(0).to(weight.dtype)
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 class GatedOutput(torch.autograd.Function):
     """The identity with the gate in its gradient, so that everything that computed the output gets the gated gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, positions: Tensor, gate_values: Tensor, meter: GradientMeter | None
-    ) -> Tensor:
-        """Return `y`, (B, T, d), unchanged. `x`, from which it was computed, is only used by the meter; see `GatedLinear`."""
-        ctx.save_for_backward(positions, gate_values, *([] if meter is None else [x.detach()]))
-        ctx.meter = meter
+    def forward(ctx: Any, x: Tensor, y: Tensor, mask: GradientMask, meter: GradientMeter | None) -> Tensor:
+        """Return `y`, (B, T, d), unchanged. `x`, from which it was computed, is only measured; see `GatedLinear`."""
+        is_measured = meter is not None or mask.observe is not None
+        ctx.save_for_backward(*([x.detach()] if is_measured else []))
+        ctx.mask, ctx.meter = mask, meter
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        positions, gate_values, *x = ctx.saved_tensors
-        gated = gated_gradient(grad, positions, gate_values)
+        x = ctx.saved_tensors[0] if ctx.saved_tensors else grad
+        gated = ctx.mask.apply(x, grad)
         if ctx.meter is not None:
-            ctx.meter.update(x[0].flatten(0, -2), grad.flatten(0, -2), gated.flatten(0, -2))
-        return None, gated, None, None, None
+            ctx.meter.update(x.flatten(0, -2), grad.flatten(0, -2), gated.flatten(0, -2), ctx.mask)
+        return None, gated, None, None
 
 
 class GradientMeter:
@@ -151,16 +159,17 @@ class GradientMeter:
         self._ungated: Tensor | None = None
         self._gated: Tensor | None = None
 
-    def update(self, x: Tensor, ungated: Tensor, gated: Tensor) -> None:
+    def update(self, x: Tensor, ungated: Tensor, gated: Tensor, mask: GradientMask) -> None:
         """Add a part of the gradient.
 
         Args:
             x: inputs of the projection, (n, k).
             ungated: gradient of the output before the gate, (n, d).
             gated: gradient of the output after the gate, (n, d).
+            mask: its closed columns are added to the blocked part.
         """
         x = x.to(ungated.dtype)
-        before, after = (ungated.T @ x).float(), (gated.T @ x).float()
+        before, after = (ungated.T @ x).float(), mask.open_columns(gated.T @ x).float()
         self._ungated = before if self._ungated is None else self._ungated + before
         self._gated = after if self._gated is None else self._gated + after
 
@@ -199,13 +208,11 @@ class GatedModule:
     parameters: tuple[tuple[nn.Module, str], ...]
     is_adapter: bool
 
-    def gate(
-        self, x: Tensor, y: Tensor, positions: Tensor, gate_values: Tensor, meter: GradientMeter | None = None
-    ) -> Tensor:
+    def gate(self, x: Tensor, y: Tensor, mask: GradientMask, meter: GradientMeter | None = None) -> Tensor:
         """Return `y`, which the module computed from `x`, with the gate in its backward pass."""
         if self.is_adapter:
-            return GatedOutput.apply(x, y, positions, gate_values, meter)
-        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), positions, gate_values, meter)
+            return GatedOutput.apply(x, y, mask, meter)
+        return GatedLinear.apply(x, self.module.weight, self.module.bias, y.detach(), mask, meter)
 
 
 def gated_modules(projection: nn.Module, path: str) -> list[GatedModule]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,6 +112,22 @@ class NeuralGate:
             raise GateFormatError(f"{name}: values outside [0, 1]")
         return rates
 
+    @classmethod
+    def uniform(cls, model: nn.Module, layers: Sequence[int], subjects: Sequence[str], rate: float = 1.0) -> NeuralGate:
+        """Return a gate with one rate in all rows, for training that is gated by positions or columns only.
+
+        Args:
+            model: the model, or a module that contains it.
+            layers: the layers to gate.
+            subjects: the subjects of the batches.
+            rate: the rate; 1 opens all rows.
+        """
+        identity = ModelIdentity.of(model)
+        rates = {
+            subject: {layer: torch.full((identity.hidden_size,), rate) for layer in layers} for subject in subjects
+        }
+        return cls(rates, identity, dict.fromkeys(subjects, 0), {"uniform": rate})
+
     @property
     def subjects(self) -> list[str]:
         """Subjects that the gate covers, in the form that `normalize_subject` returns."""
@@ -140,6 +156,29 @@ class NeuralGate:
         if not 0.0 <= tau <= 1.0:
             raise ValueError(f"tau must lie in [0, 1], got {tau}")
         return self.rates(subject, layer) > tau
+
+    def filled(self, rate: float) -> NeuralGate:
+        """Return a control with one rate in all rows: 1 opens all, for any tau below 1, and 0 closes all."""
+        return self._controlled(lambda subject, layer, rates: torch.full_like(rates, rate))
+
+    def shuffled(self, seed: int) -> NeuralGate:
+        """Return a control with the rows of each layer in another order, the same one for all subjects.
+
+        >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
+        >>> gate = NeuralGate({"ID": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"ID": 5})
+        >>> gate.shuffled(seed=0).rates("ID", 1)
+        tensor([0.2000, 0.0000, 0.5000, 1.0000])
+        """
+        orders = {layer: _order(f"{seed}/{layer}", self.model.hidden_size) for layer in self.layers}
+        return self._controlled(lambda subject, layer, rates: rates[orders[layer]])
+
+    def random(self, seed: int) -> NeuralGate:
+        """Return a control with as many open rows for each subject at any tau, drawn for each subject on its own."""
+        return self._controlled(lambda subject, layer, rates: rates[_order(f"{seed}/{layer}/{subject}", len(rates))])
+
+    def _controlled(self, change: Callable[[str, int, Tensor], Tensor]) -> NeuralGate:
+        rates = {s: {layer: change(s, layer, self.rates(s, layer)) for layer in self.layers} for s in self.subjects}
+        return NeuralGate(rates, self.model, self.records, self.settings, self.versions)
 
     def shares(self, subject: str, layer: int, tau: float = DEFAULT_TAU) -> ClassShares:
         """Return the shares of inactive (M = 0), weakly active (0 < M <= tau) and strongly active (M > tau) dimensions."""
@@ -277,3 +316,9 @@ class NeuralGate:
                     f"{weak:.1%} weakly active, {strong:.1%} strongly active".replace("%", " %")
                 )
         return "\n".join(lines)
+
+
+def _order(name: str, size: int) -> Tensor:
+    """Return a permutation that depends on a name alone, (size,)."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Bit-exact masking of weight rows: rows that the gate masks do not change, whatever the optimizer does to them.
+"""Bit-exact masking of rows and columns: those that the gate masks do not change, whatever the optimizer does to them.
 
 A row without a gradient can still move: AdamW's weight decay shrinks it, and momentum from earlier steps carries it on. So
 the weights are copied before each step of the optimizer, and rows that no sample has unmasked since the last step are
@@ -21,15 +21,24 @@ from lightning_neuralgate.gate.autograd import GatedModule
 
 
 class MaskedRowRestorer:
-    """Restore the masked rows of gated parameters after each step of an optimizer.
+    """Restore the masked rows and columns of gated parameters after each step of an optimizer.
 
     Args:
         modules: name -> gated module; with sharded parameters if the model is sharded. Parameters that the optimizer does
             not train are skipped.
         optimizer: the optimizer.
+        rows: whether rows that no sample has unmasked since the last step are restored.
+        columns: name -> the open columns of the module's weight, (k,) bool; all others are restored in each step.
     """
 
-    def __init__(self, modules: Mapping[str, GatedModule], optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, GatedModule],
+        optimizer: Optimizer,
+        rows: bool = True,
+        columns: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._rows, self._open_columns = rows, dict(columns or {})
         optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._parameters = [
             (name, getattr(owner, parameter))
@@ -69,8 +78,13 @@ class MaskedRowRestorer:
             self.start_step()
         with torch.no_grad():
             for (name, parameter), copy in zip(self._parameters, self._copies, strict=True):
-                masked = _local_rows(~self._unmasked_on_any_rank(name, parameter), parameter)
-                _local(parameter)[masked] = copy[masked]
+                weights = _local(parameter)
+                if self._rows:
+                    masked = _local_rows(~self._unmasked_on_any_rank(name, parameter), parameter)
+                    weights[masked] = copy[masked]
+                if name in self._open_columns and weights.ndim == 2:
+                    closed = ~self._open_columns[name].to(weights.device)
+                    weights[:, closed] = copy[:, closed]
         self._copies, self._unmasked_in_step = [], None
 
     def _unmasked_on_any_rank(self, name: str, parameter: Tensor) -> Tensor:

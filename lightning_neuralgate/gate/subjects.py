@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_neuralgate.errors import GateMismatchError, SubjectNotFoundError, UnsupportedSetupError
-from lightning_neuralgate.gate.autograd import Scope, scope_positions
+from lightning_neuralgate.gate.positions import PositionRule, Positions
 from lightning_neuralgate.gate.spans import SupportsDecode, TokenSpan, last_named_subject, normalize_subject
 from lightning_neuralgate.hf.forward import IGNORED
 
@@ -121,27 +121,39 @@ class GatedBatch:
     """Where the gate applies in a batch, and whose gate.
 
     Attributes:
-        positions: (B, T) bool, the token positions of the scope.
+        positions: the gated and the closed token positions, (B, T) each.
         subjects: for each of the B rows the normalized subject (`normalize_subject`); "" for a row without one.
+        width: T.
+        content: the batch itself; where subjects are found in token ids, the inputs of the model.
     """
 
-    positions: Tensor
+    positions: Positions
     subjects: tuple[str, ...]
+    width: int
+    content: Mapping[str, Any]
 
     @classmethod
-    def of(cls, mask: Tensor, names: Sequence[str | None], scope: Scope, gate_subjects: Sequence[str]) -> GatedBatch:
-        """Check what a `SubjectFinder` returned and apply the scope.
+    def of(
+        cls,
+        mask: Tensor,
+        names: Sequence[str | None],
+        rule: PositionRule,
+        gate_subjects: Sequence[str],
+        content: Mapping[str, Any],
+    ) -> GatedBatch:
+        """Check what a `SubjectFinder` returned and apply the position rule.
 
         A subject whose name is given, but whose row of the mask is empty, masks nothing.
 
         Args:
             mask: the subject mask, (B, T).
             names: B subjects.
-            scope: the scope of the gate.
+            rule: the position rule.
             gate_subjects: the subjects that the gate covers, as `normalize_subject` returns them.
+            content: the batch, which the rule reads.
 
         Raises:
-            UnsupportedSetupError: mask and subjects do not have matching shapes.
+            UnsupportedSetupError: mask and subjects do not have matching shapes, or the rule lacks something in the batch.
             GateMismatchError: a row has a subject that the gate does not cover.
         """
         mask = mask.bool()
@@ -160,7 +172,14 @@ class GatedBatch:
                     "locate that subject too, or leave its row of the subject mask empty"
                 )
         subjects = [subject if is_present else "" for subject, is_present in zip(subjects, present, strict=True)]
-        return cls(scope_positions(scope, mask) & has_subject[:, None], tuple(subjects))
+        positions = rule(mask, content)
+        for found in positions:
+            if found is not None and found.shape != mask.shape:
+                raise UnsupportedSetupError(
+                    f"the position rule '{rule}' returned a mask of shape {tuple(found.shape)}; the subject mask has "
+                    f"{tuple(mask.shape)}"
+                )
+        return cls(positions, tuple(subjects), mask.shape[1], content)
 
     def gate_values(self, gates: Mapping[str, Tensor]) -> Tensor:
         """Stack the gate values, (d,), of each row's subject to (B, d); all ones for a row without a subject."""

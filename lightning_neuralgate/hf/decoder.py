@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -38,6 +38,20 @@ MLP_PROJECTIONS: Final = (
     "output.dense",
 )
 """Paths of the MLP output projection within a decoder layer, tried in this order."""
+ATTENTION_PROJECTIONS: Final = (
+    "self_attn.o_proj",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "self_attention.dense",
+    "attention.dense",
+    "attention.o_proj",
+    "attn.c_proj",
+    "attn.out_proj",
+    "attn.o_proj",
+    "layer.0.SelfAttention.o",
+)
+"""Paths of the output projection of self-attention, whose rows are the same dimensions as those of the MLP's."""
+Projection = Literal["mlp", "attention"]
 
 # Most vision towers have a config of another class than the text model. Those of Idefics and of models from outside
 # transformers may be plain modules that share the text model's config; they are recognized by name.
@@ -69,7 +83,7 @@ class DecoderLayout:
     Attributes:
         layers: The decoder layers.
         layers_path: Dotted path of `layers` inside the Hugging Face model that [`find_hf_model`] returns.
-        projection: Path of the MLP output projection inside one layer, e.g. `mlp.down_proj`.
+        projection: Path of the output projection inside one layer: of the MLP, e.g. `mlp.down_proj`, or of attention.
         hidden_size: Size `d` of a layer's output, from the text config.
     """
 
@@ -97,7 +111,7 @@ class DecoderLayout:
         return self.layers[index]
 
     def output_projection(self, index: int) -> nn.Module:
-        """Return the MLP output projection of layer `index`; if peft has wrapped it, peft's layer.
+        """Return the output projection of layer `index`; if peft has wrapped it, peft's layer.
 
         Raises:
             ModelLayoutError: If there is no such layer, or if its MLP has no such projection, as in models that mix dense
@@ -137,30 +151,30 @@ class _LayerList:
         return f"`{self.path}` ({len(self.layers)} x {' / '.join(kinds) or 'nothing'})"
 
 
-def find_decoder(module: nn.Module) -> DecoderLayout:
+def find_decoder(module: nn.Module, projection: Projection = "mlp") -> DecoderLayout:
     """Find the text decoder of a vision-language model, or of a plain language model.
 
     Args:
         module: A Hugging Face model, or a module that contains exactly one: see [`find_hf_model`].
+        projection: The output projection to find in each layer: `mlp`, the MLP's, or `attention`, that of self-attention.
 
     Returns:
-        The decoder's layers, the MLP output projection's path and the hidden size. The path is that of the first layer
+        The decoder's layers, the output projection's path and the hidden size. The path is that of the first layer
         that has such a projection; [`DecoderLayout.output_projection`] checks the layer that it returns.
 
     Raises:
-        ModelLayoutError: If there is no Hugging Face model, no text decoder in it, or no layer with a single MLP output
+        ModelLayoutError: If there is no Hugging Face model, no text decoder in it, or no layer with a single such
             projection. The message lists what was searched and what was found instead.
     """
     model = find_hf_model(module)
     found = _find_layers(model)
     _, hidden_size = _text_sizes(model)
-    candidates = ((layer, path) for layer in found.layers for path in MLP_PROJECTIONS)
-    projection = next(
-        (path for layer, path in candidates if _projection_problem(layer, path, hidden_size) is None), None
-    )
-    if projection is None:
-        raise ModelLayoutError(_no_projection_message(model, found, hidden_size))
-    return DecoderLayout(found.layers, found.path, projection, hidden_size)
+    paths = MLP_PROJECTIONS if projection == "mlp" else ATTENTION_PROJECTIONS
+    candidates = ((layer, path) for layer in found.layers for path in paths)
+    path = next((path for layer, path in candidates if _projection_problem(layer, path, hidden_size) is None), None)
+    if path is None:
+        raise ModelLayoutError(_no_projection_message(model, found, hidden_size, paths))
+    return DecoderLayout(found.layers, found.path, path, hidden_size)
 
 
 def find_hf_model(module: nn.Module) -> PreTrainedModel:
@@ -315,8 +329,8 @@ def _find_layers(model: PreTrainedModel) -> _LayerList:
 
 
 def _projection_problem(layer: nn.Module, path: str, hidden_size: int) -> str | None:
-    """Return why `path` is not the single MLP output projection of `layer`, or None if it is."""
-    experts = _experts_path(layer)
+    """Return why `path` is not the single output projection of `layer`, or None if it is."""
+    experts = None if path in ATTENTION_PROJECTIONS else _experts_path(layer)
     if experts is not None:
         kind = type(layer.get_submodule(experts)).__name__
         return f"its MLP is a mixture of experts (`{experts}`, {kind}), which has no single output projection"
@@ -357,14 +371,15 @@ def _out_features(module: nn.Module) -> int | None:
     return None
 
 
-def _no_projection_message(model: PreTrainedModel, found: _LayerList, hidden_size: int) -> str:
+def _no_projection_message(model: PreTrainedModel, found: _LayerList, hidden_size: int, paths: tuple[str, ...]) -> str:
     layer = found.layers[0]
-    start = f"No MLP output projection in the text decoder of {type(model).__name__}, {found}"
-    if _experts_path(layer) is not None:
+    kind = "MLP" if paths is MLP_PROJECTIONS else "attention"
+    start = f"No {kind} output projection in the text decoder of {type(model).__name__}, {found}"
+    if paths is MLP_PROJECTIONS and _experts_path(layer) is not None:
         return f"{start}: {_projection_problem(layer, MLP_PROJECTIONS[0], hidden_size)}. Dense models are supported."
     sizes = {path: (type(part).__name__, _out_features(part)) for path, part in layer.named_modules()}
     linears = [f"`{path}` ({kind}, {features} output features)" for path, (kind, features) in sizes.items() if features]
-    names = ", ".join(f"`{path}`" for path in MLP_PROJECTIONS)
+    names = ", ".join(f"`{path}`" for path in paths)
     return (
         f"{start}: searched each layer for a module with {hidden_size} output features at {names}; "
         f"layer 0 ({type(layer).__name__}) has {', '.join(linears) or 'no linear module'}."

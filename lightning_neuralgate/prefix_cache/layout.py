@@ -80,6 +80,11 @@ class BatchLayout:
         rows = torch.arange(len(labels), device=labels.device)
         self._own_segment = Segment(rows, self.own.columns, self.own.real, False)
 
+    def is_shared(self, mask: Tensor) -> bool:
+        """Return whether a mask of the batch, (B, T), is the same in all rows that share a prefix, at its tokens."""
+        inside = mask.gather(1, self.prefix.columns)
+        return bool((inside == inside[self.prefix.leaders[self.prefix.group_index]]).all())
+
     def running_prefix(self) -> Any:
         """Context manager: the forward pass inside runs the shared prefixes."""
         return self._running(self._prefix_segment)

@@ -13,8 +13,8 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule, edit_row
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.edit.editor import PrivacyEditModule, mean_by_role
 from lightning_neuralgate.errors import ModelLayoutError, UnsupportedSetupError
-from lightning_neuralgate.gate.autograd import scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import scope_positions
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
 from tests.helpers.reference import plain_gated_gradient, relative_error

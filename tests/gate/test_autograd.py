@@ -11,9 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_neuralgate.data.records import RecordSplits
-from lightning_neuralgate.gate.autograd import SCOPES, Scope, gated_gradient, scope_positions
+from lightning_neuralgate.gate.autograd import GradientMask
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.positions import SUBJECT_SCOPES, Scope, scope_positions
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.identity import ModelIdentity
 from tests.helpers.reference import plain_gated_gradient, relative_error
@@ -30,7 +31,7 @@ from tests.helpers.training import (
 )
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", SUBJECT_SCOPES)
 @pytest.mark.parametrize(("padding_side", "layers"), [("left", (1,)), ("right", (1,)), ("left", (0, 1))])
 def test_gradient_equals_the_reference(
     splits: RecordSplits, scope: Scope, padding_side: str, layers: tuple[int, ...]
@@ -93,10 +94,10 @@ def test_rows_without_a_subject_are_not_gated(splits: RecordSplits) -> None:
     trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     blank: Any = {"subject": ["", "passport"], "subject_mask": torch.tensor([[False, False], [False, True]])}
     callback.on_train_batch_start(trainer, None, blank, 0)  # type: ignore[arg-type]
-    batch = callback._batch
+    batch = callback.gating.batch
     assert batch is not None
     gate_values = batch.gate_values({"passport": torch.zeros(3, dtype=torch.bool)})
-    gated = gated_gradient(torch.ones(2, 2, 3), batch.positions, gate_values)
+    gated = GradientMask(batch.positions, gate_values).apply(torch.ones(2, 2, 1), torch.ones(2, 2, 3))
     assert gated.tolist() == [[[1.0] * 3] * 2, [[0.0] * 3] * 2]
 
 

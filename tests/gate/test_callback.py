@@ -12,6 +12,7 @@ from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.errors import GateMismatchError, ModelLayoutError, UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.neural_gate import NeuralGate
+from lightning_neuralgate.gate.subjects import SubjectsInText
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.training import UserModule, datamodule, random_gate, train
@@ -41,13 +42,14 @@ def test_hooks_are_removed_after_fit_and_after_an_exception(splits: RecordSplits
     with pytest.raises(RuntimeError, match="boom"):
         train(Fails(model), datamodule(splits), callback)
     assert count_hooks(model) == 0
-    assert callback._batch is None
+    assert callback.gating.batch is None
 
 
 def test_bad_arguments_are_refused() -> None:
     gate = random_gate(tiny_llava())
     with pytest.raises(
-        ValueError, match="scope must be one of subject_last, subject, from_subject, all; got 'everywhere'"
+        ValueError,
+        match=r"scope must be one of subject_last, .*, all, divergence, tail, or a PositionRule; got 'everywhere'",
     ):
         NeuralGateCallback(gate, scope="everywhere")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tau"):
@@ -183,7 +185,7 @@ def test_a_callback_checks_its_next_model_after_a_resumed_run(splits: RecordSpli
 
 def test_the_tokenizer_may_be_given_as_a_folder(checkpoint: Path) -> None:
     callback = NeuralGateCallback(random_gate(tiny_llava()), tokenizer=str(checkpoint))
-    assert callback._find_in_tokens is not None
-    assert callback._find_in_tokens.tokenizer.decode([1])
+    assert isinstance(callback.gating.find_subjects, SubjectsInText)
+    assert callback.gating.find_subjects.tokenizer.decode([1])
     with pytest.raises(ModelLayoutError, match="there is no folder"):
         NeuralGateCallback(random_gate(tiny_llava()), tokenizer=checkpoint / "nothing")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.edit.editor import PrivacyEditModule
-from lightning_neuralgate.gate.autograd import SCOPES, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import SUBJECT_SCOPES, scope_positions
 from lightning_neuralgate.gate.subjects import SubjectsInBatch
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import batch_nll
@@ -118,7 +118,7 @@ def test_prefixes_run_once_per_record_and_frozen_layers_once_per_batch(splits: R
     assert shared + rest < 0.85 * batch["input_ids"].numel()
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", SUBJECT_SCOPES)
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_gate_applies_to_both_passes(splits: RecordSplits, scope: Any, soft: bool) -> None:
     model = tiny_llava()

@@ -29,8 +29,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import NeuralGateError
-from lightning_neuralgate.gate.autograd import Scope, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import Scope, scope_positions
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.distributed import full_state_dict, shard
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule

@@ -10,8 +10,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_neuralgate.gate.autograd import Scope, scope_positions
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import Scope, scope_positions
 from lightning_neuralgate.hf.decoder import find_decoder
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
