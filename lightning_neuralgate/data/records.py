@@ -7,9 +7,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
@@ -65,11 +72,24 @@ class PrivacyRecord(StrictModel):
 
 
 class RetentionItem(StrictModel):
-    """A general question whose answer an edit must not change; `target` is the unedited model's answer."""
+    """A general question whose answer an edit must not change.
+
+    Attributes:
+        query: the question.
+        image: the picture it is about, if any.
+        target: the unedited model's answer; None until generated.
+        earlier: messages of the chat before it, as (role, text), see `QueryRow`.
+    """
 
     query: str = Field(min_length=1)
     image: Path | None = None
     target: str | None = None
+    earlier: tuple[tuple[Literal["system", "user", "assistant"], str], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_chat(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # lines and checksums of questions without a chat are those of earlier versions
+        return {name: value for name, value in serialize(self).items() if name != "earlier" or value}
 
 
 class RecordSplits(NamedTuple):
@@ -173,7 +193,7 @@ def read_records(
 
 
 def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
-    """Read retention items from JSON lines of `{"query": ..., "image": ...}`, where the image is optional.
+    """Read retention items from JSON lines of `{"query": ..., "image": ..., "earlier": ...}`; only the query is required.
 
     Raises:
         DataFormatError: naming file, line and field of a bad item.

@@ -17,7 +17,8 @@ from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS, AddedRows
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
-from lightning_neuralgate.data.rendering.dataset import ORDINARY_ITEMS, render_retention, render_splits
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.retention import RetentionForms, check_retention, render_retention
 from lightning_neuralgate.data.targets import fill_targets
 from lightning_neuralgate.edit.editor import PrivacyEditModule, Schedule
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
@@ -60,8 +61,11 @@ class EditSettings:
         alpha: weight of the benign loss term.
         retention_weight: weight of the retention loss term.
         retention_per_batch: retention questions in a mini-batch.
-        public_questions: half of the retention questions ask for public attributes in the wording of the edit's queries
-            (`render_retention`); if false, all are ordinary questions.
+        retention_forms: `open` for open questions only, `all` for every ordinary form of question (`render_retention`).
+        retention_count: number of retention questions; null for 24 open ones, or 72 in all forms.
+        retention_without: forms to leave out of `all`, such as `yes_no`.
+        public_questions: half of the `open` retention questions ask for public attributes in the wording of the edit's
+            queries; if false, that half is not used.
         recovery_share: probability with which a pair gets recovery rows in an epoch (`PrivacyPairDataModule`).
         recovery_depths: lengths of the started answers of recovery rows, in tokens.
         indirect_share: probability with which a pair gets indirect rows in an epoch.
@@ -98,6 +102,9 @@ class EditSettings:
     alpha: float = 1.25
     retention_weight: float = 0.25
     retention_per_batch: int = 1
+    retention_forms: RetentionForms = "open"
+    retention_count: int | None = None
+    retention_without: Sequence[str] = ()
     public_questions: bool = True
     recovery_share: float = 0.0
     recovery_depths: Sequence[int] = RECOVERY_DEPTHS
@@ -112,6 +119,7 @@ class EditSettings:
     def __post_init__(self) -> None:
         # bad values end in an error here, and not in the middle of a run
         AddedRows((), None, self.recovery_share, self.recovery_depths, self.indirect_share)
+        check_retention(self.retention_forms, self.retention_without)
 
     def resolved(self) -> EditSettings:
         """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""
@@ -171,7 +179,11 @@ class Experiment:
         self.splits = render_splits(
             self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
         )
-        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch else []
+        self.retention = []
+        if s.retention_per_batch:
+            self.retention = render_retention(
+                self.data, self.seed, s.retention_forms, s.retention_count, s.retention_without, s.subjects
+            )
 
     def fill_targets(self) -> None:
         """Generate the benign and the retention targets with the unedited model."""
@@ -225,7 +237,7 @@ class Experiment:
         data = PrivacyPairDataModule(
             self.splits,
             self.processor,
-            self.retention if s.public_questions else self.retention[:ORDINARY_ITEMS],
+            self._retention_of(s),
             pairs_per_batch=1 if paper else s.pairs_per_batch,
             retention_per_batch=0 if paper or s.retention_weight == 0 else s.retention_per_batch,
             shuffle=not paper,
@@ -256,6 +268,10 @@ class Experiment:
         )
         trainer.fit(editor, datamodule=data)
         return editor
+
+    def _retention_of(self, settings: EditSettings) -> list[RetentionItem]:
+        uses_all = settings.public_questions or settings.retention_forms == "all"
+        return self.retention if uses_all else self.retention[: (len(self.retention) + 1) // 2]
 
     def weight_change(self, layer: int) -> dict[str, float]:
         """Relative norm of the change of a layer's MLP output projection, and the share of its rows that changed."""

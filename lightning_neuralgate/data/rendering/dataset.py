@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_neuralgate.data.authors import write_authors_json
@@ -17,11 +16,9 @@ from lightning_neuralgate.data.records import (
     RECORDS_NAME,
     PrivacyRecord,
     RecordSplits,
-    RetentionItem,
     write_records,
-    write_retention,
 )
-from lightning_neuralgate.data.rendering.draw import Rendering, ordinary_picture, render
+from lightning_neuralgate.data.rendering.draw import Rendering, render
 from lightning_neuralgate.data.rendering.imagefolder import (
     METADATA_NAME,
     SPLIT_FOLDERS,
@@ -30,12 +27,7 @@ from lightning_neuralgate.data.rendering.imagefolder import (
 )
 from lightning_neuralgate.data.rendering.questions import (
     EDIT_TEMPLATES,
-    ORDINARY_QUESTIONS,
-    PICTURE_QUESTIONS,
-    SHAPE_COLOUR_QUESTIONS,
-    SHAPE_QUESTIONS,
     TEST_TEMPLATES,
-    public_questions,
     query_pairs,
 )
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
@@ -46,11 +38,8 @@ from lightning_neuralgate.runtime.files import remove_temporary_files
 from lightning_neuralgate.runtime.run_folder import UNFINISHED, run_folder
 from lightning_neuralgate.runtime.written import check_written, update_folder
 
-RETENTION_NAME = "retention.jsonl"
 IMAGES_NAME = "images"
 AUTHORS_NAME = "authors"
-ORDINARY_ITEMS = 12
-"""Number of ordinary retention questions, which come before the public ones."""
 EDIT_SUBJECTS = ("passport", "student_id", "receipt")
 UNSEEN_SUBJECTS = ("driver_licence",)
 _MAX_REDRAWS = 30
@@ -136,7 +125,7 @@ def render_splits(
     rendered: dict[str, list[RenderedRecord]] = {split: [] for split in RecordSplits._fields}
     stale = f"{IMAGES_NAME}/*/{METADATA_NAME}"  # would make `datasets` load pictures of an earlier dataset
     with (
-        _writing(folder, RECORDS_NAME),
+        replacing(folder, RECORDS_NAME),
         update_folder(folder, RECORDS_NAME, [stale]) as draft,
         tqdm(total=total, desc=progress, disable=progress is None, unit="picture") as bar,
     ):
@@ -162,53 +151,12 @@ def render_splits(
 
 
 @contextmanager
-def _writing(folder: Path, index: str) -> Iterator[None]:
+def replacing(folder: Path, index: str) -> Iterator[None]:
     """Hold a folder, and check that the file that is to be replaced in it was written by an earlier call."""
     with run_folder(folder / UNFINISHED):
         remove_temporary_files(folder.resolve())
         check_written(folder, [index])
         yield
-
-
-def render_retention(
-    folder: Path,
-    seed: int,
-    count: int = ORDINARY_ITEMS,
-    public: int = 12,
-    more: Iterable[tuple[Image.Image, str]] = (),
-) -> list[RetentionItem]:
-    """Write questions whose answers an edit must not change to `retention.jsonl`, for the edit's retention term.
-
-    Their targets are generated later, with the unedited model.
-
-    Args:
-        folder: output folder, created if missing.
-        seed: seed of pictures and questions.
-        count: number of ordinary questions, which come first; every other one is about the picture.
-        public: number of questions about public attributes, such as the motif of a poster, built from the edit's own
-            templates. Without them, the few benign attributes of the edit records are the only questions in these words that
-            the model should answer, and it may learn to refuse any question worded this way.
-        more: further pictures with a question about each, such as those of `scene_retention`.
-    """
-    rng = random.Random(f"retention/{seed}")
-    about_pictures = [*PICTURE_QUESTIONS, *SHAPE_QUESTIONS, *SHAPE_COLOUR_QUESTIONS]
-    ordinary = [rng.choice(about_pictures if index % 2 == 0 else ORDINARY_QUESTIONS) for index in range(count)]
-    items = []
-    with _writing(folder, RETENTION_NAME), update_folder(folder, RETENTION_NAME) as draft:
-        (draft / IMAGES_NAME).mkdir()
-        for name, series, questions in (
-            ("ordinary", "retention", ordinary),
-            ("public", "public", public_questions(public, random.Random(f"public/{seed}"))),
-        ):
-            for index, question in enumerate(questions):
-                image = draft / IMAGES_NAME / f"{name}-{index}.png"
-                ordinary_picture(picture_seed(seed, series, index))[0].save(image, format="PNG")
-                items.append(RetentionItem(query=question, image=image))
-        for index, (picture, question) in enumerate(more):
-            picture.save(draft / IMAGES_NAME / f"scene-{index}.png", format="PNG")
-            items.append(RetentionItem(query=question, image=draft / IMAGES_NAME / f"scene-{index}.png"))
-        write_retention(draft / RETENTION_NAME, items, draft)
-    return [item.model_copy(update={"image": folder / IMAGES_NAME / item.image.name}) for item in items if item.image]
 
 
 def picture_seed(seed: int, series: str, index: int) -> int:
