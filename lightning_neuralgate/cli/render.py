@@ -43,6 +43,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed; the same seed renders the same records.")
     parser.add_argument("--edit_records", type=int, default=10, help="Edit records per subject.")
     parser.add_argument("--test_records", type=int, default=20, help="Test records per subject.")
+    parser.add_argument(
+        "--validation_records",
+        type=int,
+        default=0,
+        help="Validation records per subject, on which `neuralgate edit --dial auto` chooses the strength of an edit.",
+    )
     parser.add_argument("--edit_pairs", type=int, default=5, help="Query pairs per edit record.")
     parser.add_argument("--test_pairs", type=int, default=5, help="Query pairs per test record.")
     parser.add_argument(
@@ -144,7 +150,8 @@ def _render_records(options: Namespace, subjects: Sequence[str]) -> None:
         options.test_pairs,
         subjects,
         options.unseen,
-        progress="pictures",
+        "pictures",
+        options.validation_records,
     )
     scenes = scene_retention(options.seed, options.scene_questions, options.places)
     render_retention(
@@ -157,7 +164,7 @@ def _render_records(options: Namespace, subjects: Sequence[str]) -> None:
         scenes,
     )
     write_contact_sheets(options.out, sheets)
-    sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
+    sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items() if records)
     show(f"{options.out / RECORDS_NAME}: {sizes} records")
 
 

@@ -100,12 +100,14 @@ class RecordSplits(NamedTuple):
         test: new records of the edited subjects and attributes, with differently worded queries.
         unseen_attributes: new records of the edited subjects, with attributes that no edit query asks for.
         unseen_subjects: records of subjects that are not edited at all.
+        validation: new records of the edited subjects and attributes, on which settings may be chosen.
     """
 
     edit: list[PrivacyRecord]
     test: list[PrivacyRecord]
     unseen_attributes: list[PrivacyRecord]
     unseen_subjects: list[PrivacyRecord]
+    validation: list[PrivacyRecord] = []  # noqa: RUF012  # never appended to
 
 
 def resolve_inside(root: Path, relative: str, place: str) -> Path:
@@ -179,7 +181,7 @@ def read_records(
         DataFormatError: naming file, line and field of a bad record. A true value without letters and digits is an
             error too, since no answer could be compared with it.
     """
-    splits = RecordSplits([], [], [], [])
+    splits = RecordSplits([], [], [], [], [])
     for place, content in _json_lines(path):
         try:
             split, record = _parse_record(content(), place, image_root)

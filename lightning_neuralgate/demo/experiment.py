@@ -20,7 +20,7 @@ from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, Reten
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.retention import RetentionForms, check_retention, render_retention
 from lightning_neuralgate.data.targets import fill_targets
-from lightning_neuralgate.edit.editor import PrivacyEditModule, Schedule
+from lightning_neuralgate.edit.editor import PrivacyEditModule, RetentionLoss, Schedule
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import Judge
 from lightning_neuralgate.gate.autograd import Scope
@@ -60,6 +60,7 @@ class EditSettings:
             else the default of the schedule.
         alpha: weight of the benign loss term.
         retention_weight: weight of the retention loss term.
+        retention_loss: `nll` of the retention targets, or `kl` to the unedited model (`PrivacyEditModule`).
         retention_per_batch: retention questions in a mini-batch.
         retention_forms: `open` for open questions only, `all` for every ordinary form of question (`render_retention`).
         retention_count: number of retention questions; null for 24 open ones, or 72 in all forms.
@@ -101,6 +102,7 @@ class EditSettings:
     lr: float | None = None
     alpha: float = 1.25
     retention_weight: float = 0.25
+    retention_loss: RetentionLoss = "nll"
     retention_per_batch: int = 1
     retention_forms: RetentionForms = "open"
     retention_count: int | None = None
@@ -157,7 +159,7 @@ class Experiment:
         self._base_weights = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
         self.precision = _resolve_precision(settings.precision)
         self.show_progress = True
-        self.splits = RecordSplits([], [], [], [])
+        self.splits = RecordSplits([], [], [], [], [])
         self.retention: list[RetentionItem] = []
 
     def _projection(self, layer: int) -> Any:
@@ -255,6 +257,7 @@ class Experiment:
             lr=s.lr,
             alpha=s.alpha,
             retention_weight=s.retention_weight,
+            retention_loss=s.retention_loss,
         )
         trainer = Trainer(
             max_epochs=s.epochs,

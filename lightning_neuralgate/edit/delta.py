@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lightning_neuralgate.edit.dial import DIAL_NAME
 from lightning_neuralgate.edit.weight_files import TensorLocation, WeightFiles
 from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
 from lightning_neuralgate.hf.model_files import refuse_other_weights
@@ -28,6 +29,8 @@ from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.written import MANIFEST_NAME
 
 DELTA_NAME = "edit.safetensors"
+FULL_DELTA_NAME = "full_edit.safetensors"
+"""The edit before the dial, next to the dialled one."""
 FORMAT_VERSION = 1
 
 
@@ -60,6 +63,25 @@ class ChangedRows:
             raise DeltaFormatError(
                 f"expected bits for {len(self.rows)} rows, found {self.bits.dtype} {self.bits.shape}"
             )
+
+    def scale_rows(self, edited: np.ndarray, scale: float, name: str) -> None:
+        """Replace the rows W of an edited tensor's bytes, (rows, bytes per row), by W0 + scale (W - W0)."""
+        import torch  # imported late: takes seconds
+
+        kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        if self.dtype not in kinds:
+            raise DeltaFormatError(
+                f"'{name}' is {self.dtype}, and only a floating-point edit can be scaled; use scale 1"
+            )
+        if not self.rows.size:
+            return
+        kind = kinds[self.dtype]
+        wide = torch.float64 if kind == torch.float64 else torch.float32
+        after = np.ascontiguousarray(edited[self.rows])
+        base, full = (torch.from_numpy(rows.copy()).view(kind).to(wide) for rows in (after ^ self.bits, after))
+        scaled = base + scale * (full - base)
+        edited[self.rows] = scaled.to(kind).view(torch.uint8).numpy()
+        edited.flush()  # type: ignore[attr-defined]  # with "r+" it is a memmap
 
 
 @dataclass(frozen=True)
@@ -98,13 +120,20 @@ class EditDelta:
                 tensors[name] = ChangedRows(location.dtype, location.shape, rows, np.asarray(bits[rows]))
         return cls(tensors, before.checksum, after.checksum, dict(provenance or {}))
 
-    def apply(self, folder: str | Path, out: str | Path) -> None:
+    def apply(self, folder: str | Path, out: str | Path, scale: float = 1.0) -> None:
         """Copy the base model in `folder` to `out` and apply the edit there.
+
+        Args:
+            folder: the base model.
+            out: the new folder.
+            scale: share c of the edit: the changed rows become W0 + c (W - W0), computed in float32 (float64 for F64), and
+                `out` gets an edit file of its own. 1 applies the edit exactly.
 
         Raises:
             WeightFilesError: the weights in `folder` are not the edit's base, or `out` exists.
+            DeltaFormatError: a scale other than 1 for a tensor that is not floating-point.
         """
-        self._copy_and_xor(Path(folder), Path(out), self.base, self.edited)
+        self._copy_and_xor(Path(folder), Path(out), self.base, self.edited, scale)
 
     def revert(self, folder: str | Path, out: str | Path) -> None:
         """Copy the edited model in `folder` to `out` and revert the edit there.
@@ -114,7 +143,7 @@ class EditDelta:
         """
         self._copy_and_xor(Path(folder), Path(out), self.edited, self.base)
 
-    def _copy_and_xor(self, folder: Path, out: Path, expected: str, result: str) -> None:
+    def _copy_and_xor(self, folder: Path, out: Path, expected: str, result: str, scale: float = 1.0) -> None:
         if out.exists():
             raise WeightFilesError(f"{out} exists; give a new folder, so that nothing is overwritten")
         if out.resolve().is_relative_to(folder.resolve()):
@@ -124,7 +153,9 @@ class EditDelta:
         with atomic_write(out) as draft:
             # an edit file in the source folder describes that folder, not the new one
             try:
-                shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME, MANIFEST_NAME))
+                shutil.copytree(
+                    folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME, FULL_DELTA_NAME, DIAL_NAME, MANIFEST_NAME)
+                )
             except (shutil.Error, OSError) as error:
                 raise WeightFilesError(f"{folder} cannot be copied: {error}") from error
             files = WeightFiles(draft)
@@ -140,6 +171,11 @@ class EditDelta:
                     f"the edit applied to {folder} does not give the checksum in the edit file ({result[:16]}): the edit "
                     "file is corrupt; make the edit again"
                 )
+            if scale != 1:
+                for name, changed in self.tensors.items():
+                    changed.scale_rows(files.tensors[name].row_bytes("r+"), scale, name)
+                scaled = EditDelta.between(folder, draft, {**self.provenance, "scale": str(scale)})
+                scaled.save(draft / DELTA_NAME)
             if out.exists():  # another process was faster
                 raise WeightFilesError(f"{out} exists by now; give a new folder, so that nothing is overwritten")
 

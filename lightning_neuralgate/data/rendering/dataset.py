@@ -28,6 +28,7 @@ from lightning_neuralgate.data.rendering.imagefolder import (
 from lightning_neuralgate.data.rendering.questions import (
     EDIT_TEMPLATES,
     TEST_TEMPLATES,
+    VALIDATION_TEMPLATES,
     query_pairs,
 )
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
@@ -45,7 +46,9 @@ UNSEEN_SUBJECTS = ("driver_licence",)
 _MAX_REDRAWS = 30
 _MIN_SECRET_LENGTH = 5
 """Shorter values have too few possibilities to be disjoint between edit and test."""
-_UNSEEN_FIELDS = {"edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None}
+_UNSEEN_FIELDS = {
+    "edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None, "validation": False
+}  # fmt: skip
 """Split -> whether its queries ask for the unseen fields (True), the others (False) or all fields (None)."""
 
 
@@ -59,6 +62,7 @@ def render_splits(
     subjects: Sequence[str | Path] = EDIT_SUBJECTS,
     unseen: Sequence[str | Path] = UNSEEN_SUBJECTS,
     progress: str | None = None,
+    validation_records: int = 0,
 ) -> RecordSplits:
     """Render a PrivacyPair dataset into a folder, and return its records.
 
@@ -83,10 +87,11 @@ def render_splits(
         subjects: subjects to edit, as names of shipped subject specs or paths of YAML files (see `load_subject_spec`).
         unseen: subjects to keep out of the edit, in the same form.
         progress: description of a progress bar; None for no bar.
+        validation_records: number of records per edited subject in `validation`, with `test_pairs` query pairs each.
 
     Returns:
-        The records in the splits `edit`, `test`, `unseen_attributes` and `unseen_subjects`; their image paths start with
-        `folder`.
+        The records in the splits `edit`, `test`, `unseen_attributes`, `unseen_subjects` and `validation`; their image paths
+        start with `folder`.
 
     Raises:
         DataFormatError: a subject spec is invalid, or two specs have the same subject; a file would be replaced that no
@@ -102,7 +107,7 @@ def render_splits(
         >>> with TemporaryDirectory() as folder:
         ...     splits = render_splits(Path(folder), seed=0, edit_records=1, test_records=2, subjects=["passport"])
         >>> {split: len(records) for split, records in splits._asdict().items()}
-        {'edit': 1, 'test': 2, 'unseen_attributes': 2, 'unseen_subjects': 2}
+        {'edit': 1, 'test': 2, 'unseen_attributes': 2, 'unseen_subjects': 2, 'validation': 0}
         >>> record = splits.edit[0]
         >>> record.record_id, record.image.name, len(record.pairs)
         ('passport-edit-0', 'passport-edit-0.png', 4)
@@ -118,7 +123,7 @@ def render_splits(
     unseen_attribute_records = {spec.subject: test_records if _has_unseen_pairs(spec) else 0 for spec in edit_specs}
     unseen_subject_records = max(test_records, -(-test_records * len(edit_specs) // max(1, len(unseen_specs))))
     total = (
-        len(edit_specs) * (edit_records + test_records)
+        len(edit_specs) * (edit_records + test_records + validation_records)
         + sum(unseen_attribute_records.values())
         + unseen_subject_records * len(unseen_specs)
     )
@@ -134,10 +139,13 @@ def render_splits(
             test = renderer.records(spec, "test", test_records, test_pairs)
             count = unseen_attribute_records[spec.subject]
             unseen_attributes = renderer.records(spec, "unseen_attributes", count, test_pairs)
-            edit = renderer.records(spec, "edit", edit_records, edit_pairs, disjoint_from=[*test, *unseen_attributes])
+            validation = renderer.records(spec, "validation", validation_records, test_pairs)
+            held_out = [*test, *unseen_attributes, *validation]
+            edit = renderer.records(spec, "edit", edit_records, edit_pairs, disjoint_from=held_out)
             rendered["edit"].extend(edit)
             rendered["test"].extend(test)
             rendered["unseen_attributes"].extend(unseen_attributes)
+            rendered["validation"].extend(validation)
         for spec in unseen_specs:
             records = renderer.records(spec, "unseen_subjects", unseen_subject_records, test_pairs)
             rendered["unseen_subjects"].extend(records)
@@ -183,9 +191,9 @@ class _RecordRenderer:
         self, spec: SubjectSpec, split: str, count: int, pairs: int, disjoint_from: Sequence[RenderedRecord] = ()
     ) -> list[RenderedRecord]:
         """Render `count` records of a split, if possible without the secrets of the records in `disjoint_from`."""
-        templates: Sequence[str] = (
-            spec.edit_templates or EDIT_TEMPLATES if split == "edit" else spec.test_templates or TEST_TEMPLATES
-        )
+        templates: Sequence[str] = spec.test_templates or TEST_TEMPLATES
+        if split in ("edit", "validation"):
+            templates = VALIDATION_TEMPLATES if split == "validation" else spec.edit_templates or EDIT_TEMPLATES
         taken = {secret for record in disjoint_from for secret in _secrets(spec, record.values)}
         folder = self.images / SPLIT_FOLDERS[split]
         rendered = []

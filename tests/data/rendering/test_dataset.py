@@ -53,7 +53,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_splits_do_not_leak_and_are_read_back(tmp_path: Path) -> None:
     splits = render_splits(tmp_path, seed=1, edit_records=2, test_records=2, edit_pairs=3, test_pairs=2)
-    assert [len(records) for records in splits] == [6, 6, 6, 6]
+    assert [len(records) for records in splits] == [6, 6, 6, 6, 0]
     assert {record.subject for record in splits.unseen_subjects} == {"driver licence"}
     check_no_leakage(splits)
     assert read_records(tmp_path / RECORDS_NAME, tmp_path) == splits
@@ -68,9 +68,22 @@ def test_splits_do_not_leak_and_are_read_back(tmp_path: Path) -> None:
 
 
 def test_pairs_differ_only_in_the_attribute_and_fit_their_split(tmp_path: Path) -> None:
-    splits = render_splits(tmp_path, seed=4, edit_records=1, test_records=1, edit_pairs=3, test_pairs=3)
+    splits = render_splits(
+        tmp_path, seed=4, edit_records=1, test_records=1, edit_pairs=3, test_pairs=3, validation_records=1
+    )
+    assert len(splits.validation) == 3
+    assert read_records(tmp_path / RECORDS_NAME, tmp_path) == splits
+    wordings = [
+        {
+            query.replace(name, "@").replace(record.subject, "#")
+            for record in records
+            for query, name in record.queries()
+        }
+        for records in (splits.edit, splits.test, splits.validation)
+    ]
+    assert not any(first & second for first, second in itertools.combinations(wordings, 2))
     for split, records in splits._asdict().items():
-        unseen = {"edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None}[split]
+        unseen = {"unseen_attributes": True, "unseen_subjects": None}.get(split, False)
         for record in records:
             spec = load_subject_spec(record.subject.replace(" ", "_").lower())
             for pair in record.pairs:
@@ -90,7 +103,7 @@ def test_custom_spec_with_and_without_unseen_attributes(tmp_path: Path, unseen: 
         test_templates=["{attribute} {subject}?"],
     )
     splits = render_splits(tmp_path / "out", 0, 1, 2, 2, 2, [spec], ["drone"])
-    assert [len(records) for records in splits] == [1, 2, 2 if unseen else 0, 2]
+    assert [len(records) for records in splits] == [1, 2, 2 if unseen else 0, 2, 0]
     attributes = ("code", "seat")[: 1 if unseen else 2]
     assert {pair.sensitive for pair in splits.edit[0].pairs} == {f"Say train ticket {name}!" for name in attributes}
     assert {pair.sensitive for record in splits.test for pair in record.pairs} == {
