@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class UneditedWeights:
         if scale == 1:
             yield
             return
-        projections = [part for part in self.model.modules() if hasattr(part, "lora_A")]
+        projections: list[Any] = [part for part in self.model.modules() if hasattr(part, "lora_A")]
         scalings = [dict(part.scaling) for part in projections]
         edited = self._parameters()
         kept = {name: parameter.detach().clone() for name, parameter in edited.items()}
