@@ -112,7 +112,7 @@ def test_forms_and_sources_take_turns(drawn: dict[int, list[OrdinaryQuestion]]) 
     assert {question[1] for question in drawn[1]} != {question[1] for question in questions}
 
 
-def test_documents_are_asked_for_benign_attributes_that_an_edit_uses(
+def test_questions_about_documents_ask_for_benign_attributes_of_the_edit_only(
     drawn: dict[int, list[OrdinaryQuestion]],
 ) -> None:
     about: Counter[str] = Counter()

@@ -38,13 +38,14 @@ def run(strategy: str, folder: Path) -> None:
     dialling = DialCallback(splits.test, tiny_processor(), max_leak=1.0)
     trainer.callbacks.append(dialling)
     trainer.fit(module, datamodule=PrivacyPairDataModule(splits, tiny_processor(), retention, pairs_per_batch=2))
-    full = full_state_dict(module.model)
-    with module.unedited.scaled(0.5):
-        half = full_state_dict(module.model)
-    again = full_state_dict(module.model)
+    weights = {}
+    for name, scale in (("full", 1.0), ("half", 0.5), ("again", 1.0)):
+        with module.unedited.scaled(scale):
+            state = full_state_dict(module.model)
+            if trainer.global_rank == 0:
+                weights[name] = state[WEIGHT].clone()
     if trainer.global_rank == 0:
-        weights = {"full": full[WEIGHT], "half": half[WEIGHT], "again": again[WEIGHT]}
-        save_file({name: value.clone() for name, value in weights.items()}, folder / f"{strategy}.safetensors")
+        save_file(weights, folder / f"{strategy}.safetensors")
     assert dialling.dial is not None
     frontier = [asdict(point) for point in dialling.dial.frontier]
     (folder / f"{strategy}-{trainer.global_rank}.json").write_text(json.dumps(frontier))
