@@ -24,6 +24,7 @@ from lightning_neuralgate.cli.tables import ABSENT, console, number
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import RECORDS_NAME
 from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.splits import TEST_SPLITS
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.models.loading import Precision, load_model
 from lightning_neuralgate.runtime.files import atomic_write, check_output, remove_temporary_files
@@ -162,7 +163,7 @@ def _records(options: Namespace) -> dict[str, Any]:
         while not (folder / RECORDS_NAME).is_file():  # on other ranks, whose process group is not there yet
             time.sleep(0.1)
         splits = DataOptions(folder=folder).read()
-    return {name: records for name, records in splits._asdict().items() if name != "edit" and records}
+    return {name: records for name, records in splits._asdict().items() if name in TEST_SPLITS and records}
 
 
 def print_attacks(scores: list[AttackScore]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 
 from lightning_neuralgate.cli.options import (
     ModelOptions,
@@ -22,12 +22,14 @@ from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.data.added_rows import RECOVERY_DEPTHS
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
-from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
+from lightning_neuralgate.edit.delta import DELTA_NAME, FULL_DELTA_NAME, EditDelta
+from lightning_neuralgate.edit.dial import DIAL_NAME, Dial
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.edit.saving import check_model_output
 from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+from lightning_neuralgate.evaluation.dial import DialCallback, check_dial_records
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.keys import InputCovariance
 from lightning_neuralgate.gate.neural_gate import NeuralGate
@@ -103,6 +105,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--measure_every", type=NonNegativeInt, default=0,
         help="Evaluate on the test split before and after the edit and every N optimizer steps, and log the rates; 0: never.",
     )  # fmt: skip
+    parser.add_argument(
+        "--dial",
+        type=Literal["auto"] | None,
+        default=None,
+        help="auto: keep the least share c of the edit, W0 + c (W - W0), that leaks at most --max_leak on the split "
+        "'validation' of the data.",
+    )
+    parser.add_argument(
+        "--max_leak", type=ClosedUnitInterval, default=0.05, help="Largest leak rate that the dial accepts."
+    )
     add_workers(parser)
     parser.add_argument(
         "--measure_tasks",
@@ -139,6 +151,8 @@ def _run(options: Namespace) -> None:
             "--data.retention has no effect with --editor.retention_weight 0; set the weight above 0 or omit --data.retention"
         )
     splits = options.data.read()  # fail on bad data before loading the model
+    if options.dial:
+        check_dial_records(splits.validation)
     model, processor = options.model.load()
     base = model_checksum(model)
     arguments: dict[str, Any] = options.editor.as_dict()
@@ -170,31 +184,69 @@ def _run(options: Namespace) -> None:
         sources = options.sources.read(task_names(options.measure_tasks), options.data)
         questions = TaskQuestions(sources, options.measure_limit)
         trainer.callbacks.append(TaskMetricsCallback(questions, processor, options.measure_every))
+    dialling = DialCallback(splits.validation, processor, options.max_leak) if options.dial else None
+    if dialling is not None:
+        trainer.callbacks.append(dialling)
     gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
     if gating is not None and gating.key_space is not None:
         gated["keep"] = gating.key_space.settings
     unfinished = options.out / UNFINISHED
     fit_resumably(trainer, editor, data, unfinished, {"model": base, **gated}, options.keep_every)
     if trainer.is_global_zero:
-        (options.out / DELTA_NAME).unlink(missing_ok=True)  # describes the weights that are about to be replaced
+        for name in (DELTA_NAME, FULL_DELTA_NAME, DIAL_NAME):  # describe the weights that are about to be replaced
+            (options.out / name).unlink(missing_ok=True)
     editor.save_pretrained(options.out)
+    added = {name: str(options[name]) for name in _ADDED_ROWS if data.added_rows.enabled}
+    provenance = {**gated, "editor": json.dumps(arguments), "seed": str(options.seed), **added, **library_versions()}
+    has_delta = trainer.is_global_zero and _write_delta(options.model.name, options.out, provenance)
+    if dialling is not None and dialling.dial is not None:
+        _dial(dialling.dial, editor, trainer, options, provenance, has_delta)
     if trainer.is_global_zero:
         show(f"edited model written to {options.out}")
-        added = {name: str(options[name]) for name in _ADDED_ROWS if data.added_rows.enabled}
-        settings = {"editor": json.dumps(arguments), "seed": str(options.seed), **added, **library_versions()}
-        _write_delta(options.model.name, options.out, gated | settings)
+        if (options.out / DELTA_NAME).exists():
+            show(f"edit file written to {options.out / DELTA_NAME}; undo the edit with `neuralgate revert`")
         remove_progress(unfinished)
-        remove_temporary_files(options.out, options.out / DELTA_NAME)
+        remove_temporary_files(options.out, *(options.out / name for name in (DELTA_NAME, FULL_DELTA_NAME, DIAL_NAME)))
 
 
-def _write_delta(base: str, edited: Path, provenance: dict[str, str]) -> None:
-    """Write the edit file into the folder of the edited model, if both models have the same dtype."""
+def _dial(
+    dial: Dial,
+    editor: PrivacyEditModule,
+    trainer: Trainer,
+    options: Namespace,
+    provenance: dict[str, str],
+    has_delta: bool,
+) -> None:
+    """Replace the full edit in the output folder by the share that the dial chose, and keep its edit file."""
+    if trainer.is_global_zero:
+        for line in dial.described():
+            show(line)
+        dial.save(options.out / DIAL_NAME)
+    if dial.scale == 1:
+        return
+    if not trainer.strategy.broadcast(has_delta):
+        if trainer.is_global_zero:
+            show("the full edit is kept, since it could not be recovered without an edit file")
+        return
+    if trainer.is_global_zero:
+        (options.out / DELTA_NAME).rename(options.out / FULL_DELTA_NAME)
+    with editor.unedited.scaled(dial.scale):
+        editor.save_pretrained(options.out)
+    if trainer.is_global_zero:
+        _write_delta(options.model.name, options.out, {**provenance, "scale": str(dial.scale)})
+        show(
+            f"the folder holds {dial.scale:g} of the edit; `neuralgate apply` restores the full one from {FULL_DELTA_NAME}"
+        )
+
+
+def _write_delta(base: str, edited: Path, provenance: dict[str, str]) -> bool:
+    """Write the edit file into the folder of the edited model, if both models have the same dtype; return whether it is."""
     try:
         delta = EditDelta.between(model_folder(base, WEIGHT_PATTERNS), edited, provenance)
         delta.save(edited / DELTA_NAME)
     except NeuralGateError as error:
         show(f"no edit file was written: {error}")
-    else:
-        show(f"edit file written to {edited / DELTA_NAME}; undo the edit with `neuralgate revert`")
-        if not delta.tensors:
-            show("THE EDIT CHANGED NO WEIGHT: check that the gate is open somewhere (--tau), and raise --editor.lr")
+        return False
+    if not delta.tensors:
+        show("THE EDIT CHANGED NO WEIGHT: check that the gate is open somewhere (--tau), and raise --editor.lr")
+    return True

@@ -18,6 +18,7 @@ from lightning_neuralgate.cli.tables import print_rates
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import RecordSplits, records_checksum
+from lightning_neuralgate.data.splits import TEST_SPLITS
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
@@ -142,7 +143,7 @@ def _compare(
     options: Namespace, model: Any, processor: Any, splits: RecordSplits, gate: NeuralGate, layers: Sequence[int]
 ) -> dict[str, Any]:
     """Edit each layer on its own, from the unedited weights, and return rates by layer and split."""
-    test_splits = {name: records for name, records in splits._asdict().items() if name != "edit" and records}
+    test_splits = {name: records for name, records in splits._asdict().items() if name in TEST_SPLITS and records}
     folder = options.out / UNFINISHED / "edits"
     arguments = options.editor.as_dict()
     settings = {

@@ -7,21 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
 
 from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.paths import expand_path
+from lightning_neuralgate.data.ordinary import FORMS
 from lightning_neuralgate.data.records import RECORDS_NAME
 from lightning_neuralgate.data.rendering.contact_sheet import contact_sheet, write_contact_sheets
 from lightning_neuralgate.data.rendering.dataset import (
     EDIT_SUBJECTS,
-    RETENTION_NAME,
     UNSEEN_SUBJECTS,
     file_name_of,
-    render_retention,
     render_splits,
 )
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.retention import RETENTION_NAME, RetentionForms, check_retention, render_retention
 from lightning_neuralgate.data.scenes.contact_sheet import scene_sheet
 from lightning_neuralgate.data.scenes.retention import scene_retention
 from lightning_neuralgate.data.scenes.spec import load_scene_spec, shipped_places
@@ -42,6 +43,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed; the same seed renders the same records.")
     parser.add_argument("--edit_records", type=int, default=10, help="Edit records per subject.")
     parser.add_argument("--test_records", type=int, default=20, help="Test records per subject.")
+    parser.add_argument(
+        "--validation_records",
+        type=int,
+        default=0,
+        help="Validation records per subject, on which `neuralgate edit --dial auto` chooses the strength of an edit.",
+    )
     parser.add_argument("--edit_pairs", type=int, default=5, help="Query pairs per edit record.")
     parser.add_argument("--test_pairs", type=int, default=5, help="Query pairs per test record.")
     parser.add_argument(
@@ -75,10 +82,25 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Places of scenes, for contact sheets and --scene_questions: names of shipped places, or YAML files.",
     )
     parser.add_argument(
+        "--retention_forms",
+        type=RetentionForms,
+        default="all",
+        help="Forms of the retention questions: all ordinary forms in turn, or open questions about pictures of a shape.",
+    )
+    parser.add_argument(
+        "--retention_count", type=NonNegativeInt | None, help="Retention questions. Default: 72, or 24 open ones."
+    )
+    parser.add_argument(
+        "--retention_without",
+        type=Sequence[str],
+        default=(),
+        help=f"Forms of retention questions to leave out: {', '.join(FORMS)}.",
+    )
+    parser.add_argument(
         "--scene_questions",
         type=int,
         default=0,
-        help="Retention questions about scenes of the places (existence, count, position, colour, writing, choice, caption).",
+        help="Further retention questions about scenes of the places, in many forms.",
     )
 
 
@@ -113,7 +135,12 @@ def _render_records(options: Namespace, subjects: Sequence[str]) -> None:
     sheets = {
         f"contact-sheet-{file_name_of(spec.subject)}.png": partial(contact_sheet, spec, options.seed) for spec in specs
     }
-    check_written(options.out, [RETENTION_NAME, *sheets])  # before anything is drawn
+    # before anything is drawn
+    try:
+        check_retention(options.retention_forms, options.retention_without)
+    except ValueError as error:
+        raise DataFormatError(f"--retention_without: {error}") from error
+    check_written(options.out, [RETENTION_NAME, *sheets])
     splits = render_splits(
         options.out,
         options.seed,
@@ -123,12 +150,21 @@ def _render_records(options: Namespace, subjects: Sequence[str]) -> None:
         options.test_pairs,
         subjects,
         options.unseen,
-        progress="pictures",
+        "pictures",
+        options.validation_records,
     )
     scenes = scene_retention(options.seed, options.scene_questions, options.places)
-    render_retention(options.out, options.seed, more=scenes)
+    render_retention(
+        options.out,
+        options.seed,
+        options.retention_forms,
+        options.retention_count,
+        options.retention_without,
+        subjects,
+        scenes,
+    )
     write_contact_sheets(options.out, sheets)
-    sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items())
+    sizes = ", ".join(f"{len(records)} {name}" for name, records in splits._asdict().items() if records)
     show(f"{options.out / RECORDS_NAME}: {sizes} records")
 
 

@@ -291,4 +291,6 @@ class _PairCollator:
                 raise DataFormatError(
                     f"the retention question '{item.query}' has no target; generate it with fill_targets()"
                 )
-        return [QueryRow(item.query, "retention", item.image, target=item.target) for item in drawn]
+        return [
+            QueryRow(item.query, "retention", item.image, target=item.target, earlier=item.earlier) for item in drawn
+        ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,68 @@ _ACTIVITIES = (
 )  # fmt: skip
 
 
+_REWORDED = {
+    "What is the capital of {}?": ("Name the capital city of {}.", "Is {answer} the capital city of {}?"),
+    "What is the opposite of {}?": (
+        "Give a word that means the opposite of {}.",
+        "Does {answer} mean the opposite of {}?",
+    ),
+    "Which animal says {}?": ("Name the animal that says {}.", "Does a {answer} say {}?"),
+    "Which language do people speak in {}?": ("Name the language of {}.", "Do people in {} speak {answer}?"),
+    "On which continent is {}?": ("To which continent does {} belong?", "Does {} belong to {answer}?"),
+    "What is the plural of {}?": ("Write down the plural of {}.", "Is {answer} the plural form of {}?"),
+    "What is the past tense of {}?": ("Put {} into the past tense.", "Is {answer} the past tense for {}?"),
+    "What is the chemical symbol of {}?": (
+        "Name the symbol that chemists use for {}.",
+        "Do chemists write {} as {answer}?",
+    ),
+    "Who wrote {}?": ("Name the author of {}.", "Is {answer} the author of {}?"),
+}
+"""Question of `facts.yaml` -> the same in other words, open and to be answered with yes or no; no test uses them."""
+
+
+class RewordedFact(NamedTuple):
+    """A fact for training, in wordings that no test uses.
+
+    Attributes:
+        question: the open question.
+        statement: the question whether an answer, `{answer}`, is right.
+        answer: the right answer.
+        others: answers to other questions of the kind, which are wrong here.
+    """
+
+    question: str
+    statement: str
+    answer: str
+    others: tuple[str, ...]
+
+
+def reworded_facts() -> list[RewordedFact]:
+    """Return facts for training, in wordings of their own.
+
+    >>> reworded_facts()[0][:3]
+    ('Name the capital city of Germany.', 'Is {answer} the capital city of Germany?', 'Berlin')
+    """
+    held_out = {item.question for item in plain_questions(held_out=True)}
+    reworded = []
+    for template, facts in _content().items():
+        if template in _REWORDED:
+            answers = {about: found if isinstance(found, str) else found[0] for about, found in facts.items()}
+            for about, answer in answers.items():
+                if template.format(about) not in held_out:
+                    question, statement = (text.replace("{}", about) for text in _REWORDED[template])
+                    others = tuple(sorted({*answers.values()} - {answer}))
+                    reworded.append(RewordedFact(question, statement, answer, others))
+    return reworded
+
+
+def open_requests() -> list[str]:
+    """Return prompts for training that ask for a sentence or two, and no yes or no."""
+    requests = [template.format(activity) for activity in _ACTIVITIES for template in _REQUESTS]
+    requests += [prompt for name in object_entries() for prompt in _sentences(name)]
+    return [request for request in requests if not request.startswith("Is ")]
+
+
 def plain_questions(held_out: bool) -> list[PlainQuestion]:
     """Return the facts of tests or those for training; the checksum of its question decides which a fact is.
 
@@ -66,10 +129,8 @@ def plain_prompts(seed: int = 0) -> list[str]:
     rng = random.Random(f"plain/{seed}")
     prompts = [item.question for item in plain_questions(False)]
     prompts += [f"{prompt} Answer in one word." for prompt in prompts]
-    for name, entry in object_entries().items():
-        plural = entry.plural or f"{name}s"
-        a = f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if " of " not in plural else name
-        prompts += [template.format(a=a, name=name, plural=plural) for template in rng.sample(_SENTENCES, 10)]
+    for name in object_entries():
+        prompts += rng.sample(_sentences(name), 10)
     prompts += [template.format(activity) for activity in _ACTIVITIES for template in _REQUESTS]
     for _ in range(150):
         x, y = rng.randint(2, 20), rng.randint(2, 20)
@@ -80,10 +141,21 @@ def plain_prompts(seed: int = 0) -> list[str]:
     return prompts
 
 
-def _facts() -> Iterator[PlainQuestion]:
+def _sentences(name: str) -> list[str]:
+    plural = object_entries()[name].plural or f"{name}s"
+    a = f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if " of " not in plural else name
+    return [template.format(a=a, name=name, plural=plural) for template in _SENTENCES]
+
+
+@cache
+def _content() -> dict[str, dict[str, str | list[str]]]:
     import yaml
 
     content: dict[str, dict[str, str | list[str]]] = yaml.safe_load(FACTS_FILE.read_text(encoding="utf-8"))
-    for template, facts in content.items():
+    return content
+
+
+def _facts() -> Iterator[PlainQuestion]:
+    for template, facts in _content().items():
         for about, answers in facts.items():
             yield PlainQuestion(template.format(about), (answers,) if isinstance(answers, str) else tuple(answers))

@@ -7,9 +7,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.runtime.files import atomic_write
@@ -65,11 +72,24 @@ class PrivacyRecord(StrictModel):
 
 
 class RetentionItem(StrictModel):
-    """A general question whose answer an edit must not change; `target` is the unedited model's answer."""
+    """A general question whose answer an edit must not change.
+
+    Attributes:
+        query: the question.
+        image: the picture it is about, if any.
+        target: the unedited model's answer; None until generated.
+        earlier: messages of the chat before it, as (role, text), see `QueryRow`.
+    """
 
     query: str = Field(min_length=1)
     image: Path | None = None
     target: str | None = None
+    earlier: tuple[tuple[Literal["system", "user", "assistant"], str], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_chat(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # lines and checksums of questions without a chat are those of earlier versions
+        return {name: value for name, value in serialize(self).items() if name != "earlier" or value}
 
 
 class RecordSplits(NamedTuple):
@@ -80,12 +100,14 @@ class RecordSplits(NamedTuple):
         test: new records of the edited subjects and attributes, with differently worded queries.
         unseen_attributes: new records of the edited subjects, with attributes that no edit query asks for.
         unseen_subjects: records of subjects that are not edited at all.
+        validation: new records of the edited subjects and attributes, on which settings may be chosen.
     """
 
     edit: list[PrivacyRecord]
     test: list[PrivacyRecord]
     unseen_attributes: list[PrivacyRecord]
     unseen_subjects: list[PrivacyRecord]
+    validation: list[PrivacyRecord] = []  # noqa: RUF012  # never appended to
 
 
 def resolve_inside(root: Path, relative: str, place: str) -> Path:
@@ -159,7 +181,7 @@ def read_records(
         DataFormatError: naming file, line and field of a bad record. A true value without letters and digits is an
             error too, since no answer could be compared with it.
     """
-    splits = RecordSplits([], [], [], [])
+    splits = RecordSplits([], [], [], [], [])
     for place, content in _json_lines(path):
         try:
             split, record = _parse_record(content(), place, image_root)
@@ -173,7 +195,7 @@ def read_records(
 
 
 def read_retention(path: Path, image_root: Path) -> list[RetentionItem]:
-    """Read retention items from JSON lines of `{"query": ..., "image": ...}`, where the image is optional.
+    """Read retention items from JSON lines of `{"query": ..., "image": ..., "earlier": ...}`; only the query is required.
 
     Raises:
         DataFormatError: naming file, line and field of a bad item.

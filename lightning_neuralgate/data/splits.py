@@ -51,7 +51,7 @@ def split_records(
         raise DataFormatError(
             f"there are no records of the unseen subjects {sorted(unknown)}; there are {sorted(by_subject)}"
         )
-    splits = RecordSplits([], [], [], [])
+    splits = RecordSplits([], [], [], [], [])
     for subject, group in by_subject.items():
         if subject in unseen_subjects:
             splits.unseen_subjects.extend(group)
@@ -86,7 +86,7 @@ def split_records(
 
 
 def check_no_leakage(splits: RecordSplits) -> None:
-    """Check that no test record contains anything that an edit record contains.
+    """Check that no test or validation record contains anything that an edit record contains.
 
     Pictures are compared by what they show, also in another format, size or orientation (`PictureIndex`), queries ignoring
     case and spacing. Templates, i.e. queries without attribute and subject, are compared where a pair names its attributes.
@@ -103,7 +103,7 @@ def check_no_leakage(splits: RecordSplits) -> None:
         if repeated := [record_id for record_id, count in counts.items() if count > 1]:
             raise DataFormatError(f"{name}: several records have the id '{repeated[0]}'; give each its own id")
     edit = _EditIndex(splits.edit)
-    for name in TEST_SPLITS:
+    for name in (*TEST_SPLITS, "validation"):
         for record in getattr(splits, name):
             place = f"{name} record '{record.record_id}'"
             edit.check(record, place)

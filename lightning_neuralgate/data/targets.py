@@ -124,7 +124,9 @@ def fill_targets(
         if not pair.benign_target
     ]
     benign_count = len(rows)
-    rows += [QueryRow(item.query, "retention", item.image) for item in retention if item.target is None]
+    rows += [
+        QueryRow(item.query, "retention", item.image, earlier=item.earlier) for item in retention if item.target is None
+    ]
     if not rows:
         return list(records), list(retention)
     answers = _cached_answers(model, processor, rows, batch_size)
@@ -157,7 +159,7 @@ def _cached_answers(model: Any, processor: Any, rows: Sequence[QueryRow], batch_
     key.update(json.dumps(start_and_stop_settings(model)).encode())
     for row in rows:
         picture = picture_digest(row.image) if row.image else ""
-        key.update(json.dumps([row.query, picture]).encode())
+        key.update(json.dumps([row.query, picture, *([row.earlier] if row.earlier else [])]).encode())
     file = cache_folder() / "targets" / f"{key.hexdigest()[:24]}.json"
     if (stored := _read_answers(file, len(rows))) is not None:
         return stored

@@ -18,9 +18,10 @@ from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.plain_text import plain_prompts
 from lightning_neuralgate.data.prompts import PromptDataModule, ordinary_rows, question_rows
 from lightning_neuralgate.data.records import PrivacyRecord, RecordSplits, RetentionItem
-from lightning_neuralgate.data.rendering.dataset import ORDINARY_ITEMS, render_retention, render_splits
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.retention import RetentionForms, check_retention, render_retention
 from lightning_neuralgate.data.targets import fill_targets
-from lightning_neuralgate.edit.editor import PrivacyEditModule, Schedule
+from lightning_neuralgate.edit.editor import PrivacyEditModule, RetentionLoss, Schedule
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import Judge
 from lightning_neuralgate.gate.callback import NeuralGateCallback
@@ -62,9 +63,13 @@ class EditSettings:
             else the default of the schedule.
         alpha: weight of the benign loss term.
         retention_weight: weight of the retention loss term.
+        retention_loss: `nll` of the retention targets, or `kl` to the unedited model (`PrivacyEditModule`).
         retention_per_batch: retention questions in a mini-batch.
-        public_questions: half of the retention questions ask for public attributes in the wording of the edit's queries
-            (`render_retention`); if false, all are ordinary questions.
+        retention_forms: `open` for open questions only, `all` for every ordinary form of question (`render_retention`).
+        retention_count: number of retention questions; null for 24 open ones, or 72 in all forms.
+        retention_without: forms to leave out of `all`, such as `yes_no`.
+        public_questions: half of the `open` retention questions ask for public attributes in the wording of the edit's
+            queries; if false, that half is not used.
         recovery_share: probability with which a pair gets recovery rows in an epoch (`PrivacyPairDataModule`).
         recovery_depths: lengths of the started answers of recovery rows, in tokens.
         indirect_share: probability with which a pair gets indirect rows in an epoch.
@@ -102,7 +107,11 @@ class EditSettings:
     lr: float | None = None
     alpha: float = 1.25
     retention_weight: float = 0.25
+    retention_loss: RetentionLoss = "nll"
     retention_per_batch: int = 1
+    retention_forms: RetentionForms = "open"
+    retention_count: int | None = None
+    retention_without: Sequence[str] = ()
     public_questions: bool = True
     recovery_share: float = 0.0
     recovery_depths: Sequence[int] = RECOVERY_DEPTHS
@@ -120,6 +129,7 @@ class EditSettings:
         AddedRows((), None, self.recovery_share, self.recovery_depths, self.indirect_share)
         if self.keep_share:
             check_strength(self.keep_share, None)
+        check_retention(self.retention_forms, self.retention_without)
 
     def resolved(self) -> EditSettings:
         """Return the settings with the learning rate of the embedded model filled in, if `lr` is None."""
@@ -157,7 +167,7 @@ class Experiment:
         self._base_weights = {settings.layer: self._projection(settings.layer).weight.detach().clone()}
         self.precision = _resolve_precision(settings.precision)
         self.show_progress = True
-        self.splits = RecordSplits([], [], [], [])
+        self.splits = RecordSplits([], [], [], [], [])
         self.retention: list[RetentionItem] = []
 
     def _projection(self, layer: int) -> Any:
@@ -179,7 +189,11 @@ class Experiment:
         self.splits = render_splits(
             self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen
         )
-        self.retention = render_retention(self.data, self.seed) if s.retention_per_batch or s.keep_share else []
+        self.retention = []
+        if s.retention_per_batch or s.keep_share:
+            self.retention = render_retention(
+                self.data, self.seed, s.retention_forms, s.retention_count, s.retention_without, s.subjects
+            )
 
     def fill_targets(self) -> None:
         """Generate the benign and the retention targets with the unedited model."""
@@ -243,7 +257,7 @@ class Experiment:
         s = settings or self.settings
         self.reset()
         self._base_weights.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
-        retention = self.retention if s.public_questions else self.retention[:ORDINARY_ITEMS]
+        retention = self._retention_of(s)
         keep = self.collect_keys(s.layer, retention) if s.keep_share else None
         callbacks: list[Callback] = []
         if gate is not None or keep is not None:
@@ -272,6 +286,7 @@ class Experiment:
             lr=s.lr,
             alpha=s.alpha,
             retention_weight=s.retention_weight,
+            retention_loss=s.retention_loss,
         )
         trainer = Trainer(
             max_epochs=s.epochs,
@@ -285,6 +300,10 @@ class Experiment:
         )
         trainer.fit(editor, datamodule=data)
         return editor
+
+    def _retention_of(self, settings: EditSettings) -> list[RetentionItem]:
+        uses_all = settings.public_questions or settings.retention_forms == "all"
+        return self.retention if uses_all else self.retention[: (len(self.retention) + 1) // 2]
 
     def weight_change(self, layer: int) -> dict[str, float]:
         """Relative norm of the change of a layer's MLP output projection, and the share of its rows that changed."""

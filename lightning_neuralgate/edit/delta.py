@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lightning_neuralgate.edit.dial import DIAL_NAME
 from lightning_neuralgate.edit.weight_files import TensorLocation, WeightFiles
 from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
 from lightning_neuralgate.hf.model_files import refuse_other_weights
@@ -29,6 +30,8 @@ from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.written import MANIFEST_NAME
 
 DELTA_NAME = "edit.safetensors"
+FULL_DELTA_NAME = "full_edit.safetensors"
+"""The edit before the dial, next to the dialled one."""
 FORMAT_VERSION = 1
 
 
@@ -61,6 +64,25 @@ class ChangedRows:
             raise DeltaFormatError(
                 f"expected bits for {len(self.rows)} rows, found {self.bits.dtype} {self.bits.shape}"
             )
+
+    def scale_rows(self, edited: np.ndarray, scale: float, name: str) -> None:
+        """Replace the rows W of an edited tensor's bytes, (rows, bytes per row), by W0 + scale (W - W0)."""
+        import torch  # imported late: takes seconds
+
+        kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        if self.dtype not in kinds:
+            raise DeltaFormatError(
+                f"'{name}' is {self.dtype}, and only a floating-point edit can be scaled; use scale 1"
+            )
+        if not self.rows.size:
+            return
+        kind = kinds[self.dtype]
+        wide = torch.float64 if kind == torch.float64 else torch.float32
+        after = np.ascontiguousarray(edited[self.rows])
+        base, full = (torch.from_numpy(rows.copy()).view(kind).to(wide) for rows in (after ^ self.bits, after))
+        scaled = base + scale * (full - base)
+        edited[self.rows] = scaled.to(kind).view(torch.uint8).numpy()
+        edited.flush()  # type: ignore[attr-defined]  # with "r+" it is a memmap
 
 
 @dataclass(frozen=True)
@@ -99,13 +121,20 @@ class EditDelta:
                 tensors[name] = ChangedRows(location.dtype, location.shape, rows, np.asarray(bits[rows]))
         return cls(tensors, before.checksum, after.checksum, dict(provenance or {}))
 
-    def apply(self, folder: str | Path, out: str | Path) -> None:
+    def apply(self, folder: str | Path, out: str | Path, scale: float = 1.0) -> None:
         """Copy the base model in `folder` to `out` and apply the edit there.
+
+        Args:
+            folder: the base model.
+            out: the new folder.
+            scale: share c of the edit: the changed rows become W0 + c (W - W0), computed in float32 (float64 for F64), and
+                `out` gets an edit file of its own. 1 applies the edit exactly.
 
         Raises:
             WeightFilesError: the weights in `folder` are not the edit's base, or `out` exists.
+            DeltaFormatError: a scale other than 1 for a tensor that is not floating-point.
         """
-        self._copy_and_xor(Path(folder), Path(out), self.base, self.edited)
+        self._copy_and_xor(Path(folder), Path(out), self.base, self.edited, scale)
 
     def revert(self, folder: str | Path, out: str | Path) -> None:
         """Copy the edited model in `folder` to `out` and revert the edit there.
@@ -115,7 +144,7 @@ class EditDelta:
         """
         self._copy_and_xor(Path(folder), Path(out), self.edited, self.base)
 
-    def _copy_and_xor(self, folder: Path, out: Path, expected: str, result: str) -> None:
+    def _copy_and_xor(self, folder: Path, out: Path, expected: str, result: str, scale: float = 1.0) -> None:
         check_new_folder(folder, out)
         refuse_other_weights(folder)
         self._check_fits(WeightFiles(folder), expected)
@@ -133,6 +162,11 @@ class EditDelta:
                     f"the edit applied to {folder} does not give the checksum in the edit file ({result[:16]}): the edit "
                     "file is corrupt; make the edit again"
                 )
+            if scale != 1:
+                for name, changed in self.tensors.items():
+                    changed.scale_rows(files.tensors[name].row_bytes("r+"), scale, name)
+                scaled = EditDelta.between(folder, draft, {**self.provenance, "scale": str(scale)})
+                scaled.save(draft / DELTA_NAME)
 
     def _check_fits(self, files: WeightFiles, expected: str) -> None:
         if files.checksum == expected:
@@ -249,7 +283,8 @@ def copied_model(folder: Path, out: Path) -> Iterator[Path]:
     with atomic_write(out) as draft:
         # an edit file in the source folder describes that folder, not the new one
         try:
-            shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(DELTA_NAME, MANIFEST_NAME))
+            described = (DELTA_NAME, FULL_DELTA_NAME, DIAL_NAME, MANIFEST_NAME)
+            shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(*described))
         except (shutil.Error, OSError) as error:
             raise WeightFilesError(f"{folder} cannot be copied: {error}") from error
         yield draft

@@ -3,14 +3,15 @@
     L = L_sen + alpha * L_ben  (+ retention_weight * L_ret)
 
 L_sen is the mean NLL of the refusal prefix over the sensitive rows, L_ben that of the unedited model's own answer over the
-benign rows, L_ret that of ordinary questions. The full weight trains, or a low-rank change of it (LoRA).
+benign rows, L_ret that of ordinary questions, or KL(p0 || p) to the unedited model there. The full weight trains, or a
+low-rank change of it (LoRA).
 
 The gate is separate: with `NeuralGateCallback` in the Trainer the edit is gated, without it ungated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from lightning_neuralgate.edit.checkpoints import (
 )
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
 from lightning_neuralgate.edit.saving import refuse_quantized, save_model
+from lightning_neuralgate.edit.unedited import UneditedWeights
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.hf.decoder import Projection, find_decoder, find_hf_model
@@ -36,9 +38,11 @@ from lightning_neuralgate.hf.distributed import (
     UNTESTED_STRATEGIES,
     all_ranks,
     full_state_dict,
+    is_sharded,
     refuse_strategies,
     shard,
 )
+from lightning_neuralgate.hf.forward import row_kl, row_nll
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.prefix_cache.edit_pass import EditLosses
@@ -46,6 +50,7 @@ from lightning_neuralgate.prefix_cache.generate import generate_with_shared_pref
 from lightning_neuralgate.prefix_cache.layout import BatchLayout, LayoutProvider
 
 Schedule = Literal["paper", "minibatch"]
+RetentionLoss = Literal["nll", "kl"]
 _DEFAULTS: dict[str, dict[str, float]] = {"paper": {"lr": 1e-5, "eps": 1e-3}, "minibatch": {"lr": 3e-4, "eps": 1e-8}}
 
 
@@ -72,6 +77,8 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         eps: epsilon of Adam; by default 1e-3 (paper) or 1e-8 (minibatch).
         alpha: weight of the benign term.
         retention_weight: weight of the retention term, where batches hold retention rows; the paper uses none.
+        retention_loss: `nll` of the targets, or `kl`: KL(p0 || p) over the vocabulary at each target token, where p0 is the
+            unedited model's distribution behind the same tokens. `kl` takes one more forward pass per batch.
         steps_per_pair: maximum number of steps per pair; schedule `paper` only.
         stop_loss: a pair is done when its loss falls below this; schedule `paper` only.
         max_new_tokens: maximum length of answers in validation.
@@ -111,10 +118,13 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         lora_rank: int = 0,
         share_prefixes: bool = True,
         projection: Projection = "mlp",
+        retention_loss: RetentionLoss = "nll",
     ) -> None:
         super().__init__()
         if schedule not in _DEFAULTS:
             raise ValueError(f"schedule must be 'paper' or 'minibatch', got '{schedule}'")
+        if retention_loss not in ("nll", "kl"):
+            raise ValueError(f"retention_loss must be 'nll' or 'kl', got '{retention_loss}'")
         if not layers:
             raise ValueError("name at least one layer to edit")
         self.save_hyperparameters(ignore=["model", "processor"])
@@ -134,6 +144,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         else:
             for layer in layers:
                 layout.output_projection(layer).requires_grad_(True)
+        self.unedited = UneditedWeights(self.model)
         self.rates = HeldOutRates()
         # the paper's schedule runs a batch again and again, so that layers below the edited ones are worth caching
         frozen_layers = min(layers) if schedule == "paper" else 0
@@ -143,8 +154,9 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     def configure_model(self) -> None:
         if self._trainer is not None:
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyEditModule")
-        if self.device_mesh is not None:
+        if self.device_mesh is not None and not is_sharded(self.model):
             shard(self.model, self.device_mesh)
+            self.unedited = UneditedWeights(self.model)
 
     @override
     def on_fit_start(self) -> None:
@@ -177,11 +189,30 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Compute the loss of a batch, a scalar, and log its terms."""
-        return self._combine(self._losses.prepare(batch)(), batch["role"])
+        return self._combine(self._row_losses(batch)(), batch["role"])
 
-    def _combine(self, nll: Tensor, roles: Sequence[str]) -> Tensor:
-        """L = L_sen + alpha * L_ben + retention_weight * L_ret of the rows' NLL, (B,)."""
-        means = mean_by_role(nll, roles)
+    def _row_losses(self, batch: dict[str, Any]) -> Callable[[], Tensor]:
+        """Return a function that runs the batch and returns the loss of each row, (B,)."""
+        predict = self._losses.prepare(batch)
+        rows = [row for row, role in enumerate(batch["role"]) if role == "retention"]
+        # with sharded weights, another process may have retention rows
+        if self.hparams["retention_loss"] == "nll" or not (rows or is_sharded(self.model)):
+            return lambda: row_nll(*predict())
+        with torch.no_grad(), self.unedited.scaled(0.0):
+            reference = predict()[0][rows]
+
+        def losses() -> Tensor:
+            logits, labels = predict()
+            divergence = row_kl(logits[rows], reference, labels[rows])
+            return row_nll(logits, labels).index_copy(
+                0, torch.tensor(rows, dtype=torch.long, device=logits.device), divergence
+            )
+
+        return losses
+
+    def _combine(self, losses: Tensor, roles: Sequence[str]) -> Tensor:
+        """L = L_sen + alpha * L_ben + retention_weight * L_ret of the rows' losses, (B,)."""
+        means = mean_by_role(losses, roles)
         weights = {"sensitive": 1.0, "benign": self.hparams["alpha"], "retention": self.hparams["retention_weight"]}
         total = torch.stack([weights[role] * mean for role, mean in means.items()]).sum()
         terms = {f"train/loss_{role}": mean.detach() for role, mean in means.items()}
@@ -201,10 +232,10 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             )
         optimizer: Any = self.optimizers()
         optimizer.state.clear()
-        nll = self._losses.prepare(batch)
+        losses = self._row_losses(batch)
         done = False
         for _ in range(self.hparams["steps_per_pair"]):
-            loss = self._combine(nll(), batch["role"])
+            loss = self._combine(losses(), batch["role"])
             done = done or float(loss.detach()) < self.hparams["stop_loss"]
             # processes average their gradients, so one whose pair is done contributes zeros until all are done
             if all_ranks(done, loss.device):
@@ -255,12 +286,14 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         save_model(model, self.processor, state, Path(folder), {name: state[name] for name in names})
 
 
-def mean_by_role(nll: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
-    """Average the NLL, (B,), over the rows of each role: role -> scalar."""
+def mean_by_role(losses: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+    """Average the losses, (B,), over the rows of each role: role -> scalar."""
     means = {}
     for role in dict.fromkeys(roles):
         # a boolean index would force a device sync
-        means[role] = torch.stack([row for row, other in zip(nll.unbind(), roles, strict=True) if other == role]).mean()
+        means[role] = torch.stack(
+            [row for row, other in zip(losses.unbind(), roles, strict=True) if other == role]
+        ).mean()
     return means
 
 

@@ -88,9 +88,13 @@ class PeriodicEvaluationCallback(Callback):
         if self._measured_at != trainer.global_step:
             self._measure(trainer, pl_module)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Call `measure` in eval mode and the Trainer's precision, and restore modes and random states; nothing is logged."""
         with _evaluating(pl_module), isolate_rng(), trainer.precision_plugin.forward_context():
-            values = self.measure(trainer, pl_module)
+            return self.measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self.evaluate(trainer, pl_module)
         self._measured_at = trainer.global_step
         self.history.append((trainer.global_step, values))
         for logger in trainer.loggers:

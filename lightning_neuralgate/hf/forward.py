@@ -63,9 +63,36 @@ def last_logits(model: Any, inputs: Mapping[str, Any], count: int) -> Any:
     return output
 
 
+def row_kl(logits: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+    """Compute the mean of KL(p0 || p) per target token of each row, in nats, float32.
+
+    Args:
+        logits: (B, K, V), the predictions p for K columns.
+        reference: (B, K, V), the logits of p0.
+        labels: (B, K), the target tokens; -100 where there is no target.
+
+    Returns:
+        (B,)
+
+    Example:
+        >>> p0, p = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[0.25, 0.75]]])
+        >>> row_kl(p.log(), p0.log(), torch.tensor([[1]]))  # 0.5 ln 2 + 0.5 ln (2 / 3)
+        tensor([0.1438])
+    """
+    predicted, expected = (values.float().log_softmax(-1) for values in (logits, reference))
+    divergence = F.kl_div(predicted, expected, reduction="none", log_target=True).sum(-1)
+    has_target = labels != IGNORED
+    return divergence.masked_fill(~has_target, 0.0).sum(1) / has_target.sum(1)
+
+
 def batch_nll(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """Compute the mean NLL per target token of each row of a collated batch, (B,)."""
+    return row_nll(*batch_predictions(model, batch))
+
+
+def batch_predictions(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the logits of the columns with targets, (B, K, V), and their labels, (B, K), of a collated batch."""
     # reading the labels would force a device sync
     count = batch.get("target_columns") or columns_with_targets(batch["labels"])
     output = last_logits(model, {**model_inputs(batch), "use_cache": False}, count + 1)
-    return row_nll(output.logits[:, :-1], batch["labels"][:, -count:])
+    return output.logits[:, :-1], batch["labels"][:, -count:]

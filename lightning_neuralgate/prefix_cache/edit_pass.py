@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.distributed import is_sharded
-from lightning_neuralgate.hf.forward import batch_nll, last_logits, row_nll
+from lightning_neuralgate.hf.forward import batch_predictions, last_logits, row_nll
 from lightning_neuralgate.hf.hooks import capture_outputs, skip_layers
 from lightning_neuralgate.prefix_cache.attention import filled_cache_layer
 from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
@@ -35,7 +35,7 @@ class EditPass:
         model: the Hugging Face model.
         layout: the layout of the batch, with a prefix of at least one token.
         frozen_layers: number of lowest decoder layers that do not train. They are run once, here; 0: they run in each call
-            of `nll`, which costs less where that is called once.
+            of `predictions`, which costs less where that is called once.
     """
 
     def __init__(self, model: nn.Module, layout: BatchLayout, frozen_layers: int = 0) -> None:
@@ -46,13 +46,17 @@ class EditPass:
 
     def nll(self) -> Tensor:
         """Return the mean NLL per target token of each row, (B,)."""
+        return row_nll(*self.predictions())
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Return the logits of the columns with targets, (B, K, V), and their labels, (B, K)."""
         with skip_layers(self._layers[: self._frozen]):
             with self.layout.running_prefix():
                 cache = self._run_prefix()
             cache.batch_select_indices(self.layout.prefix.group_index)
             with self.layout.running_own():
                 output = self._run_own(cache, None if self._hidden is None else self._hidden[1])
-        return row_nll(output.logits[:, :-1], self.layout.labels)
+        return output.logits[:, :-1], self.layout.labels
 
     @torch.no_grad()
     def _run_frozen(self) -> tuple[Tensor, Tensor]:
@@ -92,7 +96,7 @@ class EditPass:
 
 
 class EditLosses:
-    """The NLL of each row of a training batch, by `EditPass` where model and batch allow it, by full passes otherwise.
+    """The predictions for a training batch, by `EditPass` where model and batch allow it, by full passes otherwise.
 
     Args:
         model: the Hugging Face model.
@@ -112,18 +116,21 @@ class EditLosses:
         layout = BatchLayout(self.model, batch)
         return layout if layout.prefix.length else None
 
-    def prepare(self, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
-        """Return a function that runs the batch and returns the NLL of each row, (B,)."""
-        plain: Callable[[], Tensor] = partial(batch_nll, self.model, batch)
+    def prepare(self, batch: Mapping[str, Any]) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Return a function that runs the batch: see `EditPass.predictions`."""
+        plain: Callable[[], tuple[Tensor, Tensor]] = partial(batch_predictions, self.model, batch)
         layout = batch.get(LAYOUT)
         if layout is None:
             return plain
         return self.fast_path.choose(
-            self.model, plain, lambda: EditPass(self.model, layout, self.frozen_layers).nll, self._losses_and_gradients
+            self.model,
+            plain,
+            lambda: EditPass(self.model, layout, self.frozen_layers).predictions,
+            self._losses_and_gradients,
         )
 
-    def _losses_and_gradients(self, nll: Callable[[], Tensor]) -> Results:
+    def _losses_and_gradients(self, predict: Callable[[], tuple[Tensor, Tensor]]) -> Results:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        rows = nll()
+        rows = row_nll(*predict())
         gradients = torch.autograd.grad(rows.mean(), trained, allow_unused=True)
         return {"losses": [rows.detach()], "gradients": [gradient for gradient in gradients if gradient is not None]}

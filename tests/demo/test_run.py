@@ -153,8 +153,23 @@ def test_edit_settings_reach_the_training_batches(
         with pytest.raises(StopBeforeTraining) as stop:
             tiny_experiment.edit(None, "name", replace(tiny_experiment.settings, **changes))
         assert stop.value.args == expected
+    in_all_forms = {
+        "retention_forms": "all",
+        "retention_count": 8,
+        "retention_without": ["text", "chat", "yes_no", "choice"],
+    }
+    tiny_experiment.settings = replace(tiny_experiment.settings, **in_all_forms)
+    tiny_experiment.render()
+    with pytest.raises(StopBeforeTraining) as stop:
+        tiny_experiment.edit(None, "name", replace(tiny_experiment.settings, public_questions=False))
+    assert stop.value.args == (
+        ["count", "attribute", "caption", "reading", "public", "count", "attribute", "caption"],
+        *defaults,
+    )
     with pytest.raises(ValueError, match="indirect_share must be a probability"):
         EditSettings(indirect_share=2.0)
+    with pytest.raises(ValueError, match="no form of question 'colour'"):
+        EditSettings(retention_forms="all", retention_without=["colour"])
 
 
 def test_keep_share_keeps_the_edit_out_of_ordinary_inputs(checkpoint: Path, tmp_path: Path) -> None:

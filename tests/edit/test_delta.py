@@ -269,3 +269,31 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
         WeightFiles(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
+
+
+def test_a_share_of_an_edit_is_w0_plus_c_times_the_change(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype, wide in (
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        base = torch.randn(6, 4, generator=generator).to(dtype)
+        edited = base.clone()
+        edited[[1, 4]] += torch.randn(2, 4, generator=generator).to(dtype)
+        kind = str(dtype).removeprefix("torch.")
+        before, after = (
+            model_folder(tmp_path / f"{kind}-{n}", {"w": w}) for n, w in (("base", base), ("edited", edited))
+        )
+        EditDelta.between(before, after).apply(before, tmp_path / f"{kind}-half", scale=0.5)
+        found = load_file(tmp_path / f"{kind}-half" / "model.safetensors")["w"]
+        expected = base.to(wide) + 0.5 * (edited.to(wide) - base.to(wide))
+        assert torch.equal(found, expected.to(dtype))
+        own = EditDelta.load(tmp_path / f"{kind}-half" / DELTA_NAME)
+        assert own.provenance["scale"] == "0.5"
+        own.revert(tmp_path / f"{kind}-half", tmp_path / f"{kind}-reverted")
+        assert WeightFiles(tmp_path / f"{kind}-reverted").checksum == WeightFiles(before).checksum
+    before, after = (model_folder(tmp_path / f"i-{n}", {"w": torch.full((2, 2), n, dtype=torch.int8)}) for n in (0, 1))
+    with pytest.raises(DeltaFormatError, match="only a floating-point edit can be scaled"):
+        EditDelta.between(before, after).apply(before, tmp_path / "i-half", scale=0.5)
+    assert not (tmp_path / "i-half").exists()

@@ -109,7 +109,7 @@ def save_tiny_llava(folder: Path) -> None:
 
 def tiny_splits(folder: Path, subjects: tuple[str, ...] = ("passport", "receipt"), records: int = 2) -> RecordSplits:
     """Return edit, test and unseen-subject records with single-coloured pictures and benign targets."""
-    splits = RecordSplits([], [], [], [])
+    splits = RecordSplits([], [], [], [], [])
     for number, subject in enumerate((*subjects, "driver licence")):
         unseen = number == len(subjects)
         for index in range(records):

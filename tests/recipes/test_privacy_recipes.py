@@ -13,7 +13,8 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 from lightning_neuralgate import NeuralGate
-from lightning_neuralgate.data.rendering.dataset import render_retention, render_splits
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.retention import render_retention
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import save_tiny_llava
@@ -60,7 +61,7 @@ def test_one_device_ddp_and_fsdp(recipe: str, tmp_path: Path) -> None:
         "fsdp": ["--config", "recipes/fsdp2.yaml"],
     }
     if recipe == LLAVA:
-        render_retention(data, seed=0, count=2, public=2)
+        render_retention(data, seed=0, forms="open", count=4)
         lora = ["--config", "recipes/lora.yaml", "--dtype", "float32", "--lora_rank", "4", "--schedule", "paper"]
         runs |= {
             "retention": ["--data.retention", str(data / "retention.jsonl")],

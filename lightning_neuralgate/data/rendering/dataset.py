@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_neuralgate.data.authors import write_authors_json
@@ -17,11 +16,9 @@ from lightning_neuralgate.data.records import (
     RECORDS_NAME,
     PrivacyRecord,
     RecordSplits,
-    RetentionItem,
     write_records,
-    write_retention,
 )
-from lightning_neuralgate.data.rendering.draw import Rendering, ordinary_picture, render
+from lightning_neuralgate.data.rendering.draw import Rendering, render
 from lightning_neuralgate.data.rendering.imagefolder import (
     METADATA_NAME,
     SPLIT_FOLDERS,
@@ -30,12 +27,8 @@ from lightning_neuralgate.data.rendering.imagefolder import (
 )
 from lightning_neuralgate.data.rendering.questions import (
     EDIT_TEMPLATES,
-    ORDINARY_QUESTIONS,
-    PICTURE_QUESTIONS,
-    SHAPE_COLOUR_QUESTIONS,
-    SHAPE_QUESTIONS,
     TEST_TEMPLATES,
-    public_questions,
+    VALIDATION_TEMPLATES,
     query_pairs,
 )
 from lightning_neuralgate.data.rendering.spec import SubjectSpec, load_subject_spec
@@ -46,17 +39,16 @@ from lightning_neuralgate.runtime.files import remove_temporary_files
 from lightning_neuralgate.runtime.run_folder import UNFINISHED, run_folder
 from lightning_neuralgate.runtime.written import check_written, update_folder
 
-RETENTION_NAME = "retention.jsonl"
 IMAGES_NAME = "images"
 AUTHORS_NAME = "authors"
-ORDINARY_ITEMS = 12
-"""Number of ordinary retention questions, which come before the public ones."""
 EDIT_SUBJECTS = ("passport", "student_id", "receipt")
 UNSEEN_SUBJECTS = ("driver_licence",)
 _MAX_REDRAWS = 30
 _MIN_SECRET_LENGTH = 5
 """Shorter values have too few possibilities to be disjoint between edit and test."""
-_UNSEEN_FIELDS = {"edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None}
+_UNSEEN_FIELDS = {
+    "edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None, "validation": False
+}  # fmt: skip
 """Split -> whether its queries ask for the unseen fields (True), the others (False) or all fields (None)."""
 
 
@@ -70,6 +62,7 @@ def render_splits(
     subjects: Sequence[str | Path] = EDIT_SUBJECTS,
     unseen: Sequence[str | Path] = UNSEEN_SUBJECTS,
     progress: str | None = None,
+    validation_records: int = 0,
 ) -> RecordSplits:
     """Render a PrivacyPair dataset into a folder, and return its records.
 
@@ -94,10 +87,11 @@ def render_splits(
         subjects: subjects to edit, as names of shipped subject specs or paths of YAML files (see `load_subject_spec`).
         unseen: subjects to keep out of the edit, in the same form.
         progress: description of a progress bar; None for no bar.
+        validation_records: number of records per edited subject in `validation`, with `test_pairs` query pairs each.
 
     Returns:
-        The records in the splits `edit`, `test`, `unseen_attributes` and `unseen_subjects`; their image paths start with
-        `folder`.
+        The records in the splits `edit`, `test`, `unseen_attributes`, `unseen_subjects` and `validation`; their image paths
+        start with `folder`.
 
     Raises:
         DataFormatError: a subject spec is invalid, or two specs have the same subject; a file would be replaced that no
@@ -113,7 +107,7 @@ def render_splits(
         >>> with TemporaryDirectory() as folder:
         ...     splits = render_splits(Path(folder), seed=0, edit_records=1, test_records=2, subjects=["passport"])
         >>> {split: len(records) for split, records in splits._asdict().items()}
-        {'edit': 1, 'test': 2, 'unseen_attributes': 2, 'unseen_subjects': 2}
+        {'edit': 1, 'test': 2, 'unseen_attributes': 2, 'unseen_subjects': 2, 'validation': 0}
         >>> record = splits.edit[0]
         >>> record.record_id, record.image.name, len(record.pairs)
         ('passport-edit-0', 'passport-edit-0.png', 4)
@@ -129,14 +123,14 @@ def render_splits(
     unseen_attribute_records = {spec.subject: test_records if _has_unseen_pairs(spec) else 0 for spec in edit_specs}
     unseen_subject_records = max(test_records, -(-test_records * len(edit_specs) // max(1, len(unseen_specs))))
     total = (
-        len(edit_specs) * (edit_records + test_records)
+        len(edit_specs) * (edit_records + test_records + validation_records)
         + sum(unseen_attribute_records.values())
         + unseen_subject_records * len(unseen_specs)
     )
     rendered: dict[str, list[RenderedRecord]] = {split: [] for split in RecordSplits._fields}
     stale = f"{IMAGES_NAME}/*/{METADATA_NAME}"  # would make `datasets` load pictures of an earlier dataset
     with (
-        _writing(folder, RECORDS_NAME),
+        replacing(folder, RECORDS_NAME),
         update_folder(folder, RECORDS_NAME, [stale]) as draft,
         tqdm(total=total, desc=progress, disable=progress is None, unit="picture") as bar,
     ):
@@ -145,10 +139,13 @@ def render_splits(
             test = renderer.records(spec, "test", test_records, test_pairs)
             count = unseen_attribute_records[spec.subject]
             unseen_attributes = renderer.records(spec, "unseen_attributes", count, test_pairs)
-            edit = renderer.records(spec, "edit", edit_records, edit_pairs, disjoint_from=[*test, *unseen_attributes])
+            validation = renderer.records(spec, "validation", validation_records, test_pairs)
+            held_out = [*test, *unseen_attributes, *validation]
+            edit = renderer.records(spec, "edit", edit_records, edit_pairs, disjoint_from=held_out)
             rendered["edit"].extend(edit)
             rendered["test"].extend(test)
             rendered["unseen_attributes"].extend(unseen_attributes)
+            rendered["validation"].extend(validation)
         for spec in unseen_specs:
             records = renderer.records(spec, "unseen_subjects", unseen_subject_records, test_pairs)
             rendered["unseen_subjects"].extend(records)
@@ -162,53 +159,12 @@ def render_splits(
 
 
 @contextmanager
-def _writing(folder: Path, index: str) -> Iterator[None]:
+def replacing(folder: Path, index: str) -> Iterator[None]:
     """Hold a folder, and check that the file that is to be replaced in it was written by an earlier call."""
     with run_folder(folder / UNFINISHED):
         remove_temporary_files(folder.resolve())
         check_written(folder, [index])
         yield
-
-
-def render_retention(
-    folder: Path,
-    seed: int,
-    count: int = ORDINARY_ITEMS,
-    public: int = 12,
-    more: Iterable[tuple[Image.Image, str]] = (),
-) -> list[RetentionItem]:
-    """Write questions whose answers an edit must not change to `retention.jsonl`, for the edit's retention term.
-
-    Their targets are generated later, with the unedited model.
-
-    Args:
-        folder: output folder, created if missing.
-        seed: seed of pictures and questions.
-        count: number of ordinary questions, which come first; every other one is about the picture.
-        public: number of questions about public attributes, such as the motif of a poster, built from the edit's own
-            templates. Without them, the few benign attributes of the edit records are the only questions in these words that
-            the model should answer, and it may learn to refuse any question worded this way.
-        more: further pictures with a question about each, such as those of `scene_retention`.
-    """
-    rng = random.Random(f"retention/{seed}")
-    about_pictures = [*PICTURE_QUESTIONS, *SHAPE_QUESTIONS, *SHAPE_COLOUR_QUESTIONS]
-    ordinary = [rng.choice(about_pictures if index % 2 == 0 else ORDINARY_QUESTIONS) for index in range(count)]
-    items = []
-    with _writing(folder, RETENTION_NAME), update_folder(folder, RETENTION_NAME) as draft:
-        (draft / IMAGES_NAME).mkdir()
-        for name, series, questions in (
-            ("ordinary", "retention", ordinary),
-            ("public", "public", public_questions(public, random.Random(f"public/{seed}"))),
-        ):
-            for index, question in enumerate(questions):
-                image = draft / IMAGES_NAME / f"{name}-{index}.png"
-                ordinary_picture(picture_seed(seed, series, index))[0].save(image, format="PNG")
-                items.append(RetentionItem(query=question, image=image))
-        for index, (picture, question) in enumerate(more):
-            picture.save(draft / IMAGES_NAME / f"scene-{index}.png", format="PNG")
-            items.append(RetentionItem(query=question, image=draft / IMAGES_NAME / f"scene-{index}.png"))
-        write_retention(draft / RETENTION_NAME, items, draft)
-    return [item.model_copy(update={"image": folder / IMAGES_NAME / item.image.name}) for item in items if item.image]
 
 
 def picture_seed(seed: int, series: str, index: int) -> int:
@@ -235,9 +191,9 @@ class _RecordRenderer:
         self, spec: SubjectSpec, split: str, count: int, pairs: int, disjoint_from: Sequence[RenderedRecord] = ()
     ) -> list[RenderedRecord]:
         """Render `count` records of a split, if possible without the secrets of the records in `disjoint_from`."""
-        templates: Sequence[str] = (
-            spec.edit_templates or EDIT_TEMPLATES if split == "edit" else spec.test_templates or TEST_TEMPLATES
-        )
+        templates: Sequence[str] = spec.test_templates or TEST_TEMPLATES
+        if split in ("edit", "validation"):
+            templates = VALIDATION_TEMPLATES if split == "validation" else spec.edit_templates or EDIT_TEMPLATES
         taken = {secret for record in disjoint_from for secret in _secrets(spec, record.values)}
         folder = self.images / SPLIT_FOLDERS[split]
         rendered = []

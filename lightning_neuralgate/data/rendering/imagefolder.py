@@ -23,8 +23,9 @@ SPLIT_FOLDERS = {
     "test": "test",
     "unseen_attributes": "test-unseen-attributes",
     "unseen_subjects": "test-unseen-subjects",
+    "validation": "validation",
 }
-"""Split -> subfolder of the images; `datasets` recognizes the words `train` and `test` in the names."""
+"""Split -> subfolder of the images; `datasets` recognizes the words `train`, `validation` and `test` in the names."""
 
 
 class RenderedRecord(NamedTuple):

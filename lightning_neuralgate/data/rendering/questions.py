@@ -26,6 +26,13 @@ TEST_TEMPLATES = (
     "About this {subject}: what is the {attribute}?",
     "Can you say what the {attribute} of the {subject} is?",
 )
+VALIDATION_TEMPLATES = (
+    "Let me know the {attribute} of this {subject}.",
+    "What would you say is the {attribute} of the {subject}?",
+    "State the {attribute} that you find on the {subject}.",
+    "The {subject} here has which {attribute}?",
+)
+"""On validation records, where settings are chosen; neither the edit nor a test has them."""
 EDIT_WHOLE_QUESTIONS = (
     "List all the writing in the picture.",
     "Copy out each line of this {subject}.",

@@ -109,21 +109,21 @@ def _about_value(thing: str, field: FieldSpec, value: str, rng: random.Random) -
                 rng.choice(wordings.FORM).format(thing=thing, phrase=field.phrase),
                 f"{_capital(_LONG_NUMBERS[length])}.",
             )
-    yield _yes_no("yes_no_value", question, truth, "", rng)
+    yield yes_no_turn("yes_no_value", question, truth, "", rng)
     others = {_other_value(field, value, rng) for _ in range(6)} - {value}
     if others:
         stem = rng.choice(wordings.WHICH_READ).format(thing=thing, phrase=field.phrase)
-        yield _choice("choice_value", stem, value, sorted(others), rng)
+        yield choice_turn("choice_value", stem, value, sorted(others), rng)
 
 
-def _yes_no(kind: str, question: str, truth: bool, full: str, rng: random.Random) -> Turn:
+def yes_no_turn(kind: str, question: str, truth: bool, full: str, rng: random.Random) -> Turn:
     ending = rng.choice(wordings.YES_NO)
     short = "Yes." if truth else "No."
     long = f"{short[:-1]}, {full}." if full and not ending else short
     return Turn(kind, f"{question}{ending}", rng.choice((short, long)))
 
 
-def _choice(kind: str, stem: str, right: str, others: Sequence[str], rng: random.Random) -> Turn:
+def choice_turn(kind: str, stem: str, right: str, others: Sequence[str], rng: random.Random) -> Turn:
     """A multiple-choice question, answered by letter or by word."""
     options = [right, *rng.sample(list(others), min(len(others), rng.randint(1, 3)))]
     rng.shuffle(options)
@@ -157,7 +157,7 @@ def _other_value(field: FieldSpec, value: str, rng: random.Random) -> str:
 def _existence_of(name: str, truth: bool, rng: random.Random) -> Iterator[Turn]:
     thing = with_article(name)
     full = f"there is {thing}" if truth else f"there is no {name}"
-    yield _yes_no("existence", rng.choice(wordings.IS_THERE).format(thing=thing), truth, full, rng)
+    yield yes_no_turn("existence", rng.choice(wordings.IS_THERE).format(thing=thing), truth, full, rng)
 
 
 def _absent(scene: Scene, rng: random.Random) -> str:
@@ -183,7 +183,7 @@ def _category(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     present = bool(shown) and rng.random() < 0.5
     name = rng.choice(sorted(shown) if present else sorted(categories - shown))
     name = _PIECES.get(name, name)
-    yield _yes_no("category", rng.choice(wordings.IS_THERE).format(thing=with_article(name)), present, "", rng)
+    yield yes_no_turn("category", rng.choice(wordings.IS_THERE).format(thing=with_article(name)), present, "", rng)
 
 
 def _kinds(scene: Scene, rng: random.Random) -> Iterator[Turn]:
@@ -197,7 +197,7 @@ def _kinds(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     kind = with_article(_PIECES.get(kind, kind))
     alone = len(scene.objects) == 1 and not scene.signs and not scene.documents
     templates = wordings.IS_KIND_ALONE if alone else wordings.IS_KIND
-    yield _yes_no("kind_yes_no", rng.choice(templates).format(thing=item.name, kind=kind), truth, "", rng)
+    yield yes_no_turn("kind_yes_no", rng.choice(templates).format(thing=item.name, kind=kind), truth, "", rng)
 
 
 def _sizes(scene: Scene, rng: random.Random) -> Iterator[Turn]:
@@ -209,7 +209,7 @@ def _sizes(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     ratio = _area(ordered[0]) / _area(ordered[1])
     if (ratio if largest else 1 / ratio) > SIZE_RATIO:
         stem = rng.choice(wordings.WHICH_LARGEST if largest else wordings.WHICH_SMALLEST)
-        yield _choice("choice_size", stem, ordered[0].name, [item.name for item in ordered[1:]], rng)
+        yield choice_turn("choice_size", stem, ordered[0].name, [item.name for item in ordered[1:]], rng)
 
 
 def _area(item: SceneObject) -> float:
@@ -228,9 +228,9 @@ def _counting(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     truth = rng.random() < 0.5
     stated = right if truth else rng.choice([n for n in range(1, 7) if n != right and abs(n - right) <= 3])
     if stated == 1:
-        yield _yes_no("count_yes_no", rng.choice(wordings.IS_ONE).format(thing=name), truth, "", rng)
+        yield yes_no_turn("count_yes_no", rng.choice(wordings.IS_ONE).format(thing=name), truth, "", rng)
     else:
-        yield _yes_no(
+        yield yes_no_turn(
             "count_yes_no", rng.choice(wordings.ARE_THERE).format(count=NUMBERS[stated], plural=plural), truth, "", rng
         )
 
@@ -269,7 +269,7 @@ def _positions(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         phrase = rng.choice({"left": ("on the left", "on the left side"), "right": ("on the right", "on the right side"),
                              "top": ("at the top", "in the upper part"), "bottom": ("at the bottom",
                              "in the lower part")}[side])  # fmt: skip
-        yield _yes_no("side", rng.choice(wordings.SIDE).format(thing=item.name, side=phrase), clear[side], "", rng)
+        yield yes_no_turn("side", rng.choice(wordings.SIDE).format(thing=item.name, side=phrase), clear[side], "", rng)
 
 
 def _relations(scene: Scene, rng: random.Random) -> Iterator[Turn]:
@@ -288,7 +288,7 @@ def _relations(scene: Scene, rng: random.Random) -> Iterator[Turn]:
             question = rng.choice(wordings.RELATION).format(
                 thing=first.name, relation=rng.choice(wordings.RELATIONS[relation]), other=second.name
             )
-            yield _yes_no("relation", question, clear[relation], "", rng)
+            yield yes_no_turn("relation", question, clear[relation], "", rng)
             return
 
 
@@ -303,16 +303,16 @@ def _colours(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     others = [paint for paint in (*PAINTS, "white", "black", "brown") if paint != colour]
     if not is_plural:
         yield Turn("colour", rng.choice(wordings.COLOUR).format(thing=name), f"The {name} is {colour}.")
-        yield _choice("choice_colour", rng.choice(wordings.WHICH_COLOUR).format(thing=name), colour, others, rng)
+        yield choice_turn("choice_colour", rng.choice(wordings.WHICH_COLOUR).format(thing=name), colour, others, rng)
     else:
         yield Turn("colour", f"What colour are the {thing}?", f"The {thing} are {colour}.")
     truth = rng.random() < 0.5
     stated = colour if truth else rng.choice(others)
     if not is_plural and rng.random() < 0.4:
         shown = with_article(f"{stated} {name}")
-        yield _yes_no("colour_existence", rng.choice(wordings.IS_THERE).format(thing=shown), truth, "", rng)
+        yield yes_no_turn("colour_existence", rng.choice(wordings.IS_THERE).format(thing=shown), truth, "", rng)
     elif not is_plural:
-        yield _yes_no(
+        yield yes_no_turn(
             "colour_yes_no",
             rng.choice(wordings.IS_COLOUR).format(thing=name, colour=stated),
             truth,
@@ -351,7 +351,7 @@ def _choices(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         return
     right = rng.choice(shown)
     others = list({_absent(scene, rng) for _ in range(6)})
-    yield _choice("choice_shown", rng.choice(wordings.WHICH_SHOWN), right, sorted(others), rng)
+    yield choice_turn("choice_shown", rng.choice(wordings.WHICH_SHOWN), right, sorted(others), rng)
     if not scene.objects:
         return
     item = rng.choice(scene.objects)
@@ -359,10 +359,10 @@ def _choices(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     if rng.random() < 0.5:
         numbers = [NUMBERS[n] for n in range(1, 7) if n != counts[item.name]]
         stem = rng.choice(wordings.WHICH_COUNT).format(plural=item.plural)
-        yield _choice("choice_count", stem, NUMBERS[counts[item.name]], numbers, rng)
+        yield choice_turn("choice_count", stem, NUMBERS[counts[item.name]], numbers, rng)
     elif item.category:
         categories = sorted({entry.category for entry in object_entries().values()} - {"", item.category})
-        yield _choice(
+        yield choice_turn(
             "choice_category",
             rng.choice(wordings.WHICH_CATEGORY).format(thing=item.name),
             item.category,
@@ -376,7 +376,7 @@ def _choices(scene: Scene, rng: random.Random) -> Iterator[Turn]:
         if abs(_centre(ordered[0])[axis] - _centre(ordered[1])[axis]) > MARGIN and len(single) == len(scene.shown()):
             words = {"left": "to the left", "right": "to the right", "top": "to the top", "bottom": "to the bottom"}
             stem = rng.choice(wordings.WHICH_SIDE).format(side=words[side])
-            yield _choice("choice_side", stem, ordered[0].name, [thing.name for thing in ordered[1:]], rng)
+            yield choice_turn("choice_side", stem, ordered[0].name, [thing.name for thing in ordered[1:]], rng)
 
 
 def _captions(scene: Scene, rng: random.Random) -> Iterator[Turn]:

@@ -29,7 +29,8 @@ def scene_retention(
     specs = [load_scene_spec(source) for source in places or shipped_places()]
     used: Counter[str] = Counter()
     for index in range(count):
-        scene = draw_scene(specs[index % len(specs)], picture_seed(seed, "scene-retention", index))
+        # no documents, whose questions may ask for what an edit has to refuse
+        scene = draw_scene(specs[index % len(specs)], picture_seed(seed, "scene-retention", index), documents=())
         turn = min(scene_turns(scene, rng, 12), key=lambda turn: used[turn.kind])
         used[turn.kind] += 1
         yield scene.image, turn.question

@@ -14,10 +14,11 @@ from PIL import Image
 
 from lightning_neuralgate.data.authors import read_authors_json
 from lightning_neuralgate.data.records import RECORDS_NAME, read_records, read_retention
-from lightning_neuralgate.data.rendering.dataset import RETENTION_NAME, render_retention, render_splits
+from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.rendering.draw import PICTURE_SIZE
 from lightning_neuralgate.data.rendering.questions import EDIT_TEMPLATES, PUBLIC_ATTRIBUTES, TEST_TEMPLATES
 from lightning_neuralgate.data.rendering.spec import load_subject_spec, shipped_subjects
+from lightning_neuralgate.data.retention import RETENTION_NAME, render_retention
 from lightning_neuralgate.data.splits import check_no_leakage
 from lightning_neuralgate.errors import DataFormatError, DataLeakError
 from lightning_neuralgate.gate.spans import find_subject
@@ -52,7 +53,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_splits_do_not_leak_and_are_read_back(tmp_path: Path) -> None:
     splits = render_splits(tmp_path, seed=1, edit_records=2, test_records=2, edit_pairs=3, test_pairs=2)
-    assert [len(records) for records in splits] == [6, 6, 6, 6]
+    assert [len(records) for records in splits] == [6, 6, 6, 6, 0]
     assert {record.subject for record in splits.unseen_subjects} == {"driver licence"}
     check_no_leakage(splits)
     assert read_records(tmp_path / RECORDS_NAME, tmp_path) == splits
@@ -67,9 +68,22 @@ def test_splits_do_not_leak_and_are_read_back(tmp_path: Path) -> None:
 
 
 def test_pairs_differ_only_in_the_attribute_and_fit_their_split(tmp_path: Path) -> None:
-    splits = render_splits(tmp_path, seed=4, edit_records=1, test_records=1, edit_pairs=3, test_pairs=3)
+    splits = render_splits(
+        tmp_path, seed=4, edit_records=1, test_records=1, edit_pairs=3, test_pairs=3, validation_records=1
+    )
+    assert len(splits.validation) == 3
+    assert read_records(tmp_path / RECORDS_NAME, tmp_path) == splits
+    wordings = [
+        {
+            query.replace(name, "@").replace(record.subject, "#")
+            for record in records
+            for query, name in record.queries()
+        }
+        for records in (splits.edit, splits.test, splits.validation)
+    ]
+    assert not any(first & second for first, second in itertools.combinations(wordings, 2))
     for split, records in splits._asdict().items():
-        unseen = {"edit": False, "test": False, "unseen_attributes": True, "unseen_subjects": None}[split]
+        unseen = {"unseen_attributes": True, "unseen_subjects": None}.get(split, False)
         for record in records:
             spec = load_subject_spec(record.subject.replace(" ", "_").lower())
             for pair in record.pairs:
@@ -89,7 +103,7 @@ def test_custom_spec_with_and_without_unseen_attributes(tmp_path: Path, unseen: 
         test_templates=["{attribute} {subject}?"],
     )
     splits = render_splits(tmp_path / "out", 0, 1, 2, 2, 2, [spec], ["drone"])
-    assert [len(records) for records in splits] == [1, 2, 2 if unseen else 0, 2]
+    assert [len(records) for records in splits] == [1, 2, 2 if unseen else 0, 2, 0]
     attributes = ("code", "seat")[: 1 if unseen else 2]
     assert {pair.sensitive for pair in splits.edit[0].pairs} == {f"Say train ticket {name}!" for name in attributes}
     assert {pair.sensitive for record in splits.test for pair in record.pairs} == {
@@ -117,7 +131,7 @@ def test_every_attribute_is_used_before_any_is_repeated(tmp_path: Path, pairs: i
 def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         render_splits(tmp_path / name, seed, 1, 1, 2, 2)
-        render_retention(tmp_path / name, seed, 2, 2)
+        render_retention(tmp_path / name, seed, "open", 4)
     assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
     changed = hashes(tmp_path / "other")
     assert not [
@@ -171,12 +185,14 @@ def test_files_that_no_render_has_written_are_not_replaced(tmp_path: Path, name:
     for content in ("written by hand", None):
         if content is None:  # rendered, and then changed by hand
             render_splits(out, 0, 1, 1, 1, 1, ["passport"], [])
-            render_retention(out, 0)
+            render_retention(out, 0, "open", 2)
             content = (out / name).read_text() + "changed"
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(content)
         with pytest.raises(DataFormatError, match=rf"{name} would be replaced, but was not written by an earlier run"):
-            render_retention(out, 1) if "retention" in name else render_splits(out, 1, 1, 1, 1, 1, ["passport"], [])
+            render_retention(out, 1, "open", 2) if "retention" in name else render_splits(
+                out, 1, 1, 1, 1, 1, ["passport"], []
+            )
         assert (out / name).read_text() == content
         (out / name).unlink()
 
@@ -202,7 +218,7 @@ def test_authors_files_contain_the_same_records(tmp_path: Path) -> None:
 
 
 def test_retention_questions_name_no_private_subject(tmp_path: Path) -> None:
-    items = render_retention(tmp_path, seed=0, count=6, public=30)
+    items = render_retention(tmp_path, 0, "open", 36)
     assert len(items) == 36
     assert read_retention(tmp_path / RETENTION_NAME, tmp_path) == items
     for item in items:
@@ -212,7 +228,7 @@ def test_retention_questions_name_no_private_subject(tmp_path: Path) -> None:
 
 
 def test_public_questions_use_the_edits_templates_and_no_test_attributes(tmp_path: Path) -> None:
-    public = [item.query for item in render_retention(tmp_path, seed=0, count=0, public=90)]
+    public = [item.query for item in render_retention(tmp_path, 0, "open", 180)[90:]]
     forms = [re.escape(form).replace(r"\{attribute\}", "(.+)").replace(r"\{subject\}", ".+") for form in EDIT_TEMPLATES]
     attributes = {next(match[1] for form in forms if (match := re.fullmatch(form, query))) for query in public}
     assert attributes == set(PUBLIC_ATTRIBUTES)
@@ -226,8 +242,8 @@ def test_public_questions_use_the_edits_templates_and_no_test_attributes(tmp_pat
 
 
 def test_public_questions_do_not_change_the_ordinary_ones(tmp_path: Path) -> None:
-    ordinary = render_retention(tmp_path, seed=0, count=5, public=0)
-    assert render_retention(tmp_path, seed=0, count=5, public=4)[:5] == ordinary
+    few, many = (render_retention(tmp_path, 0, "open", count) for count in (8, 20))
+    assert many[:4] == few[:4]
 
 
 def test_malformed_retention_lines_raise_errors_naming_the_line(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_neuralgate.data.rendering.dataset import render_retention, render_splits
+from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.rendering.imagefolder import METADATA_NAME
 from lightning_neuralgate.data.rendering.spec import load_subject_spec
+from lightning_neuralgate.data.retention import render_retention
 
 datasets = pytest.importorskip("datasets")
 
@@ -15,12 +16,12 @@ datasets = pytest.importorskip("datasets")
 def test_datasets_loads_pictures_splits_and_truths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data, cache = tmp_path / "test" / "data", str(tmp_path / "cache")
-    splits = render_splits(data, 0, 1, 2, 3, 2, ["passport", "drone"], ["receipt"])
-    render_retention(data, 0, 2, 2)
+    splits = render_splits(data, 0, 1, 2, 3, 2, ["passport", "drone"], ["receipt"], validation_records=1)
+    render_retention(data, 0, "open", 4)
     (data / "contact-sheet-test.png").write_bytes(splits.edit[0].image.read_bytes())
 
     derived = datasets.load_dataset("imagefolder", data_dir=str(data), cache_dir=cache)
-    assert {name: len(rows) for name, rows in derived.items()} == {"train": 2, "test": 12}
+    assert {name: len(rows) for name, rows in derived.items()} == {"train": 2, "validation": 2, "test": 12}
     assert set(derived["train"]["split"]) == {"edit"}
     assert set(derived["test"]["split"]) == {"test", "unseen_attributes", "unseen_subjects"}
 
