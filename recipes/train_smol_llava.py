@@ -3,14 +3,16 @@
     python recipes/train_smol_llava.py --out runs/smol-llava
     python recipes/train_smol_llava.py --model smol-minigpt --out runs/smol-minigpt
 
-Two stages, each checkpointed about once a minute; an interrupted run resumes when the same command is started again. Both
-start from the shipped weights, unless `--from-scratch` is given.
+Four stages, each checkpointed about every minute; an interrupted run resumes when the same command is started again. The
+tower starts from the shipped weights, unless `--from-scratch` is given, the adapter always anew.
 1. tower: trains on rendered documents and scenes, rendered once and shifted at random. Dense losses predict the characters
-and the
-   objects under each patch; the projector learns to map patches to the word embeddings of their content.
-2. align: tower frozen; projector and LoRA (q, v, o, up, down) learn answers through the language model, on newly rendered
-pictures
-   with many independent questions each, and keep the original language model's distribution over its own answers to texts.
+   and the objects under each patch; the projector learns to map each patch to the embedding of a word or character.
+2. matching: the adapter learns to find things, on the exact embeddings that the projector is trained to output.
+3. words: the same for all kinds of questions.
+4. align: projector and adapter learn answers on newly rendered pictures; the tower stays as it is.
+
+In stages 2 to 4 each picture has many independent questions, and the model keeps the original language model's distribution
+over its own answers to texts.
 
 `smol-minigpt` has 25 image tokens of four patches each; its tower has two more layers, which sort characters and objects
 into reading order. From scratch it starts from the shipped `smol-llava`.
@@ -34,6 +36,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 if __name__ == "__main__":
@@ -48,9 +51,15 @@ from recipes.smol_training.align import AlignModule, original_answers
 from recipes.smol_training.dialogues import Dialogues, collate
 from recipes.smol_training.evaluation import document_accuracy, plain_text_accuracy, scene_accuracy
 from recipes.smol_training.fitting import fit, load_stage, steps_done
-from recipes.smol_training.ordered import OrderedPictures, OrderedTowerModule, start_from_smol_llava
-from recipes.smol_training.pool import TowerPictures, World, draw_pool
+from recipes.smol_training.ordered import (
+    OrderedPictures,
+    OrderedTowerModule,
+    ordered_labels,
+    start_from_smol_llava,
+)
+from recipes.smol_training.pool import Picture, TowerPictures, World, draw_pool, picture_arrays
 from recipes.smol_training.tower import TowerModule, resize_positions
+from recipes.smol_training.words import WordTargets, patch_labels
 
 
 class Plan(NamedTuple):
@@ -58,15 +67,21 @@ class Plan(NamedTuple):
 
     model: EmbeddedModel
     tower_steps: int
+    matching_steps: int
+    words_steps: int
     align_steps: int
     separator: str
     """Text between an answer and the next question."""
 
 
 PLANS = {
-    "smol-llava": Plan(SMOL_LLAVA, 2000, 900, "\n"),
-    "smol-minigpt": Plan(SMOL_MINIGPT, 1500, 900, ""),
+    "smol-llava": Plan(SMOL_LLAVA, 2000, 60, 150, 300, "\n"),
+    "smol-minigpt": Plan(SMOL_MINIGPT, 1500, 60, 150, 300, ""),
 }
+ADAPTER_STAGES = {"matching": 2e-3, "words": 1.5e-3, "align": 1e-3}
+"""Stages of the adapter, with their learning rates."""
+NOISE = 0.3
+"""Noise on exact embeddings, in units of their standard deviation."""
 TEST_SEEDS = range(3)
 """Seeds of the mini sets whose questions must not occur in training."""
 TEXTS = 1200
@@ -85,7 +100,8 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, help="file of these pictures, rendered if missing; default: OUT/pool.npz")
     parser.add_argument("--tower-steps", type=int, help="default: depends on the model")
     parser.add_argument("--tower-batch", type=int, default=32)
-    parser.add_argument("--align-steps", type=int, help="default: depends on the model")
+    for stage in ADAPTER_STAGES:
+        parser.add_argument(f"--{stage}-steps", type=int, help="default: depends on the model")
     parser.add_argument("--align-batch", type=int, default=5, help="pictures per step, each with 11 questions")
     parser.add_argument("--workers", type=int, default=2, help="processes that render pictures")
     parser.add_argument(
@@ -128,10 +144,8 @@ def train_tower(args: Any, plan: Plan, out: Path, model: Any, processor: Any, wo
     )
     seen = steps_done(out / "tower") // 2 * args.tower_batch
     grid = vision.image_size // vision.patch_size
-    parts: tuple[Any, ...] = (pool, processor, args.seed, seen, steps * args.tower_batch, grid)
-    data = (
-        OrderedPictures(*parts, world=world, tokens=model.config.image_seq_length) if ordered else TowerPictures(*parts)
-    )
+    parts: tuple[Any, ...] = (world, pool, processor, args.seed, seen, steps * args.tower_batch, grid)
+    data = OrderedPictures(*parts, tokens=model.config.image_seq_length) if ordered else TowerPictures(*parts)
     if not args.from_scratch:
         state = {k: v.float() for k, v in load_file(plan.model.weights).items() if "lora_" not in k}
         if not ordered:
@@ -145,28 +159,47 @@ def train_tower(args: Any, plan: Plan, out: Path, model: Any, processor: Any, wo
 
 
 def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, world: World) -> None:
-    """Stage 2; changes the model in place, which has LoRA layers afterwards."""
-    steps = args.align_steps or plan.align_steps
+    """Stages 2 to 4; changes the model in place, which has LoRA layers afterwards."""
     model.requires_grad_(False)
     held_out = test_questions()
     prompts = [prompt for prompt in plain_prompts(args.seed) if prompt not in held_out][:TEXTS]
     texts = original_answers(model, processor.tokenizer, prompts, out / "texts.safetensors")
     add_lora(model)
-    if not args.from_scratch:
-        state = {k: v.float() for k, v in load_file(plan.model.weights).items() if "lora_" in k}
-        model.load_state_dict(state, strict=False)
-    model.model.multi_modal_projector.requires_grad_(True)
-    align = AlignModule(model, processor, texts, steps)
-    align.strict_loading = False
-    if load_stage(align, out / "align", strict=False):
-        return
-    seen = steps_done(out / "align") * args.align_batch
-    rows = Dialogues(
-        world, processor, args.seed * 10_000_000 + 5_000_000 + seen, steps * args.align_batch,
-        model.config.image_seq_length, plan.separator, held_out=held_out,
-    )  # fmt: skip
-    loader = DataLoader(rows, args.align_batch, num_workers=1, collate_fn=collate)
-    fit(align, loader, out / "align", steps, clip=1.0, every=20)
+    embed = ExactEmbeddings(plan, model, processor, world)
+    for number, (stage, rate) in enumerate(ADAPTER_STAGES.items(), start=5):
+        exact = stage != "align"
+        model.model.multi_modal_projector.requires_grad_(not exact)
+        steps = getattr(args, f"{stage}_steps") or getattr(plan, f"{stage}_steps")
+        module = AlignModule(model, processor, texts, steps, rate=rate)
+        module.strict_loading = False
+        if load_stage(module, out / stage, strict=False):
+            continue
+        seen = steps_done(out / stage) * args.align_batch
+        rows = Dialogues(
+            world, processor, args.seed * 100_000_000 + number * 1_000_000 + seen, steps * args.align_batch,
+            model.config.image_seq_length, plan.separator, held_out=held_out, embed=embed if exact else None,
+            matching=stage == "matching",
+        )  # fmt: skip
+        loader = DataLoader(rows, args.align_batch, num_workers=1, collate_fn=collate)
+        fit(module, loader, out / stage, steps, clip=1.0, every=20)
+
+
+class ExactEmbeddings:
+    """The embeddings that the projector is trained to output for a picture, with some noise."""
+
+    def __init__(self, plan: Plan, model: Any, processor: Any, world: World) -> None:
+        embeddings = model.get_input_embeddings().weight.detach()
+        self.targets = WordTargets(embeddings, processor.tokenizer, world)
+        self.world, self.tokens, self.ordered = world, model.config.image_seq_length, plan.model is SMOL_MINIGPT
+
+    def __call__(self, picture: Picture) -> Tensor:
+        characters, regions = picture_arrays(picture)
+        if self.ordered:
+            labels = ordered_labels(self.world, characters, regions, self.tokens)
+        else:
+            labels = patch_labels(self.world, characters, regions, round(self.tokens**0.5))
+        exact = self.targets(labels)
+        return (exact + NOISE * torch.randn_like(exact)) * self.targets.scale
 
 
 def test_questions() -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,11 @@ from recipes.smol_training.pool import Picture, World, draw_picture
 
 IGNORED = -100
 END = "<|im_end|>"
+MATCHING = frozenset({
+    "existence", "choice_shown", "choice_count", "choice_colour", "count", "count_yes_no", "colour", "colour_yes_no",
+    "colour_existence", "position", "side", "relation",
+})  # fmt: skip
+"""Kinds of questions that are answered by finding a word of the question among the image tokens, or what is next to it."""
 CHAT_SHARE = 0.25
 """Share of the segments that are chats of two questions."""
 
@@ -44,6 +49,8 @@ class Dialogues(Dataset):
         separator: text between an answer and the next question of a chat.
         held_out: questions that must not occur.
         questions: questions per picture, apart from the request to list everything in it, whose answer holds the most facts.
+        embed: function of a picture that returns the embeddings of its image tokens, which then take the place of its pixels.
+        matching: only scenes, and questions of the kinds `MATCHING`.
     """
 
     templates = TRAINING_TEMPLATES + EDIT_TEMPLATES
@@ -58,9 +65,12 @@ class Dialogues(Dataset):
         separator: str,
         held_out: Collection[str] = (),
         questions: int = 10,
+        embed: Callable[[Picture], Tensor] | None = None,
+        matching: bool = False,
     ) -> None:
         self.world, self.processor, self.first, self.count = world, processor, first, count
         self.tokens, self.separator, self.held_out, self.questions = tokens, separator, set(held_out), questions
+        self.embed, self.matching = embed, matching
 
     def __len__(self) -> int:
         return self.count
@@ -72,7 +82,9 @@ class Dialogues(Dataset):
             RuntimeError: one of them is a question of the tests.
         """
         rng = random.Random(f"turns/{seed}")
-        if picture.scene is not None:
+        if picture.scene is not None and self.matching:
+            turns = scene_turns(picture.scene, rng, self.questions, MATCHING)
+        elif picture.scene is not None:
             turns = [*scene_turns(picture.scene, rng, self.questions), listing(picture.scene, rng)]
         elif picture.spec is not None:
             turns = document_turns(picture.spec, picture.values, self.templates, rng, self.questions)
@@ -88,7 +100,7 @@ class Dialogues(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         seed = self.first + index
-        picture = draw_picture(self.world, seed)
+        picture = draw_picture(self.world, seed, only_scenes=self.matching)
         turns = self.turns(picture, seed)
         rng = random.Random(f"chats/{seed}")
         chats: list[list[Turn]] = []
@@ -97,6 +109,8 @@ class Dialogues(Dataset):
             chats.append(turns[:length])
             turns = turns[length:]
         row = pack(self.processor, self.tokens, chats, self.separator)
+        if self.embed is not None:
+            return {"features": self.embed(picture), **row}
         pixels = self.processor.image_processor(picture.image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, **row}
 
@@ -193,7 +207,8 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Batch rows, padded on the right.
 
     Returns:
-        `ids`, `labels`, `positions` (B, T), `mask` (B, 1, T, T), True where a token may look at another, and `pixel_values`.
+        `ids`, `labels`, `positions`, `segments` (B, T), `mask` (B, 1, T, T), True where a token may look at another, and
+        `pixel_values` or `features`.
     """
     longest = max(len(row["ids"]) for row in rows)
 
@@ -207,8 +222,9 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     prefix = (segments == 0)[:, None, None, :] & (segments >= 0)[:, None, :, None]
     mask = (same | prefix) & torch.ones(longest, longest, dtype=torch.bool).tril()
     batch = {
-        "ids": padded("ids", 0), "labels": padded("labels", IGNORED), "positions": padded("positions", 0), "mask": mask,
+        "ids": padded("ids", 0), "labels": padded("labels", IGNORED), "positions": padded("positions", 0),
+        "segments": segments, "mask": mask,
     }  # fmt: skip
-    if "pixel_values" in rows[0]:
-        batch["pixel_values"] = torch.stack([row["pixel_values"] for row in rows])
+    for key in {"pixel_values", "features"} & rows[0].keys():
+        batch[key] = torch.stack([row[key] for row in rows])
     return batch

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.models.smol import PATCH_SIZE
 from lightning_neuralgate.models.smol_minigpt import READING_LAYERS
-from recipes.smol_training.pool import CHARACTERS, ORDINALS, TowerPictures, World
+from recipes.smol_training.pool import CHARACTERS, ORDINALS, TowerPictures, World, region_facts, sides_of
 from recipes.smol_training.tower import TowerModule
 
 LINES, PLACES = 3, 7
 """Lines of a document, and characters of a value, that have an image token each."""
+THING_TOKENS = 3
+"""Image tokens of a thing in a scene."""
 
 
 def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, tokens: int) -> dict[str, Tensor]:
     """What each image token encodes.
 
     The first `PLACES` tokens per line are the characters of a value in reading order, if the picture has any: a document has
-    `LINES` lines, a sign one. The next tokens are the things in a scene, from left to right. All others are the whole
-    picture.
+    `LINES` lines, a sign one. The next tokens are the things in a scene, from left to right: `THING_TOKENS` words each,
+    colour, name and side. All others are the words of the whole picture.
 
     Args:
         world: the classes.
@@ -32,13 +34,12 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
         tokens: number of image tokens.
 
     Returns:
-        `chars`, `fields`, `places`, `hidden` (T), `facts` (T, 5) and `position` (T, 3); `hidden` is 1 where a shift moved the
-        content out of the picture.
+        `chars`, `fields`, `places`, `words`, `placed` and `hidden` (T); `placed` is 1 for the words of things, `hidden` is 1
+        where a shift moved the content out of the picture.
     """
-    chars, fields, places, hidden = (np.zeros(tokens, np.int64) for _ in range(4))
-    facts = np.zeros((tokens, regions.shape[1] - 5), np.int64)
-    position = np.zeros((tokens, 3), np.float32)
-    facts[:] = regions[0, 4:-1]
+    chars, fields, places, placed, hidden = (np.zeros(tokens, np.int64) for _ in range(5))
+    whole = region_facts(world, regions[0])
+    words = np.array([world.words.index(whole[token % len(whole)]) for token in range(tokens)])
     things = [row for row in regions[1:] if row[4] > 0]
     written = characters[characters[:, 0] > 0]
     documents = range(1, 1 + len(world.specs))
@@ -53,27 +54,36 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
             chars[token], fields[token], places[token] = char, field, min(int(place), len(ORDINALS))
         else:
             hidden[token] = 1
-    for token, row in enumerate(sorted(things, key=lambda row: row[0] + row[2]), start=PLACES * lines):
-        if token < tokens:
-            facts[token] = row[4:-1]
-            position[token] = ((row[0] + row[2]) / 2, (row[1] + row[3]) / 2, row[-1])
+    start = PLACES * lines
+    for row in sorted(things, key=lambda row: row[0] + row[2]):
+        facts = region_facts(world, row)
+        side = " ".join(sides_of((row[0] + row[2]) / 2, (row[1] + row[3]) / 2)).strip() or "middle"
+        if start + THING_TOKENS > tokens:
+            break
+        words[start : start + THING_TOKENS] = [
+            world.words.index(word) for word in (facts[0], facts[min(1, len(facts) - 1)], side)
+        ]
+        placed[start : start + THING_TOKENS] = 1
+        start += THING_TOKENS
     arrays = {
-        "chars": chars,
-        "fields": fields,
-        "places": places,
-        "hidden": hidden,
-        "facts": facts,
-        "position": position,
-    }
+        "chars": chars, "fields": fields, "places": places, "words": words, "placed": placed, "hidden": hidden
+    }  # fmt: skip
     return {f"token_{name}": torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def ordered_labels(world: World, characters: np.ndarray, regions: np.ndarray, tokens: int) -> dict[str, Tensor]:
+    """`token_labels` for `WordTargets`, which takes several characters per token."""
+    named = token_labels(world, characters, regions, tokens)
+    labels = {name.removeprefix("token_"): value for name, value in named.items()}
+    return {**labels, "chars": labels["chars"].unsqueeze(-1)}
 
 
 class OrderedPictures(TowerPictures):
     """`TowerPictures` with labels of the image tokens, too."""
 
-    def __init__(self, *args: Any, world: World, tokens: int) -> None:
+    def __init__(self, *args: Any, tokens: int) -> None:
         super().__init__(*args)
-        self.world, self.tokens = world, tokens
+        self.tokens = tokens
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item = super().__getitem__(index)
@@ -88,7 +98,7 @@ class OrderedTowerModule(TowerModule):
         self.tokens = model.config.image_seq_length
         width = self.projector.in_features
         self.token_head = nn.Linear(width, len(CHARACTERS) + 1)
-        self.token_fact_heads = nn.ModuleList(nn.Linear(width, len(names)) for names in world.facts.values())
+        self.token_word_head = nn.Linear(width, len(world.words))
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         outputs = self.tower(batch["pixels"], output_hidden_states=True)
@@ -100,21 +110,24 @@ class OrderedTowerModule(TowerModule):
         filled = labels["chars"] > 0
         weights = torch.where(filled, 1.0, 0.1) * seen
         token_loss = (per_token * weights.flatten()).sum() / weights.sum()
-        placed = labels["position"][..., 2] > 0
-        focus = (torch.where(placed, 1.0, 0.25) * seen * ~filled).flatten()
-        for head, truth in zip(self.token_fact_heads, labels["facts"].unbind(-1), strict=True):
-            per_fact = F.cross_entropy(head(gathered).float().flatten(0, 1), truth.flatten(), reduction="none")
-            token_loss = token_loss + 0.4 * (per_fact * focus).sum() / focus.sum()
-        targets = self.word_targets({**labels, "chars": labels["chars"].unsqueeze(-1)})
-        per_word = F.mse_loss(self.projector(gathered).float() / self.scale, targets, reduction="none").mean(-1)
-        word_loss = (per_word * seen).mean()
+        placed = labels["placed"] > 0
+        focus = (torch.where(placed, 1.0, 0.1) * seen * ~filled).flatten()
+        mapped = self.projector(gathered).float() / self.targets.scale
+        named = {
+            "token_words": self.token_word_head(gathered).float(),
+            "nearest": mapped @ self.targets.words.T / mapped.shape[-1] ** 0.5,
+        }
+        for name, guesses in named.items():
+            per_word = F.cross_entropy(guesses.flatten(0, 1), labels["words"].flatten(), reduction="none")
+            token_loss = token_loss + (per_word * focus).sum() / focus.sum()
+            self.log(name, (guesses.argmax(-1) == labels["words"])[placed].float().mean(), prog_bar=True)
+        targets = self.targets({**labels, "chars": labels["chars"].unsqueeze(-1)})
+        squares = (mapped - targets).square().mean(-1)
+        embedding_loss = (squares * seen).sum() / seen.sum()
         token_accuracy = (scores.argmax(-1) == labels["chars"])[filled].float().mean()
-        thing_accuracy = (
-            (self.token_fact_heads[0](gathered).argmax(-1) == labels["facts"][..., 0])[placed].float().mean()
-        )
-        self.log_dict({"tokens": token_accuracy, "token_things": thing_accuracy, "word_loss": word_loss}, prog_bar=True)
+        self.log_dict({"tokens": token_accuracy, "embedding_loss": embedding_loss}, prog_bar=True)
         reading = self.reading_loss(outputs.hidden_states[READING_LAYERS][:, 1:], batch)
-        return reading + token_loss + 0.5 * word_loss
+        return reading + token_loss + embedding_loss
 
 
 def start_from_smol_llava(model: Any, pixels: Tensor, shipped: dict[str, Tensor]) -> None:

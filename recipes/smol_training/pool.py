@@ -37,6 +37,10 @@ SLOTS = 2
 """Maximum number of characters per patch, from left to right."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 NUMBERS = ("one", "two", "three", "four", "five", "six")
+SIDES = ("left", "right", "top", "bottom", "middle")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+NOTHING = "\n"
+"""Word of an image token that stands for nothing."""
 MAX_CHARACTERS = 40
 MAX_REGIONS = 10
 HELD_OUT = 900_000_000
@@ -65,6 +69,8 @@ class World:
         phrases = {phrase for spec in self.specs for phrase in spec.phrases(sensitive=True).values()}
         phrases |= {field.phrase for sign in self.signs for field in sign.fields.values() if field.written}
         self.phrases = ["", *sorted(phrases)]
+        words = {*self.things, *self.colours, *self.layouts, *self.shapes, *SIDES} - {""}
+        self.words = [NOTHING, *sorted(words), *CORNERS]
         self.facts = {
             "thing": self.things, "colour": self.colours, "layout": self.layouts, "shape": self.shapes,
             "count": ["", *NUMBERS],
@@ -123,11 +129,11 @@ class Picture(NamedTuple):
     facts: dict[str, str]
 
 
-def draw_picture(world: World, seed: int) -> Picture:
+def draw_picture(world: World, seed: int, only_scenes: bool = False) -> Picture:
     """Draw the training picture of a seed."""
     rng = random.Random(f"picture/{seed}")
     kind = rng.random()
-    if kind < SCENE_SHARE:
+    if only_scenes or kind < SCENE_SHARE:
         scene = draw_scene(rng.choice(world.places), seed)
         return Picture(scene.image, *scene_labels(world, scene), scene, None, {}, {})
     whole = (0.0, 0.0, 1.0, 1.0)
@@ -183,18 +189,25 @@ def draw_pool(world: World, file: Path, first: int, count: int, workers: int, im
 
 def _draw_part(span: tuple[World, int, int, int]) -> Pool:
     world, first, count, image_size = span
-    pixels = []
-    characters = np.zeros((count, MAX_CHARACTERS, 5), np.float32)
-    regions = np.zeros((count, MAX_REGIONS, 10), np.float32)
+    pixels, characters, regions = [], [], []
     for index in range(count):
         picture = draw_picture(world, first + index)
         # same resampling as the image processor
         pixels.append(np.asarray(picture.image.resize((image_size, image_size), Image.Resampling.BICUBIC)))
-        for place, row in enumerate(picture.characters[:MAX_CHARACTERS]):
-            characters[index, place] = row
-        for place, row in enumerate(picture.regions[:MAX_REGIONS]):
-            regions[index, place] = row
-    return Pool(np.stack(pixels), characters, regions)
+        for rows, drawn in zip((characters, regions), picture_arrays(picture), strict=True):
+            rows.append(drawn)
+    return Pool(np.stack(pixels), np.stack(characters), np.stack(regions))
+
+
+def picture_arrays(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
+    """Characters (MAX_CHARACTERS, 5) and regions (MAX_REGIONS, 10) of a picture, as in `Pool`, padded with zeros."""
+    characters = np.zeros((MAX_CHARACTERS, 5), np.float32)
+    regions = np.zeros((MAX_REGIONS, 10), np.float32)
+    for place, row in enumerate(picture.characters[:MAX_CHARACTERS]):
+        characters[place] = row
+    for place, row in enumerate(picture.regions[:MAX_REGIONS]):
+        regions[place] = row
+    return characters, regions
 
 
 class TowerPictures(Dataset):
@@ -202,8 +215,8 @@ class TowerPictures(Dataset):
 
     SHIFT_SHARE = 0.045
 
-    def __init__(self, pool: Pool, processor: Any, seed: int, first: int, count: int, grid: int) -> None:
-        self.pool, self.seed, self.first, self.count, self.grid = pool, seed, first, count, grid
+    def __init__(self, world: World, pool: Pool, processor: Any, seed: int, first: int, count: int, grid: int) -> None:
+        self.world, self.pool, self.seed, self.first, self.count, self.grid = world, pool, seed, first, count, grid
         self.shift = round(self.SHIFT_SHARE * pool.pixels.shape[1])
         self.mean, self.std = (
             torch.tensor(values)[:, None, None]
@@ -231,6 +244,7 @@ class TowerPictures(Dataset):
             "regions": torch.from_numpy(regions),
             **character_labels(characters, self.grid),
             **region_labels(regions, self.grid),
+            "words": torch.from_numpy(word_labels(self.world, regions, self.grid)).flatten(),
         }
 
 
@@ -272,3 +286,60 @@ def region_labels(regions: np.ndarray, grid: int) -> dict[str, Tensor]:
             facts[part] = classes
             position[part] = ((left + right) / 2, (top + bottom) / 2, positioned)
     return {"facts": torch.from_numpy(facts).flatten(0, 1), "position": torch.from_numpy(position).flatten(0, 1)}
+
+
+def word_labels(world: World, regions: np.ndarray, grid: int) -> np.ndarray:
+    """The word (index in `world.words`) that each patch stands for, (grid, grid), so that the rows read like a text.
+
+    A block of four patches at an object's centre reads "colour name" and below it "vertical horizontal", e.g. "red drum",
+    "bottom right"; patches of signs and documents repeat all of their facts. The last column has the name of the place.
+    """
+    words = np.full((grid, grid), NOTHING, object)
+    facts = region_facts(world, regions[0])
+    if len(facts) > 1:
+        words[:] = _repeated(facts, grid, grid)
+    elif facts:
+        words[:, -1] = facts[0]
+    centres = (np.arange(grid) + 0.5) / grid
+    objects = []
+    for region in regions[1:]:
+        if region[4] == 0:
+            continue
+        left, top, right, bottom = region[:4]
+        x, y = (left + right) / 2, (top + bottom) / 2
+        vertical, horizontal = sides_of(x, y)
+        sides = [vertical or horizontal or "middle", horizontal or vertical or "middle"]
+        facts = region_facts(world, region)
+        if region[4] <= len(world.specs) + len(world.signs):
+            rows = np.flatnonzero((centres >= top) & (centres <= bottom))
+            columns = np.flatnonzero((centres >= left) & (centres <= right))
+            if len(rows) and len(columns):
+                words[np.ix_(rows, columns)] = _repeated([*facts, *sides], len(rows), len(columns))
+        else:
+            objects.append((x, y, [facts[0], facts[-1], *sides]))
+    for x, y, four in objects:
+        row, column = (min(max(round(float(value) * grid), 1), grid - 1) for value in (y, x))
+        words[row - 1 : row + 1, column - 1 : column + 1] = np.array(four, object).reshape(2, 2)
+    index = {word: place for place, word in enumerate(world.words)}
+    return np.vectorize(index.__getitem__, otypes=[np.int64])(words)
+
+
+def sides_of(x: float, y: float) -> tuple[str, str]:
+    """The vertical and the horizontal side of a point in [0, 1] squared; "" in the middle."""
+    return (
+        "top" if y < 0.4 else "bottom" if y > 0.6 else "",
+        "left" if x < 0.4 else "right" if x > 0.6 else "",
+    )
+
+
+def region_facts(world: World, region: np.ndarray) -> list[str]:
+    """Colour, name, layout and shape of a region, see `Pool`, without those that are unknown."""
+    thing, colour, layout, shape = (int(value) for value in region[4:8])
+    name = world.things[thing]
+    facts = [world.colours[colour], "" if name == "shape" else name, world.layouts[layout], world.shapes[shape]]
+    return [fact for fact in facts if fact]
+
+
+def _repeated(facts: list[str], rows: int, columns: int) -> np.ndarray:
+    """Facts repeated over (rows, columns), each row starting two further."""
+    return np.array([[facts[(c + 2 * r) % len(facts)] for c in range(columns)] for r in range(rows)], object)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from recipes.smol_training.muon import Muon
 from recipes.smol_training.pool import CHARACTERS, ORDINALS, SLOTS, World
+from recipes.smol_training.words import WordTargets
 
-FACT_WEIGHTS = (1.0, 1.0, 0.7, 0.7, 0.7)
-"""Weights of thing, colour, layout, shape and count in the projector's targets."""
-PLACE_WEIGHT, POSITION_WEIGHT = 0.7, 0.7
+NOTHING_WEIGHT, DOCUMENT_WEIGHT = 0.1, 0.1
+"""Weights of patches where nothing is, and of those of a document that fills the picture, in the losses on words."""
 
 
 class TowerModule(L.LightningModule):
@@ -41,47 +40,9 @@ class TowerModule(L.LightningModule):
         self.char_head = nn.Linear(width, SLOTS * (len(CHARACTERS) + 1))
         self.field_head = nn.Linear(width, len(world.phrases))
         self.place_head = nn.Linear(width, len(ORDINALS) + 1)
+        self.word_head = nn.Linear(width, len(world.words))
         self.fact_heads = nn.ModuleList(nn.Linear(width, len(names)) for names in world.facts.values())
-        words = model.model.language_model.embed_tokens.weight.detach()
-        self.scale = float(words.std())
-
-        def table(names: Sequence[str], prefix: str = " ") -> Tensor:
-            """Mean token embedding of each name; zeros for ""."""
-            ids = [
-                tokenizer(f"{prefix}{name}", add_special_tokens=False)["input_ids"] if name else [] for name in names
-            ]
-            rows = [words[row].mean(0) if row else torch.zeros(words.shape[1]) for row in ids]
-            return torch.stack(rows) / self.scale
-
-        self.register_buffer("char_words", table(["", *CHARACTERS], prefix=""), persistent=False)
-        self.register_buffer("field_words", table(world.phrases), persistent=False)
-        self.register_buffer("place_words", table(["", *ORDINALS]), persistent=False)
-        self.register_buffer("side_words", table(["left", "right", "top", "bottom"]), persistent=False)
-        for name, names in world.facts.items():
-            self.register_buffer(f"{name}_words", table(names), persistent=False)
-
-    def fact_targets(self, facts: Tensor, position: Tensor) -> Tensor:
-        """Sum of the embeddings of facts (..., 5) and of the side of the picture (..., 3), see `region_labels`."""
-        tables = [getattr(self, f"{name}_words") for name in self.world.facts]
-        total = sum(
-            weight * table[index] for weight, table, index in zip(FACT_WEIGHTS, tables, facts.unbind(-1), strict=True)
-        )
-        left, right, top, bottom = self.side_words
-        x, y, positioned = (part.unsqueeze(-1) for part in position.unbind(-1))
-        sides = (1 - x) * left + x * right + (1 - y) * top + y * bottom
-        return total + POSITION_WEIGHT * positioned * sides
-
-    def word_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """Projector targets (B, P, d), in units of the word embeddings' standard deviation.
-
-        For patches with a character: the sum of the embeddings of character, field name and place; otherwise those of the
-        facts.
-        """
-        chars = batch["chars"]
-        present = (chars > 0).unsqueeze(-1)
-        letters = (self.char_words[chars] * present).sum(2) / present.sum(2).clamp(min=1).sqrt()
-        letters = letters + self.field_words[batch["fields"]] + PLACE_WEIGHT * self.place_words[batch["places"]]
-        return torch.where(present.any(2), letters, self.fact_targets(batch["facts"], batch["position"]))
+        self.targets = WordTargets(model.model.language_model.embed_tokens.weight.detach(), tokenizer, world)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
         optimizers = self.optimizers()
@@ -95,9 +56,28 @@ class TowerModule(L.LightningModule):
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         hidden = self.tower(batch["pixels"]).last_hidden_state[:, 1:]
-        word_loss = F.mse_loss(self.projector(hidden).float() / self.scale, self.word_targets(batch))
-        self.log("word_loss", word_loss, prog_bar=True)
-        return self.reading_loss(hidden, batch) + 0.5 * word_loss
+        written = (batch["chars"] > 0).any(-1)
+        shown = batch["words"] > 0
+        weights = torch.where(shown, DOCUMENT_WEIGHT, NOTHING_WEIGHT)
+        placed = batch["position"][..., 2] > 0
+        weights = torch.where(placed, torch.where(shown, 1.0, 0.5), weights)
+        weights = torch.where(written, 0.5, weights)
+        outputs = self.projector(hidden).float() / self.targets.scale
+        squares = (outputs - self.targets(batch)).square().mean(-1)
+        embedding_loss = (squares * weights).sum() / weights.sum()
+        weights = (weights * ~written).flatten()
+        word_loss = embedding_loss * 0
+        # by the tower's features, and by the similarity of the projector's outputs with the word embeddings
+        for name, scores in {
+            "words": self.word_head(hidden).float(),
+            "nearest": outputs @ self.targets.words.T / outputs.shape[-1] ** 0.5,
+        }.items():
+            per_patch = F.cross_entropy(scores.flatten(0, 1), batch["words"].flatten(), reduction="none")
+            word_loss = word_loss + (per_patch * weights).sum() / weights.sum()
+            known = shown & placed & ~written
+            self.log(name, (scores.argmax(-1) == batch["words"])[known].float().mean(), prog_bar=True)
+        self.log("embedding_loss", embedding_loss, prog_bar=True)
+        return self.reading_loss(hidden, batch) + word_loss + embedding_loss
 
     def reading_loss(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Classification loss of patch features (B, P, width)."""

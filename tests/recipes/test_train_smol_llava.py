@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 
 from lightning_neuralgate.models.smol import WEIGHTS, add_lora
-from recipes.smol_training import dialogues, ordered, tower
-from recipes.smol_training.align import AlignModule, adapter_off, original_answers
+from recipes.smol_training import dialogues, ordered, tower, words
+from recipes.smol_training.align import AlignModule, adapter_off, answer_weights, original_answers
 from recipes.smol_training.muon import Muon, orthogonalized
 from recipes.smol_training.pool import (
     CHARACTERS,
@@ -27,7 +27,10 @@ from recipes.smol_training.pool import (
     character_labels,
     draw_picture,
     draw_pool,
+    picture_arrays,
     region_labels,
+    sides_of,
+    word_labels,
 )
 from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 
@@ -58,7 +61,7 @@ def pictures(world: World) -> list[Picture]:
 
 
 def tower_pictures(pool: Pool, shift: int, first: int = 0) -> TowerPictures:
-    data = TowerPictures(pool, Processor(), 0, first, 40, GRID)
+    data = TowerPictures(World(), pool, Processor(), 0, first, 40, GRID)
     data.shift = shift
     return data
 
@@ -110,6 +113,49 @@ def test_labels_are_at_the_patches_of_characters_and_objects(world: World, pictu
             assert regions["position"][patch].tolist() == pytest.approx([x, y, 1], abs=1e-5)
             labelled.add(item.name)
     assert len(labelled) >= 15
+
+
+def test_patches_read_like_a_text(world: World) -> None:
+    """At each object its colour and name, below them its sides; documents repeat their facts around the characters."""
+    objects = documents = 0
+    for seed in range(40, 80):
+        picture = draw_picture(world, seed)
+        _, regions = picture_arrays(picture)
+        words = np.array([world.words[word] for word in word_labels(world, regions, GRID).flatten()]).reshape(
+            GRID, GRID
+        )
+        if picture.scene is None:
+            documents += picture.spec is not None
+            assert {picture.spec.subject if picture.spec else picture.facts["shape"]} <= set(words.flatten())
+            assert "\n" not in words
+            continue
+        assert (words == picture.scene.spec.place).any()
+        for item in picture.scene.objects:
+            row, column = (min(max(round(value * GRID), 1), GRID - 1) for value in reversed(item.centre))
+            block = words[row - 1 : row + 1, column - 1 : column + 1]
+            vertical, horizontal = sides_of(*item.centre)
+            if block[0, 1] == item.name:
+                objects += 1
+                assert block[0, 0] == (item.colour or item.name)
+                expected = [vertical or horizontal or "middle", horizontal or vertical or "middle"]
+                assert block[1].tolist() == expected
+    assert documents >= 5
+    assert objects >= 30
+
+
+def test_exact_embeddings_are_those_of_the_words(world: World) -> None:
+    embeddings = torch.randn(300, 8) * 3
+    targets = words.WordTargets(embeddings, ids_of, world)
+    picture = next(picture for seed in range(9) if (picture := draw_picture(world, seed)).characters)
+    labels = words.patch_labels(world, *picture_arrays(picture), GRID)
+    found = targets(labels) * targets.scale
+    assert found.shape == (GRID * GRID, 8)
+    plain = (labels["chars"] == 0).all(-1).nonzero()[0].item()
+    name = world.words[labels["words"][plain]]
+    expected = embeddings[ids_of(f" {name}")["input_ids"]].mean(0)
+    torch.testing.assert_close(found[plain], expected)
+    written = (labels["chars"] > 0).any(-1).nonzero()[0].item()
+    assert not torch.allclose(found[written], expected)
 
 
 def test_shifting_moves_picture_and_labels_together(pool: Pool) -> None:
@@ -172,10 +218,11 @@ def test_image_tokens_are_characters_in_reading_order_and_things_from_left_to_ri
                 read += 1
         elif picture.scene is not None and not picture.scene.documents:
             start = 7 * bool(picture.scene.signs)
-            things = [world.things[thing] for thing in labels["token_facts"][start : start + 7, 0].tolist()]
+            words = [world.words[word] for word in labels["token_words"][start:].tolist()]
             drawn = sorted((*picture.scene.objects, *picture.scene.signs), key=lambda item: item.box[0] + item.box[2])
-            assert things[: len(drawn)] == [item.name for item in drawn]
-            assert things[len(drawn)] == picture.scene.spec.place
+            assert words[1 : 3 * len(drawn) : 3][: len(drawn)] == [item.name for item in drawn]
+            assert labels["token_placed"].sum() == 3 * len(drawn)
+            assert set(words[3 * len(drawn) :]) <= {picture.scene.spec.place}
             shown += len(drawn)
     assert read >= 9
     assert shown >= 9
@@ -195,8 +242,7 @@ def test_characters_shifted_out_of_the_picture_are_masked(world: World) -> None:
 
 def test_towers_learn(world: World, pool: Pool) -> None:
     """Some steps of both kinds of tower lower the loss on the pictures that they see."""
-    parts = (pool, Processor(), 0, 0, 8, GRID)
-    data = ordered.OrderedPictures(*parts, world=world, tokens=25)
+    data = ordered.OrderedPictures(world, pool, Processor(), 0, 0, 8, GRID, tokens=25)
     module = ordered.OrderedTowerModule(SmallMiniGPT(), ids_of, world, 10)
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     batch = torch.utils.data.default_collate([data[index] for index in range(4)])
@@ -267,6 +313,19 @@ def test_packed_questions_equal_each_on_its_own(align: AlignModule) -> None:
     torch.testing.assert_close(logits[: len(expected)], expected, atol=1e-5, rtol=1e-4)
     said = processor.tokenizer.decode(labels[: len(expected)])
     assert said.replace("<|im_end|>", "|").replace(" |", "|").count("|") == 3
+
+
+def test_first_tokens_of_answers_count_fully(align: AlignModule) -> None:
+    packed = dialogues.collate([dialogues.pack(align.processor, 4, CHATS, "\n")])
+    weights = answer_weights(packed)
+    width = align.model.get_input_embeddings().weight.shape[1]
+    _, labels = align.logits(packed | {"features": torch.zeros(1, 4, width)})
+    assert len(weights) == len(labels)
+    assert (weights == 1).sum() == 3
+    lengths = [
+        int((packed["segments"][0][1:][packed["labels"][0, 1:] != dialogues.IGNORED] == n).sum()) for n in (1, 2)
+    ]
+    assert sorted(set(weights.tolist()) - {1.0}) == pytest.approx(sorted(length**-0.5 for length in lengths))
 
 
 def test_packed_rows_are_what_the_processor_makes(align: AlignModule) -> None:

@@ -6,7 +6,7 @@ They train the embedded models, and are a source of retention questions. The wor
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_neuralgate.data.rendering.spec import FieldSpec, SubjectSpec
@@ -43,8 +43,15 @@ def with_article(name: str) -> str:
     return article(noun(name))
 
 
-def scene_turns(scene: Scene, rng: random.Random, count: int) -> list[Turn]:
-    """Draw questions of different kinds about a scene; fewer if it does not allow as many."""
+def scene_turns(scene: Scene, rng: random.Random, count: int, kinds: Collection[str] | None = None) -> list[Turn]:
+    """Draw questions of different kinds about a scene.
+
+    Args:
+        scene: the scene.
+        rng: source of the choices.
+        count: number of questions.
+        kinds: names of the kinds to draw, with `existence` among them; None for all.
+    """
     makers = [_existence, _existence, _category, _captions, _choices]
     if scene.objects:
         makers += [_counting, _counting, _choices, _kinds, _sizes]
@@ -60,7 +67,7 @@ def scene_turns(scene: Scene, rng: random.Random, count: int) -> list[Turn]:
     while len(turns) < count:
         rng.shuffle(makers)
         for maker in makers:
-            turns += maker(scene, rng)
+            turns += [turn for turn in maker(scene, rng) if kinds is None or turn.kind in kinds]
     rng.shuffle(turns)
     return turns[:count]
 
