@@ -124,10 +124,11 @@ def _about_value(thing: str, field: FieldSpec, value: str, rng: random.Random) -
 
 
 def yes_no_turn(kind: str, question: str, truth: bool, full: str, rng: random.Random) -> Turn:
+    """A yes/no question; where it does not ask for yes or no, the answer goes on with `full`, if given."""
     ending = rng.choice(wordings.YES_NO)
     short = "Yes." if truth else "No."
     long = f"{short[:-1]}, {full}." if full and not ending else short
-    return Turn(kind, f"{question}{ending}", rng.choice((short, long)))
+    return Turn(kind, f"{question}{ending}", long)
 
 
 def choice_turn(kind: str, stem: str, right: str, others: Sequence[str], rng: random.Random) -> Turn:
@@ -231,7 +232,7 @@ def _counting(scene: Scene, rng: random.Random) -> Iterator[Turn]:
     thing = with_article(name) if right == 1 else f"{NUMBERS[right]} {plural}"
     answer = f"There {'is' if right == 1 else 'are'} {NUMBERS[right] + ' ' + name if right == 1 else thing}."
     question = rng.choice(wordings.HOW_MANY).format(plural=plural)
-    yield Turn("count", question, rng.choice((answer, f"{_capital(NUMBERS[right])}.")))
+    yield Turn("count", question, answer if question.startswith("How many") else f"{_capital(NUMBERS[right])}.")
     truth = rng.random() < 0.5
     stated = right if truth else rng.choice([n for n in range(1, 7) if n != right and abs(n - right) <= 3])
     if stated == 1:
