@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_neuralgate.cli import main
+from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.edit.dial import DIAL_SCALES
 from lightning_neuralgate.edit.weight_files import WeightFiles
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
+from lightning_neuralgate.tasks.benchmarks import BENCHMARKS
+from lightning_neuralgate.tasks.item import BrokenItems
 from tests.cli.test_cli import QUIET
 
 
@@ -86,3 +89,8 @@ def test_data_without_validation_records_is_refused_before_the_model_is_loaded(
     assert main(command) == 1
     message = capsys.readouterr().err
     assert "no record of the split 'validation'; add some, or render the data with `neuralgate render" in message
+
+
+def test_validation_records_are_no_test_split(data: Path) -> None:
+    items = BENCHMARKS["privacy_pair"].source(None, DataOptions(folder=data))(BrokenItems())
+    assert {item.fields["split"] for item in items} == {"test", "unseen_attributes", "unseen_subjects"}

@@ -33,7 +33,7 @@ def test_documented_spec_renders(tmp_path: Path) -> None:
     file = tmp_path / "library_card.yaml"
     file.write_text(example, encoding="utf-8")
     splits = render_splits(tmp_path / "out", 0, 1, 1, 2, 1, [file], ["drone"])
-    assert [len(records) for records in splits] == [1, 1, 1, 1]
+    assert [len(records) for records in splits] == [1, 1, 1, 1, 0]
     assert {pair.sensitive_attribute for pair in splits.edit[0].pairs} == {"library card number", "owner's name"}
     assert splits.unseen_attributes[0].pairs[0].sensitive_attribute == "date of birth"
 

@@ -15,6 +15,7 @@ from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.records import PrivacyRecord
+from lightning_neuralgate.data.splits import TEST_SPLITS
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.evaluation.answers import AnsweredItem
 from lightning_neuralgate.evaluation.rates import MEANS, SHARES, UNTIL_DECIDED, judge_answer
@@ -80,13 +81,13 @@ def _checked_item(pair: tuple[TaskItem, QueryRow]) -> TaskItem:
 
 
 def _read(data: DataOptions, broken: BrokenItems) -> Iterator[TaskItem]:
-    """Yield the queries of all splits but the edit's."""
+    """Yield the queries of the test splits."""
 
     def locate(error: DataFormatError) -> None:
         found = re.match(r"(?P<file>.+?), (?P<record>line \d+): (?P<reason>.*)", str(error), re.DOTALL)
         broken.add(Place(found["file"], found["record"]).error(found["reason"]) if found else error)
 
-    splits = {name: records for name, records in data.read(locate)._asdict().items() if name != "edit"}
+    splits = {name: records for name, records in data.read(locate)._asdict().items() if name in TEST_SPLITS}
     return privacy_pair_items(splits, data.images(), broken)
 
 
