@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.data.rendering.dataset import render_retention
+from lightning_neuralgate.data.retention import render_retention
 from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.gate.keys import InputCovariance
 from tests.cli.test_cli import QUIET, data  # noqa: F401  a fixture
