@@ -22,7 +22,7 @@ def test_keys_edit_and_project(
 ) -> None:
     keys, edited, free, projected = (tmp_path / name for name in ("keys", "edited", "free", "projected"))
     (tmp_path / "prompts.txt").write_text("Hello there.\n\nWhat is a bicycle?\n")
-    render_retention(tmp_path / "questions", 0, count=2, public=1)
+    render_retention(tmp_path / "questions", 0, "open", 3)
     model = ["--model.name", str(checkpoint), *QUIET]
     sources = [
         "--data.folder", str(data), "--plain", "3", "--prompts",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -12,6 +13,7 @@ from tests.helpers.tiny_llava import tiny_llava
 from tests.strategies.jobs import WEIGHT
 
 
+@pytest.mark.slow
 def test_kl_retention_and_the_dial_under_ddp_and_fsdp2(tmp_path: Path) -> None:
     launch("-m", "tests.strategies.shares", "ddp-2,fsdp-2", str(tmp_path), world=2)
     base = tiny_llava().state_dict()[WEIGHT]
