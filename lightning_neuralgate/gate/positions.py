@@ -25,7 +25,7 @@ SUBJECT_SCOPES: tuple[Scope, ...] = ("subject_last", "subject", "from_subject", 
 """The scopes that say where the row gate applies; all other positions are open."""
 
 TWIN = "twin"
-"""The batch's key of twins: for each row the index of the row that is asked about the same thing, or None."""
+"""The batch's key of twins: for each row the index of the sensitive or benign row that it is paired with, or None."""
 TAIL_TOKENS = "tail_tokens"
 """The batch's key of tails: for each row the number of tokens between the question and the first token with a label."""
 
