@@ -20,14 +20,15 @@ SECRETS = 48
 _FOLDER = "attacks"
 
 
-def attack_model(experiment: Experiment, arm: str) -> ModelAnswers | None:
-    """Make the quick attacks on the model in its current state; None if the settings have no attacks.
+def attack_model(experiment: Experiment, arm: str, names: str | None = None) -> ModelAnswers | None:
+    """Make attacks on the model in its current state; None if the settings have no attacks.
 
     The answers are in the folder `attacks/ARM`.
 
     Args:
         experiment: has the model and the test records.
         arm: name of the model in its current state.
+        names: comma-separated names of attacks; None for the quick suite.
     """
     if not experiment.settings.attacks:
         return None
@@ -41,7 +42,7 @@ def attack_model(experiment: Experiment, arm: str) -> ModelAnswers | None:
         logger=False, enable_progress_bar=experiment.show_progress, precision=experiment.precision, **TRAINER_OPTIONS
     )
     run = AttackRun(
-        experiment.model, experiment.processor, chosen_attacks(), context, experiment.out / _FOLDER / arm, trainer,
+        experiment.model, experiment.processor, chosen_attacks(names=names), context, experiment.out / _FOLDER / arm, trainer,
         use_cache=not edited, seed=experiment.seed,
     )  # fmt: skip
     run.remove_progress()

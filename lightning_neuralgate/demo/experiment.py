@@ -231,38 +231,43 @@ class Experiment:
             for layer, weight in self._base_weights.items():
                 self._projection(layer).weight.copy_(weight)
 
-    def collect_keys(self, layer: int, questions: Sequence[RetentionItem]) -> InputCovariance:
+    def collect_keys(self, layer: int, questions: Sequence[RetentionItem], plain_text: bool = True) -> InputCovariance:
         """Collect the inputs of ordinary prompts with the unedited model: questions, and prompts without a picture.
 
         Args:
             layer: the layer.
             questions: the questions.
+            plain_text: False for the questions only.
         """
         self.reset()
         collector = KeyCollector(self.model, [layer])
         trainer = Trainer(logger=False, enable_progress_bar=self.show_progress, **TRAINER_OPTIONS)
-        rows = ordinary_rows(questions=questions, texts=plain_prompts(self.seed)[:_PLAIN_PROMPTS])
+        rows = ordinary_rows(questions=questions, texts=plain_prompts(self.seed)[: _PLAIN_PROMPTS * plain_text])
         prompts = PromptDataModule(rows, self.processor, _ANSWER_BATCH_SIZE)
         trainer.predict(collector, datamodule=prompts, return_predictions=False)
         return collector.covariance
 
-    def edit(self, gate: NeuralGate | None, name: str, settings: EditSettings | None = None) -> PrivacyEditModule:
+    def edit(
+        self,
+        gate: NeuralGate | None,
+        name: str,
+        settings: EditSettings | None = None,
+        callbacks: Sequence[Callback] | None = None,
+    ) -> PrivacyEditModule:
         """Run stage 2 from the unedited weights.
 
         Args:
             gate: the gate; None for an ungated edit.
             name: name of the log.
             settings: settings of this edit, if they differ from those of the experiment; model and records stay the same.
+            callbacks: callbacks of the Trainer, instead of the one that `gate` and the settings ask for.
         """
         s = settings or self.settings
         self.reset()
         self._base_weights.setdefault(s.layer, self._projection(s.layer).weight.detach().clone())
-        retention = self._retention_of(s)
-        keep = self.collect_keys(s.layer, retention) if s.keep_share else None
-        callbacks: list[Callback] = []
-        if gate is not None or keep is not None:
-            share = s.keep_share or DEFAULT_SHARE
-            callbacks.append(NeuralGateCallback(gate, s.scope, s.tau, keep=keep, keep_share=share))
+        retention = self.retention_of(s)
+        if callbacks is None:
+            callbacks = self._gate_callbacks(gate, s, retention)
         seed_everything(self.seed, verbose=False)
         paper = s.schedule == "paper"
         data = PrivacyPairDataModule(
@@ -290,7 +295,7 @@ class Experiment:
         )
         trainer = Trainer(
             max_epochs=s.epochs,
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             logger=self._loggers(f"edit-{name}"),
             limit_val_batches=2,
             check_val_every_n_epoch=2,
@@ -301,7 +306,17 @@ class Experiment:
         trainer.fit(editor, datamodule=data)
         return editor
 
-    def _retention_of(self, settings: EditSettings) -> list[RetentionItem]:
+    def _gate_callbacks(
+        self, gate: NeuralGate | None, settings: EditSettings, retention: Sequence[RetentionItem]
+    ) -> list[Callback]:
+        keep = self.collect_keys(settings.layer, retention) if settings.keep_share else None
+        if gate is None and keep is None:
+            return []
+        share = settings.keep_share or DEFAULT_SHARE
+        return [NeuralGateCallback(gate, settings.scope, settings.tau, keep=keep, keep_share=share)]
+
+    def retention_of(self, settings: EditSettings) -> list[RetentionItem]:
+        """Return the retention questions of an edit with these settings."""
         uses_all = settings.public_questions or settings.retention_forms == "all"
         return self.retention if uses_all else self.retention[: (len(self.retention) + 1) // 2]
 

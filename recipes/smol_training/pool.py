@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,9 +214,13 @@ class TowerPictures(Dataset):
     """Random pictures of a pool, each shifted at random, with dense labels."""
 
     SHIFT_SHARE = 0.045
+    SCENE_SHARE = 0.85
+    """Share of scenes; their objects take longest to learn."""
 
     def __init__(self, world: World, pool: Pool, processor: Any, seed: int, first: int, count: int, grid: int) -> None:
         self.world, self.pool, self.seed, self.first, self.count, self.grid = world, pool, seed, first, count, grid
+        scenes = pool.regions[:, 0, 4] > len(world.things) - 1 - len(world.places)
+        self.rows = [np.flatnonzero(scenes), np.flatnonzero(~scenes)]
         self.shift = round(self.SHIFT_SHARE * pool.pixels.shape[1])
         self.mean, self.std = (
             torch.tensor(values)[:, None, None]
@@ -228,7 +232,7 @@ class TowerPictures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = random.Random(f"{self.seed}/shift/{self.first + index}")
-        row = rng.randrange(len(self.pool.pixels))
+        row = rng.choice(self.rows[rng.random() > self.SCENE_SHARE])
         x, y = (rng.randint(-self.shift, self.shift) for _ in range(2))
         # shift with wrap-around
         pixels = torch.from_numpy(np.roll(self.pool.pixels[row], (y, x), (0, 1))).permute(2, 0, 1) / 255
@@ -292,12 +296,13 @@ def word_labels(world: World, regions: np.ndarray, grid: int) -> np.ndarray:
     """The word (index in `world.words`) that each patch stands for, (grid, grid), so that the rows read like a text.
 
     A block of four patches at an object's centre reads "colour name" and below it "vertical horizontal", e.g. "red drum",
-    "bottom right"; patches of signs and documents repeat all of their facts. The last column has the name of the place.
+    "bottom right"; patches of signs and documents repeat all of their facts, in a pattern that does not depend on where they
+    lie. The last column has the name of the place.
     """
     words = np.full((grid, grid), NOTHING, object)
     facts = region_facts(world, regions[0])
     if len(facts) > 1:
-        words[:] = _repeated(facts, grid, grid)
+        words[:] = _repeated(facts, range(grid), range(grid))
     elif facts:
         words[:, -1] = facts[0]
     centres = (np.arange(grid) + 0.5) / grid
@@ -314,7 +319,7 @@ def word_labels(world: World, regions: np.ndarray, grid: int) -> np.ndarray:
             rows = np.flatnonzero((centres >= top) & (centres <= bottom))
             columns = np.flatnonzero((centres >= left) & (centres <= right))
             if len(rows) and len(columns):
-                words[np.ix_(rows, columns)] = _repeated([*facts, *sides], len(rows), len(columns))
+                words[np.ix_(rows, columns)] = _repeated([*facts, *sides], rows, columns)
         else:
             objects.append((x, y, [facts[0], facts[-1], *sides]))
     for x, y, four in objects:
@@ -340,6 +345,6 @@ def region_facts(world: World, region: np.ndarray) -> list[str]:
     return [fact for fact in facts if fact]
 
 
-def _repeated(facts: list[str], rows: int, columns: int) -> np.ndarray:
-    """Facts repeated over (rows, columns), each row starting two further."""
-    return np.array([[facts[(c + 2 * r) % len(facts)] for c in range(columns)] for r in range(rows)], object)
+def _repeated(facts: list[str], rows: Iterable[int], columns: Sequence[int]) -> np.ndarray:
+    """The facts that patches at these rows and columns of the grid stand for; each row starts two further."""
+    return np.array([[facts[(c + 2 * r) % len(facts)] for c in columns] for r in rows], object)

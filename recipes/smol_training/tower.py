@@ -67,10 +67,11 @@ class TowerModule(L.LightningModule):
         embedding_loss = (squares * weights).sum() / weights.sum()
         weights = (weights * ~written).flatten()
         word_loss = embedding_loss * 0
-        # by the tower's features, and by the similarity of the projector's outputs with the word embeddings
+        table = self.targets.words
+        # by the tower's features, and by the distance of the projector's outputs from the word embeddings
         for name, scores in {
             "words": self.word_head(hidden).float(),
-            "nearest": outputs @ self.targets.words.T / outputs.shape[-1] ** 0.5,
+            "nearest": (outputs @ table.T - table.square().sum(-1) / 2) / table.shape[-1] ** 0.5,
         }.items():
             per_patch = F.cross_entropy(scores.flatten(0, 1), batch["words"].flatten(), reduction="none")
             word_loss = word_loss + (per_patch * weights).sum() / weights.sum()
