@@ -20,6 +20,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
+@pytest.mark.slow
 def test_measure_and_draw(
     checkpoint: Path, tmp_path: Path, sizes: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import scores
 
 
+@pytest.mark.slow
 def test_all_metrics_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,6 +165,7 @@ def test_activation_checkpointing_applies_the_same_gate(splits: RecordSplits, re
     assert len(runs) == 2, "the layer was not recomputed in the backward pass"
 
 
+@pytest.mark.slow
 def test_compiled_models_apply_the_same_gate(splits: RecordSplits) -> None:
     """With batches of different subjects and lengths, and a backend that needs no compiler."""
     weights = []

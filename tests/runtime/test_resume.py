@@ -71,7 +71,7 @@ SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("setup", ["minibatch", "accumulated"])
+@pytest.mark.parametrize("setup", ["minibatch", pytest.param("accumulated", marks=pytest.mark.slow)])
 def test_an_interrupted_edit_ends_in_the_same_weights(splits: RecordSplits, tmp_path: Path, setup: str) -> None:
     settings, options, workers = SETUPS[setup]
     uninterrupted = Kill(-1)

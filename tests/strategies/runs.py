@@ -1,8 +1,9 @@
 """Train with the callback under each strategy, and in a plain loop for comparison.
 
-    python -m tests.strategies.runs STRATEGY,... FOLDER
+    python -m tests.strategies.runs STRATEGY,... FOLDER [CASE,...]
 
-writes the trained weights of each case to FOLDER. Under torchrun every process trains on its share of the micro-batches.
+writes the trained weights of each case to FOLDER, or of some. Under torchrun every process trains on its share of the
+micro-batches.
 """
 
 from __future__ import annotations
@@ -291,6 +292,7 @@ if __name__ == "__main__":
     with process_group_closed():
         for name in sys.argv[1].split(","):
             for chosen in cases_of(name):
-                run(name, chosen, out)
+                if len(sys.argv) < 4 or str(chosen) in sys.argv[3].split(","):
+                    run(name, chosen, out)
             if name == "fsdp1":
                 refusals_under_fsdp1(out)

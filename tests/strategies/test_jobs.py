@@ -15,16 +15,22 @@ from tests.helpers.tiny_llava import tiny_llava
 from tests.strategies.jobs import LAYER, TAU, WEIGHT
 
 WORLD = {"one": 1, "ddp-2": 2, "ddp-3": 3, "fsdp-2": 2, "full-2": 2}
-SEVERAL = [strategy for strategy in WORLD if strategy != "one"]
+SLOW = ("ddp-3", "full-2")
+EACH = [pytest.param(strategy, marks=pytest.mark.slow if strategy in SLOW else []) for strategy in WORLD]
+SEVERAL = EACH[1:]
 RECORDS, QUERIES = 5, 14
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the selected strategies, and one process to compare them with."""
     out = tmp_path_factory.mktemp("jobs")
+    items: list[Any] = [item for item in request.session.items if item.path == Path(__file__)]
+    chosen = {"one", *(item.callspec.params["strategy"] for item in items)}
     for world in sorted(set(WORLD.values())):
-        group = [strategy for strategy, processes in WORLD.items() if processes == world]
-        launch("-m", "tests.strategies.jobs", ",".join(group), str(out), world=world)
+        group = [strategy for strategy, processes in WORLD.items() if processes == world and strategy in chosen]
+        if group:
+            launch("-m", "tests.strategies.jobs", ",".join(group), str(out), world=world)
     return out
 
 
@@ -45,7 +51,7 @@ def test_the_gate_is_the_same(folder: Path, strategy: str) -> None:
     assert 0 < single.mask(single.subjects[0], LAYER, TAU).float().mean() < 1
 
 
-@pytest.mark.parametrize("strategy", ["one", "ddp-2", "ddp-3"])
+@pytest.mark.parametrize("strategy", EACH[:3])
 def test_no_record_is_located_twice(folder: Path, strategy: str) -> None:
     assert sum(process["located"] for process in results(folder, strategy)) == RECORDS
     saved = [load_file(file) for file in (folder / f"{strategy}-records").iterdir()]
@@ -66,7 +72,7 @@ def test_rates_are_those_of_one_process(folder: Path, strategy: str) -> None:
     assert sum(process["full"]["counted"] for process in processes) == QUERIES
 
 
-@pytest.mark.parametrize("strategy", WORLD)
+@pytest.mark.parametrize("strategy", EACH)
 def test_benchmarks_are_those_of_one_process(folder: Path, strategy: str) -> None:
     expected = results(folder, "one")[0]["full"]["tasks"]
     figures = expected[0][1]
@@ -77,7 +83,7 @@ def test_benchmarks_are_those_of_one_process(folder: Path, strategy: str) -> Non
             assert all(values == figures for _, values in process[run]["tasks"])
 
 
-@pytest.mark.parametrize("strategy", WORLD)
+@pytest.mark.parametrize("strategy", EACH)
 def test_metrics_are_measured_every_two_steps(folder: Path, strategy: str) -> None:
     for process in results(folder, strategy):
         for run, metrics in itertools.product(("full", "resumed"), ("history", "tasks")):
@@ -85,7 +91,7 @@ def test_metrics_are_measured_every_two_steps(folder: Path, strategy: str) -> No
             assert steps == list(range(0, process[run]["steps"] + 1, 2))
 
 
-@pytest.mark.parametrize("strategy", WORLD)
+@pytest.mark.parametrize("strategy", EACH)
 def test_a_resumed_run_ends_in_the_same_weights(folder: Path, strategy: str) -> None:
     edited = load_file(folder / f"{strategy}-edited.safetensors")
     assert torch.equal(edited["resumed"], edited["full"])

@@ -5,6 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -15,28 +16,44 @@ from torch import Tensor
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from tests.helpers.launch import launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
 from tests.helpers.training import UserModule, datamodule, random_gate, train
-from tests.strategies.runs import LAYER, TAU, WORLD_SIZES, Case, cases_of, load_weights, train_plain_loop
+from tests.strategies.runs import CASES, LAYER, TAU, WORLD_SIZES, Case, cases_of, load_weights, train_plain_loop
 
-RUNS = [(strategy, case) for strategy in WORLD_SIZES for case in cases_of(strategy)]
+QUICK = {
+    str(case) for case in CASES if sum(getattr(case, name) == getattr(CASES[0], name) for name in Case._fields) % 2 == 0
+}
+"""Half of the cases, in which each value of a setting occurs with each value of every other one."""
+
+
+def runs(scope: Scope | None = None) -> list[Any]:
+    """Return strategies with their cases as parameters; `make test-all` has those that are not quick, too."""
+    return [
+        pytest.param(strategy, case, id=f"{strategy}-{case}", marks=[] if str(case) in QUICK else pytest.mark.slow)
+        for strategy in WORLD_SIZES
+        for case in cases_of(strategy)
+        if scope in (None, case.scope)
+    ]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run all cases of all strategies; strategies with the same number of processes share a launch."""
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the selected cases of all strategies; strategies with the same number of processes share a launch."""
     out = tmp_path_factory.mktemp("strategies")
+    with_case = [item for item in request.session.items if item.path == Path(__file__) and "case" in item.fixturenames]  # type: ignore[attr-defined]
+    cases = {str(item.callspec.params["case"]) for item in with_case}  # type: ignore[attr-defined]
     groups: dict[tuple[int, str], list[str]] = {}
     for strategy, world in WORLD_SIZES.items():
         # ddp_fork starts its processes itself
         key = (1, strategy) if strategy == "ddp_fork" else (world, "")
         groups.setdefault(key, []).append(strategy)
     for (processes, _), strategies in groups.items():
-        launch("-m", "tests.strategies.runs", ",".join(strategies), str(out), world=processes)
+        launch("-m", "tests.strategies.runs", ",".join(strategies), str(out), ",".join(cases), world=processes)
     return out
 
 
@@ -47,7 +64,7 @@ def loop(world: int, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return train_plain_loop(world, case, Path(scratch))
 
 
-@pytest.mark.parametrize(("strategy", "case"), RUNS, ids=[f"{strategy}-{case}" for strategy, case in RUNS])
+@pytest.mark.parametrize(("strategy", "case"), runs())
 def test_equals_the_plain_loop(folder: Path, strategy: str, case: Case) -> None:
     found = load_weights(folder, strategy, case)
     before, expected = loop(WORLD_SIZES[strategy], case)
@@ -60,7 +77,7 @@ def test_equals_the_plain_loop(folder: Path, strategy: str, case: Case) -> None:
             assert relative_error(found[name] - before[name], weight - before[name]) < 0.03
 
 
-@pytest.mark.parametrize(("strategy", "case"), [run for run in RUNS if run[1].scope == "all"], ids=str)
+@pytest.mark.parametrize(("strategy", "case"), runs(scope="all"))
 def test_masked_rows_are_bit_identical(folder: Path, strategy: str, case: Case) -> None:
     before, _ = loop(WORLD_SIZES[strategy], case)
     (name,) = (name for name in before if not name.endswith("lora_A.default.weight"))

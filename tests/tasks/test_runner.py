@@ -220,7 +220,7 @@ def test_workers_change_nothing(data: Path, complete: Path, tmp_path: Path) -> N
     assert answer(data, tmp_path, use_cache=False, num_workers=2).file.read_bytes() == complete.read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_answer_as_one(data: Path, complete: Path, tmp_path: Path, strategy: str) -> None:
     launch("-m", "tests.tasks.runs", strategy, str(data), str(tmp_path / "two"), world=2)
     assert (tmp_path / "two" / "answers.jsonl").read_bytes() == complete.read_bytes()
