@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,8 @@ ALWAYS_TESTED = ("today", "ungated", "paper", "paper, ungated", "subject's last 
 FORMS_ARMS = ("ungated",)
 """Arms of the third stage, next to the best one."""
 FORM_QUESTIONS = 40
+VALIDATION_QUESTIONS = {"questions_per_rung": 16, "questions_per_set": 40}
+TEST_QUESTIONS = {"questions_per_rung": 24, "questions_per_set": 90}
 
 
 class Job(NamedTuple):
@@ -143,8 +145,8 @@ def jobs(out: Path, seeds: int, stages: tuple[str, ...]) -> Iterator[Job]:
 class Worker:
     """Makes jobs, which processes share through files: `NAME.json` is finished, `NAME.claim` is being made."""
 
-    def __init__(self, out: Path, number: int, model: str, seeds: int, stages: tuple[str, ...]) -> None:
-        self.out, self.number, self.model, self.seeds, self.stages = out, number, model, seeds, stages
+    def __init__(self, out: Path, number: int, options: Mapping[str, Any], seeds: int, stages: tuple[str, ...]) -> None:
+        self.out, self.number, self.options, self.seeds, self.stages = out, number, options, seeds, stages
         self._experiments: dict[tuple[Any, ...], Any] = {}
 
     def run(self) -> None:
@@ -186,10 +188,8 @@ class Worker:
         if key not in self._experiments:
             self._experiments.clear()  # one model in memory
             folder = self.out / job.stage / f"seed-{job.seed}" / f"worker-{self.number}{job.form and '-' + job.form}"
-            settings = EditSettings(
-                model=self.model, judge=False, attacks=True, retention_without=(),
-                questions_per_rung=16 if validation else 24, questions_per_set=40 if validation else 90,
-            )  # fmt: skip
+            counts = VALIDATION_QUESTIONS if validation else TEST_QUESTIONS
+            settings = EditSettings(**{"judge": False, "attacks": True, **counts, **self.options})
             experiment = TrialExperiment(folder, job.seed, settings, validation, without=job.form)
             experiment.prepare()
             self._experiments[key] = experiment
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
-        Worker(args.out, args.worker, args.model, args.seeds, tuple(args.stages.split(","))).run()
+        Worker(args.out, args.worker, {"model": args.model}, args.seeds, tuple(args.stages.split(","))).run()
         return
     for claim in args.out.glob("*/seed-*/edits/*.claim"):
         claim.unlink()

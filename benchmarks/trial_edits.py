@@ -152,9 +152,8 @@ class TrialExperiment(Experiment):
 
     def refused_of_form(self, form: Form, count: int) -> float:
         """Return the refused share of questions of one form, which are not those of any retention set."""
-        questions = ordinary_questions(
-            self.seed + VALIDATION_SEED, count, [other for other in FORMS if other != form], self.settings.subjects
-        )
+        drawn = ordinary_questions(self.seed + VALIDATION_SEED, count * len(FORMS), (), self.settings.subjects)
+        questions = [question for question in drawn if question.form == form]
         folder = self.out / "questions" / f"form-{form}"
         folder.mkdir(parents=True, exist_ok=True)
         rows = []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from lightning_neuralgate.data.records import RecordSplits
+from tests.helpers.task_files import json_lines, picture
 from tests.helpers.tiny_llava import save_tiny_llava, tiny_splits
 
 # the same files in each run; `make test-all` selects `slow`
@@ -41,3 +45,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-llava")
     save_tiny_llava(folder)
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """Seeds and subjects of the ordinary questions that are drawn; plain files take the place of drawings."""
+    from lightning_neuralgate.demo import ordinary
+    from tests.tasks.runs import write_data
+
+    calls: list[tuple[int, list[str]]] = []
+
+    def draw(folder: Path, seed: int, subjects: Sequence[str]) -> None:
+        calls.append((seed, list(subjects)))
+        write_data(folder)
+        (folder / "pope" / "val2014").rename(folder / "pope" / "images")
+        name = picture(folder / "over_refusal" / "images" / "0.png").name
+        rows: list[dict[str, Any]] = []
+        for rung, number in product((0, 4), range(4)):
+            row = {"id": f"rung_{rung}/{number}", "rung": rung, "image": f"images/{name}", "prompt": "Is it red?"}
+            rows += [row, {**row, "id": f"{row['id']}/unsafe", "unsafe": True, "twin": row["id"]}]
+        json_lines(folder / "over_refusal" / "ladder.jsonl", rows)
+
+    monkeypatch.setattr(ordinary, "render_mini", draw)
+    return calls

@@ -30,8 +30,16 @@ MATCHING = frozenset({
     "colour_existence", "position", "side", "relation",
 })  # fmt: skip
 """Kinds of questions that are answered by finding a word of the question among the image tokens, or what is next to it."""
+WEIGHTS = {
+    "relation": 4.0, "choice_side": 4.0, "side": 3.0, "count": 2.0, "count_yes_no": 2.0, "choice_count": 2.0, "position": 2.0,
+    "choice_shown": 1.5, "read": 1.5, "category": 0.6, "colour": 0.6, "colour_yes_no": 0.6, "kind_yes_no": 0.6,
+    "caption": 0.4,
+}  # fmt: skip
+"""How likely a question about a scene is, by kind; 1 for other kinds. What takes longest to learn occurs most often."""
 CHAT_SHARE = 0.25
 """Share of the segments that are chats of two questions."""
+LISTING_SHARE = 0.3
+"""Share of the scenes with a request to list everything."""
 
 
 class Dialogues(Dataset):
@@ -85,7 +93,12 @@ class Dialogues(Dataset):
         if picture.scene is not None and self.matching:
             turns = scene_turns(picture.scene, rng, self.questions, MATCHING)
         elif picture.scene is not None:
-            turns = [*scene_turns(picture.scene, rng, self.questions), listing(picture.scene, rng)]
+            drawn = {turn.question: turn for turn in scene_turns(picture.scene, rng, 4 * self.questions)}.values()
+            # a weighted sample without replacement
+            turns = sorted(drawn, key=lambda turn: rng.random() ** (1 / WEIGHTS.get(turn.kind, 1.0)))[-self.questions :]
+            rng.shuffle(turns)
+            if rng.random() < LISTING_SHARE:
+                turns.append(listing(picture.scene, rng))
         elif picture.spec is not None:
             turns = document_turns(picture.spec, picture.values, self.templates, rng, self.questions)
             turns.append(document_listing(picture.spec, picture.values, rng))

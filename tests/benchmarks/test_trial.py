@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import trial
+from benchmarks import trial, trial_edits
 from benchmarks.trial import Job, Worker, best_try, jobs, raced, read_result, result_file, winner
 from benchmarks.trial_arms import ARMS, Arm
 from benchmarks.trial_table import difference, draw_frontier, table_text
@@ -87,11 +87,11 @@ def test_a_failed_job_is_left_to_other_processes(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Worker, "_make", fail)
     with pytest.raises(RuntimeError, match="no memory"):
-        Worker(tmp_path, 0, "smol-llava", 1, STAGES).run()
+        Worker(tmp_path, 0, {}, 1, STAGES).run()
     assert not list(tmp_path.rglob("*.claim"))
     monkeypatch.setattr(Worker, "_make", lambda worker, job: {"collateral": 0.25})
     monkeypatch.setattr(trial, "jobs", lambda *arguments: iter([Job("validation", 0, "unedited")]))
-    Worker(tmp_path, 0, "smol-llava", 1, STAGES).run()
+    Worker(tmp_path, 0, {}, 1, STAGES).run()
     found = read_result(tmp_path, Job("validation", 0, "unedited"))
     assert found is not None
     assert found["collateral"] == 0.25
@@ -111,6 +111,35 @@ def test_tables_have_every_finished_arm(tmp_path: Path) -> None:
     assert keys.endswith("| 2 |")
     draw_frontier(tmp_path, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_every_arm_is_edited_and_measured(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[Any]
+) -> None:
+    arms = {name: arm._replace(tries=({**arm.tries[0], "epochs": 1},)) for name, arm in ARMS.items()}
+    for name, arm in arms.items():
+        monkeypatch.setitem(ARMS, name, arm)
+    monkeypatch.setattr(trial, "MAX_LEAK", 1.0)
+    monkeypatch.setattr(trial, "CLEARLY_WORSE", 1.0)
+    monkeypatch.setattr(trial, "FORM_QUESTIONS", 1)
+    monkeypatch.setattr("benchmarks.trial_edits.TRIAL_ATTACKS", ("plain", "rounded_int4"))
+    options = {
+        "model": str(checkpoint), "layer": 1, "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1,
+        "questions_per_rung": 4, "questions_per_set": 1, "subjects": ("passport", "receipt"), "unseen": ("bank_card",),
+    }  # fmt: skip
+    Worker(tmp_path, 0, options, 1, STAGES).run()
+    for name in ARMS:
+        result = read_result(tmp_path, Job("validation", 0, name))
+        assert result is not None
+        assert result["weight_change"] > 0, name
+        assert 0 <= result["unchanged"] <= 1
+        tested = read_result(tmp_path, Job("test", 0, name))
+        assert tested is not None
+        assert set(tested["attacks"]) == {"plain", "rounded_int4", "any of them"}
+    assert "| keys |" in table_text(tmp_path)
+    assert drawn[0][0] == trial_edits.VALIDATION_SEED
+    assert drawn[1][0] == 0
 
 
 def test_differences_are_paired_by_question() -> None:

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from lightning_neuralgate import NeuralGate, NeuralGateCallback
 from lightning_neuralgate.cli import demo as demo_command
 from lightning_neuralgate.cli import main
-from lightning_neuralgate.demo import experiment, ordinary
+from lightning_neuralgate.demo import experiment
 from lightning_neuralgate.demo.experiment import SPLITS, EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 from lightning_neuralgate.demo.workers import WorkerPool
@@ -24,9 +22,7 @@ from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, load_model
 from lightning_neuralgate.models.minigpt4 import MiniGPT4ForConditionalGeneration
-from tests.helpers.task_files import json_lines, picture
 from tests.helpers.tiny_llava import tiny_llava
-from tests.tasks.runs import write_data
 
 SMALL = {
     "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1, "epochs": 1, "retention_per_batch": 1,
@@ -52,26 +48,6 @@ def check_results(results: dict[str, Any], out: Path) -> None:
             row = results[arm][split]
             assert set(row) == (RATES | JUDGED if results["settings"]["judge"] else RATES)
             assert row["eta"] == pytest.approx((row["rta_sensitive"] + row["answer_rate_benign"]) / 2)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
-    """Seeds and subjects of the ordinary questions that are drawn; plain files take the place of drawings."""
-    calls: list[tuple[int, list[str]]] = []
-
-    def draw(folder: Path, seed: int, subjects: Sequence[str]) -> None:
-        calls.append((seed, list(subjects)))
-        write_data(folder)
-        (folder / "pope" / "val2014").rename(folder / "pope" / "images")
-        name = picture(folder / "over_refusal" / "images" / "0.png").name
-        rows: list[dict[str, Any]] = []
-        for rung, number in product((0, 4), range(4)):
-            row = {"id": f"rung_{rung}/{number}", "rung": rung, "image": f"images/{name}", "prompt": "Is it red?"}
-            rows += [row, {**row, "id": f"{row['id']}/unsafe", "unsafe": True, "twin": row["id"]}]
-        json_lines(folder / "over_refusal" / "ladder.jsonl", rows)
-
-    monkeypatch.setattr(ordinary, "render_mini", draw)
-    return calls
 
 
 def check_ordinary_questions(results: dict[str, Any], out: Path) -> None:
