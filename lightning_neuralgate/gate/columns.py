@@ -45,8 +45,8 @@ class ColumnRule(ABC):
 class ColumnGate(ModelArtifact, ColumnRule):
     """Contrast of a projection's input units between sensitive and benign queries, per layer.
 
-    `locate_columns` and `neuralgate locate --columns true` compute it. Saved as `columns.safetensors` and `columns.json`, also
-    in the folder of a `NeuralGate`.
+    Computed by `locate_columns` or `neuralgate locate --columns true`, and saved as `columns.safetensors` and `columns.json`,
+    which may stand in the folder of a `NeuralGate`.
 
     Args:
         contrasts: layer -> contrast of each unit, (k,), not negative.
@@ -66,7 +66,7 @@ class ColumnGate(ModelArtifact, ColumnRule):
         (tensor([False,  True,  True, False]), tensor([False,  True, False, False]))
     """
 
-    _kind, _files, _error = "column gate", (WEIGHTS_NAME, CONFIG_NAME), GateFormatError
+    _kind, file_names, _error = "column gate", (WEIGHTS_NAME, CONFIG_NAME), GateFormatError
     _made, _make, _origin = "located", "locate", "`neuralgate locate --columns true` writes it"
 
     def __init__(

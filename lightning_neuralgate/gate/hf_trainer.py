@@ -17,9 +17,9 @@ class HFGateCallback(Gating, TrainerCallback):
 
     The Trainer does not pass batches to its callbacks, so subjects are found in the inputs of the model: give `tokenizer`,
     or `find_subjects`, a function of the model's inputs. Rules that need more of a batch take a function of the inputs, too,
-    such as `Divergence(twins=...)`. It trains bit-identically to `NeuralGateCallback` on one process; several processes,
-    DeepSpeed and FSDP are not tested with it. Nothing is logged. A resumed run does not check the gate, and the averages of
-    `ConflictRows` start anew in it.
+    such as `Divergence(twins=...)`. It trains bit-identically to `NeuralGateCallback` on one process, and is tested under
+    DDP; DeepSpeed and FSDP are not tested with it. Nothing is logged. A resumed run does not check the gate, and the averages
+    of `ConflictRows` start anew in it.
 
     The Trainer itself needs accelerate (`pip install accelerate`).
 

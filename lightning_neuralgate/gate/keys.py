@@ -107,7 +107,7 @@ class InputCovariance(ModelArtifact):
                 [0., 0., 1.]])
     """
 
-    _kind, _files, _error = "input covariance", (WEIGHTS_NAME, CONFIG_NAME), KeysFormatError
+    _kind, file_names, _error = "input covariance", (WEIGHTS_NAME, CONFIG_NAME), KeysFormatError
     _made, _make, _origin = "collected", "collect", "`neuralgate keys` writes it"
 
     def __init__(

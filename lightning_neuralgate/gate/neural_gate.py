@@ -69,7 +69,7 @@ class NeuralGate(ModelArtifact):
           passport (5 records), layer 1: 25.0 % inactive, 25.0 % weakly active, 50.0 % strongly active
     """
 
-    _kind, _files, _error = "gate", (WEIGHTS_NAME, CONFIG_NAME), GateFormatError
+    _kind, file_names, _error = "gate", (WEIGHTS_NAME, CONFIG_NAME), GateFormatError
     _made, _make, _origin = "located", "locate", "`neuralgate locate` writes it"
 
     def __init__(

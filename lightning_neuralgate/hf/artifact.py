@@ -33,7 +33,7 @@ class ModelArtifact(ABC):
 
     _kind: ClassVar[str]
     """What it is, for messages, such as "gate"."""
-    _files: ClassVar[tuple[str, str]]
+    file_names: ClassVar[tuple[str, str]]
     """Names of its safetensors file, the tensors, and of its JSON file, everything else."""
     _error: ClassVar[type[NeuralGateError]]
     """Exception class of files that cannot be read."""
@@ -91,7 +91,7 @@ class ModelArtifact(ABC):
             "versions": self.versions,
             "fingerprint": self.fingerprint,
         }
-        tensors_file, config_file = (folder / name for name in self._files)
+        tensors_file, config_file = (folder / name for name in self.file_names)
         with atomic_write(tensors_file) as draft:
             save_file(self._tensors(), draft)
         with atomic_write(config_file) as draft:
@@ -104,8 +104,8 @@ class ModelArtifact(ABC):
         Raises:
             GateFormatError, KeysFormatError: a file is missing or damaged, or the two files do not belong together.
         """
-        folder = local_folder(source, cls._error, cls._files)
-        tensors_file, config_file = (folder / name for name in cls._files)
+        folder = local_folder(source, cls._error, cls.file_names)
+        tensors_file, config_file = (folder / name for name in cls.file_names)
         for file in (tensors_file, config_file):
             if not file.is_file():
                 raise cls._error(f"no {cls._kind} in {folder}: {file.name} is missing; {cls._origin}")
