@@ -146,7 +146,7 @@ def check(options: Namespace) -> None:
 
 def run(options: Namespace) -> None:
     """Edit and save the model. An interrupted run resumes."""
-    check_inputs(options)
+    check_inputs(options, columns=options.columns)
     with run_folder(options.out / UNFINISHED, options.trainer.is_global_zero):
         if options.trainer.is_global_zero:
             check_model_output(options.out)

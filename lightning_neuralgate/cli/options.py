@@ -45,14 +45,14 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_inputs(options: Namespace, **more: str | Path | None) -> None:
-    """Check that `--out` is, holds or lies in no input: model, gate, columns, keep, data, and further options.
+    """Check that `--out` is, holds or lies in no input: model, gate, keep, data, and further options.
 
     Raises:
         DataFormatError: see `check_output`.
     """
     inputs = {
         "model.name": options.model.name,
-        **{name: getattr(options, name, None) for name in ("gate", "columns", "keep")},
+        **{name: getattr(options, name, None) for name in ("gate", "keep")},
         **more,
     }
     check_output("--out", options.out, {f"--{name}": value for name, value in inputs.items()} | options.data.inputs())

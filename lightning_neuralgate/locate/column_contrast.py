@@ -68,7 +68,7 @@ def locate_columns(
     # added up in the order of the batches, so that rounding does not depend on the number of processes
     totals = _summed([moments[number] for number in sorted(moments)])
     sites = [(layer, site) for layer in layers for site in (0, 1)]
-    queries = 2 * min(totals[layer, site, role].count if totals else 0 for layer, site in sites for role in _ROLES)
+    queries = 2 * min(totals[layer, site, role].queries if totals else 0 for layer, site in sites for role in _ROLES)
     if queries < 4:
         raise DataFormatError(f"columns are located with at least two query pairs, found {queries} queries")
     contrasts = {
@@ -85,7 +85,7 @@ _Key = tuple[int, int, str]
 class _Moments(NamedTuple):
     """Number of queries, and sums over them of the activations and their squares, (k,) float64."""
 
-    count: int
+    queries: int
     total: Tensor
     squares: Tensor
 
@@ -119,17 +119,16 @@ def _summed(parts: Sequence[Mapping[_Key, _Moments]]) -> dict[_Key, _Moments]:
     totals: dict[_Key, _Moments] = {}
     for part in parts:
         for key, found in part.items():
-            if key in totals:
-                found = _Moments(*(before + new for before, new in zip(totals[key], found, strict=True)))
-            totals[key] = found
+            queries, total, squares = totals.get(key, (0, torch.zeros(()), torch.zeros(())))
+            totals[key] = _Moments(queries + found.queries, total + found.total, squares + found.squares)
     return totals
 
 
 def _contrast(sensitive: _Moments, benign: _Moments) -> Tensor:
     """Return the contrast of each unit between the queries of two roles, (k,) float64."""
-    means = [part.total / part.count for part in (sensitive, benign)]
+    means = [part.total / part.queries for part in (sensitive, benign)]
     variances = [
-        (part.squares / part.count - mean.square()).clamp(min=0)
+        (part.squares / part.queries - mean.square()).clamp(min=0)
         for part, mean in zip((sensitive, benign), means, strict=True)
     ]
     difference, sd = (means[0] - means[1]).abs(), ((variances[0] + variances[1]) / 2).sqrt()

@@ -66,7 +66,7 @@ def test_files_of_another_kind_or_format_are_refused(tmp_path: Path, name: str) 
             type(artifact).from_pretrained(tmp_path)
     config.write_text(own)
     shutil.copy(tmp_path / f"{other}.safetensors", tensors)
-    with pytest.raises(NeuralGateError, match="cannot be read as|checksums differ"):
+    with pytest.raises(NeuralGateError, match=r"cannot be read as|checksums differ"):
         type(artifact).from_pretrained(tmp_path)
     tensors.unlink()
     with pytest.raises(NeuralGateError, match=rf"no .* in .*: {name}\.safetensors is missing; `neuralgate "):
