@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def hugging_face(batches: Sequence[dict[str, Any]], folder: Path, **settings: An
     keys = {*model_inputs(batches[0]), "labels"}
     arguments = TrainingArguments(
         str(folder), max_steps=len(batches) // ACCUMULATED, gradient_accumulation_steps=ACCUMULATED, max_grad_norm=0.0,
-        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no", ddp_backend="gloo",
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+        ddp_backend="gloo" if "RANK" in os.environ else None,
     )  # fmt: skip
     optimizer = adam(model)
     trainer = BatchesTrainer(
