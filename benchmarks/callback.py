@@ -50,12 +50,12 @@ class EveryOtherStep(NeuralGateCallback):
     gated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        while self.gating.row_restorers:  # ungated steps run without these hooks
-            self.gating.row_restorers.popitem()[1].remove()
+        while self.row_restorers:  # ungated steps run without these hooks
+            self.row_restorers.popitem()[1].remove()
         if self.gated:
             if self.scope == "all":
-                self.gating.row_restorers = {
-                    id(optimizer): MaskedRowRestorer(self.gating.modules, optimizer) for optimizer in trainer.optimizers
+                self.row_restorers = {
+                    id(optimizer): MaskedRowRestorer(self.modules, optimizer) for optimizer in trainer.optimizers
                 }
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 

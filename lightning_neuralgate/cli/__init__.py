@@ -38,10 +38,14 @@ SUBCOMMANDS = {
 }
 
 
-def build_parser(chosen: str | None) -> ArgumentParser:
+def build_parser(chosen: str | None, preset: str | None = None) -> ArgumentParser:
     """Build the parser of `neuralgate`.
 
     Only the chosen subcommand gets its arguments: those of a Trainer need an import that takes seconds.
+
+    Args:
+        chosen: the subcommand.
+        preset: a key of the subcommand's `PRESETS`, whose values become the defaults of its options.
     """
     from jsonargparse import ArgumentParser
 
@@ -54,7 +58,10 @@ def build_parser(chosen: str | None) -> ArgumentParser:
     for name, summary in SUBCOMMANDS.items():
         subparser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
         if name == chosen:
-            import_module(f"{__name__}.{name}").add_arguments(subparser)
+            module = import_module(f"{__name__}.{name}")
+            module.add_arguments(subparser)
+            if preset is not None:
+                subparser.set_defaults(module.PRESETS[preset])
         subcommands.add_subcommand(name, subparser, help=summary)
     return parser
 
@@ -75,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build_parser(chosen)
         refuse_empty_options(arguments)
-        config = expand_paths(parser.parse_args(arguments))
+        config = parser.parse_args(arguments)
+        if preset := config[config.subcommand].get("preset"):
+            parser = build_parser(chosen, preset)
+            config = parser.parse_args(arguments)
+        config = expand_paths(config)
         silence_expected_warnings()
         subcommand = import_module(f"{__name__}.{config.subcommand}")
         with process_group_closed():

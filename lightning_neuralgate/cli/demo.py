@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -15,10 +15,33 @@ from lightning_neuralgate.cli.tables import console, print_rates
 from lightning_neuralgate.demo.experiment import EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 
+PRESETS = {
+    "paper": {
+        "settings.schedule": "paper",
+        "settings.tau": 0.3,
+        "settings.scope": "subject_last",
+        "settings.epochs": 1,
+        "settings.lr": 1e-5,
+        "settings.alpha": 1.25,
+        "settings.retention_weight": 0.0,
+        "settings.recovery_share": 0.0,
+        "settings.indirect_share": 0.0,
+        "settings.keep_share": 0.0,
+    }
+}
+"""Defaults of options by `--preset`."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `neuralgate demo`."""
     add_config(parser)
+    parser.add_argument(
+        "--preset",
+        type=Literal["paper"] | None,
+        default=None,
+        help="paper: the paper's settings of the edit, instead of the defaults of other options. They suit models of 7B "
+        "parameters; the embedded ones hardly change at the learning rate (--settings.lr).",
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -10,10 +10,10 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch import Trainer, seed_everything
 
+from lightning_neuralgate.cli.gating import add_gate, check_gate, gate_callback, gate_record
 from lightning_neuralgate.cli.options import (
     ModelOptions,
     add_config,
-    add_keep_strength,
     add_trainer,
     add_workers,
     check_inputs,
@@ -30,10 +30,6 @@ from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import DataFormatError, NeuralGateError
 from lightning_neuralgate.evaluation.callback import RefusalMetricsCallback
 from lightning_neuralgate.evaluation.dial import DialCallback, check_dial_records
-from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.gate.keys import InputCovariance
-from lightning_neuralgate.gate.neural_gate import NeuralGate
-from lightning_neuralgate.gate.positions import Scope
 from lightning_neuralgate.hf.identity import model_checksum
 from lightning_neuralgate.models.loading import model_folder
 from lightning_neuralgate.runtime.files import remove_temporary_files
@@ -44,6 +40,24 @@ from lightning_neuralgate.tasks.callback import TaskMetricsCallback
 from lightning_neuralgate.tasks.options import TaskSources, task_names
 from lightning_neuralgate.tasks.questions import TaskQuestions
 
+PRESETS = {
+    "paper": {
+        "scope": "subject_last",
+        "tau": 0.3,
+        "rows": "located",
+        "editor.schedule": "paper",
+        "editor.lr": 1e-5,
+        "editor.eps": 1e-3,
+        "editor.alpha": 1.25,
+        "editor.steps_per_pair": 10,
+        "editor.stop_loss": 1e-3,
+        "data.retention": None,
+        "recovery_share": 0.0,
+        "indirect_share": 0.0,
+        "trainer.max_epochs": 1,
+    }
+}
+"""Defaults of options by `--preset`."""
 _ADDED_ROWS = ("recovery_share", "recovery_depths", "indirect_share")
 
 
@@ -51,20 +65,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `neuralgate edit`."""
     add_config(parser)
     parser.add_argument("--out", type=Path, required=True, help="Output folder for the edited model.")
-    parser.add_argument("--gate", type=Path | None, default=None, help="Gate folder; without it, the edit is ungated.")
     parser.add_argument(
-        "--scope", type=Scope, default="subject_last", help="Token positions at which the gate applies."
-    )
-    parser.add_argument(
-        "--tau", type=float, default=0.3, help="Threshold: dimensions with a higher activity rate pass the gate."
-    )
-    parser.add_argument(
-        "--keep",
-        type=Path | None,
+        "--preset",
+        type=Literal["paper"] | None,
         default=None,
-        help="Folder written by `neuralgate keys`: keep the change out of the inputs of ordinary prompts.",
+        help="paper: the paper's rule with its settings, instead of the defaults of other options; needs --gate.",
     )
-    add_keep_strength(parser, "keep_")
+    add_gate(parser)
     parser.add_argument(
         "--pairs_per_batch", type=int, default=4, help="Query pairs per mini-batch (minibatch schedule)."
     )
@@ -132,9 +139,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_trainer(parser, max_epochs=1, limit_val_batches=2)
 
 
+def check(options: Namespace) -> None:
+    """Refuse options that do not go together."""
+    check_gate(options)
+
+
 def run(options: Namespace) -> None:
     """Edit and save the model. An interrupted run resumes."""
-    check_inputs(options)
+    check_inputs(options, columns=options.columns)
     with run_folder(options.out / UNFINISHED, options.trainer.is_global_zero):
         if options.trainer.is_global_zero:
             check_model_output(options.out)
@@ -169,14 +181,9 @@ def _run(options: Namespace) -> None:
         **{name: options[name] for name in _ADDED_ROWS},
     )
     editor = PrivacyEditModule(model, processor=processor, **arguments)
-    gate = None if options.gate is None else NeuralGate.from_pretrained(options.gate)
     trainer = options.trainer
-    keep = None if options.keep is None else InputCovariance.from_pretrained(options.keep)
-    gating = None
-    if gate is not None or keep is not None:
-        strength = {"keep": keep, "keep_share": options.keep_share, "keep_soft": options.keep_soft}
-        place = {"layers": arguments["layers"], "projection": arguments["projection"]}
-        gating = NeuralGateCallback(gate, options.scope, options.tau, **place, **strength)
+    gating = gate_callback(options, model, splits)
+    if gating is not None:
         trainer.callbacks.append(gating)
     if options.measure_every:
         trainer.callbacks.append(RefusalMetricsCallback({"test": splits.test}, processor, options.measure_every))
@@ -187,9 +194,7 @@ def _run(options: Namespace) -> None:
     dialling = DialCallback(splits.validation, processor, options.max_leak) if options.dial else None
     if dialling is not None:
         trainer.callbacks.append(dialling)
-    gated = {} if gate is None else {"gate": gate.fingerprint, "scope": options.scope, "tau": str(options.tau)}
-    if gating is not None and gating.key_space is not None:
-        gated["keep"] = gating.key_space.settings
+    gated = gate_record(options, gating)
     unfinished = options.out / UNFINISHED
     fit_resumably(trainer, editor, data, unfinished, {"model": base, **gated}, options.keep_every)
     if trainer.is_global_zero:
@@ -197,7 +202,9 @@ def _run(options: Namespace) -> None:
             (options.out / name).unlink(missing_ok=True)
     editor.save_pretrained(options.out)
     added = {name: str(options[name]) for name in _ADDED_ROWS if data.added_rows.enabled}
-    provenance = {**gated, "editor": json.dumps(arguments), "seed": str(options.seed), **added, **library_versions()}
+    preset = {} if options.preset is None else {"preset": options.preset}
+    record = {**preset, **gated, "editor": json.dumps(arguments), "seed": str(options.seed), **added}
+    provenance = {**record, **library_versions()}
     has_delta = trainer.is_global_zero and _write_delta(options.model.name, options.out, provenance)
     if dialling is not None and dialling.dial is not None:
         _dial(dialling.dial, editor, trainer, options, provenance, has_delta)

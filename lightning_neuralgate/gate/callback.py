@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,20 +10,13 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
-from lightning_neuralgate.gate.columns import ColumnRule
 from lightning_neuralgate.gate.gating import Gating
-from lightning_neuralgate.gate.keys import DEFAULT_SHARE, InputCovariance
-from lightning_neuralgate.gate.neural_gate import DEFAULT_TAU, NeuralGate
-from lightning_neuralgate.gate.positions import PositionRule, Scope
-from lightning_neuralgate.gate.row_rules import LocatedRows, RowRule
-from lightning_neuralgate.gate.subjects import SubjectFinder
-from lightning_neuralgate.hf.decoder import Projection
+from lightning_neuralgate.gate.row_rules import LocatedRows
 from lightning_neuralgate.hf.distributed import UNTESTED_STRATEGIES, has_flat_parameters, refuse_strategies, uses_fsdp1
-from lightning_neuralgate.prefix_cache.layout import BatchLayout
 from lightning_neuralgate.runtime.figures import log_figure
 
 
-class NeuralGateCallback(Callback):
+class NeuralGateCallback(Gating, Callback):
     """Gate the gradients of MLP output projections: at the subject's tokens, only privacy neurons are trained.
 
     Add it to the Trainer that fine-tunes your vision-language model to refuse sensitive questions, so that the model keeps
@@ -98,6 +89,7 @@ class NeuralGateCallback(Callback):
 
     Example:
         >>> import torch
+        >>> from lightning_neuralgate import NeuralGate
         >>> from lightning_neuralgate.hf.identity import ModelIdentity
         >>> identity = ModelIdentity("Tiny", "0", "model.layers", "mlp.down_proj", 2, 4)
         >>> gate = NeuralGate({"Passport": {1: torch.tensor([0.0, 0.2, 0.5, 1.0])}}, identity, {"passport": 5})
@@ -106,64 +98,20 @@ class NeuralGateCallback(Callback):
         A gate that was saved by `neuralgate locate` is loaded by its path: `NeuralGateCallback("gate", tokenizer=processor)`.
     """
 
-    def __init__(
-        self,
-        gate: NeuralGate | str | Path | None,
-        scope: Scope | PositionRule = "subject_last",
-        tau: float = DEFAULT_TAU,
-        layers: Sequence[int] | None = None,
-        subject_mask_key: str = "subject_mask",
-        subject_key: str = "subject",
-        soft: bool = False,
-        tokenizer: Any = None,
-        find_subjects: SubjectFinder | None = None,
-        strict: bool = False,
-        rows: RowRule | None = None,
-        columns: ColumnRule | None = None,
-        projection: Projection = "mlp",
-        keep: InputCovariance | str | Path | None = None,
-        keep_share: float = DEFAULT_SHARE,
-        keep_soft: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.gating = Gating(
-            gate,
-            scope,
-            tau,
-            layers,
-            subject_mask_key,
-            subject_key,
-            soft,
-            tokenizer,
-            find_subjects,
-            strict,
-            rows,
-            columns,
-            projection,
-            keep,
-            keep_share,
-            keep_soft,
-        )
-        self.gate, self.layers, self.key_space = self.gating.gate, self.gating.layers, self.gating.key_space
-        self.scope, self.tau, self.soft = scope, tau, soft
-        self._resumed = False
+    _resumed = False  # whether a checkpoint of a gated training was loaded
 
     @property
     @override
     def state_key(self) -> str:
-        rules = {"rows": self.gating.rows, "columns": self.gating.columns}
+        rules = {"rows": self.rows, "columns": self.columns}
         named = {name: str(rule) for name, rule in rules.items() if rule is not None}
-        if type(self.gating.rows) is LocatedRows:
+        if type(self.rows) is LocatedRows:
             del named["rows"]
-        if self.gating.projection != "mlp":
-            named["projection"] = self.gating.projection
+        if self.projection != "mlp":
+            named["projection"] = self.projection
         return self._generate_state_key(
-            scope=str(self.gating.positions), tau=self.tau, layers=self.layers, soft=self.soft, **named
+            scope=str(self.positions), tau=self.tau, layers=self.layers, soft=self.soft, **named
         )
-
-    def fits_layout(self, batch: Mapping[str, Any], layout: BatchLayout) -> bool:
-        """Return whether a batch may be run as shared prefixes and own tokens (`BatchLayout`), see `Gating.fits_layout`."""
-        return self.gating.fits_layout(batch, layout)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,33 +119,33 @@ class NeuralGateCallback(Callback):
         self._check_strategy(trainer, root)
         self._check_averaging(trainer)
         if not self._resumed:  # resumed weights have changed already; instead, the checkpoint's fingerprint was checked
-            self.gating.check_fits(root if uses_fsdp1(root) else pl_module)
-        self.gating.attach(pl_module, trainer.optimizers, self._resumed)
+            self.check_fits(root if uses_fsdp1(root) else pl_module)
+        self.attach(pl_module, trainer.optimizers, self._resumed)
         gate = self.gate
         if gate is not None:
             log_figure(trainer, "gate/rates", lambda: gate.plot(None if self.soft else self.tau, self.layers)[0])
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.gating.start_batch(batch, measured=_is_logged(trainer))
+        self.start_batch(batch, measured=_is_logged(trainer))
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.gating.after_backward()
+        self.after_backward()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.gating.before_step(optimizer)
+        self.before_step(optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        meters = self.gating.meters
+        meters = self.meters
         if meters is not None:
             shares = {
-                f"{self.gating.log_names[name]}/{part}": getattr(meters[name], part)
-                for name in self.gating.modules
+                f"{self.log_names[name]}/{part}": getattr(meters[name], part)
+                for name in self.modules
                 if name in meters
                 for part in ("passed", "blocked")
             }
@@ -205,13 +153,13 @@ class NeuralGateCallback(Callback):
             metrics = {name: float("nan") if share is None else share for name, share in shares.items()}
             is_distributed = trainer.world_size > 1
             pl_module.log_dict(metrics, batch_size=1, sync_dist=is_distributed)
-            ungated = float(self.gating.ungated_rows.in_batch)
+            ungated = float(self.ungated_rows.in_batch)
             pl_module.log("gate/rows_without_subject", ungated, batch_size=1, sync_dist=is_distributed, reduce_fx="sum")
-        self.gating.end_batch()
+        self.end_batch()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.gating.ungated_rows.warn()
+        self.ungated_rows.warn()
         self._detach()
 
     @override
@@ -224,14 +172,14 @@ class NeuralGateCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        rows = self.gating.rows and self.gating.rows.state_dict()
+        rows = self.rows and self.rows.state_dict()
         return {"gate": self._fingerprint, **({"rows": rows} if rows else {})}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._check_fingerprint(state_dict["gate"])
-        if self.gating.rows is not None:
-            self.gating.rows.load_state_dict(state_dict.get("rows", {}))
+        if self.rows is not None:
+            self.rows.load_state_dict(state_dict.get("rows", {}))
         self._resumed = True
 
     @override
@@ -262,9 +210,9 @@ class NeuralGateCallback(Callback):
 
     def _check_strategy(self, trainer: Trainer, root: nn.Module) -> None:
         refuse_strategies(trainer.strategy, UNTESTED_STRATEGIES, "NeuralGateCallback")
-        if uses_fsdp1(root) and self.gating.restores:
+        if uses_fsdp1(root) and self.restores:
             raise UnsupportedSetupError(
-                f"{self.gating.restores} restores masked weights after each step, but FSDP1 (FSDPStrategy) flattens them, so "
+                f"{self.restores} restores masked weights after each step, but FSDP1 (FSDPStrategy) flattens them, so "
                 "they have no rows then: use FSDP2 through ModelParallelStrategy, or choose another scope and no columns"
             )
         if uses_fsdp1(root) and self.key_space is not None:
@@ -283,14 +231,14 @@ class NeuralGateCallback(Callback):
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
         ]
-        if averaging and self.gating.restores:
+        if averaging and self.restores:
             raise UnsupportedSetupError(
                 f"{averaging[0]} replaces the weights by averages, which are rounded and lag behind, so that weights which "
-                f"{self.gating.restores} keeps bit-identical would move: leave it out, or choose another scope and no columns"
+                f"{self.restores} keeps bit-identical would move: leave it out, or choose another scope and no columns"
             )
 
     def _detach(self) -> None:
-        self.gating.detach()
+        self.detach()
         self._resumed = False
 
 

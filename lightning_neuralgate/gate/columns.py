@@ -10,30 +10,21 @@ and opens the columns with the largest contrast. It does not store the mask, so 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import GatedModule
-from lightning_neuralgate.hf.hub import local_folder
-from lightning_neuralgate.hf.identity import ModelIdentity, check_same_model
-from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.runtime.parsing import read_json_object
+from lightning_neuralgate.hf.artifact import ModelArtifact
+from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.versions import library_versions
 
 WEIGHTS_NAME = "columns.safetensors"
 CONFIG_NAME = "columns.json"
-FORMAT_VERSION = 1
 DEFAULT_SHARE = 0.05
 
 
@@ -51,10 +42,11 @@ class ColumnRule(ABC):
         return type(self).__name__
 
 
-class ColumnGate(ColumnRule):
+class ColumnGate(ModelArtifact, ColumnRule):
     """Contrast of a projection's input units between sensitive and benign queries, per layer.
 
-    `locate_columns` computes it.
+    Computed by `locate_columns` or `neuralgate locate --columns true`, and saved as `columns.safetensors` and `columns.json`,
+    which may stand in the folder of a `NeuralGate`.
 
     Args:
         contrasts: layer -> contrast of each unit, (k,), not negative.
@@ -73,6 +65,9 @@ class ColumnGate(ColumnRule):
         >>> gate.mask(1), gate.with_share(0.25).mask(1)
         (tensor([False,  True,  True, False]), tensor([False,  True, False, False]))
     """
+
+    _kind, file_names, _error = "column gate", (WEIGHTS_NAME, CONFIG_NAME), GateFormatError
+    _made, _make, _origin = "located", "locate", "`neuralgate locate --columns true` writes it"
 
     def __init__(
         self,
@@ -126,70 +121,19 @@ class ColumnGate(ColumnRule):
         contrasts = {k: v[torch.randperm(len(v), generator=generator)] for k, v in self._contrasts.items()}
         return ColumnGate(contrasts, self.model, self.queries, self.share, self.versions)
 
-    def check_fits(self, module: nn.Module) -> None:
-        """Check that the gate was located in this model.
+    def _tensors(self) -> dict[str, Tensor]:
+        return {str(layer): values for layer, values in self._contrasts.items()}
 
-        Raises:
-            GateMismatchError: it was not; the message names each property that differs, with both values.
-        """
-        check_same_model(self.model, module, "column gate", "located", "locate")
+    def _settings(self) -> dict[str, Any]:
+        return {"layers": self.layers, "queries": self.queries, "share": self.share}
 
-    @property
-    def fingerprint(self) -> str:
-        """Short checksum of the contrasts and of the model that they belong to."""
-        identity = asdict(self.model)
-        identity.pop("name")
-        digest = hashlib.sha256(json.dumps([identity, self.queries], sort_keys=True).encode())
-        for layer, values in self._contrasts.items():
-            digest.update(str(layer).encode() + values.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Save the gate as `columns.safetensors` and `columns.json`; both may stand in the folder of a `NeuralGate`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "format_version": FORMAT_VERSION,
-            "model": asdict(self.model),
-            "layers": self.layers,
-            "queries": self.queries,
-            "share": self.share,
-            "versions": self.versions,
-            "fingerprint": self.fingerprint,
-        }
-        with atomic_write(folder / WEIGHTS_NAME) as temporary:
-            save_file({str(layer): values for layer, values in self._contrasts.items()}, temporary)
-        with atomic_write(folder / CONFIG_NAME) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    def _fingerprinted(self, identity: dict[str, Any]) -> Any:
+        return [identity, self.queries]
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> ColumnGate:
-        """Load a gate from a folder or a hub repository.
-
-        Raises:
-            GateFormatError: a file is missing or unreadable, or the two files are not of the same gate.
-        """
-        folder = local_folder(source, GateFormatError, (WEIGHTS_NAME, CONFIG_NAME))
-        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-        for file in (config_file, weights_file):
-            if not file.is_file():
-                raise GateFormatError(
-                    f"no column gate in {folder}: {file.name} is missing; locate_columns computes one"
-                )
-        config: dict[str, Any] = read_json_object(config_file, GateFormatError, own=True, hint="locate again")
-        if config.get("format_version") != FORMAT_VERSION:
-            raise GateFormatError(
-                f"{config_file}: format_version {config.get('format_version')}, this version reads {FORMAT_VERSION}"
-            )
-        try:
-            contrasts = {int(layer): values for layer, values in load_file(weights_file).items()}
-            identity = ModelIdentity(**config["model"])
-            gate = cls(contrasts, identity, config["queries"], config["share"], config["versions"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GateFormatError(f"the column gate in {folder} is damaged: {error!r}; locate again") from error
-        if config.get("fingerprint") != gate.fingerprint:
-            raise GateFormatError(f"{weights_file} and {config_file.name} are not of the same gate (checksums differ)")
-        return gate
+    def _from_saved(cls, tensors: Mapping[str, Tensor], model: ModelIdentity, config: Mapping[str, Any]) -> Self:
+        contrasts = {int(layer): values for layer, values in tensors.items()}
+        return cls(contrasts, model, config["queries"], config["share"], config["versions"])
 
     def __str__(self) -> str:
         return f"{self.fingerprint} ({self.share})"

@@ -1,7 +1,8 @@
 """The gate in a model: hooks on the gated projections, for any training loop.
 
-`NeuralGateCallback` (Lightning), `gated` (a plain loop) and `HFGateCallback` (transformers' Trainer) call the same methods of
-`Gating`, at the same places of a step, so that they train alike.
+`NeuralGateCallback` (Lightning) and `HFGateCallback` (transformers' Trainer) are a `Gating` that a Trainer calls, and `gated`
+yields one to a plain loop. They have its arguments, and call its methods at the same places of a step, so that they train
+alike.
 """
 
 from __future__ import annotations
@@ -43,16 +44,7 @@ class Gating:
 
     Each batch: `start_batch`, forward and backward passes (`after_backward`), `before_step`, `end_batch`.
 
-    Args:
-        gate, scope, tau, layers, subject_mask_key, subject_key, soft, tokenizer, find_subjects, strict, rows, columns:
-            as in `NeuralGateCallback`.
-        projection, keep, keep_share, keep_soft: as in `NeuralGateCallback`.
-        reads_inputs: call `find_subjects` with the model's inputs in each forward pass, instead of with the batch.
-
-    Raises:
-        ValueError: an argument is out of range, or does not go with another one.
-        GateMismatchError: the gate lacks a layer.
-        ModelLayoutError: there is no tokenizer at `tokenizer`.
+    Args, Raises: as in `NeuralGateCallback`.
     """
 
     def __init__(
@@ -73,8 +65,9 @@ class Gating:
         keep: InputCovariance | str | Path | None = None,
         keep_share: float = DEFAULT_SHARE,
         keep_soft: float | None = None,
-        reads_inputs: bool = False,
     ) -> None:
+        super().__init__()  # of the Trainer's callback class
+        self.scope, self.tau, self.soft = scope, tau, soft
         self.positions = position_rule(scope)
         if tokenizer is not None and find_subjects is not None:
             raise ValueError("pass tokenizer or find_subjects, not both: each finds the subjects of a batch")
@@ -100,7 +93,8 @@ class Gating:
             tokenizer = load_tokenizer(tokenizer)
         if tokenizer is not None:
             find_subjects = SubjectsInText(getattr(tokenizer, "tokenizer", tokenizer), subjects)
-        self.reads_inputs = tokenizer is not None or reads_inputs
+        self.reads_inputs = tokenizer is not None
+        """Call `find_subjects` with the model's inputs in each forward pass, instead of with the batch."""
         self.find_subjects: SubjectFinder = find_subjects or SubjectsInBatch(subject_mask_key, subject_key)
         self.ungated_rows = UngatedRows(subjects, strict)
         self.modules: dict[str, GatedModule] = {}

@@ -12,14 +12,14 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.gate.positions import PositionRule, Scope
 
 
-class HFGateCallback(TrainerCallback):
+class HFGateCallback(Gating, TrainerCallback):
     """Gate the gradients in transformers' Trainer, as `NeuralGateCallback` does in Lightning's.
 
     The Trainer does not pass batches to its callbacks, so subjects are found in the inputs of the model: give `tokenizer`,
     or `find_subjects`, a function of the model's inputs. Rules that need more of a batch take a function of the inputs, too,
-    such as `Divergence(twins=...)`. It trains bit-identically to `NeuralGateCallback` on one process; several processes,
-    DeepSpeed and FSDP are not tested with it. Nothing is logged. A resumed run does not check the gate, and the averages of
-    `ConflictRows` start anew in it.
+    such as `Divergence(twins=...)`. It trains bit-identically to `NeuralGateCallback` on one process, and is tested under
+    DDP; DeepSpeed and FSDP are not tested with it. Nothing is logged. A resumed run does not check the gate, and the averages
+    of `ConflictRows` start anew in it.
 
     The Trainer itself needs accelerate (`pip install accelerate`).
 
@@ -45,38 +45,39 @@ class HFGateCallback(TrainerCallback):
                 "transformers' Trainer passes no batch to its callbacks: pass tokenizer or find_subjects, a function of the "
                 "model's inputs"
             )
-        self.gating = Gating(gate, scope, reads_inputs=True, **settings)
+        super().__init__(gate, scope, **settings)
+        self.reads_inputs = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.gating.detach()  # an earlier training may have ended with an error
+        self.detach()  # an earlier training may have ended with an error
         if not state.global_step:  # the weights of a resumed run have changed already
-            self.gating.check_fits(kwargs["model"])
+            self.check_fits(kwargs["model"])
         optimizer = kwargs["optimizer"]  # accelerate wraps it
-        self.gating.attach(kwargs["model"], [getattr(optimizer, "optimizer", optimizer)], state.global_step > 0)
+        self.attach(kwargs["model"], [getattr(optimizer, "optimizer", optimizer)], state.global_step > 0)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.gating.start_batch()
+        self.start_batch()
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.gating.after_backward()
+        self.after_backward()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = kwargs["optimizer"]
-        self.gating.before_step(getattr(optimizer, "optimizer", optimizer))
+        self.before_step(getattr(optimizer, "optimizer", optimizer))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.gating.end_batch()
+        self.end_batch()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.gating.ungated_rows.warn()
-        self.gating.detach()
+        self.ungated_rows.warn()
+        self.detach()

@@ -11,28 +11,20 @@ Keys in this sense: ROME (arXiv 2202.05262), MEMIT (2210.07229). The hard projec
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_neuralgate.errors import GateMismatchError, KeysFormatError
-from lightning_neuralgate.hf.hub import local_folder
-from lightning_neuralgate.hf.identity import ModelIdentity, check_same_model
-from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.runtime.parsing import read_json_object
+from lightning_neuralgate.hf.artifact import ModelArtifact
+from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.versions import library_versions
 
 WEIGHTS_NAME = "keys.safetensors"
 CONFIG_NAME = "keys.json"
-FORMAT_VERSION = 1
 DEFAULT_SHARE = 0.9
 """Share of the energy of ordinary keys that a change of the weight is kept out of."""
 _DESCRIBED_SHARES = (0.8, 0.9, 0.99)
@@ -90,10 +82,10 @@ class KeyProjector:
         return f"KeyProjector({self.removed:.1f} of {self.size} input directions removed)"
 
 
-class InputCovariance:
+class InputCovariance(ModelArtifact):
     """Covariance C = E[k k^T], not centred, of the inputs of MLP output projections, per layer.
 
-    Collected by `KeyCollector` or `neuralgate keys`.
+    Collected by `KeyCollector` or `neuralgate keys`. Saved as `keys.safetensors` (the matrices) and `keys.json`.
 
     Args:
         covariances: layer -> C, (k, k), symmetric.
@@ -114,6 +106,9 @@ class InputCovariance:
                 [0., 1., 0.],
                 [0., 0., 1.]])
     """
+
+    _kind, file_names, _error = "input covariance", (WEIGHTS_NAME, CONFIG_NAME), KeysFormatError
+    _made, _make, _origin = "collected", "collect", "`neuralgate keys` writes it"
 
     def __init__(
         self,
@@ -201,69 +196,16 @@ class InputCovariance:
                 "%", " %"
             )
 
-    def check_fits(self, module: nn.Module) -> None:
-        """Check that the inputs were collected in this model.
+    def _tensors(self) -> dict[str, Tensor]:
+        return {str(layer): covariance for layer, covariance in self._covariances.items()}
 
-        Raises:
-            GateMismatchError: they were not; the message names each property that differs, with both values.
-        """
-        check_same_model(self.model, module, "input covariance", "collected", "collect")
-
-    @property
-    def fingerprint(self) -> str:
-        """Short checksum of the matrices and of the model that they belong to."""
-        identity = {name: value for name, value in asdict(self.model).items() if name != "name"}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for layer, covariance in self._covariances.items():
-            digest.update(f"{layer}".encode() + covariance.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `keys.safetensors` (the matrices) and `keys.json` (everything else) to a folder, created if needed."""
-        folder = Path(folder)
-        config = {
-            "format_version": FORMAT_VERSION,
-            "model": asdict(self.model),
-            "layers": self.layers,
-            "tokens": self.tokens,
-            "prompts": self.prompts,
-            "versions": self.versions,
-            "fingerprint": self.fingerprint,
-        }
-        with atomic_write(folder / WEIGHTS_NAME) as temporary:
-            save_file({str(layer): covariance for layer, covariance in self._covariances.items()}, temporary)
-        with atomic_write(folder / CONFIG_NAME) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    def _settings(self) -> dict[str, Any]:
+        return {"layers": self.layers, "tokens": self.tokens, "prompts": self.prompts}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> InputCovariance:
-        """Load an input covariance from a folder or a hub repository.
-
-        Raises:
-            KeysFormatError: a file is missing or unreadable, or the two files do not belong together.
-        """
-        folder = local_folder(source, KeysFormatError, (WEIGHTS_NAME, CONFIG_NAME))
-        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-        for file in (config_file, weights_file):
-            if not file.is_file():
-                raise KeysFormatError(
-                    f"no input covariance in {folder}: {file.name} is missing; `neuralgate keys` writes it"
-                )
-        config: dict[str, Any] = read_json_object(config_file, KeysFormatError, own=True, hint="collect again")
-        try:
-            if config["format_version"] != FORMAT_VERSION:
-                raise KeysFormatError(f"format_version {config['format_version']}, this version reads {FORMAT_VERSION}")
-            covariances = {int(layer): value for layer, value in load_file(weights_file).items()}
-            counts = config["tokens"], config["prompts"]
-            keys = cls(covariances, ModelIdentity(**config["model"]), *counts, config["versions"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            reason = repr(error) if isinstance(error, KeyError) else error
-            raise KeysFormatError(
-                f"{config_file} and {weights_file.name} hold no input covariance: {reason}; collect again"
-            ) from error
-        if config.get("fingerprint") != keys.fingerprint:
-            raise KeysFormatError(f"{weights_file} and {config_file.name} do not belong together (checksums differ)")
-        return keys
+    def _from_saved(cls, tensors: Mapping[str, Tensor], model: ModelIdentity, config: Mapping[str, Any]) -> Self:
+        covariances = {int(layer): value for layer, value in tensors.items()}
+        return cls(covariances, model, config["tokens"], config["prompts"], config["versions"])
 
     def __repr__(self) -> str:
         return f"InputCovariance({self.model.architecture}, layers {self.layers}, {self.tokens} tokens)"

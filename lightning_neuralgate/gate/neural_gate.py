@@ -13,24 +13,17 @@ Paper: section on privacy neurons, stage 1 of Neural Gate (arXiv 2603.12598).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_neuralgate.errors import GateFormatError, GateMismatchError
 from lightning_neuralgate.gate.plot import MAX_PANELS, draw_gate
 from lightning_neuralgate.gate.spans import normalize_subject
-from lightning_neuralgate.hf.hub import local_folder
-from lightning_neuralgate.hf.identity import ModelIdentity, check_same_model
-from lightning_neuralgate.runtime.files import atomic_write
-from lightning_neuralgate.runtime.parsing import read_json_object
+from lightning_neuralgate.hf.artifact import ModelArtifact
+from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.runtime.versions import library_versions
 
 if TYPE_CHECKING:
@@ -39,7 +32,6 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME = "gate.safetensors"
 CONFIG_NAME = "gate.json"
-FORMAT_VERSION = 1
 DEFAULT_TAU = 0.3
 """Dimensions with an activity rate above tau count as strongly active; the paper's value."""
 
@@ -52,8 +44,10 @@ class ClassShares(NamedTuple):
     strong: float
 
 
-class NeuralGate:
+class NeuralGate(ModelArtifact):
     """Activity rates of privacy neurons, per subject and layer.
+
+    Saved as `gate.safetensors` (the rates) and `gate.json`.
 
     Args:
         rates: subject -> layer -> activity rates, shape (d,), values in [0, 1].
@@ -74,6 +68,9 @@ class NeuralGate:
         NeuralGate(Tiny, d=4; classes at tau=0.3)
           passport (5 records), layer 1: 25.0 % inactive, 25.0 % weakly active, 50.0 % strongly active
     """
+
+    _kind, file_names, _error = "gate", (WEIGHTS_NAME, CONFIG_NAME), GateFormatError
+    _made, _make, _origin = "located", "locate", "`neuralgate locate` writes it"
 
     def __init__(
         self,
@@ -107,7 +104,7 @@ class NeuralGate:
             raise GateFormatError(f"{name}: the model has layers 0 to {self.model.num_layers - 1}")
         if values.shape != (self.model.hidden_size,):
             raise GateFormatError(f"{name}: shape {tuple(values.shape)}, expected ({self.model.hidden_size},)")
-        rates = values.detach().to("cpu", torch.float32)
+        rates = values.detach().to("cpu", torch.float32).contiguous()
         if not bool(((rates >= 0) & (rates <= 1)).all()):  # also false for NaN
             raise GateFormatError(f"{name}: values outside [0, 1]")
         return rates
@@ -231,80 +228,21 @@ class NeuralGate:
         }
         return draw_gate(rates, tau, f"Neural gate in {self.model.architecture}", max_layers)
 
-    def check_fits(self, module: nn.Module) -> None:
-        """Check that the gate was located in this model.
+    def _tensors(self) -> dict[str, Tensor]:
+        rates = sorted(self._rates.items())
+        return {f"{subject}/{layer}": values for subject, layers in rates for layer, values in layers.items()}
 
-        Raises:
-            GateMismatchError: it was not; the message names each property that differs, with both values.
-        """
-        check_same_model(self.model, module, "gate", "located", "locate")
-
-    @property
-    def fingerprint(self) -> str:
-        """Short checksum of the rates and of the model that they belong to."""
-        identity = asdict(self.model)
-        identity.pop("name")
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for subject in sorted(self._rates):
-            for layer, values in self._rates[subject].items():
-                digest.update(f"{subject}/{layer}".encode() + values.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `gate.safetensors` (the rates) and `gate.json` (everything else) to a folder, which is created if needed."""
-        folder = Path(folder)
-        tensors = {f"{s}/{layer}": v.contiguous() for s, layers in self._rates.items() for layer, v in layers.items()}
-        config = {
-            "format_version": FORMAT_VERSION,
-            "model": asdict(self.model),
-            "layers": self.layers,
-            "records": {subject: self.records[subject] for subject in self.subjects},
-            "settings": self.settings,
-            "versions": self.versions,
-            "fingerprint": self.fingerprint,
-        }
-        with atomic_write(folder / WEIGHTS_NAME) as temporary:
-            save_file(tensors, temporary)
-        with atomic_write(folder / CONFIG_NAME) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    def _settings(self) -> dict[str, Any]:
+        records = {subject: self.records[subject] for subject in self.subjects}
+        return {"layers": self.layers, "records": records, "settings": self.settings}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> NeuralGate:
-        """Load a gate from a folder or a hub repository.
-
-        Raises:
-            GateFormatError: a file is missing or unreadable, or the two files are not of the same gate.
-        """
-        folder = local_folder(source, GateFormatError, (WEIGHTS_NAME, CONFIG_NAME))
-        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-        for file in (config_file, weights_file):
-            if not file.is_file():
-                raise GateFormatError(f"no gate in {folder}: {file.name} is missing; `neuralgate locate` writes it")
-        config = read_json_object(config_file, GateFormatError, own=True, hint="locate again")
-        try:
-            if config["format_version"] != FORMAT_VERSION:
-                raise GateFormatError(
-                    f"{config_file}: format_version {config['format_version']}, this version reads {FORMAT_VERSION}"
-                )
-            identity = ModelIdentity(**config["model"])
-            records, settings, versions = config["records"], config["settings"], config["versions"]
-            tensors = load_file(weights_file)
-            rates: dict[str, dict[int, Tensor]] = {subject: {} for subject in records}
-            for name, values in tensors.items():
-                subject, _, layer = name.rpartition("/")
-                rates[subject][int(layer)] = values
-            gate = cls(rates, identity, records, settings, versions)
-        except (OSError, SafetensorError) as error:
-            raise GateFormatError(f"the gate in {folder} cannot be read: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, GateFormatError):
-                if str(folder) in str(error):
-                    raise
-                raise GateFormatError(f"the gate in {folder} is damaged: {error}; locate again") from error
-            raise GateFormatError(f"{config_file} is not the config of a gate: {error!r}") from error
-        if config.get("fingerprint") != gate.fingerprint:
-            raise GateFormatError(f"{weights_file} and {config_file.name} are not of the same gate (checksums differ)")
-        return gate
+    def _from_saved(cls, tensors: Mapping[str, Tensor], model: ModelIdentity, config: Mapping[str, Any]) -> Self:
+        rates: dict[str, dict[int, Tensor]] = {subject: {} for subject in config["records"]}
+        for name, values in tensors.items():
+            subject, _, layer = name.rpartition("/")
+            rates[subject][int(layer)] = values
+        return cls(rates, model, config["records"], config["settings"], config["versions"])
 
     def __repr__(self) -> str:
         lines = [f"NeuralGate({self.model.architecture}, d={self.model.hidden_size}; classes at tau={DEFAULT_TAU})"]

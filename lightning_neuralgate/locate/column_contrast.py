@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_neuralgate.errors import DataFormatError
+from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.gate.columns import DEFAULT_SHARE, ColumnGate
 from lightning_neuralgate.gate.positions import TAIL_TOKENS, TWIN, Tail, entry, real_tokens, shared_tokens
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
+from lightning_neuralgate.hf.distributed import is_sharded
 from lightning_neuralgate.hf.forward import IGNORED, last_logits, model_inputs
 from lightning_neuralgate.hf.identity import ModelIdentity
+
+_ROLES = ("sensitive", "benign")
 
 
 def locate_columns(
@@ -27,79 +32,109 @@ def locate_columns(
 
         contrast = |mean over sensitive queries - mean over benign queries| / sqrt((var_sensitive + var_benign) / 2),
 
-    and the larger one counts. One forward pass per batch, in this process.
+    and the larger one counts. One forward pass per batch. Several processes share the batches, and all return the gate that
+    one process would.
 
     Args:
         model: the unedited model.
-        batches: batches of `PrivacyPairDataModule.pairs_dataloader()`; rows without a twin are skipped.
+        batches: batches of `PrivacyPairDataModule.pairs_dataloader()`; rows without a twin are skipped. Every process has to
+            give all of them, as a DataModule does that is not attached to a Trainer.
         layers: indices of the decoder layers.
         share: share of the columns that the gate opens.
 
     Raises:
         DataFormatError: fewer than two pairs.
-        UnsupportedSetupError: a batch lacks twins or tails.
+        UnsupportedSetupError: a batch lacks twins or tails, or the processes were given different batches.
     """
-    moments = {layer: _Moments() for layer in layers}
-    device = next(model.parameters()).device
+    # with sharded weights, every process has to run all batches
+    is_shared = dist.is_available() and dist.is_initialized() and not is_sharded(model)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if is_shared else (0, 1)
+    moments: dict[int, dict[_Key, _Moments]] = {}
+    digest = hashlib.sha256()
     with torch.no_grad():
-        for batch in batches:
-            batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-            sites = _sites(batch)
-            rows = {
-                role: torch.tensor(
-                    [
-                        found == role and twin is not None
-                        for found, twin in zip(batch["role"], batch[TWIN], strict=True)
-                    ],
-                    device=device,
-                )
-                for role in ("sensitive", "benign")
-            }
-            with _projection_inputs(model, layers) as inputs:
-                last_logits(find_hf_model(model), {**model_inputs(batch), "use_cache": False}, 1)
-            for layer, x in inputs.items():
-                for site, mask in enumerate(sites):
-                    means = (x.double() * mask[:, :, None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
-                    for role, of_role in rows.items():
-                        moments[layer].update((site, role), means[of_role & mask.any(1)])
-    queries = min(found.count for found in moments.values())
+        for number, batch in enumerate(batches):
+            digest.update(batch["input_ids"].cpu().numpy().tobytes())
+            if number % world == rank:
+                moments[number] = _moments(model, batch, layers)
+    if is_shared:
+        gathered: list[Any] = [None] * world
+        dist.all_gather_object(gathered, (digest.hexdigest(), moments))
+        if len({checksum for checksum, _ in gathered}) > 1:
+            raise UnsupportedSetupError(
+                "locate_columns was given different batches in each process, but needs all batches in every one: take them "
+                "from a PrivacyPairDataModule that is not attached to a Trainer"
+            )
+        moments = {number: found for _, of_rank in gathered for number, found in of_rank.items()}
+    # added up in the order of the batches, so that rounding does not depend on the number of processes
+    totals = _summed([moments[number] for number in sorted(moments)])
+    sites = [(layer, site) for layer in layers for site in (0, 1)]
+    queries = 2 * min(totals[layer, site, role].queries if totals else 0 for layer, site in sites for role in _ROLES)
     if queries < 4:
         raise DataFormatError(f"columns are located with at least two query pairs, found {queries} queries")
-    contrasts = {layer: found.contrast() for layer, found in moments.items()}
+    contrasts = {
+        layer: torch.stack([_contrast(*(totals[layer, site, role] for role in _ROLES)) for site in (0, 1)]).amax(0)
+        for layer in layers
+    }
     return ColumnGate(contrasts, ModelIdentity.of(model), queries, share)
 
 
-class _Moments:
-    """Sums over queries of the activations and their squares, (k,) float64, per site and role."""
+_Key = tuple[int, int, str]
+"""Layer, site and role."""
 
-    def __init__(self) -> None:
-        self.sums: dict[tuple[int, str], tuple[int, Tensor, Tensor]] = {}
 
-    def update(self, key: tuple[int, str], values: Tensor) -> None:
-        count, total, squares = self.sums.get(key, (0, torch.zeros(()), torch.zeros(())))
-        self.sums[key] = count + len(values), values.sum(0) + total, values.square().sum(0) + squares
+class _Moments(NamedTuple):
+    """Number of queries, and sums over them of the activations and their squares, (k,) float64."""
 
-    @property
-    def count(self) -> int:
-        """The number of queries at the site with the fewest."""
-        return min((self._count(site) for site in (0, 1)), default=0)
+    queries: int
+    total: Tensor
+    squares: Tensor
 
-    def _count(self, site: int) -> int:
-        return 2 * min(self.sums.get((site, role), (0,))[0] for role in ("sensitive", "benign"))
 
-    def contrast(self) -> Tensor:
-        return torch.stack([self._contrast(site) for site in (0, 1)]).amax(0)
+def _moments(model: nn.Module, batch: Mapping[str, Any], layers: Sequence[int]) -> dict[_Key, _Moments]:
+    """Run a batch and return its moments, on the CPU."""
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    sites = _sites(batch)
+    rows = {
+        role: torch.tensor(
+            [found == role and twin is not None for found, twin in zip(batch["role"], batch[TWIN], strict=True)],
+            device=device,
+        )
+        for role in _ROLES
+    }
+    with _projection_inputs(model, layers) as inputs:
+        last_logits(find_hf_model(model), {**model_inputs(batch), "use_cache": False}, 1)
+    found = {}
+    for layer, x in inputs.items():
+        for site, mask in enumerate(sites):
+            means = (x.double() * mask[:, :, None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+            for role, of_role in rows.items():
+                values = means[of_role & mask.any(1)]
+                sums = values.sum(0).cpu(), values.square().sum(0).cpu()
+                found[layer, site, role] = _Moments(len(values), *sums)
+    return found
 
-    def _contrast(self, site: int) -> Tensor:
-        means, variances = [], []
-        for role in ("sensitive", "benign"):
-            count, total, squares = self.sums[site, role]
-            means.append(total / count)
-            variances.append((squares / count - means[-1].square()).clamp(min=0))
-        difference, sd = (means[0] - means[1]).abs(), ((variances[0] + variances[1]) / 2).sqrt()
-        # a unit that is constant says nothing
-        is_constant = sd <= 1e-9 * (means[0].abs() + means[1].abs()) + 1e-30
-        return torch.where(is_constant, torch.zeros_like(sd), difference / sd.clamp(min=1e-30))
+
+def _summed(parts: Sequence[Mapping[_Key, _Moments]]) -> dict[_Key, _Moments]:
+    totals: dict[_Key, _Moments] = {}
+    for part in parts:
+        for key, found in part.items():
+            queries, total, squares = totals.get(key, (0, torch.zeros(()), torch.zeros(())))
+            totals[key] = _Moments(queries + found.queries, total + found.total, squares + found.squares)
+    return totals
+
+
+def _contrast(sensitive: _Moments, benign: _Moments) -> Tensor:
+    """Return the contrast of each unit between the queries of two roles, (k,) float64."""
+    means = [part.total / part.queries for part in (sensitive, benign)]
+    variances = [
+        (part.squares / part.queries - mean.square()).clamp(min=0)
+        for part, mean in zip((sensitive, benign), means, strict=True)
+    ]
+    difference, sd = (means[0] - means[1]).abs(), ((variances[0] + variances[1]) / 2).sqrt()
+    # a unit that is constant says nothing
+    is_constant = sd <= 1e-9 * (means[0].abs() + means[1].abs()) + 1e-30
+    return torch.where(is_constant, torch.zeros_like(sd), difference / sd.clamp(min=1e-30))
 
 
 def _sites(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,14 @@ import torch.nn.functional as F
 
 from lightning_neuralgate.data.records import RecordSplits, RetentionItem
 from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.gate.positions import Scope, position_rule
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED, batch_nll, batch_predictions
+from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import tiny_llava
-from tests.helpers.training import datamodule, train
+from tests.helpers.training import Gradients, datamodule, random_gate, train
+from tests.strategies.runs import detached
 
 LAYER = 1
 
@@ -95,6 +99,41 @@ def test_training_with_kl_equals_a_plain_loop_with_and_without_shared_prefixes(s
     change = weight.detach() - before
     for found in results:
         assert float((found - before - change).norm() / change.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("scope", ["all", "divergence"])
+def test_kl_goes_with_a_gate(splits: RecordSplits, scope: Scope) -> None:
+    """The gradient is that of a plain loop with detached outputs; retention rows have no subject or twin, so they train."""
+    model, unedited, spy = tiny_llava(), tiny_llava(), Gradients()
+    editor = PrivacyEditModule(model, [LAYER], retention_loss="kl", retention_weight=0.5, share_prefixes=False)
+    _perturb(editor.model)  # the divergence of the unedited model has no gradient
+    plain = copy.deepcopy(model)
+    gate = random_gate(model)
+    data = datamodule(splits, retention=[_item(splits)], retention_per_batch=1, pairs_per_batch=2)
+    train(editor, data, NeuralGateCallback(gate, scope, tau=0.5), spy)
+
+    (batch,), (found,) = spy.batches, spy.grads[0].values()
+    projection: Any = find_decoder(plain).output_projection(LAYER)
+    assert batch["role"][-1] == "retention"
+    masks = [gate.mask(s, LAYER, 0.5) if s else torch.ones(32, dtype=torch.bool) for s in batch["subject"]]
+    gated, closed = position_rule(scope)(batch["subject_mask"], batch)
+    masked = (
+        closed[:, :, None].expand(-1, -1, 32) if gated is None else gated[:, :, None] & ~torch.stack(masks)[:, None]
+    )  # type: ignore[index]
+    assert not masked[-1].any()
+    expected = {}
+    for weight in (0.5, 0.0):
+        plain.zero_grad()
+        with detached(projection, "full", masked):
+            logits, labels = batch_predictions(plain, batch)
+            nll = batch_nll(plain, batch)
+        with torch.no_grad():
+            reference = batch_predictions(unedited, batch)[0][-1].log_softmax(-1)
+        kept = labels[-1] != IGNORED
+        kl = F.kl_div(logits[-1].log_softmax(-1), reference, reduction="none", log_target=True).sum(-1)[kept].mean()
+        (nll[0:-1:2].mean() + 1.25 * nll[1:-1:2].mean() + weight * kl).backward()
+        expected[weight] = projection.weight.grad.clone()
+    assert relative_error(found, expected[0.5]) < 1e-4 < relative_error(found, expected[0.0])
 
 
 def test_autocast_does_not_carry_unedited_weights_into_the_step(splits: RecordSplits) -> None:

@@ -94,7 +94,7 @@ def test_rows_without_a_subject_are_not_gated(splits: RecordSplits) -> None:
     trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     blank: Any = {"subject": ["", "passport"], "subject_mask": torch.tensor([[False, False], [False, True]])}
     callback.on_train_batch_start(trainer, None, blank, 0)  # type: ignore[arg-type]
-    batch = callback.gating.batch
+    batch = callback.batch
     assert batch is not None
     gate_values = batch.gate_values({"passport": torch.zeros(3, dtype=torch.bool)})
     gated = GradientMask(batch.positions, gate_values).apply(torch.ones(2, 2, 1), torch.ones(2, 2, 3))

@@ -42,7 +42,7 @@ def test_hooks_are_removed_after_fit_and_after_an_exception(splits: RecordSplits
     with pytest.raises(RuntimeError, match="boom"):
         train(Fails(model), datamodule(splits), callback)
     assert count_hooks(model) == 0
-    assert callback.gating.batch is None
+    assert callback.batch is None
 
 
 def test_bad_arguments_are_refused() -> None:
@@ -185,7 +185,7 @@ def test_a_callback_checks_its_next_model_after_a_resumed_run(splits: RecordSpli
 
 def test_the_tokenizer_may_be_given_as_a_folder(checkpoint: Path) -> None:
     callback = NeuralGateCallback(random_gate(tiny_llava()), tokenizer=str(checkpoint))
-    assert isinstance(callback.gating.find_subjects, SubjectsInText)
-    assert callback.gating.find_subjects.tokenizer.decode([1])
+    assert isinstance(callback.find_subjects, SubjectsInText)
+    assert callback.find_subjects.tokenizer.decode([1])
     with pytest.raises(ModelLayoutError, match="there is no folder"):
         NeuralGateCallback(random_gate(tiny_llava()), tokenizer=checkpoint / "nothing")

@@ -152,9 +152,9 @@ def test_damaged_files_are_refused(keys: InputCovariance, tmp_path: Path) -> Non
     config = json.loads((folder / CONFIG_NAME).read_text())
     for changes, message in (
         ({"format_version": 2}, "format_version 2, this version reads 1"),
-        ({"fingerprint": "0"}, "do not belong together"),
+        ({"fingerprint": "0"}, "not of the same input covariance"),
         ({"tokens": 0}, "at least one layer and one token"),
-        ({"model": {}}, "hold no input covariance"),
+        ({"model": {}}, "cannot be read as input covariance: .*; collect again"),
     ):
         (folder / CONFIG_NAME).write_text(json.dumps({**config, **changes}))
         with pytest.raises(KeysFormatError, match=message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +57,19 @@ def lightning(splits: RecordSplits, **settings: Any) -> Tensor:
     return weight(module.network)
 
 
-def plain(splits: RecordSplits, **settings: Any) -> Tensor:
+def batches_of(splits: RecordSplits) -> list[dict[str, Any]]:
+    return list(datamodule(splits, pairs_per_batch=1).pairs_dataloader())[:STEPS]
+
+
+def plain(batches: Sequence[dict[str, Any]], accumulated: int = ACCUMULATED, **settings: Any) -> Tensor:
     model = OwnLoss(tiny_llava()).network
     optimizer = adam(model)
-    batches = list(datamodule(splits, pairs_per_batch=1).pairs_dataloader())[:STEPS]
     with gated(model, random_gate(model), optimizer, **settings) as gating:
         for number, batch in enumerate(batches, start=1):
             if "tokenizer" not in settings:
                 gating.start_batch(batch)
-            (loss_of(model, batch) / ACCUMULATED).backward()
-            if number % ACCUMULATED == 0:
+            (loss_of(model, batch) / accumulated).backward()
+            if number % accumulated == 0:
                 optimizer.step()
                 optimizer.zero_grad()
     assert count_hooks(model) == 0
@@ -83,13 +88,13 @@ class BatchesTrainer(Trainer):
         return loss_of(model, inputs)
 
 
-def hugging_face(splits: RecordSplits, folder: Path, **settings: Any) -> Tensor:
+def hugging_face(batches: Sequence[dict[str, Any]], folder: Path, **settings: Any) -> Tensor:
     model = OwnLoss(tiny_llava()).network
-    batches = list(datamodule(splits, pairs_per_batch=1).pairs_dataloader())[:STEPS]
     keys = {*model_inputs(batches[0]), "labels"}
     arguments = TrainingArguments(
-        str(folder), max_steps=STEPS // ACCUMULATED, gradient_accumulation_steps=ACCUMULATED, max_grad_norm=0.0,
+        str(folder), max_steps=len(batches) // ACCUMULATED, gradient_accumulation_steps=ACCUMULATED, max_grad_norm=0.0,
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+        ddp_backend="gloo" if "RANK" in os.environ else None,
     )  # fmt: skip
     optimizer = adam(model)
     trainer = BatchesTrainer(
@@ -107,11 +112,12 @@ def hugging_face(splits: RecordSplits, folder: Path, **settings: Any) -> Tensor:
 
 @pytest.mark.parametrize("settings", [{"scope": "all"}, {"scope": "divergence"}, {"scope": "all", "rows": True}])
 def test_a_plain_loop_trains_as_lightning_does(splits: RecordSplits, settings: dict[str, Any]) -> None:
-    found = []
-    for run in (lightning, plain):
-        found.append(run(splits, **{**settings, **({"rows": ConflictRows()} if "rows" in settings else {})}))
-    assert torch.equal(*found)
-    assert not torch.equal(found[0], plain(splits, tau=1.0))
+    def rules() -> dict[str, Any]:
+        return {**settings, **({"rows": ConflictRows()} if "rows" in settings else {})}
+
+    expected = lightning(splits, **rules())
+    assert torch.equal(plain(batches_of(splits), **rules()), expected)
+    assert not torch.equal(plain(batches_of(splits), tau=1.0), expected)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +127,8 @@ def test_transformers_trainer_trains_as_lightning_does(splits: RecordSplits, tmp
     pytest.importorskip("accelerate")
     settings = {"scope": scope, "tokenizer": tiny_processor()}
     expected = lightning(splits, **settings)
-    assert torch.equal(hugging_face(splits, tmp_path, **settings), expected)
-    assert torch.equal(plain(splits, **settings), expected)
+    assert torch.equal(hugging_face(batches_of(splits), tmp_path, **settings), expected)
+    assert torch.equal(plain(batches_of(splits), **settings), expected)
     assert torch.equal(lightning(splits, scope=scope), expected)
     assert not torch.equal(expected, weight(tiny_llava()))
 

@@ -303,7 +303,7 @@ def test_retention_rows_need_no_subject(splits: RecordSplits) -> None:
 
     callback = NeuralGateCallback(random_gate(model), strict=True)
     train(MappingModule(model), DataLoader([batch], batch_size=None), callback)  # type: ignore[arg-type]
-    assert callback.gating.ungated_rows.in_batch == 0
+    assert callback.ungated_rows.in_batch == 0
 
 
 def test_the_callback_can_be_pickled(splits: RecordSplits) -> None:

@@ -15,6 +15,8 @@ from transformers import AutoModelForImageTextToText
 from lightning_neuralgate import NeuralGate
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.retention import render_retention
+from lightning_neuralgate.gate.keys import InputCovariance
+from lightning_neuralgate.hf.identity import ModelIdentity
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.reference import relative_error
 from tests.helpers.tiny_llava import save_tiny_llava
@@ -93,6 +95,29 @@ def test_one_device_ddp_and_fsdp(recipe: str, tmp_path: Path) -> None:
         steps = [int(row["step"]) for row in csv.DictReader(lines) if row["held_out/test/eta"]]
     assert steps[0] == 0
     assert len(steps) > 2
+
+
+@pytest.mark.slow
+def test_keep_kl_and_the_dial(tmp_path: Path) -> None:
+    data, model, out = tmp_path / "data", tmp_path / "model", tmp_path / "out"
+    save_tiny_llava(model)
+    sizes = {"edit_records": 1, "test_records": 1, "edit_pairs": 1, "test_pairs": 1, "validation_records": 1}
+    render_splits(data, seed=0, **sizes)  # type: ignore[arg-type]
+    render_retention(data, seed=0, forms="open", count=4)
+    identity = ModelIdentity.of(AutoModelForImageTextToText.from_pretrained(model))
+    keys = InputCovariance({1: torch.diag(torch.arange(1.0, 49.0))}, identity, tokens=1, prompts=1)
+    keys.save_pretrained(tmp_path / "keys")
+    launch(
+        f"{LLAVA}.py", "--data.folder", str(data), "--data.retention", str(data / "retention.jsonl"), "--model", str(model),
+        "--precision", "32-true", "--layers", "[1]", "--max_steps", "2", "--lr", "0.01", "--accelerator", "cpu", "--keep",
+        str(tmp_path / "keys"), "--retention_loss", "kl", "--max_leak", "1.0", "--eval_batches", "0", "--out", str(out),
+    )  # fmt: skip
+    dial = json.loads((out / "dial.json").read_text())
+    assert (dial["scale"], dial["max_leak"], len(dial["frontier"])) == (0.1, 1.0, 11)
+    change = weight(out / "edited") - weight(model)
+    assert change.norm() > 0
+    kept_out = keys.projector(1, share=0.9).directions
+    assert (change @ kept_out).norm() < 1e-3 * change.norm()
 
 
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp2", "lora"])

@@ -31,9 +31,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.errors import NeuralGateError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
-from lightning_neuralgate.gate.positions import Scope, scope_positions
+from lightning_neuralgate.gate.columns import ColumnGate
+from lightning_neuralgate.gate.positions import Scope, position_rule
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.distributed import full_state_dict, shard
+from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.runtime.process import process_group_closed
 from tests.helpers.tiny_llava import tiny_llava, tiny_splits
@@ -70,12 +72,21 @@ CASES = [
     Case(*parts)
     for parts in itertools.product((1, 3), ("32-true", "bf16-mixed"), ("full", "lora"), ("from_subject", "all"))
 ]
+CASES += [
+    Case(3, "32-true", "full", "divergence"),
+    Case(1, "32-true", "lora", "tail"),
+    Case(3, "32-true", "columns", "subject_last"),
+]
 
 
 def cases_of(strategy: str) -> list[Case]:
     """Return the cases to run with a strategy: all of them, or a few if it is a variant of another strategy."""
-    if strategy in ("fsdp1", "fsdp1_root"):  # half precision needs a GPU there, and scope 'all' is refused
-        return [case for case in CASES if case.precision == "32-true" and case.scope != "all"]
+    if strategy in ("fsdp1", "fsdp1_root"):  # half precision needs a GPU there; scope 'all' and columns are refused
+        return [
+            case
+            for case in CASES
+            if case.precision == "32-true" and case.scope != "all" and case.trainable != "columns"
+        ]
     if strategy in ("one", "ddp", "fsdp"):
         return CASES
     few = [case for case in CASES if case.precision == "32-true" and case.scope == "all"]
@@ -88,7 +99,7 @@ def cases_of(strategy: str) -> list[Case]:
 def trainable_model(trainable: str) -> nn.Module:
     """Return a tiny LLaVA in which one projection trains, or a LoRA on it with nonzero factors."""
     model: Any = tiny_llava().requires_grad_(False)
-    if trainable == "full":
+    if trainable != "lora":
         find_decoder(model).output_projection(LAYER).requires_grad_(True)
         return model  # type: ignore[no-any-return]
     torch.manual_seed(5)
@@ -140,6 +151,13 @@ class Training(LightningModule):
         return DataLoader(self.batches[self.global_rank :: self.trainer.world_size], batch_size=None)  # type: ignore[arg-type]
 
 
+def columns_of(case: Case) -> ColumnGate | None:
+    """Return a gate of a quarter of the columns, if the case is about columns."""
+    contrasts = {LAYER: torch.rand(48, generator=torch.Generator().manual_seed(1))}
+    identity = ModelIdentity.of(tiny_llava())
+    return ColumnGate(contrasts, identity, queries=8, share=0.25) if case.trainable == "columns" else None
+
+
 def trained_weights(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     return {name: value.clone().contiguous() for name, value in state.items() if name in names}
@@ -179,7 +197,7 @@ def trainer_of(strategy: str, case: Case, /, **options: Any) -> Trainer:
             "logger": DummyLogger(),  # in every process, so that the callback measures the gradient
             "strategy": strategies[strategy],
             "max_epochs": 1,
-            "callbacks": [NeuralGateCallback(gate, case.scope, TAU)],
+            "callbacks": [NeuralGateCallback(gate, case.scope, TAU, columns=columns_of(case))],
             **options,
         },
     )
@@ -239,7 +257,7 @@ def train_plain_loop(world: int, case: Case, folder: Path) -> tuple[dict[str, Te
     optimizer = make_optimizer([p for p in network.parameters() if p.requires_grad])
     batches = micro_batches(folder / "data-plain")
     steps = MICRO_BATCHES // (world * case.accumulate)
-    is_bf16 = case.precision == "bf16-mixed"
+    is_bf16, columns = case.precision == "bf16-mixed", columns_of(case)
     for step in range(steps):
         first = step * world * case.accumulate
         share = batches[first : first + world * case.accumulate]
@@ -248,16 +266,23 @@ def train_plain_loop(world: int, case: Case, folder: Path) -> tuple[dict[str, Te
         for batch in share:
             masks = torch.stack([gate.mask(subject, LAYER, TAU) for subject in batch["subject"]])
             unmasked |= masks.any(0)
-            masked = scope_positions(case.scope, batch["subject_mask"])[:, :, None] & ~masks[:, None, :]
+            gated, closed = position_rule(case.scope)(batch["subject_mask"], batch)
+            masked = torch.zeros(*batch["subject_mask"].shape, 32, dtype=torch.bool)
+            if gated is not None:
+                masked |= gated[:, :, None] & ~masks[:, None, :]
+            if closed is not None:
+                masked |= closed[:, :, None]
             autocast = torch.autocast("cpu", torch.bfloat16) if is_bf16 else nullcontext()
             with autocast, detached(projection, case.trainable, masked):
                 loss = loss_of(network, batch)
             (loss / len(share)).backward()
         before_step = rows.detach().clone()
         optimizer.step()
-        if case.scope == "all":
-            with torch.no_grad():
+        with torch.no_grad():
+            if case.scope == "all":
                 rows[~unmasked] = before_step[~unmasked]
+            if columns is not None:
+                rows[:, ~columns.mask(LAYER)] = before_step[:, ~columns.mask(LAYER)]
     return before, trained_weights(network, network.state_dict())
 
 
