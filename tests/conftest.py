@@ -41,3 +41,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-llava")
     save_tiny_llava(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` and `edited`, two tiny models."""
+    from tests.helpers.model_pair import save_pair  # imports all attacks
+
+    folder = tmp_path_factory.mktemp("pair")
+    save_pair(folder)
+    return folder

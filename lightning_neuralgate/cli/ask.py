@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
+from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.errors import DataFormatError
 from lightning_neuralgate.models.loading import EMBEDDED_MODELS, Precision
@@ -24,6 +25,7 @@ NEW, QUIT = "/new", "/quit"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `neuralgate ask`."""
+    add_config(parser)
     parser.add_argument(
         "question", type=str, nargs="?", default="", help="The question; without one, a chat: one question a line."
     )

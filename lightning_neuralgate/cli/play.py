@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 
 from lightning_neuralgate.cli.ask import add_model, check_models
+from lightning_neuralgate.cli.options import add_config
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.gate.neural_gate import DEFAULT_TAU, NeuralGate
 from lightning_neuralgate.gate.positions import Scope
@@ -17,6 +18,7 @@ Port = restricted_number_type("Port", int, [(">=", 0), ("<=", 65535)], docstring
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `neuralgate play`."""
+    add_config(parser)
     add_model(parser)
     parser.add_argument(
         "--gate",

@@ -47,7 +47,7 @@ class AskedPicture:
             >>> picture = draw_picture("passport", seed=0)
             >>> name, spec = picture.asked_field("Which passport number is it?")
             >>> name, spec.sensitive, picture.values[name]
-            ('number', True, '864945')
+            ('number', True, '100392')
         """
         fields = {} if self.spec is None else self.spec.fields
         found = [
