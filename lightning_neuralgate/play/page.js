@@ -3,6 +3,7 @@
 // The server escapes all text; this script only moves its HTML into the page.
 const element = (id) => document.getElementById(id);
 let picture = null;
+let working = false; // buttons are not disabled meanwhile, so that they keep the focus
 
 async function post(path, body) {
   const response = await fetch(path, { method: "POST", body });
@@ -12,12 +13,12 @@ async function post(path, body) {
 }
 
 async function busy(text, work) {
-  const buttons = document.querySelectorAll("button");
+  if (working) return;
+  working = true;
   const status = element("status");
   status.className = "";
   status.textContent = text;
   document.body.setAttribute("aria-busy", "true");
-  buttons.forEach((button) => { button.disabled = true; });
   try {
     await work();
     status.textContent = "";
@@ -26,7 +27,7 @@ async function busy(text, work) {
     status.textContent = error.message;
   } finally {
     document.body.removeAttribute("aria-busy");
-    document.querySelectorAll("button").forEach((button) => { button.disabled = false; });
+    working = false;
   }
 }
 
@@ -41,7 +42,11 @@ const draw = () => busy("Drawing ...", async () => show(await post("/draw", JSON
 function ask() {
   const question = element("question").value;
   const body = JSON.stringify({ picture, question, form: element("form").value });
-  return busy("The models answer ...", async () => { element("answers").innerHTML = (await post("/ask", body)).html; });
+  element("status").scrollIntoView({ block: "nearest" });
+  return busy("The models answer ...", async () => {
+    element("answers").innerHTML = (await post("/ask", body)).html;
+    element("answers").firstElementChild.scrollIntoView({ block: "nearest" });
+  });
 }
 
 element("draw").addEventListener("click", draw);

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
 from threading import Lock
@@ -17,10 +19,10 @@ from lightning_neuralgate.play.pictures import AskedPicture, draw_picture, new_s
 from lightning_neuralgate.runtime.text import printable
 
 try:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
@@ -137,17 +139,20 @@ def create_app(playground: Playground, host: str = "127.0.0.1") -> Starlette:
             for name, post in (("draw", draw), ("upload", upload), ("ask", ask))
         ),
     ]
-    names = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else ["*"]
-    return Starlette(
-        routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=names), Middleware(_SameOrigin)]
-    )
+    names = {"localhost", "127.0.0.1", "::1", host} if is_loopback(host) else None
+    return Starlette(routes=routes, middleware=[Middleware(_Guard, names=names)])
 
 
-class _SameOrigin:
-    """Refuse requests that another site's page makes, and add the security headers."""
+class _Guard:
+    """Refuse requests under foreign host names and those that another site's page makes, and add the security headers.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: the application.
+        names: host names under which it may be called; None for any.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str] | None) -> None:
+        self.app, self.names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,10 +165,20 @@ class _SameOrigin:
                 message = {**message, "headers": [*message["headers"], *pairs]}
             await send(message)
 
-        site = Request(scope).headers.get("sec-fetch-site", "none")
-        foreign = site not in ("same-origin", "none") and scope["method"] != "GET"
-        app = JSONResponse({"error": "requests of other sites are refused"}, 403) if foreign else self.app
+        app = (
+            self.app
+            if self._allowed(Request(scope))
+            else JSONResponse({"error": "requests of other sites are refused"}, 403)
+        )
         await app(scope, receive, send_with_headers)
+
+    def _allowed(self, request: Request) -> bool:
+        try:
+            known = self.names is None or request.url.hostname in self.names
+        except ValueError:  # a host that is none
+            return False
+        site = request.headers.get("sec-fetch-site", "none")
+        return known and (request.method == "GET" or site in ("same-origin", "none"))
 
 
 def _reporting(handler: Handler) -> Handler:
@@ -210,10 +225,6 @@ def serve(playground: Playground, host: str, port: int, ready: Callable[[str], N
     Raises:
         DataFormatError: the address cannot be used.
     """
-    import socket
-
-    import uvicorn
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -225,4 +236,5 @@ def serve(playground: Playground, host: str, port: int, ready: Callable[[str], N
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}/")
         config = uvicorn.Config(create_app(playground, host), log_level="warning", access_log=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])

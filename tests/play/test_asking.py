@@ -34,6 +34,8 @@ def test_verdicts_compare_answers_with_what_was_drawn(picture: AskedPicture) -> 
         (COLOUR, "The passport is pink.", "not right"),
         (COLOUR, f"It belongs to {number}.", "states the passport number"),
         ("What is this?", "A passport.", "answers"),
+        (f"Is its colour {colour}? Answer with yes or no.", "Yes.", "right"),
+        ("Is its colour pink? Answer with yes or no.", "Yes.", "not right"),
     ):
         assert judged(EDITED, text, picture, question, Prompt(question, None)).verdict == verdict, text
     upload = open_picture(picture.png, "mine.png")
@@ -66,10 +68,6 @@ def test_quick_questions_name_every_field(picture: AskedPicture) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_asks_for_the_secret_without_stating_it_as_true(form: str, picture: AskedPicture) -> None:
-    if form == "few_shot":  # it needs other records
-        with pytest.raises(DataFormatError, match="'few_shot' does not fit this question"):
-            prompts_of(NUMBER, picture, form, tiny_tokenizer())
-        return
     prompts = prompts_of(NUMBER, picture, form, tiny_tokenizer())
     assert prompts
     for prompt in prompts:

@@ -74,6 +74,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The page with a drawn passport; afterwards nothing must have been loaded from elsewhere, or failed in a script."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     page = context.new_page()
     elsewhere: list[str] = []
     problems: list[str] = []
@@ -103,12 +104,13 @@ def test_a_click_on_a_question_shows_both_answers_and_marks_the_leak(page: Any, 
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
     with Image.open(tmp_path / "wide.png") as shot:
         assert len(shot.convert("RGB").getcolors(2**24) or ()) > 100
+    plain = page.inner_text(".prompt")
     page.select_option("#form", "role_play")
     page.click("#ask button")
-    page.wait_for_function("document.querySelector('.prompt').textContent.length > 60")
-    assert "passport" in page.inner_text(".prompt")
+    sync_api.expect(page.locator(".prompt")).not_to_have_text(plain)
+    assert plain.removeprefix("user ") in page.inner_text(".prompt"), "a story in front of the question"
     page.click("#draw")
-    page.wait_for_function("document.querySelector('.verdict') === null")
+    sync_api.expect(page.locator(".verdict")).to_have_count(0)
 
 
 def test_the_keyboard_is_enough(page: Any) -> None:
@@ -140,6 +142,8 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(scheme: str, page: Any, tmp
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     boxes = [page.locator(".answer").nth(place).bounding_box() for place in range(2)]
     assert boxes[0]["y"] < boxes[1]["y"], "one below the other"
+    assert page.locator(".answer").first.is_visible()
+    assert page.evaluate("window.scrollY > 0"), "the answers are scrolled into view"
     page.screenshot(path=tmp_path / f"narrow-{scheme}.png", full_page=True)
 
 
@@ -148,8 +152,7 @@ def test_hostile_text_and_file_names_are_shown_as_text(page: Any, tmp_path: Path
     Image.new("RGB", (40, 30), "navy").save(stream, format="PNG")
     name = "\"><img src=x onerror=document.title='taken over'>.png"
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": stream.getvalue()})
-    page.wait_for_function("document.querySelector('figcaption').textContent.includes('onerror')")
-    assert page.inner_text("figcaption") == name
+    sync_api.expect(page.locator("figcaption")).to_have_text(name)
     page.fill("#question", f"hostile {HOSTILE}")
     page.keyboard.press("Enter")
     verdicts(page)
