@@ -89,7 +89,7 @@ class LoadedModel:
         Raises:
             ModelLayoutError: a model does not exist or cannot be loaded.
             WeightFilesError: the two models do not have the same tensors, or the edit file is that of another model.
-            UnsupportedSetupError: there is no edit file; the edit cannot be swapped in memory.
+            UnsupportedSetupError: there is no edit file; nothing was edited; the edit cannot be swapped in memory.
         """
         if beside is None and not both:
             model, processor = load_model(name, dtype, trust_remote_code)
@@ -105,6 +105,10 @@ class LoadedModel:
             raise UnsupportedSetupError(
                 f"{folder} has no {DELTA_NAME}, from which the unedited weights are restored; name the unedited model with "
                 "--beside"
+            )
+        if not delta.tensors:
+            raise UnsupportedSetupError(
+                f"{name} has the weights of the unedited model; name an edited one, or another --beside"
             )
         model, processor = load_model(name, dtype, trust_remote_code)
         edit = SwappableEdit(model, files, delta)

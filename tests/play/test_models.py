@@ -34,6 +34,8 @@ def test_the_edit_file_in_the_folder_takes_the_place_of_the_unedited_model(pair:
     shutil.copytree(pair / "edited", folder)
     with pytest.raises(UnsupportedSetupError, match=r"has no edit\.safetensors.*--beside"):
         LoadedModel.load(str(folder), both=True)
+    with pytest.raises(UnsupportedSetupError, match="has the weights of the unedited model"):
+        LoadedModel.load(str(folder), beside=str(pair / "edited"))
     EditDelta.between(pair / "base", folder, {"scope": "subject"}).save(folder / "edit.safetensors")
     loaded = LoadedModel.load(str(folder), both=True)
     assert loaded.scope == "subject"
