@@ -68,3 +68,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
 
     monkeypatch.setattr(ordinary, "render_mini", draw)
     return calls
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` and `edited`, two tiny models."""
+    from tests.helpers.model_pair import save_pair  # imports all attacks
+
+    folder = tmp_path_factory.mktemp("pair")
+    save_pair(folder)
+    return folder

@@ -30,6 +30,8 @@ SUBCOMMANDS = {
     "revert": "undo an edit: restore the base weights bit for bit from an edited model and its edit file",
     "project": "project a finished edit away from the inputs that ordinary prompts use",
     "eval": "evaluate a model on PrivacyPair, or on other benchmarks with --tasks, and print the scores",
+    "ask": "ask a model about a picture, once or in a chat, and judge its answers",
+    "play": "ask the unedited and the edited model side by side, on a local web page",
     "attack": "attack an edited model and count the secrets that come out",
     "convert": "convert the original MiniGPT-4 files to a Hugging Face folder",
     "score": "score stored answers again, without running the model",

@@ -24,10 +24,18 @@ def refuse_empty_options(arguments: Sequence[str]) -> None:
     """
     for number, argument in enumerate(arguments):
         if argument == "" or _EMPTY.fullmatch(argument):
-            option = argument.rstrip("=") or (arguments[number - 1] if number else "the first argument")
+            option = argument.rstrip("=") or _before(arguments, number)
             if option.startswith("--trainer."):  # Lightning's own, where an empty text can mean something
                 continue
             raise DataFormatError(f"{option} is empty; was a shell variable not set? Give a value, or leave it out")
+
+
+def _before(arguments: Sequence[str], number: int) -> str:
+    """Return how an error names the argument at a place: by the option before it, or by that word."""
+    if not number:
+        return "the first argument"
+    word = arguments[number - 1]
+    return word if word.startswith("--") else f"the argument after '{word}'"
 
 
 def expand_path(path: str) -> str:

@@ -51,7 +51,7 @@ def read_image(
 
     Args:
         picture: a file, its content, or an opened image.
-        record: name for error messages.
+        record: the record's name for error messages; empty for a picture without one.
         alpha: return RGBA, with transparent pixels as they are.
         near: a size that is enough; JPEG files are then decoded at a fraction of theirs, but never below it.
 
@@ -71,7 +71,8 @@ def read_image(
         # Pillow's own message contains the address of an object, which differs between runs
         unknown = f"not one of the formats {', '.join(FORMATS)}"
         reason = unknown if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
-        raise DataFormatError(f"record {record}: picture {picture_name(picture)} cannot be read: {reason}") from error
+        place = f"record {record}: " if record else ""
+        raise DataFormatError(f"{place}picture {picture_name(picture)} cannot be read: {reason}") from error
 
 
 def picture_name(picture: Picture) -> str:

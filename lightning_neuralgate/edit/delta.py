@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,9 @@ from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
 from lightning_neuralgate.hf.model_files import refuse_other_weights
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.written import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DELTA_NAME = "edit.safetensors"
 FULL_DELTA_NAME = "full_edit.safetensors"
@@ -65,23 +69,37 @@ class ChangedRows:
                 f"expected bits for {len(self.rows)} rows, found {self.bits.dtype} {self.bits.shape}"
             )
 
-    def scale_rows(self, edited: np.ndarray, scale: float, name: str) -> None:
-        """Replace the rows W of an edited tensor's bytes, (rows, bytes per row), by W0 + scale (W - W0)."""
+    def base_and_edited(self, edited: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
+        """Return the changed rows before and after the edit, (n, elements per row), from an edited tensor's bytes.
+
+        Args:
+            edited: (rows, bytes per row), as `TensorLocation.row_bytes` returns them.
+            name: the tensor's name, for the error.
+
+        Raises:
+            DeltaFormatError: the tensor is not floating-point.
+        """
         import torch  # imported late: takes seconds
 
         kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
         if self.dtype not in kinds:
             raise DeltaFormatError(
-                f"'{name}' is {self.dtype}, and only a floating-point edit can be scaled; use scale 1"
+                f"'{name}' is {self.dtype}, and only a floating-point edit can be scaled or swapped; use scale 1"
             )
+        after = np.ascontiguousarray(edited[self.rows])
+        base, full = (torch.from_numpy(rows.copy()).view(kinds[self.dtype]) for rows in (after ^ self.bits, after))
+        return base, full
+
+    def scale_rows(self, edited: np.ndarray, scale: float, name: str) -> None:
+        """Replace the rows W of an edited tensor's bytes, (rows, bytes per row), by W0 + scale (W - W0)."""
+        import torch
+
         if not self.rows.size:
             return
-        kind = kinds[self.dtype]
-        wide = torch.float64 if kind == torch.float64 else torch.float32
-        after = np.ascontiguousarray(edited[self.rows])
-        base, full = (torch.from_numpy(rows.copy()).view(kind).to(wide) for rows in (after ^ self.bits, after))
-        scaled = base + scale * (full - base)
-        edited[self.rows] = scaled.to(kind).view(torch.uint8).numpy()
+        base, full = self.base_and_edited(edited, name)
+        wide = torch.float64 if full.dtype == torch.float64 else torch.float32
+        scaled = base.to(wide) + scale * (full.to(wide) - base.to(wide))
+        edited[self.rows] = scaled.to(full.dtype).view(torch.uint8).numpy()
         edited.flush()  # type: ignore[attr-defined]  # with "r+" it is a memmap
 
 
@@ -147,7 +165,7 @@ class EditDelta:
     def _copy_and_xor(self, folder: Path, out: Path, expected: str, result: str, scale: float = 1.0) -> None:
         check_new_folder(folder, out)
         refuse_other_weights(folder)
-        self._check_fits(WeightFiles(folder), expected)
+        self.check_fits(WeightFiles(folder), expected)
         with copied_model(folder, out) as draft:
             files = WeightFiles(draft)
             for name, changed in self.tensors.items():
@@ -168,7 +186,17 @@ class EditDelta:
                 scaled = EditDelta.between(folder, draft, {**self.provenance, "scale": str(scale)})
                 scaled.save(draft / DELTA_NAME)
 
-    def _check_fits(self, files: WeightFiles, expected: str) -> None:
+    def check_fits(self, files: WeightFiles, expected: str) -> None:
+        """Check that weight files are those on one side of the edit.
+
+        Args:
+            files: the files.
+            expected: `base` or `edited`.
+
+        Raises:
+            WeightFilesError: they have another checksum.
+            DeltaFormatError: the edit file does not match the tensors.
+        """
         if files.checksum == expected:
             for name, changed in self.tensors.items():
                 location = files.tensors.get(name)

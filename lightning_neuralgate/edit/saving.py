@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_neuralgate.edit.weight_files import WeightFiles
+from lightning_neuralgate.edit.weight_files import WeightFiles, common_ending
 from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
 from lightning_neuralgate.hf.distributed import original_class
 from lightning_neuralgate.hf.model_files import MODEL_FILES, refuse_other_weights
@@ -94,15 +94,10 @@ def _check_holds(folder: Path, edited: Mapping[str, Tensor]) -> None:
     """Check that the weight files hold the edited values, under the name that ends most like the parameter's."""
     tensors = WeightFiles(folder).tensors
     for name, value in edited.items():
-        parts = name.split(".")[::-1]
         expected = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-        def common(other: str, parts: list[str] = parts) -> int:
-            pairs = zip(parts, other.split(".")[::-1], strict=False)
-            return next((count for count, (a, b) in enumerate(pairs) if a != b), len(parts))
-
-        best = max(map(common, tensors))
-        if not any(tensors[other].row_bytes().tobytes() == expected for other in tensors if common(other) == best):
+        common = {other: common_ending(name, other) for other in tensors}
+        best = [other for other, count in common.items() if count == max(common.values())]
+        if not any(tensors[other].row_bytes().tobytes() == expected for other in best):
             raise WeightFilesError(f"the weights saved to {folder} do not hold the edited values of '{name}'")
 
 
