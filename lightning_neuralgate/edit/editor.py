@@ -102,7 +102,8 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
         UnsupportedSetupError: a projection is quantized, has an adapter or is in a type other than float32, bfloat16 and
             float16; at the start of training, the Trainer has converted the weights to half precision
-            (`precision="bf16-true"`); a batch holds more than one pair under schedule `paper`; validation without a processor.
+            (`precision="bf16-true"`); a batch holds more than one pair under schedule `paper`; validation without a
+            processor.
         ResumeError: a checkpoint of another edit, base model or module is loaded.
     """
 

@@ -72,7 +72,9 @@ class UneditedWeights:
             The numbers, or None where the trained weights are saved as they are.
         """
         dtypes = stored_dtypes(self.model)
-        pairs = [(self._base[name], value, dtypes[name]) for name, value in self._parameters().items() if name in dtypes]
+        pairs = [
+            (self._base[name], value, dtypes[name]) for name, value in self._parameters().items() if name in dtypes
+        ]
         if not pairs:
             return None
         counts = torch.stack([_count_changes(*pair) for pair in pairs]).sum(0)

@@ -56,8 +56,8 @@ class NeuralGateCallback(Callback):
     and adapters have to be fresh LoRAs, not DoRA.
 
     **Half precision.** In a model that is loaded in bfloat16 or float16, the weights of gated projections that train are kept
-    in float32 during `fit` and rounded in each forward pass, so that small steps are not lost (see `MasterLinear`). At the end
-    they get their type back. Leave the Trainer's precision at its default.
+    in float32 during `fit` and rounded in each forward pass, so that small steps are not lost (see `MasterLinear`). At the
+    end they get their type back. Leave the Trainer's precision at its default.
 
     **Logged** to the Trainer's loggers, every `log_every_n_steps`: `gate/layer_10/passed` and `gate/layer_10/blocked`, the
     norms of the passed and of the removed part of the layer's gradient, relative to the norm of the full gradient, in the

@@ -39,7 +39,8 @@ def test_locate_edit_save_reload_revert(splits: RecordSplits, tmp_path: Path, dt
 
     locator = PrivacyLocatorModule(model, [LAYER], max_steps=4)
     train(locator, data, max_steps=-1, max_epochs=1)
-    assert locator.vectors and all(v[LAYER].dtype == torch.float32 for v in locator.vectors.values())
+    assert locator.vectors
+    assert all(v[LAYER].dtype == torch.float32 for v in locator.vectors.values())
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     editor = PrivacyEditModule(model, [LAYER], tiny_processor(), lr=1e-3)
@@ -93,7 +94,8 @@ def test_small_steps_add_up_in_the_masters(splits: RecordSplits, dtype: torch.dt
     assert float(change.abs().max()) < 1e-3
     assert torch.nn.functional.cosine_similarity(change.flatten(), expected.flatten(), dim=0) > 0.9
     logged = float(editor.trainer.callback_metrics["train/rounding_kept"])
-    assert logged == pytest.approx(editor.rounding().share) and logged < 1
+    assert logged == pytest.approx(editor.rounding().share)
+    assert logged < 1
 
 
 def test_a_dialled_edit_is_the_one_that_apply_makes(splits: RecordSplits, tmp_path: Path) -> None:
@@ -139,5 +141,7 @@ def test_the_callback_keeps_masters_during_fit(splits: RecordSplits, scope: Any)
     values = before.detach().clone()
     train(module, datamodule(splits), Spy(random_gate(model), scope, tau=0.5), max_steps=40, max_epochs=40)
     assert set(kinds) == {(MasterLinear, torch.float32, torch.bfloat16)}
-    assert type(projection_of(model)) is torch.nn.Linear and projection_of(model).weight is before
-    assert before.dtype == torch.bfloat16 and not torch.equal(before, values)
+    assert type(projection_of(model)) is torch.nn.Linear
+    assert projection_of(model).weight is before
+    assert before.dtype == torch.bfloat16
+    assert not torch.equal(before, values)
