@@ -4,9 +4,10 @@ Nothing is loaded or run: the model is built on the meta device, which has shape
 products with weights, 2 per weight and token, and 2 more for the gradient of a token; attention scores are left out. Peaks
 follow what PyTorch keeps for the backward pass of a frozen decoder layer with SDPA attention:
 
-    bytes per token = 2 d (norms, float32) + 4 q (query, key, value, output) + 3 m (a gated MLP; 1 m without a gate)
+    numbers per token = 2 d (norms, in float32) + 4 q (query, key, value, output) + 3 m (a gated MLP; 1 m without a gate)
+                        + T (the attention mask)
 
-d is the hidden size, q the width of all attention heads, m the width of the MLP.
+d is the hidden size, q the width of all attention heads, m the width of the MLP, and T the number of tokens.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class Shapes:
         """Peak of stage 1 with one record per batch."""
         size, own = BYTES[precision], QUERIES * work.text_tokens
         prefix = (work.image_tokens + own) * 2 * self.key_value * self.depth * size
-        steps = own / 2 * self._kept_per_token(size) * (self.depth - layer - 1)
+        steps = own / 2 * self._kept_per_token(size, work.tokens) * (self.depth - layer - 1)
         logits = QUERIES * work.target_tokens * self.vocabulary * 3 * 4
         # the first record is also run in full passes without gradient, to verify the cached ones
         full = QUERIES * work.tokens * self._layer_per_token(size)
@@ -162,7 +163,7 @@ class Shapes:
         copies = edited * 4.0 if size == 4 else edited * 8.0
         moments, gradients = edited * 8, edited * 20  # the gradient, and its measurement before and after the gate
         logits = rows * (work.target_tokens + 1) * self.vocabulary * 3 * 4
-        kept, keys = self._kept_per_token(size), 2 * self.query * size
+        kept, keys = self._kept_per_token(size, work.tokens), 2 * self.query * size
         shared = work.pairs_per_batch * work.image_tokens + rows * work.text_tokens
         prefix = rows * work.tokens * (keys + 2 * self.key_value * size) * above
         # the first batch is also run in full rows, to verify shared prefixes; Adam has no moments yet
@@ -177,9 +178,9 @@ class Shapes:
     def _picture(self) -> float:
         return self.tower_weights * self.tower_tokens
 
-    def _kept_per_token(self, size: int) -> float:
-        """Bytes that the backward pass of a frozen layer needs of a token."""
-        return 2 * self.hidden * 4 + (4 * self.query + self.mlp_tensors * self.intermediate) * size
+    def _kept_per_token(self, size: int, tokens: int) -> float:
+        """Bytes that the backward pass of a frozen layer needs of a token, in rows of `tokens`."""
+        return 2 * self.hidden * 4 + (4 * self.query + self.mlp_tensors * self.intermediate + tokens) * size
 
     def _layer_per_token(self, size: int) -> float:
         """Bytes of a token at the widest point of a layer without gradient."""

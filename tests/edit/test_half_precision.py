@@ -43,7 +43,7 @@ def test_locate_edit_save_reload_revert(splits: RecordSplits, tmp_path: Path, dt
     assert all(v[LAYER].dtype == torch.float32 for v in locator.vectors.values())
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    editor = PrivacyEditModule(model, [LAYER], tiny_processor(), lr=1e-3)
+    editor = PrivacyEditModule(model, [LAYER], tiny_processor(), lr=3e-5)
     locator.gate.check_fits(model)
     train(editor, data, NeuralGateCallback(random_gate(model), "all", tau=0.5), max_steps=4)
     weight = projection_of(model).weight

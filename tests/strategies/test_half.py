@@ -28,6 +28,6 @@ def test_strategies_keep_one_weight_in_float32(tmp_path: Path) -> None:
         changed, kept = (int((value != before[NAME].to(value.dtype)).sum()) for value in (master, saved[NAME]))
         rounding = json.loads((tmp_path / f"{strategy}.json").read_text())
         assert rounding == {"dtype": "bfloat16", "changed": changed, "kept": kept}
-        assert 0 < kept < changed
+        assert 0 < kept <= changed
         changes.append((master - before[NAME].float()).flatten())
     assert torch.nn.functional.cosine_similarity(*changes, dim=0) > 0.9
