@@ -29,7 +29,6 @@ from benchmarks.edit import floor_flops, make_batches, random_gate, run_edit
 from benchmarks.measure import (
     Cost,
     make_parser,
-    matmul_rate,
     parse_and_load,
     peak_memory,
     report_comparison,
@@ -40,6 +39,7 @@ from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.positions import SUBJECT_SCOPES
 from lightning_neuralgate.gate.rows import MaskedRowRestorer
+from lightning_neuralgate.models.costs import matmul_rate
 
 WARM_UP = 2
 

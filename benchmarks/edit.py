@@ -22,7 +22,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import Cost, make_parser, matmul_rate, measure, parse_and_load, report_comparison
+from benchmarks.measure import Cost, make_parser, measure, parse_and_load, report_comparison
 from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendering.dataset import render_splits
@@ -32,6 +32,7 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.identity import ModelIdentity
+from lightning_neuralgate.models.costs import matmul_rate
 from lightning_neuralgate.prefix_cache.layout import BatchLayout
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.locate import compare_vectors, floor_flops, learn, make_batches, vectors_agree
-from benchmarks.measure import Cost, make_parser, matmul_rate, measure, parse_and_load, report_comparison
+from benchmarks.measure import Cost, make_parser, measure, parse_and_load, report_comparison
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
+from lightning_neuralgate.models.costs import matmul_rate
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.measure import Cost, make_parser, matmul_rate, measure, parse_and_load, report_comparison
+from benchmarks.measure import Cost, make_parser, measure, parse_and_load, report_comparison
 from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows
@@ -28,6 +28,7 @@ from lightning_neuralgate.gate.spans import last_position
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
+from lightning_neuralgate.models.costs import matmul_rate
 from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 
 SUBJECTS = ("passport", "student_id", "receipt")

@@ -77,18 +77,6 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, repeats: int = 5) -> float:
-    """Floating point operations per second of a square matrix product, the best of `repeats`."""
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    left @ right
-    seconds = []
-    for _ in range(repeats):
-        with measure() as cost:
-            left @ right
-        seconds.append(cost.seconds)
-    return 2 * size**3 / min(seconds)
-
-
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUBCOMMANDS = {
     "demo": "run everything on a small built-in model: render, locate, edit, evaluate, report",
+    "plan": "predict time and memory of both stages for a model, without loading it",
     "locate": "stage 1: find the neurons that encode privacy, and write a gate",
     "layers": "search for the layer to edit: locate in many layers, propose candidates, optionally compare edits",
     "keys": "collect the inputs of a layer that ordinary prompts use, for `edit --keep`",

@@ -202,14 +202,18 @@ def _run(options: Namespace) -> None:
             (options.out / name).unlink(missing_ok=True)
     editor.save_pretrained(options.out)
     added = {name: str(options[name]) for name in _ADDED_ROWS if data.added_rows.enabled}
+    rounding = editor.rounding()
+    rounded = {} if rounding is None else {"rounding": json.dumps(rounding._asdict())}
     preset = {} if options.preset is None else {"preset": options.preset}
-    record = {**preset, **gated, "editor": json.dumps(arguments), "seed": str(options.seed), **added}
+    record = {**preset, **gated, "editor": json.dumps(arguments), "seed": str(options.seed), **added, **rounded}
     provenance = {**record, **library_versions()}
     has_delta = trainer.is_global_zero and _write_delta(options.model.name, options.out, provenance)
     if dialling is not None and dialling.dial is not None:
         _dial(dialling.dial, editor, trainer, options, provenance, has_delta)
     if trainer.is_global_zero:
         show(f"edited model written to {options.out}")
+        if rounding is not None:
+            show(str(rounding))
         if (options.out / DELTA_NAME).exists():
             show(f"edit file written to {options.out / DELTA_NAME}; undo the edit with `neuralgate revert`")
         remove_progress(unfinished)

@@ -29,6 +29,7 @@ from lightning_neuralgate.edit.checkpoints import (
     keep_trained,
 )
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
+from lightning_neuralgate.edit.rounding import Rounding
 from lightning_neuralgate.edit.saving import refuse_quantized, save_model
 from lightning_neuralgate.edit.unedited import UneditedWeights
 from lightning_neuralgate.errors import UnsupportedSetupError
@@ -44,6 +45,7 @@ from lightning_neuralgate.hf.distributed import (
 )
 from lightning_neuralgate.hf.forward import row_kl, row_nll
 from lightning_neuralgate.hf.identity import ModelIdentity
+from lightning_neuralgate.hf.master_weights import HALF_PRECISION, add_masters, stored_values
 from lightning_neuralgate.metrics.held_out import HeldOutRates
 from lightning_neuralgate.prefix_cache.edit_pass import EditLosses
 from lightning_neuralgate.prefix_cache.generate import generate_with_shared_prefix
@@ -68,6 +70,10 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     `val/eta`. Where batches hold `truth`, for each row the true value or None (and `synonyms`, other words for it),
     `val/leak_rate` and `val/benign_accuracy` are logged too, NaN as long as no truth is known.
 
+    The model may be loaded in bfloat16 or float16. The projections then train in float32 (see `MasterLinear`), and all else
+    stays in the model's type; leave the Trainer's precision at its default. Validation runs the rounded weights, which are
+    the ones that `save_pretrained` writes. `train/rounding_kept` is the share of changed weights that survive rounding.
+
     Args:
         model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, and it is put in eval mode.
         layers: indices of the decoder layers whose MLP output projection trains.
@@ -88,15 +94,16 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             record differently in their common beginning (`Gating.fits_layout`), and for batches from
             elsewhere than `PrivacyPairDataModule`.
         lora_rank: rank of a LoRA on the projections that trains instead of their full weights, and is added to the model in
-            place; the model may then be loaded in half precision. 0: full weights.
+            place. 0: full weights.
         projection: the output projection that trains in each layer: `mlp`, the MLP's, or `attention`, that of self-attention.
             `NeuralGateCallback` has the same argument.
 
     Raises:
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
-        UnsupportedSetupError: a projection is in half precision, is quantized or has an adapter; at the start of training,
-            the Trainer has converted the weights to half precision (`precision="bf16-true"`); a batch holds more than one
-            pair under schedule `paper`; validation without a processor.
+        UnsupportedSetupError: a projection is quantized, has an adapter or is in a type other than float32, bfloat16 and
+            float16; at the start of training, the Trainer has converted the weights to half precision
+            (`precision="bf16-true"`); a batch holds more than one pair under schedule `paper`; validation without a
+            processor.
         ResumeError: a checkpoint of another edit, base model or module is loaded.
     """
 
@@ -142,6 +149,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         if lora_rank:
             add_lora(model, layers, lora_rank, projection)
         else:
+            add_masters(model, layers, projection)
             for layer in layers:
                 layout.output_projection(layer).requires_grad_(True)
         self.unedited = UneditedWeights(self.model)
@@ -165,8 +173,9 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             if parameter.requires_grad and not _takes_small_steps(parameter):
                 raise UnsupportedSetupError(
                     f"the parameter {name} has become {str(parameter.dtype).removeprefix('torch.')} (the Trainer's precision "
-                    f"is '{self.trainer.precision}'), in which the edit's small steps are rounded away: keep the model in "
-                    "float32, and use precision='bf16-mixed' to compute in half precision"
+                    f"is '{self.trainer.precision}'), in which the edit's small steps are rounded away: keep the module as "
+                    "it is and leave the precision at '32-true'. To compute in half precision, load the model in it, or use "
+                    "precision='bf16-mixed'"
                 )
 
     @override
@@ -245,6 +254,19 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             optimizer.step()
 
     @override
+    def on_train_epoch_end(self) -> None:
+        rounding = self.rounding()
+        if rounding is not None:
+            self.log("train/rounding_kept", rounding.share)
+
+    def rounding(self) -> Rounding | None:
+        """Return how many of the changed weights survive rounding to the model's type; None for a model in float32 or a LoRA.
+
+        With sharded weights every process must call this.
+        """
+        return self.unedited.rounding()
+
+    @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if self.processor is None:
             raise UnsupportedSetupError("validation generates answers: give PrivacyEditModule the model's processor")
@@ -269,7 +291,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         complete_averages(self, checkpoint)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save the edited model, with a LoRA merged, and the processor, if given, as a Hugging Face folder.
+        """Save the edited model in the type it was loaded in, a LoRA merged, and the processor, as a Hugging Face folder.
 
         With sharded weights every process must call this; rank 0 writes.
 
@@ -278,7 +300,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             WeightFilesError: what was saved would not load as the edited model. The folder is as it was.
         """
         model = find_hf_model(self.model)
-        state = merged_lora(model, full_state_dict(model))
+        state = stored_values(model, merged_lora(model, full_state_dict(model)))
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
         layout = find_decoder(model, self.hparams["projection"])
@@ -304,12 +326,11 @@ def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
             "LightningModule of your own with NeuralGateCallback"
         )
     refuse_quantized(projection, place)
-    narrow = {str(p.dtype).removeprefix("torch.") for p in projection.parameters() if not _takes_small_steps(p)}
+    narrow = {p.dtype for p in projection.parameters() if not _takes_small_steps(p)} - set(HALF_PRECISION)
     if narrow and not lora_rank:
         raise UnsupportedSetupError(
-            f"the weight at {place} is {', '.join(narrow)}, in which the edit's small steps are rounded away: load the model "
-            "in float32, and give the Trainer precision='bf16-mixed' to compute in half precision ('bf16-true' and '16-true' "
-            "convert the weights); or train a LoRA with lora_rank, whose factors are float32"
+            f"the weight at {place} is {', '.join(str(kind).removeprefix('torch.') for kind in narrow)}, whose change could "
+            "not be saved: load the model in float32 or bfloat16"
         )
 
 

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_neuralgate.hf.distributed import reshard
+from lightning_neuralgate.edit.rounding import Rounding
+from lightning_neuralgate.hf.distributed import is_sharded, reshard
+from lightning_neuralgate.hf.master_weights import stored_dtypes, stored_values
 
 
 class UneditedWeights:
@@ -44,10 +47,11 @@ class UneditedWeights:
         edited = self._parameters()
         kept = {name: parameter.detach().clone() for name, parameter in edited.items()}
         try:
+            saved = stored_values(self.model, kept)
             for name, parameter in edited.items():
                 base = self._base[name] = self._base[name].to(parameter.device)
-                # two roundings, as in `EditDelta.apply`, and none at 0
-                _set(parameter, base + scale * (kept[name] - base) if scale else base)
+                # two roundings, as in `EditDelta.apply` on the saved weights, and none at 0
+                _set(parameter, base + scale * (saved[name].to(base.dtype) - base) if scale else base)
             for part, scaling in zip(projections, scalings, strict=True):
                 part.scaling.update({name: value * scale for name, value in scaling.items()})
             torch.clear_autocast_cache()  # it may hold the edited weights in half precision
@@ -59,6 +63,25 @@ class UneditedWeights:
                 part.scaling.update(scaling)
             torch.clear_autocast_cache()
 
+    def rounding(self) -> Rounding | None:
+        """Count the weights that the edit changed and those whose change survives in the saved type.
+
+        With sharded weights every process has to call this.
+
+        Returns:
+            The numbers, or None where the trained weights are saved as they are.
+        """
+        dtypes = stored_dtypes(self.model)
+        pairs = [
+            (self._base[name], value, dtypes[name]) for name, value in self._parameters().items() if name in dtypes
+        ]
+        if not pairs:
+            return None
+        counts = torch.stack([_count_changes(*pair) for pair in pairs]).sum(0)
+        if is_sharded(self.model) and dist.is_initialized():
+            dist.all_reduce(counts)
+        return Rounding(str(pairs[0][2]).removeprefix("torch."), *map(int, counts))
+
     def _parameters(self) -> dict[str, nn.Parameter]:
         reshard(self.model)
         parameters = dict(self.model.named_parameters())
@@ -68,3 +91,10 @@ class UneditedWeights:
 @torch.no_grad()
 def _set(parameter: nn.Parameter, value: Tensor) -> None:
     parameter.copy_(value)
+
+
+@torch.no_grad()
+def _count_changes(base: Tensor, value: Tensor, stored: torch.dtype) -> Tensor:
+    """Return how many of this process's values differ from the base in float32 and in the stored type, (2,) int64."""
+    before, after = (t.to_local() if hasattr(t, "to_local") else t for t in (base.to(value.device), value))
+    return torch.stack([(before != after).sum(), (before.to(stored) != after.to(stored)).sum()])

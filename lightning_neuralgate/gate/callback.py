@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from typing_extensions import override
 
@@ -44,6 +45,10 @@ class NeuralGateCallback(Gating, Callback):
     **Key space.** With `keep`, the change of the weights is also kept out of the span of inputs that ordinary prompts use,
     by a projection of each optimizer step (see `KeySpace`). `keep` works without a gate, too. Biases then stay as they are,
     and adapters have to be fresh LoRAs, not DoRA.
+
+    **Half precision.** In a model that is loaded in bfloat16 or float16, the weights of gated projections that train are kept
+    in float32 during `fit` and rounded in each forward pass, so that small steps are not lost (see `MasterLinear`). At the
+    end they get their type back. Leave the Trainer's precision at its default.
 
     **Logged** to the Trainer's loggers, every `log_every_n_steps`: `gate/layer_10/passed` and `gate/layer_10/blocked`, the
     norms of the passed and of the removed part of the layer's gradient, relative to the norm of the full gradient, in the
@@ -114,6 +119,12 @@ class NeuralGateCallback(Gating, Callback):
         )
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # before optimizers are made and weights are restored; FSDP1 flattens weights of one type only
+        if stage == "fit" and not isinstance(trainer.strategy, FSDPStrategy):
+            self.gating.add_masters(pl_module)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         root = trainer.strategy.model or pl_module
         self._check_strategy(trainer, root)
@@ -165,10 +176,12 @@ class NeuralGateCallback(Gating, Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._detach()
+        self.gating.remove_masters()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._detach()
+        self.gating.remove_masters()
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
+from lightning_neuralgate.errors import GateMismatchError, ModelLayoutError, UnsupportedSetupError
 from lightning_neuralgate.gate.autograd import GatedModule, GradientMask, GradientMeter, gated_modules
 from lightning_neuralgate.gate.columns import ColumnGate, ColumnRule, checked_columns
 from lightning_neuralgate.gate.key_space import KeySpace
@@ -34,8 +34,9 @@ from lightning_neuralgate.gate.subjects import (
     UngatedRows,
 )
 from lightning_neuralgate.hf.decoder import Projection, find_decoder, find_hf_model
-from lightning_neuralgate.hf.distributed import reshard
+from lightning_neuralgate.hf.distributed import is_sharded, reshard
 from lightning_neuralgate.hf.hub import load_tokenizer
+from lightning_neuralgate.hf.master_weights import HALF_PRECISION, MasterLinear, add_masters, remove_masters
 from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
 
 
@@ -103,6 +104,7 @@ class Gating:
         self.meters: dict[str, GradientMeter] | None = None
         self.batch: GatedBatch | None = None
         self._columns: dict[str, Tensor] = {}
+        self._masters: list[MasterLinear] = []
         self._handles: list[RemovableHandle] = []
         self._content: Mapping[str, Any] = {}
         self._layout: BatchLayout | None = None
@@ -154,6 +156,29 @@ class Gating:
         if self.columns is not None:
             self.columns.check_fits(root)
 
+    def add_masters(self, root: nn.Module) -> None:
+        """Keep the weights that train in gated layers in float32, where they are in half precision.
+
+        Has to be called before the optimizers make a step and before the model is wrapped or sharded. Does nothing where
+        `root` has no model yet, or another one; `attach` then warns, or raises an error.
+        """
+        try:
+            layout = find_decoder(root, self.projection)
+            layers = [
+                layer
+                for layer in self.layers
+                if any(p.requires_grad for p in layout.output_projection(layer).parameters(recurse=False))
+            ]
+        except ModelLayoutError:
+            return
+        self._masters += add_masters(root, layers, self.projection)
+
+    def remove_masters(self) -> None:
+        """Give the weights of `add_masters` their type back, unless they are sharded."""
+        if not any(is_sharded(master) for master in self._masters):
+            remove_masters(self._masters)
+        self._masters = []
+
     def attach(self, root: nn.Module, optimizers: Sequence[Optimizer], resumed: bool = False) -> None:
         """Register the hooks on the gated modules, and on the optimizers where steps are projected or parts restored.
 
@@ -181,6 +206,7 @@ class Gating:
                         f"{name} is gated by another NeuralGateCallback already; a gate can contain several subjects, so "
                         "use one callback for each layer"
                     )
+                _warn_of_rounding(name, gated)
                 if self.columns is not None:
                     self._columns[name] = checked_columns(self.columns, layer, name, gated)
                 self.modules[name] = gated
@@ -320,3 +346,13 @@ class Gating:
 
         hook.is_gate = True  # type: ignore[attr-defined]
         return hook
+
+
+def _warn_of_rounding(name: str, gated: GatedModule) -> None:
+    types = {getattr(owner, parameter).dtype for owner, parameter in gated.parameters}
+    if types & set(HALF_PRECISION):
+        rank_zero_warn(
+            f"{name} trains in half precision, in which small steps are rounded away: call `add_masters` of "
+            "lightning_neuralgate.hf.master_weights where the model is made, and leave the Trainer's precision at '32-true' "
+            "or 'bf16-mixed'"
+        )

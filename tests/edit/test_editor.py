@@ -190,9 +190,12 @@ def test_checkpoints_hold_trained_parameters_only(splits: RecordSplits, tmp_path
     assert torch.equal(projection_of(fresh.model).weight, projection_of(model).weight)
 
 
-def test_half_precision_weights_and_adapters_are_refused() -> None:
-    with pytest.raises(UnsupportedSetupError, match=r"layers.1.mlp.down_proj is bfloat16, .*load the model in float32"):
-        PrivacyEditModule(tiny_llava().bfloat16(), [LAYER])
+def test_weights_of_other_types_and_adapters_are_refused() -> None:
+    model = tiny_llava()
+    narrow = projection_of(model).weight.detach().to(torch.float8_e4m3fn)
+    projection_of(model).weight = torch.nn.Parameter(narrow, requires_grad=False)
+    with pytest.raises(UnsupportedSetupError, match=r"is float8_e4m3fn, .*load the model in float32 or bfloat16"):
+        PrivacyEditModule(model, [LAYER])
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=r".*language_model\.layers\.1\.mlp\.down_proj")

@@ -1,0 +1,80 @@
+"""Predictions of `neuralgate plan`, compared with measured peak memory.
+
+    python -m benchmarks.plan --dtype bfloat16 --json FILE
+
+Runs a few steps of both stages as their commands do, the comparison of cached and full passes included, and reports the peak
+of the process, or of the GPU, next to the predicted one. The number of tokens is that of the measured batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from benchmarks import edit, locate
+from benchmarks.measure import make_parser, measure, peak_memory, report
+from lightning_neuralgate.edit.editor import PrivacyEditModule
+from lightning_neuralgate.gate.callback import NeuralGateCallback
+from lightning_neuralgate.locate.locator import PrivacyLocatorModule
+from lightning_neuralgate.models.costs import Memory, Workload, image_tokens, model_shapes
+from lightning_neuralgate.models.loading import load_model
+
+
+def workload(model: Any, batch: Mapping[str, Any], pairs: int = 1) -> Workload:
+    """Return the workload of a measured batch."""
+    pictures = image_tokens(model.config)
+    assert pictures is not None
+    return Workload(pictures, batch["input_ids"].shape[1] - pictures, batch["target_columns"], pairs_per_batch=pairs)
+
+
+def compare(stage: str, predicted: Memory, before: int, peak: int) -> dict[str, float]:
+    """Return predicted and measured peaks in MB, in all and above the loaded model, and their ratio."""
+    return {
+        f"{stage}_predicted": predicted.total / 1e6,
+        f"{stage}_measured": peak / 1e6,
+        f"{stage}_ratio": predicted.total / peak,
+        f"{stage}_beyond_predicted": predicted.beyond_weights / 1e6,
+        f"{stage}_beyond_measured": (peak - before) / 1e6,
+    }
+
+
+def main() -> None:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=4, help="query pairs per batch of the edit")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, processor = load_model(args.model, args.dtype)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    shapes = model_shapes(model.config)
+    results: dict[str, Any] = {}
+    (record,) = locate.make_batches(processor, 1, 1)
+    locator = PrivacyLocatorModule(model, [args.layer], max_steps=2, stop_loss=-1.0).to(model.device)
+    with measure():
+        before = peak_memory()
+        locator._learn(record)
+        results |= compare(
+            "locate", shapes.locate_memory(args.layer, workload(model, record), args.dtype), before, peak_memory()
+        )
+    batches = edit.make_batches(processor, 2, args.pairs)
+    gate = edit.random_gate(model, args.layer, batches)
+    work = workload(model, batches[0], args.pairs)
+    trainer = Trainer(
+        max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)],
+    )  # fmt: skip
+    with measure():
+        before = peak_memory()
+        trainer.fit(PrivacyEditModule(model, [args.layer]), datamodule=edit.FixedBatches(batches))
+        results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype), before, peak_memory())
+    report({**results, "tokens": work.tokens, "dtype": args.dtype, "model": args.model}, args.json)
+
+
+if __name__ == "__main__":
+    main()
