@@ -21,7 +21,9 @@ from lightning_neuralgate.methods.lora import LoRA, LoRAAll
 from lightning_neuralgate.methods.memflex import MemFlex, MemFlexRefusal
 from lightning_neuralgate.methods.memit import MEMIT
 from lightning_neuralgate.methods.neural_gate import NeuralGateEdit, RandomMask, ShuffledMask, Ungated
+from lightning_neuralgate.methods.npo import NPO, SimNPO
 from lightning_neuralgate.methods.prompt import FewShotPrompt, SystemPrompt
+from lightning_neuralgate.methods.refusal_direction import RefusalDirection
 from lightning_neuralgate.methods.sku import SKU
 from lightning_neuralgate.methods.steering import DirectionSteering, PromptSteering, Steering
 
@@ -44,6 +46,9 @@ _CLASSES: tuple[type[Method], ...] = (
     SKU,
     MemFlex,
     MemFlexRefusal,
+    RefusalDirection,
+    NPO,
+    SimNPO,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """Name -> method, in the order of tables."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -152,7 +152,7 @@ class Method(ABC):
 
 
 @contextmanager
-def restored(model: nn.Module, names: Iterator[str] | Sequence[str] | Mapping[str, Any]) -> Iterator[None]:
+def restored(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Restore parameters of a model, by name, at the end of the block, bit for bit."""
     parameters = dict(model.named_parameters())
     kept = {name: parameters[name].detach().clone() for name in names}

@@ -62,7 +62,7 @@ class ClosedForm(Method):
 
     @override
     def fit(self, model: nn.Module, data: MethodData) -> WeightEdit:
-        model = find_hf_model(model)
+        model = find_hf_model(model).eval()
         checksum = model_checksum(model)
         layout = find_decoder(model)
         layers = list(range(max(0, data.layer - self.span + 1), data.layer + 1))

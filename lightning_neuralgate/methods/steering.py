@@ -40,10 +40,12 @@ class Steering(FittedMethod):
     Attributes:
         model: identity of the model that it was fitted to.
         kind: name of the subclass in files.
+        has_tensors: whether there is a `steering.safetensors`.
     """
 
     model: ModelIdentity
     kind: ClassVar[str]
+    has_tensors: ClassVar[bool] = False
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -110,7 +112,7 @@ class Steering(FittedMethod):
         try:
             if config["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format_version {config['format_version']}, this version reads {FORMAT_VERSION}")
-            known = {kind.kind: kind for kind in (PromptSteering, DirectionSteering)}
+            known: dict[str, type[Steering]] = {kind.kind: kind for kind in (PromptSteering, DirectionSteering)}
             weights = folder / WEIGHTS_NAME
             common = {name: config[name] for name in ("method", "settings", "report")}
             common["model"] = ModelIdentity(**config["model"])
@@ -132,7 +134,6 @@ class PromptSteering(Steering):
 
     messages: tuple[Message, ...]
     kind: ClassVar[str] = "prompt"
-    has_tensors: ClassVar[bool] = False
 
     def prompted(self, processor: Any) -> Any:
         """Return a copy of a processor whose chat template puts the messages in front.

@@ -108,7 +108,7 @@ class TrainedMethod(Method):
 
     @override
     def fit(self, model: nn.Module, data: MethodData) -> WeightEdit:
-        model = find_hf_model(model)
+        model = find_hf_model(model).eval()
         checksum = model_checksum(model)
         device = next(model.parameters()).device
         batches = MethodBatches(data, self.kinds, self.pairs_per_batch, self.retention_per_batch)

@@ -23,7 +23,8 @@ from tests.helpers.tiny_llava import tiny_llava, tiny_processor
 SHORT: dict[str, dict[str, Any]] = {
     "ft": {"epochs": 1}, "ft_l": {"epochs": 1}, "lora": {"epochs": 1, "rank": 2}, "lora_all": {"epochs": 1, "rank": 2},
     "ungated": {"epochs": 1}, "neural_gate": {"epochs": 1}, "shuffled_mask": {"epochs": 1}, "random_mask": {"epochs": 1},
-    "gru": {"epochs": 1}, "dpo": {"epochs": 1}, "dinm": {"epochs": 1}, "sku": {"epochs": 1},
+    "gru": {"epochs": 1}, "dpo": {"epochs": 1}, "dinm": {"epochs": 1}, "npo": {"epochs": 1},
+    "simnpo": {"epochs": 1}, "sku": {"epochs": 1},
     "memflex": {"epochs": 1, "cosine": 1.1}, "memflex_refusal": {"epochs": 1},
     "memit": {"steps": 2, "contexts": 2, "span": 2}, "alphaedit": {"steps": 2, "contexts": 2, "span": 2},
 }  # fmt: skip
