@@ -281,7 +281,7 @@ class PairCollator:
     def __call__(self, pairs: list[PairRows]) -> dict[str, Any]:
         epoch, rank = self.epoch_and_rank()
         rows = [row for pair in pairs for row in pair.rows]
-        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)]
+        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)] if self.added_rows.enabled else []
         retention = self._draw_retention(rows, epoch, rank)
         batch = self.collate([*rows, *added, *retention])
         # rows of pairs and added ones come in twos, a sensitive and a benign one

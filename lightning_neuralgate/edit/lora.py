@@ -58,7 +58,7 @@ def remove_lora(module: nn.Module) -> None:
     """Replace all projections with LoRA factors by those from before `add_lora`, whose weights have not changed."""
     for path, part in list(module.named_modules()):
         if hasattr(part, "lora_A"):
-            module.set_submodule(path, part.base_layer)  # type: ignore[arg-type]
+            module.set_submodule(path, part.base_layer)
     if hasattr(module, "peft_config"):
         del module.peft_config
 

@@ -56,7 +56,7 @@ class GRU(Ungated):
 
     @override
     def module(self, model: nn.Module, data: MethodData) -> PrivacyEditModule:
-        weights = {"alpha": self.alpha, "retention_weight": self.retention_weight}
+        weights: dict[str, Any] = {"alpha": self.alpha, "retention_weight": self.retention_weight}
         return ProjectedEdit(model, [data.layer], self.unit, self.decay, lr=self.lr, **weights)
 
     @override

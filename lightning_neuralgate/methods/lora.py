@@ -54,7 +54,7 @@ class LoRA(TrainedMethod):
     def module(self, model: nn.Module, data: MethodData) -> PrivacyEditModule:
         return PrivacyEditModule(model, [data.layer], lora_rank=self.rank, **self.loss_settings())
 
-    def loss_settings(self) -> dict[str, float]:
+    def loss_settings(self) -> dict[str, Any]:
         """Return the arguments of the module that do not depend on the place."""
         return {"lr": self.lr, "alpha": self.alpha, "retention_weight": self.retention_weight}
 

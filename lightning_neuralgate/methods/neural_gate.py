@@ -44,7 +44,7 @@ class Ungated(TrainedMethod):
 
     @override
     def module(self, model: nn.Module, data: MethodData) -> PrivacyEditModule:
-        weights = {"alpha": self.alpha, "retention_weight": self.retention_weight}
+        weights: dict[str, Any] = {"alpha": self.alpha, "retention_weight": self.retention_weight}
         return PrivacyEditModule(model, [data.layer], lr=self.lr, **weights)
 
 

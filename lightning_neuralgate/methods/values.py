@@ -174,7 +174,5 @@ def _predictor(
         start = torch.zeros(len(positions), find_decoder(model).hidden_size, device=positions.device)
         return {"losses": [row_nll(*predict(start))]}
 
-    chosen: Callable[[Tensor], Predictions] = fast_path.choose(
-        model, plain, build, run, f"record {batch['record_id'][0]}"
-    )
-    return chosen, lambda: seen[0]
+    full: Callable[[Tensor], Predictions] = plain
+    return fast_path.choose(model, full, build, run, f"record {batch['record_id'][0]}"), lambda: seen[0]

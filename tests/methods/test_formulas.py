@@ -47,22 +47,28 @@ def test_dpo_compares_with_the_unedited_model_row_by_row(unedited: Any, data: Me
     """The terms equal those of a loop over rows, for weights that have moved."""
     batch = next(iter(MethodBatches(data, DPO.kinds, 2, retention_per_batch=1).pairs_dataloader()))
     module = DPO(beta=0.5).module(unedited, data)
-    before = [float(target_loss(unedited, one_row(batch, row))) for row in range(9)]
+
+    def losses() -> torch.Tensor:
+        rows = [one_row(batch, row) for row in range(9)]
+        del rows[8]["pixel_values"]  # an ordinary question without a picture
+        return torch.tensor([float(target_loss(unedited, row)) for row in rows])
+
+    before = losses()
     weight = unedited.get_parameter(NAME)
     original = weight.detach().clone()
     try:
         with torch.no_grad():
             weight.mul_(1.5)
-        after = [float(target_loss(unedited, one_row(batch, row))) for row in range(9)]
+        after = losses()
         terms = module.objective(batch, module._losses.prepare(batch))  # type: ignore[operator]
     finally:
         with torch.no_grad():
             weight.copy_(original)
         unedited.requires_grad_(False)
-    gain = torch.tensor(before) - torch.tensor(after)
+    gain = before - after
     assert float(terms["sensitive"]) == pytest.approx(float(dpo_loss(gain[[0, 4]], gain[[1, 5]], 0.5)), rel=1e-4)
     assert float(terms["benign"]) == pytest.approx(float(dpo_loss(gain[[2, 6]], gain[[3, 7]], 0.5)), rel=1e-4)
-    assert float(terms["retention"]) == pytest.approx(after[8], rel=1e-4)
+    assert float(terms["retention"]) == pytest.approx(float(after[8]), rel=1e-4)
 
 
 @pytest.mark.parametrize("unit", ["tensor", "row"])
@@ -89,7 +95,7 @@ def test_gru_with_an_open_retain_loss_is_the_ungated_edit(unedited: nn.Module, d
     settings: dict[str, Any] = {"epochs": 1, "lr": 1e-2, "retention_weight": 0.0}
     plain, same = (method(alpha=0.0, **settings).fit(unedited, data).weights[NAME] for method in (Ungated, GRU))
     torch.testing.assert_close(same, plain, atol=1e-6, rtol=1e-5)
-    plain, other = (method(alpha=1.25, **settings).fit(unedited, data).weights[NAME] for method in (Ungated, GRU))
+    plain, other = (method(alpha=0.05, **settings).fit(unedited, data).weights[NAME] for method in (Ungated, GRU))
     assert not torch.allclose(other, plain, atol=1e-5)
 
 
@@ -142,7 +148,7 @@ def test_keys_are_the_inputs_at_one_token(unedited: Any, data: MethodData, posit
 
 
 def test_a_learnt_value_makes_a_refusal_likelier_within_its_bound(unedited: Any, data: MethodData) -> None:
-    search = ValueSearch(contexts=1, steps=4, clamp=0.75, decay=0.0, kl_factor=0.0)
+    search = ValueSearch(contexts=1, steps=6, lr=0.1, clamp=0.75, decay=0.0, kl_factor=0.0)
     values = search.learn(unedited, data, LAYER, "subject")
     start = ValueSearch(contexts=1, steps=1, decay=0.0, kl_factor=0.0).learn(unedited, data, LAYER, "subject")
     h = values.targets - values.deltas

@@ -24,7 +24,7 @@ from tests.methods.conftest import LAYER
 NO_SYSTEM = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "{{ message['role'] }}: {% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}"
-    "{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{{ '\n' }}{% endfor %}"
 )
 
 
