@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
+from lightning_neuralgate.data.records import RecordSplits
+from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.methods import METHODS, MethodData
 from lightning_neuralgate.methods.data import KIND, RETENTION, MethodBatches
@@ -19,6 +22,8 @@ from lightning_neuralgate.methods.keys import token_states
 from lightning_neuralgate.methods.neural_gate import Ungated
 from lightning_neuralgate.methods.values import ValueSearch
 from tests.helpers.reference import one_row, target_loss
+from tests.helpers.tiny_llava import tiny_llava
+from tests.helpers.training import train
 from tests.methods.conftest import LAYER
 
 NAME = f"model.language_model.layers.{LAYER}.mlp.down_proj.weight"
@@ -35,6 +40,32 @@ def test_rows_of_a_batch_are_those_of_its_pairs(data: MethodData) -> None:
     assert first.over_refusal.query == first.pair.benign
     assert first.over_refusal.target == first.pair.refusal
     assert {row.target for row in first.other_leaks} == {"The owner is 12345."}
+
+
+def test_a_leak_without_a_true_value_is_the_unedited_models_answer(
+    unedited: nn.Module, data: MethodData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(model: Any, processor: Any, rows: list[Any], *options: Any) -> list[str]:
+        assert all(row.target is None for row in rows)
+        return [f"It is {number}." for number in range(len(rows))]
+
+    monkeypatch.setattr("lightning_neuralgate.methods.data.answer_rows", answer)
+    unknown = [pair.model_copy(update={"sensitive_truth": None}) for pair in data.records[0].pairs]
+    records = [data.records[0].model_copy(update={"pairs": tuple(unknown)}), data.records[1]]
+    found = MethodData.prepare(unedited, data.processor, records, data.retention, LAYER)
+    leaks = [pair.leak.target for pair in found.pairs]
+    assert leaks == ["It is 0.", "It is 1.", "The number is 12345.", "The owner is 12345."]
+
+
+def test_ungated_is_stage_2(data: MethodData) -> None:
+    settings: dict[str, Any] = {"lr": 1e-2, "alpha": 0.5, "retention_weight": 2.0}
+    found = Ungated(epochs=2, pairs_per_batch=3, **settings).fit(tiny_llava(), data).weights
+    model = tiny_llava()
+    splits = RecordSplits(list(data.records), [], [], [])
+    batches = PrivacyPairDataModule(splits, data.processor, data.retention, 3, 1, seed=data.seed)
+    train(PrivacyEditModule(model, [LAYER], **settings), batches, max_steps=-1, max_epochs=2)
+    assert torch.equal(found[NAME], model.get_parameter(NAME))
+    assert list(found) == [NAME]
 
 
 def test_dpo_loss_equals_the_formula() -> None:
