@@ -82,7 +82,7 @@ def test_dpo_compares_with_the_unedited_model_row_by_row(unedited: Any, data: Me
     def losses() -> torch.Tensor:
         rows = [one_row(batch, row) for row in range(9)]
         del rows[8]["pixel_values"]  # an ordinary question without a picture
-        return torch.tensor([float(target_loss(unedited, row)) for row in rows])
+        return torch.tensor([float(target_loss(unedited, row).detach()) for row in rows])
 
     before = losses()
     weight = unedited.get_parameter(NAME)
