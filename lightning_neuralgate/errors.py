@@ -35,6 +35,10 @@ class KeysFormatError(NeuralGateError, ValueError):
     """A saved input covariance cannot be read."""
 
 
+class SteeringFormatError(NeuralGateError, ValueError):
+    """A saved steering cannot be read."""
+
+
 class UnsupportedSetupError(NeuralGateError):
     """A combination of model, strategy and options that is not supported."""
 

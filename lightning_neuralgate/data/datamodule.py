@@ -57,6 +57,17 @@ def _benign_row(record: PrivacyRecord, pair: QueryPair) -> QueryRow:
     return QueryRow(pair.benign, "benign", record.image, record.subject, pair.benign_target, record_id=record.record_id)
 
 
+def retention_row(item: RetentionItem) -> QueryRow:
+    """Return the row of a retention question.
+
+    Raises:
+        DataFormatError: it has no target.
+    """
+    if not item.target:
+        raise DataFormatError(f"the retention question '{item.query}' has no target; generate it with fill_targets()")
+    return QueryRow(item.query, "retention", item.image, target=item.target, earlier=item.earlier)
+
+
 class PrivacyPairDataModule(LightningDataModule):
     """Batches of PrivacyPair records, for both `PrivacyLocatorModule` and `PrivacyEditModule`.
 
@@ -189,10 +200,10 @@ class PrivacyPairDataModule(LightningDataModule):
 
     def pairs_dataloader(self) -> ResumableLoader:
         """Return batches of stage 2: `pairs_per_batch` query pairs, two rows each, then added and retention rows."""
-        pairs = [_Pair(pair, edit_rows(record, pair)) for record in self.splits.edit for pair in record.pairs]
+        pairs = [PairRows(pair, edit_rows(record, pair)) for record in self.splits.edit for pair in record.pairs]
         if not self.images:
-            pairs = [_Pair(pair, [replace(row, image=None) for row in rows]) for pair, rows in pairs]
-        collate = _PairCollator(
+            pairs = [PairRows(pair, [replace(row, image=None) for row in rows]) for pair, rows in pairs]
+        collate = PairCollator(
             self.collate_training,
             self.added_rows,
             self.retention,
@@ -245,7 +256,7 @@ def _collate_records(collate: PrivacyPairCollator, groups: list[list[QueryRow]])
     return collate([row for rows in counted or groups for row in rows])
 
 
-class _Pair(NamedTuple):
+class PairRows(NamedTuple):
     """A query pair with its sensitive and its benign row."""
 
     pair: QueryPair
@@ -253,7 +264,7 @@ class _Pair(NamedTuple):
 
 
 @dataclass
-class _PairCollator:
+class PairCollator:
     """Collate query pairs together with added rows and retention rows drawn for them, in this process or in a worker."""
 
     collate: PrivacyPairCollator
@@ -267,10 +278,10 @@ class _PairCollator:
         # workers are restarted every epoch; without the bound method, the Trainer and the model are not pickled
         return {**self.__dict__, "epoch_and_rank": partial(tuple, self.epoch_and_rank())}
 
-    def __call__(self, pairs: list[_Pair]) -> dict[str, Any]:
+    def __call__(self, pairs: list[PairRows]) -> dict[str, Any]:
         epoch, rank = self.epoch_and_rank()
         rows = [row for pair in pairs for row in pair.rows]
-        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)]
+        added = [row for pair in pairs for row in self.added_rows.draw(*pair, epoch)] if self.added_rows.enabled else []
         retention = self._draw_retention(rows, epoch, rank)
         batch = self.collate([*rows, *added, *retention])
         # rows of pairs and added ones come in twos, a sensitive and a benign one
@@ -286,11 +297,4 @@ class _PairCollator:
         content = "/".join(f"{row.record_id}:{row.query}" for row in rows)
         rng = random.Random(f"{self.seed}/{epoch}/{rank}/{content}")
         drawn = rng.sample(self.retention, min(self.retention_per_batch, len(self.retention)))
-        for item in drawn:
-            if not item.target:
-                raise DataFormatError(
-                    f"the retention question '{item.query}' has no target; generate it with fill_targets()"
-                )
-        return [
-            QueryRow(item.query, "retention", item.image, target=item.target, earlier=item.earlier) for item in drawn
-        ]
+        return [retention_row(item) for item in drawn]

@@ -15,7 +15,9 @@ from lightning_neuralgate.errors import MissingDependencyError
 from lightning_neuralgate.hf.decoder import Projection, find_decoder, find_hf_model
 
 
-def add_lora(module: nn.Module, layers: Sequence[int], rank: int, projection: Projection = "mlp") -> None:
+def add_lora(
+    module: nn.Module, layers: Sequence[int], rank: int, projection: Projection = "mlp", all_linear: bool = False
+) -> None:
     """Add trainable float32 LoRA factors to the output projections of some layers and freeze everything else.
 
     Args:
@@ -23,6 +25,7 @@ def add_lora(module: nn.Module, layers: Sequence[int], rank: int, projection: Pr
         layers: decoder layers, 0-based.
         rank: rank of the update; its scale is 1 (alpha = rank).
         projection: the MLP's or that of attention, see `find_decoder`.
+        all_linear: add factors to all linear modules of these layers, not only to the output projection.
 
     Raises:
         MissingDependencyError: peft is not installed.
@@ -33,13 +36,31 @@ def add_lora(module: nn.Module, layers: Sequence[int], rank: int, projection: Pr
         raise MissingDependencyError("lora_rank needs peft: pip install 'lightning-neuralgate[demo]'") from error
 
     layout = find_decoder(module, projection)
-    paths = "|".join(re.escape(layout.projection_path(layer)) for layer in layers)
+    targets = [layout.projection_path(layer) for layer in layers]
+    if all_linear:
+        targets = [
+            f"{layout.layers_path}.{layer}.{path}"
+            for layer in layers
+            for path, part in layout.layer(layer).named_modules()
+            if isinstance(part, nn.Linear)
+        ]
     # peft matches the pattern with the full module path
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({paths})"), find_hf_model(module))
-    for layer in layers:
-        wrapped: Any = layout.output_projection(layer)
+    pattern = "|".join(map(re.escape, targets))
+    model = find_hf_model(module)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})"), model)
+    for path in targets:
+        wrapped: Any = model.get_submodule(path)
         for factor in (*wrapped.lora_A.values(), *wrapped.lora_B.values()):
             factor.float()
+
+
+def remove_lora(module: nn.Module) -> None:
+    """Replace all projections with LoRA factors by those from before `add_lora`, whose weights have not changed."""
+    for path, part in list(module.named_modules()):
+        if hasattr(part, "lora_A"):
+            module.set_submodule(path, part.base_layer)
+    if hasattr(module, "peft_config"):
+        del module.peft_config
 
 
 def merged_lora(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

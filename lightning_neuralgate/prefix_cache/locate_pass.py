@@ -96,7 +96,11 @@ class LocatePass:
         return positions
 
     def nll(self, layer: int | None = None) -> Tensor:
-        """Return the mean NLL per target token of each row, (B,).
+        """Return the mean NLL per target token of each row, (B,); see `predictions`."""
+        return row_nll(*self.predictions(layer))
+
+    def predictions(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits of the columns with targets, (B, K, V), and their labels, (B, K).
 
         Args:
             layer: the lowest layer whose output changes; by default the lowest of `layers`.
@@ -108,7 +112,7 @@ class LocatePass:
             output = last_logits(
                 self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._labels.shape[1]
             )
-        return row_nll(output.logits, self._labels)
+        return output.logits, self._labels
 
     def _attention(self, cache: Any) -> AbstractContextManager[Any]:
         return SharedPrefixAttention(cache.layers) if self._is_sdpa else nullcontext()
