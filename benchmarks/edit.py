@@ -6,8 +6,9 @@ Both sides train the MLP output projection of one layer, by default the one at a
 mini-batches in this process, with the same gate and from the same weights. They agree if the edited weights differ by at
 most 1e-6 of their norm, or, with weights in half precision, by a quarter of the change. The default is the paper's
 schedule; `--schedule minibatch` takes one step per batch, with Adam's small default epsilon, which amplifies rounding errors
-where gradients are tiny. `floor_share` is the time that the products with weights would take at the rate of a large matrix product, relative to the time of the fast side; counted are the shared
-prefix once and the rest of each row, forward through all layers and backward to the edited one.
+where gradients are tiny. `floor_share` is the time that the products with weights would take at the rate of a large
+matrix product, relative to the time of the fast side; counted are the shared prefix once and the rest of each row, forward
+through all layers and backward to the edited one.
 """
 
 from __future__ import annotations

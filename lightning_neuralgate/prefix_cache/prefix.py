@@ -20,7 +20,6 @@ from transformers import DynamicCache
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
 
-
 TEXT_INPUTS = {"input_ids", "mm_token_type_ids", "token_type_ids"}
 """Inputs per token of which only `input_ids` is needed behind a prefix that holds all pictures."""
 
