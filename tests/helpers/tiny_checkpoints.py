@@ -207,9 +207,9 @@ def tiny_checkpoint(family: str, layers: int = 3) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(**special)
     processor = make(tokenizer)
     torch.manual_seed(0)
-    sizes = TinySizes(
-        text_layers=layers, vocabulary=len(tokenizer), image_id=getattr(processor, "image_token_id", None)
-    )
+    # these add or fix the image token themselves
+    image_id = processor.image_token_id if family in ("idefics3", "paligemma2") else None
+    sizes = TinySizes(text_layers=layers, vocabulary=len(tokenizer), image_id=image_id)
     model = TINY_FAMILIES[family].build(sizes).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embed" not in name:
