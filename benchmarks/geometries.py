@@ -1,8 +1,8 @@
-"""Models for the benchmarks: `smol-llava`, also with as many image tokens as LLaVA-1.5."""
+"""Models for the benchmarks: `smol-llava`, also with as many image tokens as LLaVA-1.5, and random ones of true size."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -13,22 +13,30 @@ from transformers import (
     LlavaProcessor,
 )
 
+from benchmarks.random_models import FULL, RANDOM_MODELS, Sizes, random_model
 from lightning_neuralgate.models.loading import load_model
 from lightning_neuralgate.models.smol import CHAT_TEMPLATE
 
-Geometry = Literal["smol", "llava-1.5"]
 IMAGE_TOKENS = {"smol": 81, "llava-1.5": 576}
+GEOMETRIES = (*IMAGE_TOKENS, *RANDOM_MODELS)
 
 
-def load_geometry(geometry: Geometry, model: str = "smol-llava") -> tuple[Any, Any]:
+def load_geometry(
+    geometry: str, model: str = "smol-llava", sizes: Sizes = FULL, dtype: torch.dtype | None = None
+) -> tuple[Any, Any]:
     """Load a model and its processor.
 
     Args:
         geometry: `llava-1.5` replaces the vision tower of `smol-llava` by an untrained one of the same width that makes 576
-            image tokens (24 x 24 patches); other models are loaded unchanged.
-        model: `smol-llava`, a folder or a Hugging Face Hub repository.
+            image tokens (24 x 24 patches); other models are loaded unchanged. A key of `RANDOM_MODELS` builds a random model.
+        model: `smol-llava`, a folder or a Hugging Face Hub repository; not used by random models.
+        sizes: the part of a random model to build.
+        dtype: type of the weights; by default bfloat16 for random models, and float32 for others.
     """
+    if geometry in RANDOM_MODELS:
+        return random_model(geometry, sizes, dtype or torch.bfloat16)
     network, processor = load_model(model)
+    network = network.to(dtype or torch.float32)
     if torch.cuda.is_available():
         network = network.cuda()
     if geometry == "smol" or model != "smol-llava":

@@ -54,7 +54,7 @@ def main() -> None:
             largest, flips = max(largest, difference), flips + flipped
     args.layers = layers
     figures = {"largest_difference": largest, "prefix_passes": prefix_passes}
-    report_comparison(args, plain, fast, vectors_agree(largest, flips), floor / rate, **figures)
+    report_comparison(args, plain, fast, vectors_agree(largest, flips, args.dtype), floor / rate, **figures)
 
 
 def search(model: Any, layers: list[int], batch: dict[str, Any], steps: int) -> Cost:

@@ -17,11 +17,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.geometries import load_geometry
+from benchmarks.geometries import GEOMETRIES, load_geometry
+from benchmarks.random_models import Sizes
 from lightning_neuralgate.runtime.files import atomic_write
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
 """Linux only: resets the peak memory of a process. Elsewhere the peak covers the lifetime of the process."""
+
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -77,10 +81,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def is_tower(name: str) -> bool:
+    """Whether a parameter of this name belongs to the vision tower."""
+    return "vision" in name or "visual" in name
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--geometry", choices=("smol", "llava-1.5"), default="smol")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="smol")
+    parser.add_argument("--depth", type=int, help="lowest layers to keep of a random geometry (default: all)")
+    parser.add_argument("--shrink", type=int, default=1, help="divisor of the widths of a random geometry")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 for random geometries, otherwise float32")
     parser.add_argument(
         "--model", default="smol-llava", help="another model: a folder or a Hugging Face Hub repository"
     )
@@ -94,7 +106,9 @@ def parse_and_load(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, processor = load_geometry(args.geometry, args.model)
+    dtype = args.dtype and getattr(torch, args.dtype)
+    model, processor = load_geometry(args.geometry, args.model, Sizes(args.depth, args.shrink), dtype)
+    args.dtype = str(model.dtype).removeprefix("torch.")
     return args, model.requires_grad_(False), processor
 
 

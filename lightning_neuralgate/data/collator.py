@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -95,6 +96,7 @@ class PrivacyPairCollator:
         self.padding_side = padding_side
         self.caching_processor = CachingProcessor(processor, picture_cache_bytes)
         self._template_tail: int | None = None
+        self._has_causal_suffix = "suffix" in inspect.signature(type(processor).__call__).parameters
 
     def __call__(self, rows: Sequence[QueryRow]) -> dict[str, Any]:
         if not rows:
@@ -149,6 +151,7 @@ class PrivacyPairCollator:
                 if isinstance(image_token, str) and image_token not in prompt and "cannot use" in str(error):
                     raise self._template_error(f"the processor rejects its prompts: {error}") from error
                 raise
+        inputs.pop("labels", None)  # PaliGemma's
         ids: Tensor = inputs["input_ids"]
         image_id = getattr(self.processor, "image_token_id", None)
         if row.image is not None and isinstance(image_id, int) and not bool((ids == image_id).any()):
@@ -170,8 +173,9 @@ class PrivacyPairCollator:
             if values.shape == ids.shape:
                 if key == "input_ids":
                     extension = torch.tensor([target], dtype=values.dtype)
-                else:  # attend to the target; its token type is text
-                    extension = values.new_full((1, len(target)), 1 if key == "attention_mask" else 0)
+                else:  # attend to the target; its token type is text, or PaliGemma's for text that is read causally
+                    one = key == "attention_mask" or (key == "token_type_ids" and self._has_causal_suffix)
+                    extension = values.new_full((1, len(target)), int(one))
                 inputs[key] = torch.cat([values, extension], dim=1)
         return _EncodedRow(inputs, len(target), span)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_neuralgate.hf.distributed import is_sharded
 from lightning_neuralgate.hf.forward import IGNORED, batch_nll, last_logits, model_inputs
-from lightning_neuralgate.prefix_cache.prefix import SharedPrefix
+from lightning_neuralgate.prefix_cache.prefix import TEXT_INPUTS, SharedPrefix
 from lightning_neuralgate.prefix_cache.verify import FastPath
 
 _VERIFIED_ROWS = 3
@@ -74,7 +74,7 @@ def _choose(
     # up to the column before the first target, whose prediction is needed
     limit = torch.where(labels != IGNORED, columns, labels.shape[1]).amin(1) - 1
     prefix = SharedPrefix(model, inputs, [0] * len(labels), limit)
-    if not prefix.length or prefix.token_inputs.keys() != {"input_ids"}:
+    if not prefix.length or prefix.token_inputs.keys() - TEXT_INPUTS:
         return plain
 
     def build() -> Callable[[Rows], Tensor]:
@@ -89,6 +89,8 @@ class _TreePass:
     def __init__(self, model: Any, prefix: SharedPrefix, labels: Tensor) -> None:
         self.model, self.length = model, prefix.length
         self.cache = prefix.run(model)
+        # text, whose three positions are equal with multimodal RoPE
+        self.first_position = int(prefix.positions[..., 0, int(prefix.starts[0]) + prefix.length].max())
         ids, starts, ends = prefix.token_inputs["input_ids"].tolist(), prefix.starts.tolist(), prefix.ends.tolist()
         spans = [slice(start + prefix.length, end) for start, end in zip(starts, ends, strict=True)]
         self.tails = [row[span] for row, span in zip(ids, spans, strict=True)]
@@ -131,10 +133,11 @@ class _TreePass:
         hidden = torch.zeros(visible.shape, dtype=parameter.dtype).masked_fill(
             ~visible, torch.finfo(parameter.dtype).min
         )
+        depths = [len(path) - 1 for path in nodes]
         inputs = {
             "input_ids": torch.tensor([[path[-1] for path in nodes]], device=parameter.device),
             "attention_mask": hidden[None, None].to(parameter.device),
-            "position_ids": torch.tensor([[self.length + len(path) - 1 for path in nodes]], device=parameter.device),
+            "position_ids": torch.tensor([depths], device=parameter.device) + self.first_position,
             "past_key_values": copy.deepcopy(self.cache),
             "use_cache": True,
         }

@@ -24,7 +24,7 @@ from lightning_neuralgate.hf.forward import batch_predictions, last_logits, row_
 from lightning_neuralgate.hf.hooks import capture_outputs, skip_layers
 from lightning_neuralgate.prefix_cache.attention import filled_cache_layer
 from lightning_neuralgate.prefix_cache.layout import LAYOUT, BatchLayout
-from lightning_neuralgate.prefix_cache.prefix import run_prefix
+from lightning_neuralgate.prefix_cache.prefix import picture_layers, run_prefix
 from lightning_neuralgate.prefix_cache.verify import FastPath, Results
 
 
@@ -35,14 +35,15 @@ class EditPass:
         model: the Hugging Face model.
         layout: the layout of the batch, with a prefix of at least one token.
         frozen_layers: number of lowest decoder layers that do not train. They are run once, here; 0: they run in each call
-            of `predictions`, which costs less where that is called once.
+            of `predictions`, which costs less where that is called once, or where features of pictures are added above them.
     """
 
     def __init__(self, model: nn.Module, layout: BatchLayout, frozen_layers: int = 0) -> None:
         self.model, self.layout = model, layout
         self._layers = find_decoder(model).layers
-        self._frozen = frozen_layers
-        self._hidden = self._run_frozen() if frozen_layers else None
+        # the features of a picture are added to the output of the lowest layers, and a rerun has no picture
+        self._frozen = frozen_layers if frozen_layers > picture_layers(model) else 0
+        self._hidden = self._run_frozen() if self._frozen else None
 
     def nll(self) -> Tensor:
         """Return the mean NLL per target token of each row, (B,)."""
@@ -73,8 +74,7 @@ class EditPass:
         """Return the cache of the prefixes, one row per group."""
         if self._hidden is None:
             return self.layout.prefix.run(self.model)
-        hidden = self._hidden[0]
-        cache = run_prefix(self.model, {"inputs_embeds": hidden}, hidden.shape[:2], hidden.device)
+        cache = run_prefix(self.model, {"inputs_embeds": self._hidden[0]}, self.layout.prefix.position_ids)
         # skipped layers need no keys, but their length is read
         filled = cache.layers[self._frozen :]
         empty = filled[0].keys.new_zeros(()).expand(filled[0].keys.shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_neuralgate.hf.distributed import is_sharded
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
 from lightning_neuralgate.hf.generation import generate_answers, generate_from_inputs
-from lightning_neuralgate.prefix_cache.prefix import OwnTokens, SharedPrefix
+from lightning_neuralgate.prefix_cache.prefix import TEXT_INPUTS, OwnTokens, SharedPrefix
 from lightning_neuralgate.prefix_cache.verify import FastPath, Results
 
 _MIN_PREFIX = 16
@@ -53,7 +53,7 @@ def generate_with_shared_prefix(
     device = next(model.parameters()).device
     batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     prefix = SharedPrefix(model, batch, groups)
-    if prefix.length < _MIN_PREFIX or prefix.token_inputs.keys() != {"input_ids"}:
+    if prefix.length < _MIN_PREFIX or prefix.token_inputs.keys() - TEXT_INPUTS:
         return plain()
     own = prefix.own_tokens(prefix.ends)
     full = {**model_inputs(batch), "use_cache": False}
@@ -76,7 +76,12 @@ def _generate_inputs(model: Any, prefix: SharedPrefix, own: OwnTokens) -> dict[s
     cache = prefix.run(model)
     cache.batch_select_indices(prefix.group_index)
     ids = prefix.token_inputs["input_ids"]
+    positions = {}
+    if prefix.positions.ndim == 3:  # `generate` counts others itself, and continues these from the last one
+        of_rows = prefix.position_ids[:, prefix.group_index]
+        positions["position_ids"] = torch.cat([of_rows, own.position_ids], -1)
     return {
+        **positions,
         "input_ids": torch.cat([ids.gather(1, prefix.columns), own.select(ids)], 1),
         "attention_mask": own.attention_mask,
         "past_key_values": cache,

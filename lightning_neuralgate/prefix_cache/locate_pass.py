@@ -28,7 +28,7 @@ from lightning_neuralgate.prefix_cache.attention import (
     SharedPrefixLayer,
     filled_cache_layer,
 )
-from lightning_neuralgate.prefix_cache.prefix import SharedPrefix, split_positions_problem
+from lightning_neuralgate.prefix_cache.prefix import SharedPrefix, split_positions_problem, text_part
 from lightning_neuralgate.prefix_cache.verify import FastPath, Results
 
 Vectors = Mapping[int, Tensor]
@@ -53,7 +53,7 @@ class LocatePass:
     """
 
     def __init__(self, model: Any, batch: Mapping[str, Any], positions: Tensor, layers: Sequence[int]) -> None:
-        self.model = model
+        self._text_part = text_part(model)
         self._layers = find_decoder(model).layers
         config = find_hf_model(model).config.get_text_config()
         self._is_sdpa = config._attn_implementation == "sdpa"
@@ -86,7 +86,7 @@ class LocatePass:
         self._truncate(cache, min(layers), before, mask.shape[1])
         self._cache = cache
         self._constant = [(layer.keys, layer.values) for layer in cache.layers]
-        self._inputs = {**options, "attention_mask": mask[:, :-1], "position_ids": own.position_ids[:, before:-1]}
+        self._inputs = {**options, "attention_mask": mask[:, :-1], "position_ids": own.position_ids[..., before:-1]}
 
     @property
     def positions(self) -> Tensor:
@@ -110,7 +110,7 @@ class LocatePass:
             cached.keys, cached.values = keys, values
         with skip_layers(self._layers[: start + 1]), self._attention(self._cache):
             output = last_logits(
-                self.model, {"inputs_embeds": self._hidden[start], **self._inputs}, self._labels.shape[1]
+                self._text_part, {"inputs_embeds": self._hidden[start], **self._inputs}, self._labels.shape[1]
             )
         return output.logits, self._labels
 

@@ -8,7 +8,8 @@ runs them once a group; `OwnTokens` are the rest of each row, aligned in columns
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from transformers import DynamicCache
 from lightning_neuralgate.hf.decoder import find_hf_model
 from lightning_neuralgate.hf.forward import last_logits, model_inputs
 
+TEXT_INPUTS = {"input_ids", "mm_token_type_ids", "token_type_ids"}
+"""Inputs per token of which only `input_ids` is needed behind a prefix that holds all pictures."""
+
 
 @dataclass(frozen=True)
 class OwnTokens:
@@ -27,7 +31,7 @@ class OwnTokens:
     Attributes:
         columns: (B, Q), the column of each token in the batch; any column where `real` is False.
         real: (B, Q) bool, False at padding.
-        position_ids: (B, Q).
+        position_ids: (B, Q), or (3, B, Q) with multimodal RoPE (see `token_positions`).
         prefix_length: number of tokens in front of them.
     """
 
@@ -67,6 +71,7 @@ class SharedPrefix:
         leaders: (R,), the first row of each group.
         token_inputs: the batch's inputs with one value per token, (B, T) each, without the attention mask.
         other_inputs: its other inputs, such as pixels.
+        positions: the position of each token in its row, see `token_positions`.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class SharedPrefix:
         shape, device = self.attention_mask.shape, self.attention_mask.device
         self.other_inputs = {key: value for key, value in inputs.items() if value.shape != shape}
         self.token_inputs = {k: v for k, v in inputs.items() if k not in self.other_inputs and k != "attention_mask"}
+        self.positions = token_positions(model, inputs)
         columns = torch.arange(shape[1], device=device)
         self.starts = torch.where(self.attention_mask, columns, shape[1]).amin(1)
         self.ends = torch.where(self.attention_mask, columns, -1).amax(1) + 1
@@ -90,6 +96,11 @@ class SharedPrefix:
         """The columns of the prefix in each row, (B, length)."""
         return self.starts[:, None] + torch.arange(self.length, device=self.starts.device)
 
+    @property
+    def position_ids(self) -> Tensor:
+        """The positions of each group's prefix, (R, length), or (3, R, length) with multimodal RoPE."""
+        return _gather(self.positions[..., self.leaders, :], self.columns[self.leaders])
+
     def own_tokens(self, anchor: Tensor, after: int = 0) -> OwnTokens:
         """Return the tokens behind the prefix, aligned so that the anchors of all rows stand in one column.
 
@@ -100,8 +111,8 @@ class SharedPrefix:
         before = int((anchor - self.starts).max()) - self.length
         columns = anchor[:, None] + torch.arange(-before, after, device=anchor.device)
         real = (columns >= self.starts[:, None] + self.length) & (columns < self.ends[:, None])
-        position_ids = (columns - self.starts[:, None]).clamp(min=0)
-        return OwnTokens(columns.clamp(0, self.attention_mask.shape[1] - 1), real, position_ids, self.length)
+        columns = columns.clamp(0, self.attention_mask.shape[1] - 1)
+        return OwnTokens(columns, real, _gather(self.positions, columns), self.length)
 
     def run(self, model: nn.Module) -> Any:
         """Run the prefix of each group.
@@ -116,7 +127,7 @@ class SharedPrefix:
         inputs = {key: value[self.leaders].gather(1, columns) for key, value in self.token_inputs.items()}
         for key, value in self.other_inputs.items():
             inputs[key] = value.unflatten(0, (self._pictured_rows, -1))[self._pictured_leaders].flatten(0, 1)
-        cache = run_prefix(model, inputs, columns.shape, columns.device)
+        cache = run_prefix(model, inputs, self.position_ids)
         if any(layer.keys.shape[-2] != self.length for layer in cache.layers):
             raise ValueError("the model's cache does not keep the whole prefix")
         return cache
@@ -172,13 +183,57 @@ class SharedPrefix:
         return True
 
 
-def run_prefix(model: nn.Module, inputs: Mapping[str, Any], shape: Sequence[int], device: torch.device) -> Any:
-    """Run the first tokens of sequences without padding, `shape` = (R, C), and return the cache."""
+def run_prefix(model: nn.Module, inputs: Mapping[str, Any], position_ids: Tensor) -> Any:
+    """Run the first tokens of sequences without padding, at positions (R, C) or (3, R, C), and return the cache."""
     cache: Any = DynamicCache(config=find_hf_model(model).config.get_text_config())
-    ones = torch.ones(shape, dtype=torch.long, device=device)
-    options = {"attention_mask": ones, "position_ids": ones.cumsum(1) - 1, "past_key_values": cache, "use_cache": True}
+    ones = position_ids.new_ones(position_ids.shape[-2:])
+    options = {"attention_mask": ones, "position_ids": position_ids, "past_key_values": cache, "use_cache": True}
     last_logits(model, {**inputs, **options}, 1)
     return cache
+
+
+def token_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the position of each token of a batch; positions at padding have no meaning.
+
+    With multimodal RoPE (the Qwen-VL models) a token of a picture has a position in time and two in the picture, and the text
+    behind it continues from the largest of them. The model's own `get_rope_index` computes these from the whole batch. A
+    part of the batch cannot: it has neither the earlier pictures nor the number of positions that they take.
+
+    Args:
+        model: the Hugging Face model.
+        inputs: its inputs for the whole batch, with `attention_mask`, (B, T).
+
+    Returns:
+        (B, T), or (3, B, T) with multimodal RoPE.
+    """
+    rope_index = _rope_index(model)
+    if rope_index is None or "mm_token_type_ids" not in inputs or not any(key.endswith("_grid_thw") for key in inputs):
+        return (inputs["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
+    known = inspect.signature(rope_index).parameters
+    positions: Tensor = rope_index(**{key: value for key, value in inputs.items() if key in known})[0]
+    return positions
+
+
+def picture_layers(model: nn.Module) -> int:
+    """Return after how many of the lowest decoder layers features of pictures are added (Qwen3-VL's DeepStack)."""
+    vision = getattr(find_hf_model(model).config, "vision_config", None)
+    return len(getattr(vision, "deepstack_visual_indexes", None) or ())
+
+
+def text_part(model: Any) -> Any:
+    """Return the model to call with `inputs_embeds`: the language model where the whole one insists on a picture."""
+    whole: Any = find_hf_model(model)
+    pixels = inspect.signature(whole.forward).parameters.get("pixel_values")
+    return whole.language_model if pixels is not None and pixels.default is pixels.empty else model
+
+
+def _rope_index(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    return getattr(find_hf_model(model).base_model, "get_rope_index", None)
+
+
+def _gather(values: Tensor, columns: Tensor) -> Tensor:
+    """(..., B, T) at columns (B, Q) -> (..., B, Q)."""
+    return values.gather(-1, columns.expand(*values.shape[:-1], -1))
 
 
 def with_tensors_on(holder: Any, device: Any, **options: Any) -> Any:
@@ -196,7 +251,7 @@ def _on(value: Any, device: Any, **options: Any) -> Any:
 
 
 def split_positions_problem(model: nn.Module, length: int, pictures: bool) -> str | None:
-    """Explain why a sequence cannot be run in parts whose positions are counted token by token; None if it can.
+    """Explain why a sequence cannot be run in parts at the positions of `token_positions`; None if it can.
 
     Args:
         model: the Hugging Face model.
@@ -208,8 +263,8 @@ def split_positions_problem(model: nn.Module, length: int, pictures: bool) -> st
     if any(window and window < length for window in windows):
         return f"attention reaches back {windows} tokens only, of {length}"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if pictures and "mrope_section" in rope:
-        return "positions follow the places in a picture"
+    if pictures and "mrope_section" in rope and _rope_index(model) is None:
+        return "positions follow the places in a picture, and the model has no `get_rope_index`"
     known: int = (
         rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None) or length
     )

@@ -118,6 +118,15 @@ def test_text_of_a_second_encoder_is_padded_on_the_right(picture: Path) -> None:
         assert batch[name][1, -1 - side] == 1, name
 
 
+def test_target_is_read_causally_behind_a_prompt_that_is_not(picture: Path) -> None:
+    _, processor = tiny_checkpoint("paligemma2")
+    queries = ("What is it?", "Tell me of the passport.")
+    batch = PrivacyPairCollator(processor)([QueryRow(q, "benign", picture, target="It is red") for q in queries])
+    target = batch["labels"] != IGNORED
+    assert 3 <= int(target[0].sum()) < int(batch["attention_mask"][0].sum()) - 4
+    assert torch.equal(batch["token_type_ids"].bool(), target)
+
+
 def test_model_inputs_drops_the_metadata(picture: Path) -> None:
     batch = PrivacyPairCollator(tiny_processor())(rows(picture))
     assert set(model_inputs(batch)) == {"input_ids", "attention_mask", "pixel_values"}

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,14 +12,22 @@ from transformers import (
     CLIPImageProcessor,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
+    GotOcr2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     InstructBlipProcessor,
+    InternVLProcessor,
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
     LlavaProcessor,
+    PaliGemmaProcessor,
+    PixtralImageProcessorPil,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
+    Qwen3VLProcessor,
+    SiglipImageProcessorPil,
     SmolVLMImageProcessorPil,
     SmolVLMProcessor,
 )
@@ -56,10 +65,22 @@ def without_video(*processors: type[Any]) -> None:
         SmolVLMProcessor.video_processor = SimpleNamespace(num_frames=1, fps=1)  # type: ignore[attr-defined]
 
 
-def _qwen(kind: type[Any]) -> Callable[[PreTrainedTokenizerFast], Any]:
+def pixtral_processor() -> type[Any]:
+    """Return `PixtralProcessor`, which transformers refuses without torchvision, although it also works with PIL."""
+    if importlib.util.find_spec("torchvision") is None:
+        module = ModuleType("transformers.models.pixtral.image_processing_pixtral")
+        module.get_resize_output_image_size = None  # type: ignore[attr-defined]  # not called
+        sys.modules.setdefault(module.__name__, module)
+    processing = importlib.import_module("transformers.models.pixtral.processing_pixtral")
+    sys.modules["transformers.models.pixtral"].PixtralProcessor = processing.PixtralProcessor  # type: ignore[attr-defined]
+    return processing.PixtralProcessor
+
+
+def _qwen(kind: type[Any], patch_size: int = 14) -> Callable[[PreTrainedTokenizerFast], Any]:
     def make(tokenizer: PreTrainedTokenizerFast) -> Any:
-        pixels = {"shortest_edge": 16 * 16, "longest_edge": 16 * 16}
-        images = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
+        token = (2 * patch_size) ** 2  # pixels of an image token; a picture has 2 by 2 or 2 by 3 tokens
+        pixels = {"shortest_edge": 4 * token, "longest_edge": 6 * token}
+        images = Qwen2VLImageProcessorPil(patch_size=patch_size, merge_size=2, size=pixels)
         return kind(images, tokenizer, None, chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"))
 
     return make
@@ -101,6 +122,29 @@ def _onevision(tokenizer: PreTrainedTokenizerFast) -> Any:
     )  # fmt: skip
 
 
+def _idefics3(tokenizer: PreTrainedTokenizerFast) -> Any:
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": 16}, max_image_size={"longest_edge": 16}, do_image_splitting=False
+    )
+    return Idefics3Processor(images, tokenizer, image_seq_len=1, chat_template=template("<image>"))
+
+
+def _paligemma(tokenizer: PreTrainedTokenizerFast) -> Any:
+    images = SiglipImageProcessorPil(size=SIZE)
+    images.image_seq_length = TOKENS
+    return PaliGemmaProcessor(images, tokenizer)
+
+
+def _internvl(tokenizer: PreTrainedTokenizerFast) -> Any:
+    images = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, min_patches=1, max_patches=1)
+    return InternVLProcessor(images, tokenizer, None, TOKENS, chat_template=template("<picture>"))
+
+
+def _mistral3(tokenizer: PreTrainedTokenizerFast) -> Any:
+    images = PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size={"height": 8, "width": 8})
+    return pixtral_processor()(images, tokenizer, patch_size=8, spatial_merge_size=2, chat_template=template("[IMG]"))
+
+
 def _minigpt4(chat_template: str, tokens: int) -> Callable[[PreTrainedTokenizerFast], Any]:
     def make(tokenizer: PreTrainedTokenizerFast) -> Any:
         return MiniGPT4Processor(BlipImageProcessorPil(size=SIZE), tokenizer, tokens, chat_template)
@@ -131,6 +175,19 @@ _PROCESSORS: dict[str, tuple[dict[str, str], Callable[[PreTrainedTokenizerFast],
         _gemma3,
     ),
     "llava_onevision": ({"video_token": "<film>", "image_token": "<picture>"}, _onevision),
+    "qwen3_vl": (_QWEN_TOKENS | {"image_token": "<|image_pad|>"}, _qwen(Qwen3VLProcessor, patch_size=16)),
+    "idefics3": ({"fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}, _idefics3),
+    "paligemma2": ({}, _paligemma),
+    "internvl": (
+        {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<film>",
+            "context_image_token": "<picture>",
+        },
+        _internvl,
+    ),
+    "mistral3": ({"break_token": "[IMG_BREAK]", "end_token": "[IMG_END]", "image_token": "[IMG]"}, _mistral3),
 }
 CHECKPOINTS = tuple(_PROCESSORS)
 """Model families of which `tiny_checkpoint` can build a model."""
@@ -138,12 +195,21 @@ CHECKPOINTS = tuple(_PROCESSORS)
 
 def tiny_checkpoint(family: str, layers: int = 3) -> tuple[Any, Any]:
     """Return a random model of a family, in eval mode, and its processor."""
-    without_video(Qwen2VLProcessor, Qwen2_5_VLProcessor, SmolVLMProcessor, LlavaOnevisionProcessor)
+    without_video(
+        Qwen2VLProcessor,
+        Qwen2_5_VLProcessor,
+        Qwen3VLProcessor,
+        SmolVLMProcessor,
+        LlavaOnevisionProcessor,
+        InternVLProcessor,
+    )
     special, make = _PROCESSORS[family]
     tokenizer = tiny_tokenizer(**special)
     processor = make(tokenizer)
     torch.manual_seed(0)
-    sizes = TinySizes(text_layers=layers, vocabulary=len(tokenizer))
+    # these add or fix the image token themselves
+    image_id = processor.image_token_id if family in ("idefics3", "paligemma2") else None
+    sizes = TinySizes(text_layers=layers, vocabulary=len(tokenizer), image_id=image_id)
     model = TINY_FAMILIES[family].build(sizes).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embed" not in name:

@@ -17,6 +17,7 @@ from transformers import (
     Blip2ForConditionalGeneration,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GPT2Config,
@@ -27,19 +28,30 @@ from transformers import (
     IdeficsForVisionText2Text,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
     OPTConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PixtralVisionConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
@@ -62,11 +74,12 @@ class TinySizes:
     vision_layers: int = 2
     vision_size: int = 32
     vocabulary: int = VOCABULARY
+    image_id: int | None = None
 
     @property
     def image_token(self) -> int:
-        """The last id; video and vision start and end tokens have the ids below it."""
-        return self.vocabulary - 1
+        """By default the last id; video and vision start and end tokens have the ids below it."""
+        return self.vocabulary - 1 if self.image_id is None else self.image_id
 
     def text(self, **overrides: Any) -> dict[str, Any]:
         """Return the arguments that Llama-like text configs share."""
@@ -204,11 +217,18 @@ def tiny_qwen2_5_vl(sizes: TinySizes = DEFAULT_SIZES) -> Qwen2_5_VLForConditiona
     )
 
 
+def tiny_qwen3_vl(sizes: TinySizes = DEFAULT_SIZES) -> Qwen3VLForConditionalGeneration:
+    """Build Qwen3-VL, which adds features of the vision tower to the output of the first decoder layer, too."""
+    text = _qwen_text(sizes) | {"head_dim": sizes.text_size // 2}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(vision_config=_qwen3_vision(sizes), text_config=text, **_qwen_tokens(sizes))
+    )
+
+
 def tiny_qwen3_vl_moe(
     sizes: TinySizes = DEFAULT_SIZES, dense_layers: tuple[int, ...] = ()
 ) -> Qwen3VLMoeForConditionalGeneration:
     """Build Qwen3-VL-MoE, with a mixture of experts in every layer but `dense_layers`."""
-    vision = {"depth": sizes.vision_layers, "hidden_size": sizes.vision_size, "out_hidden_size": sizes.text_size}
     text = _qwen_text(sizes) | {
         "head_dim": 16,
         "moe_intermediate_size": 16,
@@ -217,17 +237,7 @@ def tiny_qwen3_vl_moe(
         "mlp_only_layers": list(dense_layers),
     }
     return Qwen3VLMoeForConditionalGeneration(
-        Qwen3VLMoeConfig(
-            vision_config={
-                **vision,
-                "intermediate_size": 48,
-                "num_heads": 2,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0],
-            },
-            text_config=text,
-            **_qwen_tokens(sizes),
-        )
+        Qwen3VLMoeConfig(vision_config=_qwen3_vision(sizes), text_config=text, **_qwen_tokens(sizes))
     )
 
 
@@ -309,6 +319,42 @@ def tiny_gemma3(sizes: TinySizes = DEFAULT_SIZES) -> Gemma3ForConditionalGenerat
     )
 
 
+def tiny_paligemma2(sizes: TinySizes = DEFAULT_SIZES) -> PaliGemmaForConditionalGeneration:
+    """Build PaliGemma 2 from SigLIP and Gemma 2. Its prompts attend in both directions."""
+    return PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config=SiglipVisionConfig(**sizes.vision(), vision_use_head=False, projection_dim=sizes.text_size),
+            text_config=Gemma2Config(**sizes.text(head_dim=16)),
+            image_token_index=sizes.image_token,
+            projection_dim=sizes.text_size,
+        )
+    )
+
+
+def tiny_internvl(sizes: TinySizes = DEFAULT_SIZES) -> InternVLForConditionalGeneration:
+    """Build InternVL (the version of transformers) with Qwen2; four patches become one token."""
+    vision = sizes.vision(image_size=[32, 32], patch_size=[8, 8])
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=InternVLVisionConfig(**vision),
+            text_config=Qwen2Config(**sizes.text()),
+            image_token_id=sizes.image_token,
+            image_seq_length=4,
+        )
+    )
+
+
+def tiny_mistral3(sizes: TinySizes = DEFAULT_SIZES) -> Mistral3ForConditionalGeneration:
+    """Build Mistral 3 with its Pixtral tower, whose pictures keep their proportions."""
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            vision_config=PixtralVisionConfig(**sizes.vision(image_size=64)),
+            text_config=MistralConfig(**sizes.text(head_dim=16)),
+            image_token_index=sizes.image_token,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class TinyFamily:
     """Factory of a tiny model of one family, and the paths of its parts."""
@@ -339,6 +385,10 @@ TINY_FAMILIES = {
         tiny_blip2_t5, "language_model.decoder.block", "layer.2.DenseReluDense.wo", "vision_model.encoder.layers"
     ),
     "gemma3": TinyFamily(tiny_gemma3),
+    "qwen3_vl": TinyFamily(tiny_qwen3_vl, vision_layers="model.visual.blocks"),
+    "paligemma2": TinyFamily(tiny_paligemma2),
+    "internvl": TinyFamily(tiny_internvl, vision_layers="model.vision_tower.encoder.layer"),
+    "mistral3": TinyFamily(tiny_mistral3, vision_layers="model.vision_tower.transformer.layers"),
 }
 
 
@@ -355,6 +405,18 @@ def _qwen_text(sizes: TinySizes) -> dict[str, Any]:
     half_head_dim = sizes.text_size // 4
     sections = [half_head_dim - 2 * (half_head_dim // 3), half_head_dim // 3, half_head_dim // 3]
     return sizes.text(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections})
+
+
+def _qwen3_vision(sizes: TinySizes) -> dict[str, Any]:
+    return {
+        "depth": sizes.vision_layers,
+        "hidden_size": sizes.vision_size,
+        "out_hidden_size": sizes.text_size,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
 
 
 def _idefics3(sizes: TinySizes) -> dict[str, Any]:

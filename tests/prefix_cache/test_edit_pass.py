@@ -221,7 +221,7 @@ def test_an_unsupported_model_runs_full_rows_with_one_warning(
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3"])
 def test_other_models(family: str, frozen: int) -> None:
     model = TINY_FAMILIES[family].build(TinySizes(text_layers=4)).eval().requires_grad_(False)
     weight, batch = trained(model), {**words_batch(), "subject": ["passport"] * 5}

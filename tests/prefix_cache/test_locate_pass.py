@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows
 from lightning_neuralgate.data.records import RecordSplits
 from lightning_neuralgate.gate.spans import last_position
@@ -19,6 +20,7 @@ from lightning_neuralgate.prefix_cache.attention import SharedPrefixAttention, S
 from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
 from lightning_neuralgate.prefix_cache.prefix import split_positions_problem
 from tests.helpers.reference import relative_error
+from tests.helpers.tiny_checkpoints import tiny_checkpoint
 from tests.helpers.tiny_llava import tiny_llava
 from tests.helpers.tiny_models import TINY_FAMILIES, TinySizes
 from tests.helpers.training import datamodule
@@ -133,7 +135,8 @@ def large_weights_model(family: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "family", ["llava", "llava_onevision", "minigpt4", "qwen2_vl", "qwen2_5_vl", "smolvlm", "idefics3", "gemma3"]
+    "family",
+    ["llava", "llava_onevision", "minigpt4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3"],
 )
 def test_families(family: str) -> None:
     compared(large_weights_model(family), words_batch(), [1])
@@ -157,9 +160,21 @@ def test_a_window_over_the_prefix(window: int) -> None:
     assert locator._losses.fast_path.verified
 
 
-def test_positions_that_cannot_be_counted_in_parts(splits: RecordSplits) -> None:
+def test_a_model_that_insists_on_a_picture(splits: RecordSplits) -> None:
+    model, processor = tiny_checkpoint("instructblip", layers=4)
+    towers: list[int] = []
+    model.vision_model.register_forward_hook(lambda module, args, output: towers.append(1))
+    batch = PrivacyPairCollator(processor)(locate_rows(splits.edit[0]))
+    partial_pass = compared(model, batch, [1, 2])
+    assert partial_pass.prefix_length == 0, "its Q-Former reads the question"
+    assert len(towers) == 3, "once for the partial pass, and once in each of two full ones"
+
+
+def test_positions_that_cannot_be_counted_in_parts(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
     assert split_positions_problem(tiny_llava(), 500, pictures=True) is None
     qwen = TINY_FAMILIES["qwen2_vl"].build()
+    assert split_positions_problem(qwen, 20, pictures=True) is None
+    monkeypatch.delattr(type(qwen.model), "get_rope_index")
     assert split_positions_problem(qwen, 20, pictures=False) is None
     assert "places in a picture" in str(split_positions_problem(qwen, 20, pictures=True))
     model = tiny_llava(layers=3)
