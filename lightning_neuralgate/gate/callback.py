@@ -122,7 +122,7 @@ class NeuralGateCallback(Gating, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # before optimizers are made and weights are restored; FSDP1 flattens weights of one type only
         if stage == "fit" and not isinstance(trainer.strategy, FSDPStrategy):
-            self.gating.add_masters(pl_module)
+            self.add_masters(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,12 +176,12 @@ class NeuralGateCallback(Gating, Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._detach()
-        self.gating.remove_masters()
+        self.remove_masters()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._detach()
-        self.gating.remove_masters()
+        self.remove_masters()
 
     @override
     def state_dict(self) -> dict[str, Any]:

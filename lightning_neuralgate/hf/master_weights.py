@@ -11,7 +11,7 @@ round(W) are the values that a checkpoint in half precision holds, so a model co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +66,10 @@ def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection
             )
         stored = linear.weight.dtype
         linear.__class__ = MasterLinear
-        linear.stored_dtype = stored
-        _convert(linear, torch.float32)
-        added.append(linear)
+        master = cast(MasterLinear, linear)
+        master.stored_dtype = stored
+        _convert(master, torch.float32)
+        added.append(master)
     return added
 
 
