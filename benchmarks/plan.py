@@ -30,14 +30,13 @@ def workload(model: Any, batch: Mapping[str, Any], pairs: int = 1) -> Workload:
     return Workload(pictures, batch["input_ids"].shape[1] - pictures, batch["target_columns"], pairs_per_batch=pairs)
 
 
-def compare(stage: str, predicted: Memory, before: int, peak: int) -> dict[str, float]:
-    """Return predicted and measured peaks in MB, in all and above the loaded model, and their ratio."""
+def compare(stage: str, predicted: Memory) -> dict[str, float]:
+    """Return predicted and measured peaks in MB, and their ratio."""
+    peak = peak_memory()
     return {
         f"{stage}_predicted": predicted.total / 1e6,
         f"{stage}_measured": peak / 1e6,
         f"{stage}_ratio": predicted.total / peak,
-        f"{stage}_beyond_predicted": predicted.beyond_weights / 1e6,
-        f"{stage}_beyond_measured": (peak - before) / 1e6,
     }
 
 
@@ -57,11 +56,8 @@ def main() -> None:
     (record,) = locate.make_batches(processor, 1, 1)
     locator = PrivacyLocatorModule(model, [args.layer], max_steps=2, stop_loss=-1.0).to(model.device)
     with measure():
-        before = peak_memory()
         locator._learn(record)
-        results |= compare(
-            "locate", shapes.locate_memory(args.layer, workload(model, record), args.dtype), before, peak_memory()
-        )
+        results |= compare("locate", shapes.locate_memory(args.layer, workload(model, record), args.dtype))
     batches = edit.make_batches(processor, 2, args.pairs)
     gate = edit.random_gate(model, args.layer, batches)
     work = workload(model, batches[0], args.pairs)
@@ -70,9 +66,8 @@ def main() -> None:
         enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)],
     )  # fmt: skip
     with measure():
-        before = peak_memory()
         trainer.fit(PrivacyEditModule(model, [args.layer]), datamodule=edit.FixedBatches(batches))
-        results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype), before, peak_memory())
+        results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype))
     report({**results, "tokens": work.tokens, "dtype": args.dtype, "model": args.model}, args.json)
 
 
