@@ -23,13 +23,13 @@ class Token(NamedTuple):
         text: its text.
         subject: whether it belongs to the subject's last mention.
         gated: whether the gate acts at it.
-        length: number of tokens, above 1 for image tokens.
+        number: number of tokens, above 1 for image tokens.
     """
 
     text: str
     subject: bool
     gated: bool
-    length: int = 1
+    number: int = 1
 
 
 class TokenView(NamedTuple):

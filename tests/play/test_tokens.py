@@ -31,7 +31,7 @@ def test_the_subject_and_its_last_token_are_marked() -> None:
     assert sum(token.gated for token in found.tokens) == 1
     assert text(found, "gated")
     assert "passport".endswith(text(found, "gated"))
-    assert [(token.text, token.length) for token in found.tokens if token.length > 1] == [("picture", 4)]
+    assert [(token.text, token.number) for token in found.tokens if token.number > 1] == [("picture", 4)]
     assert question in "".join(token.text for token in found.tokens)
     whole = view(question, scope="subject")
     assert text(whole, "gated") == "passport"
@@ -54,4 +54,4 @@ def test_the_open_rows_of_a_gate_are_counted() -> None:
 def test_a_prompt_without_a_picture_has_text_tokens_only() -> None:
     picture, processor = draw_picture("passport", 0), tiny_processor()
     tokens = token_view(Prompt("A passport?", None), picture, processor).tokens
-    assert all(token.length == 1 for token in tokens)
+    assert all(token.number == 1 for token in tokens)
