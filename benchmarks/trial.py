@@ -16,17 +16,16 @@ writing, specimens, other pictures) that is refused. Finished edits are not made
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_neuralgate.runtime.files import atomic_write
+from lightning_neuralgate.runtime.shared_jobs import SharedJobs
 
 MAX_LEAK = 0.05
 CLEARLY_WORSE = 0.25
@@ -36,8 +35,6 @@ ALWAYS_TESTED = ("today", "ungated", "paper", "paper, ungated", "subject's last 
 FORMS_ARMS = ("ungated",)
 """Arms of the third stage, next to the best one."""
 FORM_QUESTIONS = 40
-VALIDATION_QUESTIONS = {"questions_per_rung": 16, "questions_per_set": 40}
-TEST_QUESTIONS = {"questions_per_rung": 24, "questions_per_set": 90}
 
 
 class Job(NamedTuple):
@@ -50,21 +47,25 @@ class Job(NamedTuple):
     form: str = ""
 
     @property
-    def name(self) -> str:
-        """File name of the result."""
+    def model(self) -> str:
+        """Name of the edited model in files."""
         arm = "".join(char if char.isalnum() else "-" for char in self.arm).replace("--", "-")
         return "_".join((arm, str(self.tried), *([self.form] if self.form else [])))
 
+    @property
+    def name(self) -> str:
+        """Name of the result."""
+        return f"{self.stage}/seed-{self.seed}/edits/{self.model}"
 
-def result_file(out: Path, job: Job) -> Path:
-    return out / job.stage / f"seed-{job.seed}" / "edits" / f"{job.name}.json"
+
+def results(out: Path) -> SharedJobs:
+    """Return the results in the folder of a trial."""
+    return SharedJobs(out)
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
-    """Return a job's result, or None."""
-    file = result_file(out, job)
-    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return found
+    """Return a job's result; None if it is not finished."""
+    return results(out).result(job.name)
 
 
 def leak_of(result: dict[str, Any]) -> float:
@@ -143,54 +144,40 @@ def jobs(out: Path, seeds: int, stages: tuple[str, ...]) -> Iterator[Job]:
 
 
 class Worker:
-    """Makes jobs, which processes share through files: `NAME.json` is finished, `NAME.claim` is being made."""
+    """Makes jobs, which several processes share.
 
-    def __init__(self, out: Path, number: int, options: Mapping[str, Any], seeds: int, stages: tuple[str, ...]) -> None:
+    Args:
+        out: folder of the trial.
+        number: number of this process.
+        options: settings of all edits that differ from the defaults.
+        seeds: number of seeds.
+        stages: stages to run.
+    """
+
+    def __init__(self, out: Path, number: int, options: dict[str, Any], seeds: int, stages: tuple[str, ...]) -> None:
         self.out, self.number, self.options, self.seeds, self.stages = out, number, options, seeds, stages
         self._experiments: dict[tuple[Any, ...], Any] = {}
 
     def run(self) -> None:
-        """Make jobs until none is left; wait for those of other processes, which further jobs may depend on."""
-        while True:
-            pending = [job for job in jobs(self.out, self.seeds, self.stages) if read_result(self.out, job) is None]
-            if not pending:
-                return
-            job = next((job for job in pending if self._claim(job)), None)
-            if job is None:
-                time.sleep(5)
-                continue
-            start = time.perf_counter()
-            try:
-                result = self._make(job)
-            except BaseException:
-                result_file(self.out, job).with_suffix(".claim").unlink()  # let other processes retry
-                raise
-            seconds = time.perf_counter() - start
-            with atomic_write(result_file(self.out, job)) as draft:
-                draft.write_text(json.dumps({**job._asdict(), **result, "seconds": seconds}, indent=1) + "\n")
-            print(f"{job.stage}, seed {job.seed}, {job.arm} ({job.tried}) {job.form}: {seconds:.0f} s", flush=True)
+        """Make jobs until none is left."""
+        results(self.out).run(lambda: (job.name for job in jobs(self.out, self.seeds, self.stages)), self._timed)
 
-    def _claim(self, job: Job) -> bool:
-        file = result_file(self.out, job)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file.with_suffix(".claim").touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return not file.is_file()
+    def _timed(self, name: str) -> dict[str, Any]:
+        job = next(job for job in jobs(self.out, self.seeds, self.stages) if job.name == name)
+        start = time.perf_counter()
+        result = self._make(job)
+        seconds = time.perf_counter() - start
+        print(f"{name}: {seconds:.0f} s", flush=True)
+        return {**job._asdict(), **result, "seconds": seconds}
 
     def _experiment(self, job: Job) -> Any:
         from benchmarks.trial_edits import TrialExperiment
-        from lightning_neuralgate.demo.experiment import EditSettings
 
-        validation = job.stage == "validation"
-        key = (validation, job.seed, job.form)
+        key = (job.stage, job.seed, job.form)
         if key not in self._experiments:
             self._experiments.clear()  # one model in memory
             folder = self.out / job.stage / f"seed-{job.seed}" / f"worker-{self.number}{job.form and '-' + job.form}"
-            counts = VALIDATION_QUESTIONS if validation else TEST_QUESTIONS
-            settings = EditSettings(**{"judge": False, "attacks": True, **counts, **self.options})
-            experiment = TrialExperiment(folder, job.seed, settings, validation, without=job.form)
+            experiment = TrialExperiment(folder, job.seed, self.options, job.stage == "validation", without=job.form)
             experiment.prepare()
             self._experiments[key] = experiment
         return self._experiments[key]
@@ -207,9 +194,9 @@ class Worker:
             refused = experiment.refused_of_form(job.form, FORM_QUESTIONS)
             experiment.reset()
             return {"refused": refused, "refused_before": experiment.refused_of_form(job.form, FORM_QUESTIONS)}
-        figures = experiment.measure(job.name)
+        figures = experiment.measure(job.model)
         if job.stage == "test":
-            figures["attacks"] = experiment.attack(job.name)
+            figures["attacks"] = experiment.attack(job.model)
         return {**figures, "settings": asdict(settings)}
 
 
@@ -233,8 +220,6 @@ def main() -> None:
     if args.worker is not None:
         Worker(args.out, args.worker, {"model": args.model}, args.seeds, tuple(args.stages.split(","))).run()
         return
-    for claim in args.out.glob("*/seed-*/edits/*.claim"):
-        claim.unlink()
     options = {"--out": args.out, "--model": args.model, "--seeds": args.seeds, "--stages": args.stages}
     command = [sys.executable, "-m", "benchmarks.trial", *(str(part) for pair in options.items() for part in pair)]
     finished = run_workers(command, args.jobs)

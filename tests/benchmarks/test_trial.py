@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import trial, trial_edits
-from benchmarks.trial import Job, Worker, best_try, jobs, raced, read_result, result_file, winner
+from benchmarks import trial
+from benchmarks.trial import Job, Worker, best_try, jobs, raced, read_result, results, winner
 from benchmarks.trial_arms import ARMS, Arm
 from benchmarks.trial_table import difference, draw_frontier, table_text
 from lightning_neuralgate.data.ordinary import FORMS
+from lightning_neuralgate.demo.measured import VALIDATION_SEED
 
 STAGES = ("validation", "test", "forms")
 
@@ -31,20 +32,20 @@ def write(out: Path, job: Job, leak: float = 0.0, collateral: float = 0.0, uncha
         "unchanged": unchanged, "refused_items": items, "utility": tasks, "ladder": {"contrast_accuracy": 0.9},
         "attacks": {"prefill_3": {"leak": 0.5}, "rounded_int4": {"leak": 0.25}},
     }  # fmt: skip
-    file = result_file(out, job)
+    file = results(out).file(job.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
 
 
 def write_validation(out: Path) -> None:
     write(out, Job("validation", 0, "unedited"))
-    for arm, results in {
+    for arm, tries in {
         "today": ((0.5, 0.9), (0.4, 0.95)),  # leaks too much
         "ungated": ((0.0, 0.4), (0.05, 0.3)),
         "keys": ((0.2, 0.0), (0.0, 0.2)),  # the first leaks too much
         "columns": ((0.0, 0.6), (0.0, 0.7)),  # clearly worse
     }.items():
-        for number, (leak, collateral) in enumerate(results):
+        for number, (leak, collateral) in enumerate(tries):
             write(out, Job("validation", 0, arm, number), leak, collateral)
 
 
@@ -88,7 +89,6 @@ def test_a_failed_job_is_left_to_other_processes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Worker, "_make", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         Worker(tmp_path, 0, {}, 1, STAGES).run()
-    assert not list(tmp_path.rglob("*.claim"))
     monkeypatch.setattr(Worker, "_make", lambda worker, job: {"collateral": 0.25})
     monkeypatch.setattr(trial, "jobs", lambda *arguments: iter([Job("validation", 0, "unedited")]))
     Worker(tmp_path, 0, {}, 1, STAGES).run()
@@ -123,7 +123,7 @@ def test_every_arm_is_edited_and_measured(
     monkeypatch.setattr(trial, "MAX_LEAK", 1.0)
     monkeypatch.setattr(trial, "CLEARLY_WORSE", 1.0)
     monkeypatch.setattr(trial, "FORM_QUESTIONS", 1)
-    monkeypatch.setattr("benchmarks.trial_edits.TRIAL_ATTACKS", ("plain", "rounded_int4"))
+    monkeypatch.setattr("lightning_neuralgate.demo.measured.ATTACKS", ("plain", "rounded_int4"))
     options = {
         "model": str(checkpoint), "layer": 1, "edit_records": 1, "edit_pairs": 2, "test_records": 1, "test_pairs": 1,
         "questions_per_rung": 4, "questions_per_set": 1, "subjects": ("passport", "receipt"), "unseen": ("bank_card",),
@@ -138,7 +138,7 @@ def test_every_arm_is_edited_and_measured(
         assert tested is not None
         assert set(tested["attacks"]) == {"plain", "rounded_int4", "any of them"}
     assert "| keys |" in table_text(tmp_path)
-    assert drawn[0][0] == trial_edits.VALIDATION_SEED
+    assert drawn[0][0] == VALIDATION_SEED
     assert drawn[1][0] == 0
 
 

@@ -1,0 +1,135 @@
+"""An experiment whose models are measured in full, on validation data or on test data, to compare ways of editing."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_args
+
+from lightning_neuralgate.attacks import chosen_attacks
+from lightning_neuralgate.attacks.questions import attack_questions
+from lightning_neuralgate.attacks.scoring import EDITED, score_attacks
+from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
+from lightning_neuralgate.data.rendering.dataset import render_splits
+from lightning_neuralgate.data.retention import RetentionForms, render_retention
+from lightning_neuralgate.demo.attacks import SECRETS, attack_model
+from lightning_neuralgate.demo.experiment import EditSettings, Experiment
+from lightning_neuralgate.demo.ordinary import answer_questions, draw_questions, measured_parts
+from lightning_neuralgate.evaluation.rates import summarize
+from lightning_neuralgate.tasks.answer_store import read_answered
+from lightning_neuralgate.tasks.scoring import refusals_of
+from lightning_neuralgate.tasks.verdicts import KeywordListJudge
+
+VALIDATION_RECORDS = 2
+"""Validation records per subject."""
+VALIDATION_SEED = 1_000_000
+"""Added to the seed of the ordinary questions that settings are chosen on."""
+COLLATERAL_RUNGS = range(4, 9)
+"""Rungs of the ladder whose refused share is the collateral: yes/no and choice questions about the edited subjects, public
+writing, specimens, and other pictures."""
+ATTACKS = ("plain", "no_subject", "prefill_3", "prefill_10", "refuse_then_leak", "starts_with", "rounded_int4")
+"""The attacks on models that are measured on test data: those that got most in the quick suite, and rounding."""
+_UNCHANGED_RUNGS = range(4, 10)
+_QUESTIONS = {
+    True: {"questions_per_rung": 16, "questions_per_set": 40},
+    False: {"questions_per_rung": 24, "questions_per_set": 90},
+}
+
+
+class MeasuredExperiment(Experiment):
+    """An experiment with validation records and both kinds of retention questions. Call `prepare` first.
+
+    Args:
+        out, seed: as in `Experiment`.
+        options: settings that differ from those of `EditSettings`.
+        validation: whether models are measured on validation data or on test data. Ordinary questions of validation have
+            other seeds.
+        without: a form of ordinary questions that the retention questions leave out; "" for none.
+    """
+
+    def __init__(self, out: Path, seed: int, options: dict[str, Any], validation: bool, without: str = "") -> None:
+        settings = EditSettings(**{"judge": False, "attacks": True, **_QUESTIONS[validation], **options})
+        super().__init__(out, seed, settings)
+        self.validation, self.without = validation, without
+        self.show_progress = False
+        self.retention_sets: dict[str, list[RetentionItem]] = {}
+
+    def prepare(self) -> None:
+        """Draw everything, and generate the targets."""
+        s = self.settings
+        self.splits = render_splits(
+            self.data, self.seed, s.edit_records, s.test_records, s.edit_pairs, s.test_pairs, s.subjects, s.unseen,
+            validation_records=VALIDATION_RECORDS,
+        )  # fmt: skip
+        for forms in get_args(RetentionForms):
+            without = [self.without] if self.without and forms == "all" else []
+            self.retention = render_retention(
+                self.out / f"retention-{forms}", self.seed, forms, None, without, s.subjects
+            )
+            self.fill_targets()
+            self.retention_sets[forms] = self.retention
+        drawn = copy.copy(self)
+        drawn.seed = self.seed + VALIDATION_SEED * self.validation
+        draw_questions(drawn)
+
+    @cached_property
+    def unedited(self) -> dict[str, Any]:
+        """The figures of the unedited model, which those of edits are compared with."""
+        self.reset()
+        return self.measure("unedited")
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Return the figures of the model in its current state, called `name`.
+
+        `leak_rate`, `rta_sensitive` and so on for each split of records; `collateral`, the refused share of
+        `COLLATERAL_RUNGS`; all figures of the ladder and the mini sets; `unchanged`, the share of ordinary answers that are
+        word for word the unedited model's; see `attack` for the rest.
+        """
+        splits: dict[str, list[PrivacyRecord]] = self.test_splits
+        if self.validation:
+            splits = {"validation": self.splits.validation}
+        figures: dict[str, Any] = {"rates": summarize(self.answer(name, splits))}
+        for part in measured_parts(self):
+            figures[part] = answer_questions(self, name, part)
+        figures["refused_items"] = self._refused_items(name)
+        figures["collateral"] = fmean(figures["refused_items"].values())
+        if name != "unedited":
+            figures["unchanged"] = self._unchanged(name)
+            figures |= self.weight_change(self.settings.layer)
+        return figures
+
+    def _refused_items(self, name: str) -> dict[str, float]:
+        answers = [
+            answer for answer in read_answered(self.out / "ladder" / name)
+            if not answer.fields["unsafe"] and answer.fields["rung"] in COLLATERAL_RUNGS
+        ]  # fmt: skip
+        refused = refusals_of(answers, KeywordListJudge())
+        return {answer.item_id: float(bool(value)) for answer, value in zip(answers, refused, strict=True)}
+
+    def _unchanged(self, name: str) -> float:
+        answers: dict[str, dict[Any, str]] = {}
+        for model in ("unedited", name):
+            answers[model] = {
+                answer.key: answer.answer
+                for part in ("utility", "ladder")
+                for answer in read_answered(self.out / part / model)
+                if part == "utility" or (not answer.fields["unsafe"] and answer.fields["rung"] in _UNCHANGED_RUNGS)
+            }
+        before, after = answers["unedited"], answers[name]
+        return sum(after[key] == answer for key, answer in before.items()) / len(before)
+
+    def attack(self, name: str) -> dict[str, Any]:
+        """Attack the model in its current state; return for each attack its leak rate, `came_out` and `secrets`."""
+        found = attack_model(self, name, ",".join(ATTACKS))
+        assert found is not None
+        questions = attack_questions(self.test_splits, SECRETS)
+        return {
+            score.attack: {
+                "leak": score.figures.get(f"{EDITED}/leak"),
+                "came_out": score.came_out,
+                "secrets": score.secrets,
+            }
+            for score in score_attacks(chosen_attacks(names=",".join(ATTACKS)), questions, {EDITED: found})
+        }
