@@ -26,20 +26,13 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from benchmarks.edit import floor_flops, make_batches, random_gate, run_edit
-from benchmarks.measure import (
-    Cost,
-    make_parser,
-    parse_and_load,
-    peak_memory,
-    report_comparison,
-    reset_peak_memory,
-    synchronize,
-)
+from benchmarks.measure import make_parser, parse_and_load, report_comparison
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.gate.positions import SUBJECT_SCOPES
 from lightning_neuralgate.gate.rows import MaskedRowRestorer
 from lightning_neuralgate.models.costs import matmul_rate
+from lightning_neuralgate.runtime.cost import Cost, peak_memory, reset_peak_memory, synchronize
 
 WARM_UP = 2
 

@@ -23,7 +23,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import Cost, is_tower, make_parser, measure, parse_and_load, report_comparison
+from benchmarks.measure import is_tower, make_parser, parse_and_load, report_comparison
 from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.rendering.dataset import render_splits
@@ -35,6 +35,7 @@ from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.models.costs import matmul_rate
 from lightning_neuralgate.prefix_cache.layout import BatchLayout
+from lightning_neuralgate.runtime.cost import Cost, measure
 
 
 def make_batches(processor: Any, count: int, pairs: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.measure import make_parser, measure, parse_and_load, report_comparison
+from benchmarks.measure import make_parser, parse_and_load, report_comparison
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.prompts import question_rows
 from lightning_neuralgate.data.rendering.dataset import render_splits
@@ -22,6 +22,7 @@ from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.metrics.functional import is_refusal, verdict_stands
 from lightning_neuralgate.models.costs import matmul_rate
+from lightning_neuralgate.runtime.cost import measure
 
 
 def queries(folder: Path, records: int) -> list[QueryRow]:

@@ -22,7 +22,7 @@ from benchmarks import processes
 from benchmarks.geometries import load_geometry, with_image_tokens
 from benchmarks.layers import search
 from benchmarks.locate import learn, make_batches
-from benchmarks.measure import Cost
+from lightning_neuralgate.runtime.cost import Cost
 from lightning_neuralgate.runtime.files import atomic_write
 
 LAYER = 10

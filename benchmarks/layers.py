@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.locate import compare_vectors, floor_flops, learn, make_batches, vectors_agree
-from benchmarks.measure import Cost, make_parser, measure, parse_and_load, report_comparison
+from benchmarks.measure import make_parser, parse_and_load, report_comparison
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.costs import matmul_rate
+from lightning_neuralgate.runtime.cost import Cost, measure
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.measure import Cost, is_tower, make_parser, measure, parse_and_load, report_comparison
+from benchmarks.measure import is_tower, make_parser, parse_and_load, report_comparison
 from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.collator import PrivacyPairCollator
 from lightning_neuralgate.data.datamodule import locate_rows
@@ -31,6 +31,7 @@ from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.costs import matmul_rate
 from lightning_neuralgate.prefix_cache.locate_pass import LocatePass
+from lightning_neuralgate.runtime.cost import Cost, measure
 
 SUBJECTS = ("passport", "student_id", "receipt")
 

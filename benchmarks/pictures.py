@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.measure import Cost, make_parser, measure, parse_and_load, report
+from benchmarks.measure import make_parser, parse_and_load, report
 from benchmarks.records import with_benign_targets
 from lightning_neuralgate.data.datamodule import PrivacyPairDataModule
 from lightning_neuralgate.data.pictures import CACHE_BYTES
@@ -28,6 +28,7 @@ from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.hf.forward import batch_nll
 from lightning_neuralgate.locate.record_store import RecordStore
+from lightning_neuralgate.runtime.cost import Cost, measure
 
 
 def records(folder: Path, count: int, pairs: int, photo: list[int] | None) -> RecordSplits:

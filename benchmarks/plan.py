@@ -15,12 +15,13 @@ import torch
 from lightning.pytorch import Trainer
 
 from benchmarks import edit, locate
-from benchmarks.measure import make_parser, measure, peak_memory, report
+from benchmarks.measure import make_parser, report
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.costs import Memory, Workload, image_tokens, model_shapes
 from lightning_neuralgate.models.loading import load_model
+from lightning_neuralgate.runtime.cost import measure, peak_memory
 
 
 def workload(model: Any, batch: Mapping[str, Any], pairs: int = 1) -> Workload:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import measure, report
+from benchmarks.measure import report
 from lightning_neuralgate.evaluation.statistics import paired_differences, score_intervals
 from lightning_neuralgate.metrics import (
     MME,
@@ -28,6 +28,7 @@ from lightning_neuralgate.metrics import (
     ScienceQA,
     functional,
 )
+from lightning_neuralgate.runtime.cost import measure
 
 BATCH = 1000
 TEXT = "the passport is red and it lies on a wooden table near two cups while a dog not far away looks at no one yes"
