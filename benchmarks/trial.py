@@ -25,9 +25,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_neuralgate.demo.measured import MAX_LEAK, best_try, validation_leak
 from lightning_neuralgate.runtime.shared_jobs import SharedJobs
 
-MAX_LEAK = 0.05
 CLEARLY_WORSE = 0.25
 """An arm is out of the race if its collateral on validation exceeds the least one by more than this."""
 ALWAYS_TESTED = ("today", "ungated", "paper", "paper, ungated", "subject's last token", "all positions, shuffled")
@@ -68,38 +68,30 @@ def read_result(out: Path, job: Job) -> dict[str, Any] | None:
     return results(out).result(job.name)
 
 
-def leak_of(result: dict[str, Any]) -> float:
-    return float(result["rates"]["validation"]["leak_rate"])
-
-
-def best_try(out: Path, arm: str, tries: int) -> tuple[int, dict[str, Any]] | None:
+def chosen_try(out: Path, arm: str, tries: int) -> tuple[int, dict[str, Any]] | None:
     """Return number and result of an arm's best try on validation data; None if tries are missing."""
-    results = [read_result(out, Job("validation", 0, arm, number)) for number in range(tries)]
-    if not all(results):
+    found = [read_result(out, Job("validation", 0, arm, number)) for number in range(tries)]
+    results = [result for result in found if result is not None]
+    if len(results) < tries:
         return None
-
-    def order(number: int) -> tuple[float, ...]:
-        result: Any = results[number]
-        too_much = max(0.0, leak_of(result) - MAX_LEAK)
-        return (too_much, result["collateral"], -result["unchanged"])
-
-    best = min(range(tries), key=order)
-    return best, results[best]  # type: ignore[return-value]
+    best = best_try(results)
+    return best, results[best]
 
 
 def raced(out: Path) -> dict[str, int] | None:
     """Return the arms that are tested, with their best tries; None while validation is unfinished."""
     from benchmarks.trial_arms import ARMS
 
-    best = {arm: best_try(out, arm, len(ARMS[arm].tries)) for arm in ARMS}
+    best = {arm: chosen_try(out, arm, len(ARMS[arm].tries)) for arm in ARMS}
     if any(found is None for found in best.values()):
         return None
     kept = {arm: found for arm, found in best.items() if found is not None}
-    least = min((r["collateral"] for _, r in kept.values() if leak_of(r) <= MAX_LEAK), default=0.0)
+    least = min((r["collateral"] for _, r in kept.values() if validation_leak(r) <= MAX_LEAK), default=0.0)
     return {
         arm: number
         for arm, (number, result) in kept.items()
-        if arm in ALWAYS_TESTED or (leak_of(result) <= MAX_LEAK and result["collateral"] <= least + CLEARLY_WORSE)
+        if arm in ALWAYS_TESTED
+        or (validation_leak(result) <= MAX_LEAK and result["collateral"] <= least + CLEARLY_WORSE)
     }
 
 
@@ -111,7 +103,7 @@ def winner(out: Path) -> str | None:
     if arms is None:
         return None
     results = {arm: read_result(out, Job("validation", 0, arm, number)) for arm, number in arms.items()}
-    within = {arm: r for arm, r in results.items() if r is not None and leak_of(r) <= MAX_LEAK}
+    within = {arm: r for arm, r in results.items() if r is not None and validation_leak(r) <= MAX_LEAK}
     order = list(ARMS)
     return min(
         within, key=lambda arm: (within[arm]["collateral"], -within[arm]["unchanged"], order.index(arm)), default=None

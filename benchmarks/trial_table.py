@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.trial import MAX_LEAK, Job, best_try, leak_of, raced, read_result, winner
+from benchmarks.trial import Job, chosen_try, raced, read_result, winner
 from benchmarks.trial_arms import ARMS
 from lightning_neuralgate.data.ordinary import FORMS
+from lightning_neuralgate.demo.measured import MAX_LEAK, validation_leak
 from lightning_neuralgate.runtime.files import atomic_write
 
 REFERENCE = "ungated"
@@ -65,9 +66,10 @@ def validation_lines(out: Path) -> Iterator[str]:
     for name, arm in ARMS.items():
         results = [read_result(out, Job("validation", 0, name, number)) for number in range(len(arm.tries))]
         cells = [
-            "-" if r is None else f"{leak_of(r):.2f} / {r['collateral']:.2f} / {r['unchanged']:.2f}" for r in results
+            "-" if r is None else f"{validation_leak(r):.2f} / {r['collateral']:.2f} / {r['unchanged']:.2f}"
+            for r in results
         ]
-        best = best_try(out, name, len(arm.tries))
+        best = chosen_try(out, name, len(arm.tries))
         chosen = "-" if best is None else str(best[0] + 1)
         yield f"| {name} | {'; '.join(cells)} | {chosen} | {'yes' if name in tested else 'no'} |"
 

@@ -34,6 +34,7 @@ SUBCOMMANDS = {
     "ask": "ask a model about a picture, once or in a chat, and judge its answers",
     "play": "ask the unedited and the edited model side by side, on a local web page",
     "attack": "attack an edited model and count the secrets that come out",
+    "methods": "compare methods of editing: refusals, what they cost, and what attacks get",
     "convert": "convert the original MiniGPT-4 files to a Hugging Face folder",
     "score": "score stored answers again, without running the model",
     "compare": "compare two evaluation runs: intervals, p-values and changed answers",

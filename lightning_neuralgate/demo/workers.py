@@ -92,13 +92,13 @@ class WorkerPool:
 
 def _start_worker(out: Path, seed: int, settings: EditSettings, threads: int) -> None:
     global _experiment
-    _exit_with_parent()
+    exit_with_parent()
     silence_expected_warnings()
     torch.set_num_threads(threads)
     _experiment = Experiment(out, seed, settings)
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
     """Leave no orphaned worker behind after Ctrl-C or when the parent process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks import trial
-from benchmarks.trial import Job, Worker, best_try, jobs, raced, read_result, results, winner
+from benchmarks.trial import Job, Worker, chosen_try, jobs, raced, read_result, results, winner
 from benchmarks.trial_arms import ARMS, Arm
 from benchmarks.trial_table import difference, draw_frontier, table_text
 from lightning_neuralgate.data.ordinary import FORMS
@@ -53,7 +53,7 @@ def write_validation(out: Path) -> None:
 def test_tries_are_chosen_and_arms_dropped_on_validation_data(tmp_path: Path) -> None:
     assert raced(tmp_path) is None
     write_validation(tmp_path)
-    chosen = {arm: best_try(tmp_path, arm, 2) for arm in ARMS}
+    chosen = {arm: chosen_try(tmp_path, arm, 2) for arm in ARMS}
     assert {arm: found and found[0] for arm, found in chosen.items()} == {
         "today": 1, "ungated": 1, "keys": 1, "columns": 0,
     }  # fmt: skip
