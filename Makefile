@@ -7,7 +7,7 @@ OUT ?= runs/demo
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install demo test test-all lint docs clean
 
 install: $(STAMP)
 
@@ -31,5 +31,8 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) runs lightning_logs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site runs lightning_logs .pytest_cache .mypy_cache .ruff_cache

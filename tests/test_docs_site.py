@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_neuralgate import __all__ as PUBLIC_NAMES
+from lightning_neuralgate.cli import SUBCOMMANDS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert {line.rsplit(".", 1)[1] for line in page.splitlines() if line.startswith(":::")} == set(PUBLIC_NAMES)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    options = (tmp_path / "options" / "index.html").read_text(encoding="utf-8")
+    for name in SUBCOMMANDS:
+        assert f'id="{name}"' in options
+    assert "<code>--editor.lr</code>" in options
+    callback = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    assert "lightning_neuralgate.NeuralGateCallback" in callback
+    assert "GateMismatchError" in callback
+    assert "http://" not in (tmp_path / "index.html").read_text(encoding="utf-8").replace("http://www.w3.org", "")
