@@ -54,7 +54,7 @@ def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection
         UnsupportedSetupError: a projection is in half precision, but is no plain `nn.Linear`.
     """
     layout = find_decoder(module, projection)
-    added = []
+    added: list[MasterLinear] = []
     for layer in layers:
         linear: Any = layout.output_projection(layer)
         if hasattr(linear, "base_layer") or not is_half(linear):
@@ -64,11 +64,11 @@ def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection
                 f"{layout.projection_path(layer)} is a {type(linear).__name__} in half precision, of which no float32 copy "
                 "can be trained (only of a plain nn.Linear, loaded without device_map): load the model in float32"
             )
-        stored = linear.weight.dtype
-        linear.__class__ = MasterLinear
-        linear.stored_dtype = stored
-        _convert(linear, torch.float32)
-        added.append(linear)
+        master: Any = linear
+        master.__class__ = MasterLinear
+        master.stored_dtype = master.weight.dtype
+        _convert(master, torch.float32)
+        added.append(master)
     return added
 
 
