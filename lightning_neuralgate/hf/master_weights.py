@@ -11,7 +11,7 @@ round(W) are the values that a checkpoint in half precision holds, so a model co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection
         UnsupportedSetupError: a projection is in half precision, but is no plain `nn.Linear`.
     """
     layout = find_decoder(module, projection)
-    added = []
+    added: list[MasterLinear] = []
     for layer in layers:
         linear: Any = layout.output_projection(layer)
         if hasattr(linear, "base_layer") or not is_half(linear):
@@ -64,10 +64,9 @@ def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection
                 f"{layout.projection_path(layer)} is a {type(linear).__name__} in half precision, of which no float32 copy "
                 "can be trained (only of a plain nn.Linear, loaded without device_map): load the model in float32"
             )
-        stored = linear.weight.dtype
-        linear.__class__ = MasterLinear
-        master = cast(MasterLinear, linear)
-        master.stored_dtype = stored
+        master: Any = linear
+        master.__class__ = MasterLinear
+        master.stored_dtype = master.weight.dtype
         _convert(master, torch.float32)
         added.append(master)
     return added
