@@ -14,7 +14,7 @@ from tests.demo.test_run import settings_of
 def test_the_demo_attacks_each_model_and_reports_what_came_out(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attacks, "chosen_attacks", lambda names: chosen_attacks(names="prefill_3,rounded_int4"))
+    monkeypatch.setattr(attacks, "chosen_attacks", lambda names=None: chosen_attacks(names="prefill_3,rounded_int4"))
     monkeypatch.setattr(attacks, "SECRETS", 2)
     results = run_demo(tmp_path, settings=settings_of(checkpoint, attacks=True, epochs=1))
     assert set(results["attacks"]) == {"gated", "ungated"}
