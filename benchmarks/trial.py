@@ -131,8 +131,8 @@ def jobs(out: Path, seeds: int, stages: tuple[str, ...]) -> Iterator[Job]:
             yield from (Job("test", seed, arm, number) for arm, number in tested.items())
     best = winner(out)
     if "forms" in stages and best is not None:
-        for arm in dict.fromkeys((best, *FORMS_ARMS)):
-            yield from (Job("forms", 0, arm, tested[arm], form) for form in FORMS)
+        for form in FORMS:
+            yield from (Job("forms", 0, arm, tested[arm], form) for arm in dict.fromkeys((best, *FORMS_ARMS)))
 
 
 class Worker:

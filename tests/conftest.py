@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -57,6 +58,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
 
     def draw(folder: Path, seed: int, subjects: Sequence[str]) -> None:
         calls.append((seed, list(subjects)))
+        shutil.rmtree(folder, ignore_errors=True)  # as real drawings replace those of an earlier run
         write_data(folder)
         (folder / "pope" / "val2014").rename(folder / "pope" / "images")
         name = picture(folder / "over_refusal" / "images" / "0.png").name

@@ -77,7 +77,7 @@ def test_jobs_follow_each_other(tmp_path: Path) -> None:
     with_seed = [job.arm for job in jobs(tmp_path, 2, STAGES) if job.stage == "test" and job.seed == 0]
     assert with_seed == ["unedited", "today", "ungated", "keys"]
     left_out = [job for job in jobs(tmp_path, 2, STAGES) if job.stage == "forms"]
-    assert [(job.arm, job.form) for job in left_out] == [(arm, form) for arm in ("keys", "ungated") for form in FORMS]
+    assert [(job.arm, job.form) for job in left_out] == [(arm, form) for form in FORMS for arm in ("keys", "ungated")]
     assert not [job for job in jobs(tmp_path, 2, ("validation",)) if job.stage != "validation"]
 
 
