@@ -31,7 +31,7 @@ class AlignModule(L.LightningModule):
         steps: number of steps, for the learning rate's schedule.
         text_weight: weight of the KL divergence on texts.
         texts_per_step: texts per step.
-        rate: learning rate of the adapter; the projector's is a tenth of it.
+        rate: learning rate of the adapter; the projector's is half of it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class AlignModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         lora = [p for name, p in self.model.named_parameters() if "lora_" in name]
         groups = [
-            {"params": list(self.model.model.multi_modal_projector.parameters()), "lr": self.rate / 10},
+            {"params": list(self.model.model.multi_modal_projector.parameters()), "lr": self.rate / 2},
             {"params": lora, "lr": self.rate},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.98))
