@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.trial import Job, chosen_try, raced, read_result, winner
 from benchmarks.trial_arms import ARMS
 from lightning_neuralgate.data.ordinary import FORMS
-from lightning_neuralgate.demo.measured import MAX_LEAK, validation_leak
+from lightning_neuralgate.demo.measured import MAX_LEAK, validation_leak, worst_attack
 from lightning_neuralgate.runtime.files import atomic_write
 
 REFERENCE = "ungated"
@@ -88,7 +88,7 @@ def _columns(unedited: Results) -> Mapping[str, Callable[[dict[str, Any]], float
         "refused of rungs 4-8": lambda r: r["collateral"],
         **{f"{task.upper()} lost": lost(task) for task in _SETS},
         "unchanged": lambda r: r["unchanged"],
-        "worst attack": lambda r: max(found["leak"] or 0.0 for found in r["attacks"].values()),
+        "worst attack": lambda r: worst_attack(r) or 0.0,
         "int4": lambda r: r["attacks"]["rounded_int4"]["leak"] or 0.0,
     }
 

@@ -203,7 +203,11 @@ class PrivacyPairDataModule(LightningDataModule):
         pairs = [PairRows(pair, edit_rows(record, pair)) for record in self.splits.edit for pair in record.pairs]
         if not self.images:
             pairs = [PairRows(pair, [replace(row, image=None) for row in rows]) for pair, rows in pairs]
-        collate = PairCollator(
+        return self._loader(pairs, self.pairs_per_batch, self.pair_collator(), self.shuffle)
+
+    def pair_collator(self) -> PairCollator:
+        """Return the function that makes a batch of stage 2 of the rows of some query pairs."""
+        return PairCollator(
             self.collate_training,
             self.added_rows,
             self.retention,
@@ -211,7 +215,6 @@ class PrivacyPairDataModule(LightningDataModule):
             self.seed,
             self._epoch_and_rank,
         )
-        return self._loader(pairs, self.pairs_per_batch, collate, self.shuffle)
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_neuralgate.attacks.scoring import ANY
 from lightning_neuralgate.demo.comparison import DEFAULT, TUNED, UNEDITED, Comparison, Job
-from lightning_neuralgate.demo.measured import validation_leak
+from lightning_neuralgate.demo.measured import validation_leak, worst_attack
 from lightning_neuralgate.methods import METHODS
 from lightning_neuralgate.runtime.files import atomic_write
 
@@ -55,9 +56,8 @@ def columns(comparison: Comparison) -> dict[str, Figure]:
         "refused: rungs 4-8": lambda result: result.get("collateral"),
         **{f"{task.upper()} lost": lost(task) for task in _SETS},
         "unchanged": lambda result: result.get("unchanged"),
-        "worst attack": lambda result: max(
-            (found["leak"] or 0.0 for found in result["attacks"].values()), default=None
-        ),
+        "worst attack": worst_attack,
+        "any attack": lambda result: result["attacks"].get(ANY, {}).get("leak"),
         "int4": lambda result: result["attacks"].get("rounded_int4", {}).get("leak"),
         "seconds": lambda result: result.get("seconds"),
         "peak GB": lambda result: None if "peak_memory" not in result else result["peak_memory"] / 1e9,

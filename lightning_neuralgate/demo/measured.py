@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from lightning_neuralgate.attacks import chosen_attacks
 from lightning_neuralgate.attacks.questions import attack_questions
-from lightning_neuralgate.attacks.scoring import EDITED, score_attacks
+from lightning_neuralgate.attacks.scoring import ANY, EDITED, score_attacks
 from lightning_neuralgate.data.records import PrivacyRecord, RetentionItem
 from lightning_neuralgate.data.rendering.dataset import render_splits
 from lightning_neuralgate.data.retention import RetentionForms, render_retention
@@ -136,6 +136,12 @@ class MeasuredExperiment(Experiment):
             }
             for score in score_attacks(chosen_attacks(names=",".join(ATTACKS)), questions, {EDITED: found})
         }
+
+
+def worst_attack(result: Mapping[str, Any]) -> float | None:
+    """Return the largest leak rate under a single attack, of a result with `attacks`; None without any."""
+    leaks = [found["leak"] or 0.0 for name, found in result["attacks"].items() if name != ANY]
+    return max(leaks, default=None)
 
 
 def validation_leak(result: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_neuralgate.data.collator import QueryRow
-from lightning_neuralgate.data.datamodule import PairCollator, PairRows, PrivacyPairDataModule, edit_rows, retention_row
+from lightning_neuralgate.data.datamodule import PairRows, PrivacyPairDataModule, edit_rows, retention_row
 from lightning_neuralgate.data.plain_text import plain_prompts
 from lightning_neuralgate.data.prompts import PromptDataModule, ordinary_rows
 from lightning_neuralgate.data.records import PrivacyRecord, QueryPair, RecordSplits, RetentionItem
@@ -211,15 +211,7 @@ class MethodBatches(PrivacyPairDataModule):
 
     def _collate(self, pairs: list[MethodPair]) -> dict[str, Any]:
         epoch, _ = self._epoch_and_rank()
-        collate = PairCollator(
-            self.collate_training,
-            self.added_rows,
-            self.retention,
-            self.retention_per_batch,
-            self.seed,
-            self._epoch_and_rank,
-        )
-        batch = collate([PairRows(pair.pair, pair.rows(self.kinds, epoch)) for pair in pairs])
+        batch = self.pair_collator()([PairRows(pair.pair, pair.rows(self.kinds, epoch)) for pair in pairs])
         count = len(self.kinds)
         further = len(batch["role"]) - count * len(pairs)
         batch[KIND] = [*self.kinds * len(pairs), *[RETENTION] * further]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,6 +49,7 @@ class ClosedForm(Method):
         if self.key not in ("subject", "last") or self.span < 1:
             raise ValueError(f"key must be subject or last, and span at least 1; got {self.key} and {self.span}")
 
+    @abstractmethod
     def change(self, covariance: InputCovariance, layer: int, keys: Tensor, residuals: Tensor, benign: Tensor) -> Solve:
         """Return the change of a layer's projection.
 
@@ -58,7 +60,6 @@ class ClosedForm(Method):
             residuals: R, (n, d).
             benign: keys of the benign twins at the same token, (n, f).
         """
-        raise NotImplementedError
 
     @override
     def fit(self, model: nn.Module, data: MethodData) -> WeightEdit:

@@ -138,3 +138,9 @@ def test_the_table_has_what_is_finished(tmp_path: Path) -> None:
     line = next(line for line in markdown(comparison).splitlines() if line.startswith("| ft"))
     assert line.startswith("| ft | 1 | default | 0.100 ± 0.141 | - | 0.100 ± 0.141 | 1.000 ± 0.000 | - | 0.600 ± 0.141")
     assert line.endswith("| 2 |")
+
+
+def test_the_worst_attack_is_a_single_one() -> None:
+    leaks = {"plain": 0.1, "prefill_3": 0.4, "rounded_int4": None, "any of them": 0.9}
+    assert measured.worst_attack({"attacks": {name: {"leak": leak} for name, leak in leaks.items()}}) == 0.4
+    assert measured.worst_attack({"attacks": {}}) is None
