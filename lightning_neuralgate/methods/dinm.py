@@ -67,7 +67,7 @@ class DINM(TrainedMethod):
     @override
     def module(self, model: nn.Module, data: MethodData) -> PrivacyEditModule:
         layer = data.layer if self.place == "data" else toxic_layer(model, data)
-        return _DINMModule(self.edit_weight, model, [layer], lr=self.lr)
+        return _DINMModule(self, model, [layer], lr=self.lr)
 
     @override
     def report(self, module: PrivacyEditModule) -> Report:
@@ -75,16 +75,12 @@ class DINM(TrainedMethod):
 
 
 class _DINMModule(ObjectiveModule):
-    def __init__(self, edit_weight: float, model: nn.Module, layers: Sequence[int], **settings: Any) -> None:
-        super().__init__(model, layers, **settings)
-        self.edit_weight = edit_weight
-
     @override
     def objective(self, batch: dict[str, Any], predict: Callable[[], Predictions]) -> dict[str, Tensor]:
         reference = self.unedited_logits(predict)
         predictions = predict()
         return {
-            "edit": self.edit_weight * mean_nll(predictions, rows_of(batch, "refusal")),
+            "edit": self.method.edit_weight * mean_nll(predictions, rows_of(batch, "refusal")),
             "kl": mean_kl(predictions, reference, rows_of(batch, "answer", RETENTION)),
         }
 

@@ -61,10 +61,6 @@ class DPO(TrainedMethod):
 
 
 class _DPOModule(ObjectiveModule):
-    def __init__(self, method: DPO, model: nn.Module, layers: Sequence[int], **settings: Any) -> None:
-        super().__init__(model, layers, **settings)
-        self.method = method
-
     @override
     def objective(self, batch: dict[str, Any], predict: Callable[[], Predictions]) -> dict[str, Tensor]:
         reference = self.unedited_logits(predict)

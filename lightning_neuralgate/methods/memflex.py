@@ -105,10 +105,6 @@ class MemFlexRefusal(MemFlex):
 
 
 class _MemFlexModule(ObjectiveModule):
-    def __init__(self, method: MemFlex, model: nn.Module, layers: Sequence[int], **settings: Any) -> None:
-        super().__init__(model, layers, **settings)
-        self.method = method
-
     @override
     def objective(self, batch: dict[str, Any], predict: Callable[[], Predictions]) -> dict[str, Tensor]:
         predictions, method = predict(), self.method

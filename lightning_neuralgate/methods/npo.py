@@ -90,10 +90,6 @@ class SimNPO(NPO):
 
 
 class _NPOModule(ObjectiveModule):
-    def __init__(self, method: NPO, model: nn.Module, layers: Sequence[int], **settings: Any) -> None:
-        super().__init__(model, layers, **settings)
-        self.method = method
-
     @override
     def objective(self, batch: dict[str, Any], predict: Callable[[], Predictions]) -> dict[str, Tensor]:
         leaks = rows_of(batch, "leak")

@@ -68,10 +68,6 @@ class SKU(TrainedMethod):
 
 
 class _BadModule(ObjectiveModule):
-    def __init__(self, method: SKU, model: nn.Module, layers: Sequence[int], **settings: Any) -> None:
-        super().__init__(model, layers, **settings)
-        self.method = method
-
     @override
     def objective(self, batch: dict[str, Any], predict: Callable[[], Predictions]) -> dict[str, Tensor]:
         reference = self.unedited_logits(predict)

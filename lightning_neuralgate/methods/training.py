@@ -26,7 +26,16 @@ Predictions = tuple[Tensor, Tensor]
 
 
 class ObjectiveModule(PrivacyEditModule):
-    """An edit with another loss than the two-term one: a subclass implements `objective`."""
+    """An edit with another loss than the two-term one: a subclass implements `objective`.
+
+    Args:
+        method: the method, whose settings the loss uses.
+        model, layers, settings: as in `PrivacyEditModule`.
+    """
+
+    def __init__(self, method: Any, model: nn.Module, layers: Sequence[int], **settings: Any) -> None:
+        super().__init__(model, layers, **settings)
+        self.method = method
 
     @abstractmethod
     def objective(self, batch: dict[str, Any], predict: Callable[[], Predictions]) -> dict[str, Tensor]:
