@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.models.smol import PATCH_SIZE
 from lightning_neuralgate.models.smol_minigpt import READING_LAYERS
-from recipes.smol_training.pool import CHARACTERS, ORDINALS, TowerPictures, World, region_facts, sides_of
+from recipes.smol_training.pool import (
+    CHARACTERS,
+    ORDINALS,
+    PLACES,
+    TowerPictures,
+    World,
+    places_of,
+    region_facts,
+    sides_of,
+)
 from recipes.smol_training.tower import TowerModule
 
-LINES, PLACES = 3, 7
+LINES, LENGTH = 3, 7
 """Lines of a document, and characters of a value, that have an image token each."""
 THING_TOKENS = 3
 """Image tokens of a thing in a scene."""
@@ -23,7 +32,7 @@ THING_TOKENS = 3
 def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, tokens: int) -> dict[str, Tensor]:
     """What each image token encodes.
 
-    The first `PLACES` tokens per line are the characters of a value in reading order, if the picture has any: a document has
+    The first `LENGTH` tokens per line are the characters of a value in reading order, if the picture has any: a document has
     `LINES` lines, a sign one. The next tokens are the things in a scene, from left to right: `THING_TOKENS` words each,
     colour, name and side. All others are the words of the whole picture.
 
@@ -34,10 +43,10 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
         tokens: number of image tokens.
 
     Returns:
-        `chars`, `fields`, `places`, `words`, `placed` and `hidden` (T); `placed` is 1 for the words of things, `hidden` is 1
+        `chars`, `fields`, `places`, `words`, `extras`, `placed` and `hidden` (T); `placed` is 1 for the words of things, `hidden` is 1
         where a shift moved the content out of the picture.
     """
-    chars, fields, places, placed, hidden = (np.zeros(tokens, np.int64) for _ in range(5))
+    chars, fields, places, extras, placed, hidden = (np.zeros(tokens, np.int64) for _ in range(6))
     whole = region_facts(world, regions[0])
     words = np.array([world.words.index(whole[token % len(whole)]) for token in range(tokens)])
     things = [row for row in regions[1:] if row[4] > 0]
@@ -47,26 +56,29 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
     lines = 0 if not len(written) else LINES if owner else 1
     for char, field, place, x, y in written:
         line = world.line(owner, int(field)) if owner else 0
-        token = PLACES * line + int(place) - 1
-        if place > PLACES or token >= tokens:
+        token = LENGTH * line + int(place) - 1
+        if place > LENGTH or token >= tokens:
             continue
         if 0 <= x < 1 and 0 <= y < 1:
             chars[token], fields[token], places[token] = char, field, min(int(place), len(ORDINALS))
         else:
             hidden[token] = 1
-    start = PLACES * lines
+    start = LENGTH * lines
     for row in sorted(things, key=lambda row: row[0] + row[2]):
         facts = region_facts(world, row)
-        side = " ".join(sides_of((row[0] + row[2]) / 2, (row[1] + row[3]) / 2)).strip() or "middle"
+        side = " ".join(dict.fromkeys(sides_of((row[0] + row[2]) / 2, (row[1] + row[3]) / 2)))
         if start + THING_TOKENS > tokens:
             break
         words[start : start + THING_TOKENS] = [
             world.words.index(word) for word in (facts[0], facts[min(1, len(facts) - 1)], side)
         ]
+        added = (PLACES[len(ORDINALS) + int(row[8])], *places_of(row))
+        extras[start : start + THING_TOKENS] = [PLACES.index(place) for place in added]
         placed[start : start + THING_TOKENS] = 1
         start += THING_TOKENS
     arrays = {
-        "chars": chars, "fields": fields, "places": places, "words": words, "placed": placed, "hidden": hidden
+        "chars": chars, "fields": fields, "places": places, "words": words, "extras": extras, "placed": placed,
+        "hidden": hidden,
     }  # fmt: skip
     return {f"token_{name}": torch.from_numpy(array) for name, array in arrays.items()}
 

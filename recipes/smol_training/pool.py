@@ -39,6 +39,8 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 SIDES = ("left", "right", "top", "bottom", "middle")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
+PLACES = ("", *ORDINALS, *NUMBERS)
+"""What is added to a word: the place of a character in its value, the row or column of a thing, or how many there are."""
 NOTHING = "\n"
 """Word of an image token that stands for nothing."""
 MAX_CHARACTERS = 40
@@ -71,6 +73,7 @@ class World:
         self.phrases = ["", *sorted(phrases)]
         words = {*self.things, *self.colours, *self.layouts, *self.shapes, *SIDES} - {""}
         self.words = [NOTHING, *sorted(words), *CORNERS]
+        self.word_indices = {word: index for index, word in enumerate(self.words)}
         self.facts = {
             "thing": self.things, "colour": self.colours, "layout": self.layouts, "shape": self.shapes,
             "count": ["", *NUMBERS],
@@ -248,7 +251,7 @@ class TowerPictures(Dataset):
             "regions": torch.from_numpy(regions),
             **character_labels(characters, self.grid),
             **region_labels(regions, self.grid),
-            "words": torch.from_numpy(word_labels(self.world, regions, self.grid)).flatten(),
+            **word_labels(self.world, regions, self.grid),
         }
 
 
@@ -292,14 +295,19 @@ def region_labels(regions: np.ndarray, grid: int) -> dict[str, Tensor]:
     return {"facts": torch.from_numpy(facts).flatten(0, 1), "position": torch.from_numpy(position).flatten(0, 1)}
 
 
-def word_labels(world: World, regions: np.ndarray, grid: int) -> np.ndarray:
-    """The word (index in `world.words`) that each patch stands for, (grid, grid), so that the rows read like a text.
+def word_labels(world: World, regions: np.ndarray, grid: int) -> dict[str, Tensor]:
+    """The word that each patch stands for (index in `world.words`), so that the rows read like a text, and what is added.
 
     A block of four patches at an object's centre reads "colour name" and below it "vertical horizontal", e.g. "red drum",
     "bottom right"; patches of signs and documents repeat all of their facts, in a pattern that does not depend on where they
-    lie. The last column has the name of the place.
+    lie. The last column has the name of the place. Added are to a thing's first fact how many of it there are, and to its
+    sides the row and column.
+
+    Returns:
+        `words` and `extras` (grid * grid); `extras` are indices in `PLACES`.
     """
     words = np.full((grid, grid), NOTHING, object)
+    extras = np.full((grid, grid), "", object)
     facts = region_facts(world, regions[0])
     if len(facts) > 1:
         words[:] = _repeated(facts, range(grid), range(grid))
@@ -311,30 +319,46 @@ def word_labels(world: World, regions: np.ndarray, grid: int) -> np.ndarray:
         if region[4] == 0:
             continue
         left, top, right, bottom = region[:4]
-        x, y = (left + right) / 2, (top + bottom) / 2
-        vertical, horizontal = sides_of(x, y)
-        sides = [vertical or horizontal or "middle", horizontal or vertical or "middle"]
         facts = region_facts(world, region)
-        if region[4] <= len(world.specs) + len(world.signs):
-            rows = np.flatnonzero((centres >= top) & (centres <= bottom))
-            columns = np.flatnonzero((centres >= left) & (centres <= right))
-            if len(rows) and len(columns):
-                words[np.ix_(rows, columns)] = _repeated([*facts, *sides], rows, columns)
-        else:
-            objects.append((x, y, [facts[0], facts[-1], *sides]))
-    for x, y, four in objects:
+        sides, places = sides_of((left + right) / 2, (top + bottom) / 2), places_of(region)
+        is_object = region[4] > len(world.specs) + len(world.signs)
+        named = [facts[0], facts[-1], *sides] if is_object else [*facts, *sides]
+        added = [PLACES[len(ORDINALS) + int(region[8])], *[""] * (len(named) - 3), *places]
+        if is_object:
+            objects.append(((left + right) / 2, (top + bottom) / 2, named, added))
+            continue
+        rows = np.flatnonzero((centres >= top) & (centres <= bottom))
+        columns = np.flatnonzero((centres >= left) & (centres <= right))
+        if len(rows) and len(columns):
+            part = np.ix_(rows, columns)
+            words[part], extras[part] = _repeated(named, rows, columns), _repeated(added, rows, columns)
+    for x, y, named, added in objects:
         row, column = (min(max(round(float(value) * grid), 1), grid - 1) for value in (y, x))
-        words[row - 1 : row + 1, column - 1 : column + 1] = np.array(four, object).reshape(2, 2)
-    index = {word: place for place, word in enumerate(world.words)}
-    return np.vectorize(index.__getitem__, otypes=[np.int64])(words)
+        part = np.ix_((row - 1, row), (column - 1, column))
+        words[part], extras[part] = (np.array(four, object).reshape(2, 2) for four in (named, added))
+    return {
+        name: torch.from_numpy(np.vectorize(indices.__getitem__, otypes=[np.int64])(array)).flatten()
+        for name, array, indices in (("words", words, world.word_indices), ("extras", extras, _PLACE_INDICES))
+    }
+
+
+_PLACE_INDICES = {name: index for index, name in enumerate(PLACES)}
+
+
+def places_of(region: np.ndarray) -> list[str]:
+    """Row and column of a region's centre, in nine steps."""
+    left, top, right, bottom = (float(value) for value in region[:4])
+    steps = len(ORDINALS)
+    return [
+        ORDINALS[min(max(round(value * (steps + 1)), 1), steps) - 1] for value in ((top + bottom) / 2, (left + right) / 2)
+    ]
 
 
 def sides_of(x: float, y: float) -> tuple[str, str]:
-    """The vertical and the horizontal side of a point in [0, 1] squared; "" in the middle."""
-    return (
-        "top" if y < 0.4 else "bottom" if y > 0.6 else "",
-        "left" if x < 0.4 else "right" if x > 0.6 else "",
-    )
+    """The vertical and the horizontal side of a point in [0, 1] squared, twice the same where the other is the middle."""
+    vertical = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
+    horizontal = "left" if x < 0.4 else "right" if x > 0.6 else ""
+    return vertical or horizontal or "middle", horizontal or vertical or "middle"
 
 
 def region_facts(world: World, region: np.ndarray) -> list[str]:

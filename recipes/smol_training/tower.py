@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recipes.smol_training.muon import Muon
 from recipes.smol_training.pool import CHARACTERS, ORDINALS, SLOTS, World
-from recipes.smol_training.words import WordTargets
+from recipes.smol_training.words import PLACE_WEIGHT, WordTargets
 
 NOTHING_WEIGHT, DOCUMENT_WEIGHT = 0.1, 0.1
 """Weights of patches where nothing is, and of those of a document that fills the picture, in the losses on words."""
@@ -69,14 +69,19 @@ class TowerModule(L.LightningModule):
         word_loss = embedding_loss * 0
         table = self.targets.words
         # by the tower's features, and by the distance of the projector's outputs from the word embeddings
+        added = PLACE_WEIGHT * self.targets.places
         for name, scores in {
             "words": self.word_head(hidden).float(),
-            "nearest": (outputs @ table.T - table.square().sum(-1) / 2) / table.shape[-1] ** 0.5,
+            "nearest": nearest(outputs - added[batch["extras"]], table),
         }.items():
             per_patch = F.cross_entropy(scores.flatten(0, 1), batch["words"].flatten(), reduction="none")
             word_loss = word_loss + (per_patch * weights).sum() / weights.sum()
             known = shown & placed & ~written
             self.log(name, (scores.argmax(-1) == batch["words"])[known].float().mean(), prog_bar=True)
+        per_patch = F.cross_entropy(
+            nearest(outputs - table[batch["words"]], added).flatten(0, 1), batch["extras"].flatten(), reduction="none"
+        )
+        word_loss = word_loss + (per_patch * weights).sum() / weights.sum()
         self.log("embedding_loss", embedding_loss, prog_bar=True)
         return self.reading_loss(hidden, batch) + word_loss + embedding_loss
 
@@ -115,6 +120,11 @@ class TowerModule(L.LightningModule):
     def rate(self, step: int) -> float:
         """Factor on the learning rate: linear warm-up over 50 steps, then linear decay."""
         return self.peak * min((step + 1) / 50, max(0.01, 1 - step / self.steps))
+
+
+def nearest(outputs: Tensor, table: Tensor) -> Tensor:
+    """Logits (..., N) by the distance of vectors (..., d) from each of a table's (N, d)."""
+    return (outputs @ table.T - table.square().sum(-1) / 2) / table.shape[-1] ** 0.5
 
 
 def resize_positions(state: dict[str, Tensor], grid: int) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from recipes.smol_training.pool import (
     CHARACTERS,
     NOTHING,
-    ORDINALS,
+    PLACES,
     World,
     character_labels,
     word_labels,
 )
 
 PLACE_WEIGHT = 0.7
-"""Weight of a character's place within its value."""
+"""Weight of what is added to a word or a character, see `PLACES`."""
 
 
 class WordTargets(nn.Module):
@@ -46,22 +46,23 @@ class WordTargets(nn.Module):
         words = torch.cat([table([NOTHING], prefix=""), table(world.words[1:])])
         self.register_buffer("chars", table(["", *CHARACTERS], prefix=""), persistent=False)
         self.register_buffer("fields", table(world.phrases), persistent=False)
-        self.register_buffer("places", table(["", *ORDINALS]), persistent=False)
+        self.register_buffer("places", table(PLACES), persistent=False)
         self.register_buffer("words", words, persistent=False)
 
     def forward(self, labels: Mapping[str, Tensor]) -> Tensor:
-        """Embeddings (..., d) from labels `chars` (..., SLOTS), `fields`, `places` and `words` (...).
+        """Embeddings (..., d) from labels `chars` (..., SLOTS), `fields`, `places`, `words` and `extras` (...).
 
-        A token with a character stands for the sum of character, field name and place, any other for its word.
+        A token with a character stands for the sum of character, field name and place, any other for its word and what is
+        added to it.
         """
         chars = labels["chars"]
         present = (chars > 0).unsqueeze(-1)
         letters = (self.chars[chars] * present).sum(-2) / present.sum(-2).clamp(min=1).sqrt()
         letters = letters + self.fields[labels["fields"]] + PLACE_WEIGHT * self.places[labels["places"]]
-        return torch.where(present.any(-2), letters, self.words[labels["words"]])
+        words = self.words[labels["words"]] + PLACE_WEIGHT * self.places[labels["extras"]]
+        return torch.where(present.any(-2), letters, words)
 
 
 def patch_labels(world: World, characters: np.ndarray, regions: np.ndarray, grid: int) -> dict[str, Tensor]:
     """Labels of each patch (grid * grid) for `WordTargets`."""
-    words = torch.from_numpy(word_labels(world, regions, grid)).flatten()
-    return {**character_labels(characters, grid), "words": words}
+    return {**character_labels(characters, grid), **word_labels(world, regions, grid)}

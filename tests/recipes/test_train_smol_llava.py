@@ -20,6 +20,9 @@ from recipes.smol_training.pool import (
     CHARACTERS,
     MAX_CHARACTERS,
     MAX_REGIONS,
+    NUMBERS,
+    ORDINALS,
+    PLACES,
     Picture,
     Pool,
     TowerPictures,
@@ -121,9 +124,9 @@ def test_patches_read_like_a_text(world: World) -> None:
     for seed in range(40, 80):
         picture = draw_picture(world, seed)
         _, regions = picture_arrays(picture)
-        words = np.array([world.words[word] for word in word_labels(world, regions, GRID).flatten()]).reshape(
-            GRID, GRID
-        )
+        labels = word_labels(world, regions, GRID)
+        words = np.array([world.words[word] for word in labels["words"]]).reshape(GRID, GRID)
+        added = np.array([PLACES[place] for place in labels["extras"]]).reshape(GRID, GRID)
         if picture.scene is None:
             documents += picture.spec is not None
             assert {picture.spec.subject if picture.spec else picture.facts["shape"]} <= set(words.flatten())
@@ -133,12 +136,14 @@ def test_patches_read_like_a_text(world: World) -> None:
         for item in picture.scene.objects:
             row, column = (min(max(round(value * GRID), 1), GRID - 1) for value in reversed(item.centre))
             block = words[row - 1 : row + 1, column - 1 : column + 1]
-            vertical, horizontal = sides_of(*item.centre)
             if block[0, 1] == item.name:
                 objects += 1
                 assert block[0, 0] == (item.colour or item.name)
-                expected = [vertical or horizontal or "middle", horizontal or vertical or "middle"]
-                assert block[1].tolist() == expected
+                assert block[1].tolist() == list(sides_of(*item.centre))
+                x, y = item.centre
+                nine = [ORDINALS[min(max(round(value * 10), 1), 9) - 1] for value in (y, x)]
+                assert added[row, column - 1 : column + 1].tolist() == nine
+                assert added[row - 1, column - 1] == NUMBERS[picture.scene.counts()[item.name] - 1]
     assert documents >= 5
     assert objects >= 30
 
@@ -153,6 +158,9 @@ def test_exact_embeddings_are_those_of_the_words(world: World) -> None:
     plain = (labels["chars"] == 0).all(-1).nonzero()[0].item()
     name = world.words[labels["words"][plain]]
     expected = embeddings[ids_of(f" {name}")["input_ids"]].mean(0)
+    if labels["extras"][plain]:
+        extra = PLACES[labels["extras"][plain]]
+        expected = expected + words.PLACE_WEIGHT * embeddings[ids_of(f" {extra}")["input_ids"]].mean(0)
     torch.testing.assert_close(found[plain], expected)
     written = (labels["chars"] > 0).any(-1).nonzero()[0].item()
     assert not torch.allclose(found[written], expected)
