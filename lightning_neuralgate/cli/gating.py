@@ -82,6 +82,9 @@ def check_gate(options: Namespace) -> None:
         f"--rows conflict masks rows, and --scope {options.scope} masks none: choose {', '.join(SUBJECT_SCOPES)}": (
             conflict and not masks_rows
         ),
+        f"--scope {options.scope} masks no rows, so --gate is without effect: leave it out, or choose another scope": (
+            not masks_rows and options.gate is not None
+        ),
         "--columns_share is the share of the columns in --columns, which is missing: give --columns FOLDER": (
             options.columns_share is not None and not columns
         ),

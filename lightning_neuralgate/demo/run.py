@@ -29,15 +29,18 @@ from lightning_neuralgate.demo.ordinary import (
 )
 from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.workers import WorkerPool
+from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
+from lightning_neuralgate.edit.weight_files import WEIGHT_PATTERNS
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import JudgedAnswer, read_answers, write_answers
 from lightning_neuralgate.evaluation.rates import summarize
 from lightning_neuralgate.evaluation.statistics import bootstrap_intervals
 from lightning_neuralgate.gate.neural_gate import NeuralGate
-from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, embedded_model, model_folder
 from lightning_neuralgate.runtime.files import atomic_write, check_output
 from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.runtime.run_folder import UNFINISHED, remove_progress, run_folder
+from lightning_neuralgate.runtime.versions import library_versions
 
 ARMS = ("unedited", "gated", "ungated")
 """The models that are compared, named like the arms of a trial."""
@@ -71,8 +74,8 @@ def run_demo(
     """Run the demo for one seed.
 
     Writes to `out`: `results.json`, `report.html`, `answers.jsonl`, `data/` (records and pictures), `gate/`, `edited/`
-    (the gated model as a Hugging Face folder), `logs/` (TensorBoard and CSV), `questions/` (the drawn ordinary questions),
-    and `utility/` and `ladder/` (each model's answers to them); with `settings.attacks` also `attacks/`.
+    (the gated model as a Hugging Face folder, with the edit file), `logs/` (TensorBoard and CSV), `questions/` (the drawn
+    ordinary questions), and `utility/` and `ladder/` (each model's answers to them); with `settings.attacks` also `attacks/`.
 
     Args:
         out: output folder.
@@ -244,7 +247,11 @@ def _edit(
     change, answers = experiment.weight_change(experiment.settings.layer), experiment.answer(arm)
     ordinary = {part: answer_questions(experiment, arm, part) for part in measured_parts(experiment)}
     if gate is not None:
-        editor.save_pretrained(experiment.out / "edited")
+        edited = experiment.out / "edited"
+        editor.save_pretrained(edited)
+        # lets `neuralgate play` and `revert` restore the unedited weights
+        delta = EditDelta.between(model_folder(experiment.settings.model, WEIGHT_PATTERNS), edited, library_versions())
+        delta.save(edited / DELTA_NAME)
     return change, answers, ordinary, attack_model(experiment, arm)
 
 

@@ -25,11 +25,16 @@ class Playground:
         gate: the gate that the edit was made with, whose open rows are counted.
         scope: where the gate acts; by default as in the edit file, or at the subject's last token.
         tau: the gate's threshold.
+
+    Raises:
+        GateMismatchError: the gate was located in another model.
     """
 
     def __init__(
         self, loaded: LoadedModel, gate: NeuralGate | None = None, scope: Scope | None = None, tau: float = DEFAULT_TAU
     ) -> None:
+        if gate is not None:
+            gate.check_fits(loaded.model)
         recorded: Any = loaded.scope
         self.loaded, self.gate, self.tau = loaded, gate, tau
         self.scope: Scope = scope or (recorded if recorded in SCOPES else "subject_last")

@@ -43,8 +43,8 @@ def token_labels(world: World, characters: np.ndarray, regions: np.ndarray, toke
         tokens: number of image tokens.
 
     Returns:
-        `chars`, `fields`, `places`, `words`, `extras`, `placed` and `hidden` (T); `placed` is 1 for the words of things, `hidden` is 1
-        where a shift moved the content out of the picture.
+        `chars`, `fields`, `places`, `words`, `extras`, `placed` and `hidden` (T); `placed` is 1 for the words of things,
+        `hidden` is 1 where a shift moved the content out of the picture.
     """
     chars, fields, places, extras, placed, hidden = (np.zeros(tokens, np.int64) for _ in range(6))
     whole = region_facts(world, regions[0])

@@ -350,7 +350,8 @@ def places_of(region: np.ndarray) -> list[str]:
     left, top, right, bottom = (float(value) for value in region[:4])
     steps = len(ORDINALS)
     return [
-        ORDINALS[min(max(round(value * (steps + 1)), 1), steps) - 1] for value in ((top + bottom) / 2, (left + right) / 2)
+        ORDINALS[min(max(round(value * (steps + 1)), 1), steps) - 1]
+        for value in ((top + bottom) / 2, (left + right) / 2)
     ]
 
 

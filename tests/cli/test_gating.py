@@ -89,6 +89,7 @@ def test_gates_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pytes
         ("--preset paper", "--preset paper gates the subject's last token: give --gate"),
         ("--gate g --rows conflict", "leave one of the two out"),
         ("--rows conflict --scope tail", "--scope tail masks none: choose subject_last"),
+        ("--gate g --scope divergence", "--scope divergence masks no rows, so --gate is without effect"),
         ("--columns_share 0.1", "give --columns FOLDER"),
         ("--columns g --editor.lora_rank 4", "leave --editor.lora_rank out"),
         ("--columns g --keep k", "both decide which inputs"),

@@ -17,6 +17,7 @@ from lightning_neuralgate.demo import experiment
 from lightning_neuralgate.demo.experiment import SPLITS, EditSettings
 from lightning_neuralgate.demo.run import ARMS, run_demo, run_demo_seeds
 from lightning_neuralgate.demo.workers import WorkerPool
+from lightning_neuralgate.edit.delta import EditDelta
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.evaluation.answers import read_answers
 from lightning_neuralgate.hf.decoder import find_decoder
@@ -91,6 +92,9 @@ def test_demo_writes_all_outputs(
     assert set(results["seconds"]) == {"model", "render", "targets", "locate", "answer_unedited", "edits"}
     assert changed_weights(tmp_path / "edited", tiny_llava()) == {"model.language_model.layers.1.mlp.down_proj.weight"}
     NeuralGate.from_pretrained(tmp_path / "gate").check_fits(tiny_llava())
+    restored = tmp_path / "restored"
+    EditDelta.load(tmp_path / "edited" / "edit.safetensors").revert(tmp_path / "edited", restored)
+    assert changed_weights(restored, tiny_llava()) == set()
     answers = read_answers(tmp_path / "answers.jsonl")
     assert {(answer.model, answer.split) for answer in answers} == {(arm, split) for arm in ARMS for split in SPLITS}
     for stage in ("locate", "edit-gated", "edit-ungated"):

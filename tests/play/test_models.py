@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_neuralgate.data.collator import QueryRow
 from lightning_neuralgate.data.targets import answer_rows
 from lightning_neuralgate.edit.delta import EditDelta
-from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.models.loading import load_model
 from lightning_neuralgate.play.models import LoadedModel
+from lightning_neuralgate.play.page import Playground
 from lightning_neuralgate.play.pictures import draw_picture
 
 
@@ -51,3 +54,13 @@ def test_the_edit_file_in_the_folder_takes_the_place_of_the_unedited_model(pair:
 def test_a_model_alone_has_no_role(pair: Path) -> None:
     (version,) = LoadedModel.load(str(pair / "base")).versions
     assert version.label == str(pair / "base")
+
+
+def test_the_gate_has_to_be_one_of_the_same_model(pair: Path) -> None:
+    loaded = LoadedModel.load(str(pair / "edited"), beside=str(pair / "base"))
+    gate = NeuralGate.uniform(loaded.model, [1], ["passport"])
+    assert Playground(loaded, gate).gate is gate
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[0] += 1
+    with pytest.raises(GateMismatchError, match="located in another model"):
+        Playground(loaded, gate)
