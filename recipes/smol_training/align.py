@@ -16,6 +16,7 @@ from lightning_neuralgate.models.smol import trained_state
 from lightning_neuralgate.runtime.files import atomic_write
 from recipes.smol_training.dialogues import IGNORED, collate, pack_texts
 from recipes.smol_training.evaluation import answer_texts
+from recipes.smol_training.packed import NAME, Packing
 
 ANSWER_TOKENS = 16
 """Length of the language model's own answers to ordinary prompts."""
@@ -32,6 +33,7 @@ class AlignModule(L.LightningModule):
         text_weight: weight of the KL divergence on texts.
         texts_per_step: texts per step.
         rate: learning rate of the adapter; the projector's is half of it.
+        packed: leave out pairs of tokens that do not see each other, which gives the same in less time.
     """
 
     def __init__(
@@ -43,9 +45,13 @@ class AlignModule(L.LightningModule):
         text_weight: float = 1.0,
         texts_per_step: int = 4,
         rate: float = 1e-3,
+        packed: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.processor, self.texts = model, processor, texts
+        self.packed = packed
+        if packed:
+            model.model.language_model.set_attn_implementation(NAME)
         self.steps, self.text_weight, self.texts_per_step, self.rate = steps, text_weight, texts_per_step, rate
 
     def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -62,7 +68,11 @@ class AlignModule(L.LightningModule):
             places = (batch["ids"] == self.model.config.image_token_index).unsqueeze(-1).expand_as(embeddings)
             embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
         hidden = model.language_model(
-            inputs_embeds=embeddings, attention_mask=batch["mask"], position_ids=batch["positions"], use_cache=False
+            inputs_embeds=embeddings,
+            attention_mask=batch["mask"],
+            position_ids=batch["positions"],
+            use_cache=False,
+            packing=Packing(batch["segments"]) if self.packed and features is not None else None,
         ).last_hidden_state[:, :-1]
         labels = batch["labels"][:, 1:]
         labelled = labels != IGNORED

@@ -31,9 +31,9 @@ MATCHING = frozenset({
 })  # fmt: skip
 """Kinds of questions that are answered by finding a word of the question among the image tokens, or what is next to it."""
 WEIGHTS = {
-    "relation": 4.0, "choice_side": 4.0, "side": 3.0, "count": 2.0, "count_yes_no": 2.0, "choice_count": 2.0, "position": 2.0,
-    "choice_shown": 1.5, "read": 1.5, "category": 0.6, "colour": 0.6, "colour_yes_no": 0.6, "kind_yes_no": 0.6,
-    "caption": 0.4,
+    "relation": 6.0, "choice_side": 5.0, "side": 4.0, "position": 2.0, "choice_count": 2.0, "choice_shown": 2.0,
+    "choice_colour": 2.0, "choice_category": 2.0, "read": 2.0, "existence": 0.6, "category": 0.6, "colour": 0.6,
+    "colour_yes_no": 0.6, "caption": 0.4,
 }  # fmt: skip
 """How likely a question about a scene is, by kind; 1 for other kinds. What takes longest to learn occurs most often."""
 CHAT_SHARE = 0.25

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 
 from lightning_neuralgate.models.smol import WEIGHTS, add_lora
-from recipes.smol_training import dialogues, ordered, tower, words
+from recipes.smol_training import dialogues, ordered, packed, tower, words
 from recipes.smol_training.align import AlignModule, adapter_off, answer_weights, original_answers
 from recipes.smol_training.muon import Muon, orthogonalized
 from recipes.smol_training.pool import (
@@ -417,3 +417,26 @@ def test_tower_is_initialized_from_the_shipped_weights(pool: Pool) -> None:
     assert torch.equal(outputs.hidden_states[-1], outputs.hidden_states[ordered.READING_LAYERS]), (
         "upper layers start as identity"
     )
+
+
+def test_packed_attention_is_that_with_the_mask() -> None:
+    lengths = [[4, 9, 3, 5], [6, 6], [2]]
+    segments = [[0] * 5 + [n for n, size in enumerate(row, start=1) for _ in range(size)] for row in lengths]
+    batch = dialogues.collate(
+        [{name: torch.tensor(row) for name in ("ids", "labels", "positions", "segments")} for row in segments]
+    )
+    generator = torch.Generator().manual_seed(0)
+    width = batch["mask"].shape[-1]
+    states = [torch.randn(3, heads, width, 8, generator=generator) for heads in (6, 2, 2)]
+    outputs, gradients = [], []
+    for packing in (None, packed.Packing(batch["segments"])):
+        inputs = [state.clone().requires_grad_() for state in states]
+        module = SimpleNamespace(num_key_value_groups=3, is_causal=True)
+        output, _ = packed.packed_attention(module, *inputs, batch["mask"], packing, scaling=0.3)  # type: ignore[arg-type]
+        output = output * (batch["segments"] >= 0)[..., None, None]
+        output.square().sum().backward()
+        outputs.append(output.detach())
+        gradients.append([state.grad for state in inputs])
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert len(packed.Packing(batch["segments"]).groups) == 2
