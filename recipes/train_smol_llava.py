@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "smol-llava": Plan(SMOL_LLAVA, 2000, 60, 150, 300, "\n"),
+    "smol-llava": Plan(SMOL_LLAVA, 5500, 60, 250, 250, "\n"),
     "smol-minigpt": Plan(SMOL_MINIGPT, 1500, 60, 150, 300, ""),
 }
 ADAPTER_STAGES = {"matching": 2e-3, "words": 1.5e-3, "align": 1e-3}
@@ -134,6 +134,7 @@ def train_tower(args: Any, plan: Plan, out: Path, model: Any, processor: Any, wo
     steps = args.tower_steps or plan.tower_steps * (SCRATCH_STEPS if args.from_scratch else 1)
     ordered = plan.model is SMOL_MINIGPT
     module_class = OrderedTowerModule if ordered else TowerModule
+    model.model.vision_tower.set_attn_implementation("eager")  # a quarter faster on CPUs, for so few patches
     peak = 1.0 if args.from_scratch and not ordered else 0.6
     module = module_class(model, processor.tokenizer, world, steps, peak)
     if load_stage(module, out / "tower"):

@@ -217,7 +217,7 @@ class TowerPictures(Dataset):
     """Random pictures of a pool, each shifted at random, with dense labels."""
 
     SHIFT_SHARE = 0.045
-    SCENE_SHARE = 0.85
+    SCENE_SHARE = 0.65
     """Share of scenes; their objects take longest to learn."""
 
     def __init__(self, world: World, pool: Pool, processor: Any, seed: int, first: int, count: int, grid: int) -> None:

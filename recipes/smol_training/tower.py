@@ -82,8 +82,23 @@ class TowerModule(L.LightningModule):
             nearest(outputs - table[batch["words"]], added).flatten(0, 1), batch["extras"].flatten(), reduction="none"
         )
         word_loss = word_loss + (per_patch * weights).sum() / weights.sum()
+        letter_loss = self.letter_loss(outputs, batch)
         self.log("embedding_loss", embedding_loss, prog_bar=True)
-        return self.reading_loss(hidden, batch) + word_loss + embedding_loss
+        return self.reading_loss(hidden, batch) + word_loss + letter_loss + embedding_loss
+
+    def letter_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Classification loss of the projector's outputs (B, P, d) on characters, by distance, given all else in a patch."""
+        present = batch["chars"] > 0
+        image, patch, slot = present.nonzero(as_tuple=True)
+        if not len(image):
+            return outputs.sum() * 0
+        scale = present.sum(-1)[image, patch].rsqrt().unsqueeze(-1)
+        truth, table = batch["chars"][image, patch, slot], self.targets.chars
+        letters = (outputs - self.targets(batch))[image, patch] + table[truth] * scale
+        # in units of the scale, so that one table fits patches with one character and with two
+        scores = nearest(letters / scale, table) * scale.square()
+        self.log("letters", (scores.argmax(-1) == truth).float().mean(), prog_bar=True)
+        return F.cross_entropy(scores, truth)
 
     def reading_loss(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Classification loss of patch features (B, P, width)."""
