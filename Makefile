@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 SEED ?= 0
 WORKERS ?= 2
 
-.PHONY: install demo test test-all lint docs clean
+.PHONY: install demo test test-all test-oldest wheel lint docs clean
 
 install: $(STAMP)
 
@@ -25,6 +26,15 @@ test: install lint
 test-all: install lint
 	$(BIN)/python -m pytest --hypothesis-profile slow
 
+# the oldest releases that pyproject.toml allows, which have wheels for Python 3.11
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+wheel:
+	.ci/wheel dist
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,4 +45,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) site runs lightning_logs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) dist site runs lightning_logs .pytest_cache .mypy_cache .ruff_cache

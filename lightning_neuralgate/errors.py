@@ -61,3 +61,7 @@ class DeltaFormatError(NeuralGateError, ValueError):
 
 class JudgeError(NeuralGateError):
     """A judge model cannot be reached, or its replies contain no verdict."""
+
+
+class HubError(NeuralGateError):
+    """Something cannot be shared on, or downloaded from, the Hugging Face hub, or its checksums differ."""

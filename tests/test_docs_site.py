@@ -28,6 +28,7 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     for name in SUBCOMMANDS:
         assert f'id="{name}"' in options
     assert "<code>--editor.lr</code>" in options
+    assert "Stage 1: locate" in (tmp_path / "first_edit" / "index.html").read_text(encoding="utf-8")
     callback = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     assert "lightning_neuralgate.NeuralGateCallback" in callback
     assert "GateMismatchError" in callback

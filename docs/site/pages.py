@@ -1,7 +1,8 @@
-"""Pages of the documentation site that are not in `docs/`: files of the project, and the options of all commands."""
+"""Pages of the documentation site that are not in `docs/`: files of the project, notebooks, and options of all commands."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ COPIED = {
     "lightning_neuralgate/models/assets/MODEL_CARD.md": "model-card.md",
 }
 """File of the project -> page."""
+NOTEBOOKS = {f"examples/{file.name}": f"{file.stem}.md" for file in sorted((ROOT / "examples").glob("*.ipynb"))}
+"""Notebook -> page."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,15 +30,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in COPIED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=_linked(text)))
+    for source, page in NOTEBOOKS.items():
+        files.append(File.generated(config, page, content="\n\n".join(_notebook(ROOT / source))))
     files.append(File.generated(config, "options.md", content="\n".join(_options())))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Make links to files of the project links to their pages."""
-    for source, page in COPIED.items():
+    for source, page in {**COPIED, **NOTEBOOKS}.items():
         markdown = markdown.replace(f"](../{source}", f"]({page}")
     return markdown
+
+
+def _notebook(file: Path) -> Iterator[str]:
+    """Yield the cells of a notebook as Markdown."""
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        yield f"```python\n{text}\n```" if cell["cell_type"] == "code" else text.replace(".ipynb)", ".md)")
 
 
 def _linked(text: str) -> str:

@@ -38,6 +38,8 @@ SUBCOMMANDS = {
     "convert": "convert the original MiniGPT-4 files to a Hugging Face folder",
     "score": "score stored answers again, without running the model",
     "compare": "compare two evaluation runs: intervals, p-values and changed answers",
+    "push": "share an edited model, an edit or a gate on the Hugging Face hub, with a model card",
+    "pull": "download what was pushed from the Hugging Face hub, and verify its checksums",
     "render": "render synthetic records: pictures with known attributes, and questions about them",
 }
 
