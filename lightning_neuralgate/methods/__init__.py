@@ -24,6 +24,7 @@ from lightning_neuralgate.methods.neural_gate import NeuralGateEdit, RandomMask,
 from lightning_neuralgate.methods.npo import NPO, SimNPO
 from lightning_neuralgate.methods.prompt import FewShotPrompt, SystemPrompt
 from lightning_neuralgate.methods.refusal_direction import RefusalDirection
+from lightning_neuralgate.methods.rmu import RMU
 from lightning_neuralgate.methods.sku import SKU
 from lightning_neuralgate.methods.steering import DirectionSteering, PromptSteering, Steering
 
@@ -49,6 +50,7 @@ _CLASSES: tuple[type[Method], ...] = (
     RefusalDirection,
     NPO,
     SimNPO,
+    RMU,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """Name -> method, in the order of tables."""
