@@ -11,6 +11,7 @@ Each method is a dataclass of its settings, with its owner's defaults, and fits 
 
 from lightning_neuralgate.methods.alphaedit import AlphaEdit
 from lightning_neuralgate.methods.base import FittedMethod, Method, WeightEdit
+from lightning_neuralgate.methods.cast import CAST, ConditionalSteering
 from lightning_neuralgate.methods.data import MethodData, MethodPair
 from lightning_neuralgate.methods.dinm import DINM
 from lightning_neuralgate.methods.dpo import DPO
@@ -48,6 +49,7 @@ _CLASSES: tuple[type[Method], ...] = (
     MemFlex,
     MemFlexRefusal,
     RefusalDirection,
+    CAST,
     NPO,
     SimNPO,
     RMU,
@@ -57,6 +59,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 __all__ = [
     "METHODS",
+    "ConditionalSteering",
     "DirectionSteering",
     "FittedMethod",
     "Method",
