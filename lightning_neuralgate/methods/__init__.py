@@ -10,6 +10,7 @@ Each method is a dataclass of its settings, with its owner's defaults, and fits 
 """
 
 from lightning_neuralgate.methods.alphaedit import AlphaEdit
+from lightning_neuralgate.methods.alphasteer import AlphaSteer, AlphaSteering
 from lightning_neuralgate.methods.base import FittedMethod, Method, WeightEdit
 from lightning_neuralgate.methods.cast import CAST, ConditionalSteering
 from lightning_neuralgate.methods.data import MethodData, MethodPair
@@ -50,6 +51,7 @@ _CLASSES: tuple[type[Method], ...] = (
     MemFlexRefusal,
     RefusalDirection,
     CAST,
+    AlphaSteer,
     NPO,
     SimNPO,
     RMU,
@@ -59,6 +61,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 __all__ = [
     "METHODS",
+    "AlphaSteering",
     "ConditionalSteering",
     "DirectionSteering",
     "FittedMethod",
