@@ -13,6 +13,7 @@ from lightning_neuralgate.methods.alphaedit import AlphaEdit
 from lightning_neuralgate.methods.alphasteer import AlphaSteer, AlphaSteering
 from lightning_neuralgate.methods.base import FittedMethod, Method, WeightEdit
 from lightning_neuralgate.methods.cast import CAST, ConditionalSteering
+from lightning_neuralgate.methods.circuit_breakers import CircuitBreakers
 from lightning_neuralgate.methods.data import MethodData, MethodPair
 from lightning_neuralgate.methods.dinm import DINM
 from lightning_neuralgate.methods.dpo import DPO
@@ -55,6 +56,7 @@ _CLASSES: tuple[type[Method], ...] = (
     NPO,
     SimNPO,
     RMU,
+    CircuitBreakers,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """Name -> method, in the order of tables."""

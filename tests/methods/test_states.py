@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator
+from lightning_neuralgate.edit.lora import remove_lora
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.methods import MethodData
+from lightning_neuralgate.methods.circuit_breakers import CircuitBreakers, RerouteModule
 from lightning_neuralgate.methods.data import MethodBatches
 from lightning_neuralgate.methods.rmu import RMU, random_direction
 from lightning_neuralgate.methods.states import layer_states, pooled_states
@@ -117,3 +119,71 @@ def test_rmu_keeps_what_is_retained_with_more_weight(unedited: nn.Module, data: 
         with RMU(retain_weight=weight, **settings).fit(unedited, data).applied(unedited):
             moved.append(pooled_states(unedited, data.processor, rows, [LAYER], "target")[LAYER] - before)
     assert moved[1].norm() < 0.5 * moved[0].norm()
+
+
+def test_rerouting_equals_the_formula_for_weights_that_have_moved(unedited: Any, data: MethodData) -> None:
+    batch = retained_batch(data, CircuitBreakers.kinds)
+    module: Any = CircuitBreakers(coefficient=8.0, rank=2).module(unedited, data)
+    module.progress = 0.25
+    rows = range(len(batch["kind"]))
+    layers = (0, 1, 2)
+    try:
+        with torch.no_grad():
+            before = {(row, layer): plain_states(unedited, batch, row, layer)[0] for row in rows for layer in layers}
+            for number, (name, factor) in enumerate(unedited.named_parameters()):
+                if ".lora_B." in name:
+                    factor.normal_(generator=torch.Generator().manual_seed(number))
+            after = {(row, layer): plain_states(unedited, batch, row, layer) for row in rows for layer in layers}
+            terms = module.objective(batch, None)
+    finally:
+        remove_lora(unedited)
+        unedited.requires_grad_(False)
+    leaks = [row for row in rows if batch["kind"][row] == "leak"]
+    cosines = []
+    for layer in (1, 2):  # the data's layer and twice that
+        for row in leaks:
+            states, is_target = after[row, layer]
+            cosines += [
+                max(0.0, float(h @ h0 / (h.norm() * h0.norm())))
+                for h, h0 in zip(states[is_target], before[row, layer][is_target], strict=True)
+            ]
+    distances = [
+        (after[row, layer][0] - before[row, layer]).norm(dim=1) for layer in layers for row in rows if row not in leaks
+    ]
+    torch.testing.assert_close(float(terms["reroute"]), 8.0 * 0.75 * sum(cosines) / len(cosines), **CLOSE)
+    torch.testing.assert_close(terms["retain"], 8.0 * 0.25 * torch.cat(distances).mean(), **CLOSE)
+
+
+def test_the_schedule_moves_half_of_the_weight_from_rerouting_to_retaining(
+    unedited: nn.Module, data: MethodData
+) -> None:
+    shares: list[float] = []
+
+    class Noted(CircuitBreakers):
+        def module(self, model: nn.Module, data: MethodData) -> Any:
+            module = super().module(model, data)
+            assert isinstance(module, RerouteModule)
+            forward = module.objective
+
+            def objective(batch: dict[str, Any], predict: Any) -> dict[str, torch.Tensor]:
+                shares.append(module.progress)
+                return forward(batch, predict)
+
+            module.objective = objective  # type: ignore[method-assign]
+            return module
+
+    Noted(epochs=5, pairs_per_batch=2, rank=2).fit(unedited, data)
+    assert shares == pytest.approx([step / 20 for step in range(10)])
+
+
+def test_rerouting_turns_the_states_of_leaks_away_from_where_they_were(unedited: nn.Module, data: MethodData) -> None:
+    fitted = CircuitBreakers(epochs=60, lr=3e-2, rank=8).fit(unedited, data)
+    rows = {"leak": [pair.leak for pair in data.pairs], "answer": [pair.answer for pair in data.pairs]}
+    cosines = {}
+    before = {name: pooled_states(unedited, data.processor, of, [LAYER], "target")[LAYER] for name, of in rows.items()}
+    with fitted.applied(unedited):
+        for name, of in rows.items():
+            after = pooled_states(unedited, data.processor, of, [LAYER], "target")[LAYER]
+            cosines[name] = float(torch.cosine_similarity(after, before[name]).mean())
+    assert cosines["leak"] < 0.5 < cosines["answer"]
+    assert {name.split(".")[3] for name in fitted.weights} == {"0", "1", "2"}, "all layers up to the last target"
