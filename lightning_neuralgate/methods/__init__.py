@@ -23,6 +23,7 @@ from lightning_neuralgate.methods.gru import GRU
 from lightning_neuralgate.methods.lora import LoRA, LoRAAll
 from lightning_neuralgate.methods.memflex import MemFlex, MemFlexRefusal
 from lightning_neuralgate.methods.memit import MEMIT
+from lightning_neuralgate.methods.mip_editor import MIPEditor
 from lightning_neuralgate.methods.neural_gate import NeuralGateEdit, RandomMask, ShuffledMask, Ungated
 from lightning_neuralgate.methods.npo import NPO, SimNPO
 from lightning_neuralgate.methods.prompt import FewShotPrompt, SystemPrompt
@@ -57,6 +58,7 @@ _CLASSES: tuple[type[Method], ...] = (
     SimNPO,
     RMU,
     CircuitBreakers,
+    MIPEditor,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """Name -> method, in the order of tables."""

@@ -21,11 +21,13 @@ class PromptTokens(NamedTuple):
         is_start: whether the pass begins at the first token; False for the further tokens of an answer.
         real: (B, Q) bool, False at padding.
         text: (B, Q) bool, True at the text behind the last picture; all real tokens where there is no picture.
+        picture: (B, Q) bool, True at the tokens of pictures.
     """
 
     is_start: bool
     real: Tensor
     text: Tensor
+    picture: Tensor
 
     def last(self, values: Tensor) -> Tensor:
         """Return the values, (B, Q, d), at each row's last real token, (B, d)."""
@@ -61,13 +63,11 @@ class TokenWatch(WholeSequences):
         real = torch.ones(shape, dtype=torch.bool, device=sequence.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             real = mask[:, -shape[1] :].bool()
-        text = real
         config: Any = getattr(module, "config", None)
-        picture = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-        if ids is not None and picture is not None:
-            pictured = (ids == picture).flip(1).cumsum(1).flip(1) > 0  # at a picture's token, or in front of one
-            text = real & ~pictured
-        self._tokens = PromptTokens(cache is None or not cache.get_seq_length(), real, text)
+        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        picture = torch.zeros_like(real) if ids is None or token is None else (ids == token) & real
+        text = real & ~(picture.flip(1).cumsum(1).flip(1) > 0)
+        self._tokens = PromptTokens(cache is None or not cache.get_seq_length(), real, text, picture)
 
 
 @contextmanager
