@@ -17,7 +17,7 @@ from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.methods.base import Method, Tier
 from lightning_neuralgate.methods.data import MethodData
 from lightning_neuralgate.methods.prompt_tokens import watched_tokens
-from lightning_neuralgate.methods.states import pooled_states
+from lightning_neuralgate.methods.states import layers_from, pooled_states
 from lightning_neuralgate.methods.steering import Steering
 
 
@@ -119,7 +119,7 @@ class AlphaSteer(Method):
     @override
     def fit(self, model: nn.Module, data: MethodData) -> AlphaSteering:
         model.eval()
-        layers = list(range(data.layer, min(data.layer + self.span, find_decoder(model).num_layers)))
+        layers = layers_from(model, data.layer, self.span)
         sensitive, leaks = ([pair.refusal for pair in data.pairs], [pair.leak for pair in data.pairs])
         ordinary = pooled_states(model, data.processor, data.ordinary_prompts(), layers, "last")
         prompts = pooled_states(model, data.processor, sensitive, layers, "last")

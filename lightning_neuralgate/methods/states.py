@@ -21,6 +21,17 @@ Pool = Literal["target", "text", "last"]
 _BATCH_SIZE = 16
 
 
+def layers_from(model: nn.Module, first: int, count: int) -> list[int]:
+    """Return decoder layers from the first one on, as many as there are up to a count.
+
+    Raises:
+        ModelLayoutError: the model has no such first layer.
+    """
+    layout = find_decoder(model)
+    layout.layer(first)
+    return list(range(first, min(first + count, layout.num_layers)))
+
+
 def layer_states(model: nn.Module, batch: Mapping[str, Any], layers: Sequence[int]) -> dict[int, Tensor]:
     """Return the outputs of some layers for all tokens of a batch: layer -> (B, T, d), with gradient.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
 from lightning_neuralgate.data.targets import answer_rows
-from lightning_neuralgate.errors import SteeringFormatError
+from lightning_neuralgate.errors import ModelLayoutError, SteeringFormatError
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import model_inputs
 from lightning_neuralgate.hf.generation import generate_answers
@@ -207,3 +208,9 @@ def test_alphasteer_reports_its_null_space(unedited: nn.Module, data: MethodData
     assert sorted(fitted.factors) == sorted(fitted.directions) == [LAYER, LAYER + 1]
     with pytest.raises(ValueError, match="null_share must lie in"):
         AlphaSteer(null_share=0.0)
+
+
+@pytest.mark.parametrize("method", [CAST(), AlphaSteer()])
+def test_a_layer_that_the_model_does_not_have_is_named(method: Any, unedited: nn.Module, data: MethodData) -> None:
+    with pytest.raises(ModelLayoutError, match="There is no decoder layer 3"):
+        method.fit(unedited, replace(data, layer=3))
