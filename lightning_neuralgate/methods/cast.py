@@ -196,8 +196,8 @@ def best_condition(layer: int, sensitive: Tensor, others: Tensor) -> Condition:
         others: scores of those that it is not to hold for, (m,).
 
     Example:
-        >>> best_condition(3, torch.tensor([0.1, 0.2]), torch.tensor([0.4, 0.5]))._replace(threshold=0.3)
-        Condition(layer=3, threshold=0.3, above=False, f1=1.0, gap=0.5)
+        >>> best_condition(3, torch.tensor([0.125, 0.25]), torch.tensor([0.5, 0.625]))
+        Condition(layer=3, threshold=0.375, above=False, f1=1.0, gap=0.5)
     """
     scores = torch.cat([sensitive, others]).double().unique()
     low, high = (scores[:-1], scores[1:]) if len(scores) > 1 else (scores, scores)

@@ -93,7 +93,7 @@ def test_methods_are_fitted_measured_and_shown(
     monkeypatch.setattr(measured, "ATTACKS", ("plain",))
     small = {
         "edit_pairs": 2, "test_pairs": 1, "subjects": ("passport", "receipt"), "unseen": ("bank_card",),
-        "questions_per_rung": 4, "questions_per_set": 2,
+        "questions_per_rung": 4, "questions_per_set": 4,
     }  # fmt: skip
     monkeypatch.setattr(measured, "_QUESTIONS", {True: small, False: small})
     out = tmp_path / "out"
