@@ -9,6 +9,9 @@ import pytest
 
 from lightning_neuralgate import __all__ as PUBLIC_NAMES
 from lightning_neuralgate.cli import SUBCOMMANDS
+from lightning_neuralgate.demo.comparison import SWEEPS
+from lightning_neuralgate.demo.comparison_table import split_page
+from lightning_neuralgate.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,6 +19,14 @@ ROOT = Path(__file__).parents[1]
 def test_the_api_page_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert {line.rsplit(".", 1)[1] for line in page.splitlines() if line.startswith(":::")} == set(PUBLIC_NAMES)
+
+
+def test_the_page_of_methods_has_every_method_and_every_place_for_tables() -> None:
+    page = ROOT / "docs" / "methods.md"
+    text = page.read_text(encoding="utf-8").split("## Which one")[0]
+    assert [name for name in METHODS if f"`{name}`" not in text] == []
+    for name in ("methods", *(f"sweep of {setting}" for setting in SWEEPS)):
+        split_page(page, name)
 
 
 @pytest.mark.slow

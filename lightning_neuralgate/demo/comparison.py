@@ -3,6 +3,8 @@
 1. Each method is fitted with its `tries` on seed 0, and measured on validation records and on ordinary questions that no test
    has. The best try (`best_try`) are its tuned settings.
 2. With its own defaults ("default") and the tuned settings ("tuned") it is fitted and measured on test data, with all seeds.
+
+In a sweep, the second step has several values of one setting instead, with the others tuned.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from torch import nn
 from lightning_neuralgate.demo.measured import MeasuredExperiment, best_try
 from lightning_neuralgate.demo.workers import exit_with_parent
 from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.evaluation.answers import write_answers
 from lightning_neuralgate.methods import METHODS, FittedMethod, Method, MethodData, WeightEdit
 from lightning_neuralgate.runtime.cost import measure
 from lightning_neuralgate.runtime.process import silence_expected_warnings
@@ -29,6 +32,11 @@ from lightning_neuralgate.runtime.shared_jobs import SharedJobs
 DEFAULT, TUNED = "default", "tuned"
 UNEDITED = "unedited"
 RESULTS_FOLDER = "results"
+RECORDS = "records"
+SWEEPS: dict[str, tuple[float, ...]] = {
+    "alpha": (0.0, 0.25, 0.75, 1.25, 2.5, 5.0), "tau": (0.1, 0.3, 0.5, 0.7, 0.9), RECORDS: (1, 2, 3, 5),
+}  # fmt: skip
+"""Setting -> its values: the weight of the benign term, the gate's threshold, and the number of edit records per subject."""
 
 
 class Job(NamedTuple):
@@ -38,7 +46,7 @@ class Job(NamedTuple):
         stage: `validation` or `test`.
         seed: seed of the data and of the fit.
         method: name of the method, or "unedited".
-        settings: number of the try, or "default" or "tuned".
+        settings: number of the try, or "default" or "tuned", or in a sweep "tuned+alpha=0.5".
     """
 
     stage: str
@@ -51,6 +59,12 @@ class Job(NamedTuple):
         """Return the job of a name."""
         stage, seed, method, settings = name.split("/")
         return cls(stage, int(seed.removeprefix("seed-")), method, settings)
+
+    @property
+    def swept(self) -> tuple[str, float] | None:
+        """The setting of a sweep and its value; None outside of a sweep."""
+        name, sign, value = self.settings.partition("+")[2].partition("=")
+        return (name, float(value)) if sign else None
 
     @property
     def name(self) -> str:
@@ -68,9 +82,11 @@ class Comparison:
         seeds: number of seeds, from 0 on.
         options: settings of rendering and measuring that differ from those of `EditSettings`, such as `model`.
         tuned: also fit with tuned settings; False for the defaults only, without a validation stage.
+        sweep: a setting of `SWEEPS` whose values are compared; None for a comparison of methods. Both may share a folder, and
+            with it the tries.
 
     Raises:
-        UnsupportedSetupError: there is no such method.
+        UnsupportedSetupError: there is no such method or sweep, or a method lacks the setting.
     """
 
     out: Path
@@ -78,10 +94,21 @@ class Comparison:
     seeds: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     tuned: bool = True
+    sweep: str | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.methods) - METHODS.keys()):
             raise UnsupportedSetupError(f"there is no method '{unknown[0]}'; there are {', '.join(METHODS)}")
+        if self.sweep is None:
+            return
+        if self.sweep not in SWEEPS:
+            raise UnsupportedSetupError(f"there is no sweep of '{self.sweep}'; there are {', '.join(SWEEPS)}")
+        if self.sweep != RECORDS:
+            having = [name for name, method in METHODS.items() if self.sweep in _settings(method)]
+            if lacking := sorted(set(self.methods) - set(having)):
+                raise UnsupportedSetupError(
+                    f"the method '{lacking[0]}' has no setting '{self.sweep}' to sweep; these have it: {', '.join(having)}"
+                )
 
     @cached_property
     def results(self) -> SharedJobs:
@@ -91,6 +118,10 @@ class Comparison:
     def result(self, job: Job) -> dict[str, Any] | None:
         """Return the result of a job; None if it is not finished."""
         return self.results.result(job.name)
+
+    def answers_file(self, job: Job) -> Path:
+        """The file with the answers to the test records' queries of a finished job of the test."""
+        return self.out / RESULTS_FOLDER / f"{job.name}.jsonl"
 
     def tries(self, method: str) -> list[Job]:
         """Return the validation jobs of a method."""
@@ -105,6 +136,10 @@ class Comparison:
     def fitted_as(self, job: Job) -> Method | None:
         """Return the method with the settings of a job; None while these are not known."""
         method = METHODS[job.method]()
+        if job.swept is not None:
+            setting, value = job.swept
+            base = self.fitted_as(job._replace(settings=job.settings.partition("+")[0]))
+            return base if base is None or setting == RECORDS else replace(base, **{setting: value})
         if job.settings == DEFAULT:
             return method
         number = self.tuned_try(job.method) if job.settings == TUNED else int(job.settings)
@@ -117,11 +152,21 @@ class Comparison:
                 yield from (job for method in self.methods for job in self.tries(method)[number : number + 1])
         for seed in range(self.seeds):
             yield Job("test", seed, UNEDITED)
+            if self.sweep is not None:
+                swept = [job for method in self.methods for job in self.swept_jobs(seed, method)]
+                yield from (job for job in swept if self.fitted_as(job) is not None)
+                continue
             yield from (Job("test", seed, method) for method in self.methods)
             if self.tuned:
                 tuned = [Job("test", seed, method, TUNED) for method in self.methods]
                 # the defaults may be the best try: then they are not fitted twice
                 yield from (job for job in tuned if self.fitted_as(job) not in (None, METHODS[job.method]()))
+
+    def swept_jobs(self, seed: int, method: str) -> list[Job]:
+        """Return the jobs of a method in a sweep with one seed; none outside of a sweep."""
+        values = SWEEPS[self.sweep] if self.sweep is not None else ()
+        base = TUNED if self.tuned else DEFAULT
+        return [Job("test", seed, method, f"{base}+{self.sweep}={value:g}") for value in values]
 
     def run(self, processes: int = 1) -> None:
         """Make all jobs, with several processes of one share of the threads each.
@@ -150,6 +195,7 @@ class ComparisonWorker:
         self.comparison, self.number = comparison, number
         self._experiment: MeasuredExperiment | None = None
         self._data: MethodData | None = None
+        self._folder: Path | None = None
         self._seconds: list[float] = []
 
     def run(self) -> None:
@@ -170,6 +216,7 @@ class ComparisonWorker:
         experiment, data = self._prepared(job)
         before = experiment.unedited  # answers with the unedited weights
         if job.method == UNEDITED:
+            write_answers(self.comparison.answers_file(job), experiment.judged[UNEDITED])
             return {**before, "attacks": experiment.attack(UNEDITED)}
         method = self.comparison.fitted_as(job)
         assert method is not None
@@ -182,6 +229,7 @@ class ComparisonWorker:
                 figures = experiment.measure(name)
                 if job.stage == "test":
                     figures["attacks"] = experiment.attack(name)
+                    write_answers(self.comparison.answers_file(job), experiment.judged[name])
             finally:
                 experiment.processor = processor
         return {
@@ -190,15 +238,17 @@ class ComparisonWorker:
         }  # fmt: skip
 
     def _prepared(self, job: Job) -> tuple[MeasuredExperiment, MethodData]:
-        validation = job.stage == "validation"
-        found = self._experiment
-        if found is None or self._data is None or (found.validation, found.seed) != (validation, job.seed):
+        folder = self.comparison.out / job.stage / f"seed-{job.seed}" / f"process-{self.number}"
+        options = dict(self.comparison.options)
+        if job.swept is not None and job.swept[0] == RECORDS:
+            options["edit_records"] = int(job.swept[1])
+            folder = folder / f"records-{options['edit_records']}"
+        if self._experiment is None or self._data is None or self._folder != folder:
             self._experiment = self._data = None  # one model in memory
-            folder = self.comparison.out / job.stage / f"seed-{job.seed}" / f"process-{self.number}"
-            found = MeasuredExperiment(folder, job.seed, dict(self.comparison.options), validation)
-            found.prepare()
-            self._experiment, self._data = found, method_data(found)
-        return found, self._data
+            experiment = MeasuredExperiment(folder, job.seed, options, job.stage == "validation")
+            experiment.prepare()
+            self._experiment, self._data, self._folder = experiment, method_data(experiment), folder
+        return self._experiment, self._data
 
 
 def method_data(experiment: MeasuredExperiment) -> MethodData:
@@ -225,6 +275,10 @@ def artifact_bytes(fitted: FittedMethod, model: nn.Module) -> int:
         changed = (value != parameters[name].detach().cpu()).reshape(len(value), -1).any(1)
         total += int(changed.sum()) * value[0].numel() * value.element_size()
     return total
+
+
+def _settings(method: type[Method]) -> set[str]:
+    return {entry.name for entry in fields(method)}
 
 
 def _work(comparison: Comparison, number: int, threads: int) -> None:

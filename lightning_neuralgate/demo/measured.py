@@ -18,9 +18,11 @@ from lightning_neuralgate.data.retention import RetentionForms, render_retention
 from lightning_neuralgate.demo.attacks import SECRETS, attack_model
 from lightning_neuralgate.demo.experiment import EditSettings, Experiment
 from lightning_neuralgate.demo.ordinary import answer_questions, draw_questions, measured_parts
+from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.evaluation.rates import summarize
+from lightning_neuralgate.runtime.parsing import read_json_object
 from lightning_neuralgate.tasks.answer_store import read_answered
-from lightning_neuralgate.tasks.scoring import refusals_of
+from lightning_neuralgate.tasks.scoring import SCORES_NAME, averages, refusals_of
 from lightning_neuralgate.tasks.verdicts import KeywordListJudge
 
 VALIDATION_RECORDS = 2
@@ -50,6 +52,9 @@ class MeasuredExperiment(Experiment):
         validation: whether models are measured on validation data or on test data. Ordinary questions of validation have
             other seeds.
         without: a form of ordinary questions that the retention questions leave out; "" for none.
+
+    Attributes:
+        judged: name of a measured model -> its answers to the records' queries.
     """
 
     def __init__(self, out: Path, seed: int, options: dict[str, Any], validation: bool, without: str = "") -> None:
@@ -58,6 +63,7 @@ class MeasuredExperiment(Experiment):
         self.validation, self.without = validation, without
         self.show_progress = False
         self.retention_sets: dict[str, list[RetentionItem]] = {}
+        self.judged: dict[str, list[JudgedAnswer]] = {}
 
     def prepare(self) -> None:
         """Draw everything, and generate the targets."""
@@ -87,15 +93,18 @@ class MeasuredExperiment(Experiment):
         """Return the figures of the model in its current state, called `name`.
 
         `leak_rate`, `rta_sensitive` and so on for each split of records; `collateral`, the refused share of
-        `COLLATERAL_RUNGS`; all figures of the ladder and the mini sets; `unchanged`, the share of ordinary answers that are
-        word for word the unedited model's; see `attack` for the rest.
+        `COLLATERAL_RUNGS`; all figures of the ladder and the mini sets; `averages`, the paper's Safety and Utility with their
+        parts; `unchanged`, the share of ordinary answers that are word for word the unedited model's; see `attack` for the
+        rest. The answers to the records' queries are kept in `judged`.
         """
         splits: dict[str, list[PrivacyRecord]] = self.test_splits
         if self.validation:
             splits = {"validation": self.splits.validation}
-        figures: dict[str, Any] = {"rates": summarize(self.answer(name, splits))}
+        self.judged[name] = self.answer(name, splits)
+        figures: dict[str, Any] = {"rates": summarize(self.judged[name])}
         for part in measured_parts(self):
             figures[part] = answer_questions(self, name, part)
+        figures["averages"] = self._averages(name, figures["rates"])
         figures["refused_items"] = self._refused_items(name)
         figures["collateral"] = fmean(figures["refused_items"].values())
         if name != "unedited":
@@ -110,6 +119,12 @@ class MeasuredExperiment(Experiment):
         ]  # fmt: skip
         refused = refusals_of(answers, KeywordListJudge())
         return {answer.item_id: float(bool(value)) for answer, value in zip(answers, refused, strict=True)}
+
+    def _averages(self, name: str, rates: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        scores = self.out / "utility" / name / SCORES_NAME
+        tasks = read_json_object(scores, own=True)["tasks"] if "utility" in measured_parts(self) else {}
+        figures = {task: dict(row["figures"]) for task, row in tasks.items()}
+        return averages({**figures, "privacy_pair": {f"test/{k}": v for k, v in rates.get("test", {}).items()}})
 
     def _unchanged(self, name: str) -> float:
         answers: dict[str, dict[Any, str]] = {}

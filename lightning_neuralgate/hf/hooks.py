@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,6 +23,28 @@ def capture_outputs(layers: nn.ModuleList, indices: Sequence[int]) -> Iterator[d
     handles = [layers[index].register_forward_hook(hook(index)) for index in indices]
     try:
         yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replace_outputs(
+    layers: nn.ModuleList, indices: Sequence[int], change: Callable[[int, Tensor], Tensor]
+) -> Iterator[None]:
+    """Replace the outputs of some layers, (B, T, d), by a function of layer index and output while the block runs."""
+
+    def hook(index: int) -> Any:
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return change(index, output[0]), *output[1:]
+            return change(index, output)
+
+        return replace
+
+    handles = [layers[index].register_forward_hook(hook(index)) for index in indices]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -150,6 +150,10 @@ class MethodData:
         """The ordinary questions as rows."""
         return [retention_row(item) for item in self.retention]
 
+    def ordinary_prompts(self) -> list[QueryRow]:
+        """Return the benign queries, the ordinary questions with their pictures, and prompts without a picture."""
+        return ordinary_rows(self.records, self.retention, plain_prompts(self.seed)[:_PLAIN_PROMPTS])
+
     def make_trainer(self, **options: Any) -> Trainer:
         """Return a Trainer that writes and prints nothing, with the options of `trainer`."""
         quiet = {
@@ -161,8 +165,7 @@ class MethodData:
     def input_covariance(self, model: nn.Module, layers: Sequence[int]) -> InputCovariance:
         """Return the covariance of the projections' inputs over ordinary prompts: `covariance`, or collected now.
 
-        The prompts are the benign queries, the ordinary questions with their pictures, and prompts without a picture. With a
-        vision-language model, inputs behind a picture differ from those of plain text, so a text corpus would not do.
+        With a vision-language model, inputs behind a picture differ from those of plain text, so a text corpus would not do.
 
         Args:
             model: the unedited model.
@@ -177,7 +180,7 @@ class MethodData:
                 self.covariance.covariance(layer)
             return self.covariance
         device = next(model.parameters()).device
-        rows = ordinary_rows(self.records, self.retention, plain_prompts(self.seed)[:_PLAIN_PROMPTS])
+        rows = self.ordinary_prompts()
         collector = KeyCollector(model, layers)
         trainer = self.make_trainer()
         trainer.predict(collector, datamodule=PromptDataModule(rows, self.processor), return_predictions=False)

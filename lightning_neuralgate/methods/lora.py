@@ -77,6 +77,11 @@ class _AllLinear(PrivacyEditModule):
     def __init__(self, model: nn.Module, rank: int, **settings: Any) -> None:
         layers = list(range(find_decoder(model).num_layers))
         super().__init__(model, layers, **settings)
-        self.model.requires_grad_(False)
-        add_lora(self.model, layers, rank, all_linear=True)
-        self.unedited = UneditedWeights(self.model)
+        train_all_linear(self, layers, rank)
+
+
+def train_all_linear(module: PrivacyEditModule, layers: Sequence[int], rank: int) -> None:
+    """Train a LoRA on all linear modules of some layers instead of the projections that an edit module trains."""
+    module.model.requires_grad_(False)
+    add_lora(module.model, layers, rank, all_linear=True)
+    module.unedited = UneditedWeights(module.model)

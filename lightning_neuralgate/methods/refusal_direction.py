@@ -6,20 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
-from lightning_neuralgate.data.collator import PrivacyPairCollator, QueryRow
-from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.hf.forward import IGNORED, last_logits, model_inputs
-from lightning_neuralgate.hf.hooks import capture_outputs
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.methods.base import Method, Tier
 from lightning_neuralgate.methods.data import MethodData
+from lightning_neuralgate.methods.states import pooled_states
 from lightning_neuralgate.methods.steering import DirectionSteering
-
-_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class RefusalDirection(Method):
     def fit(self, model: nn.Module, data: MethodData) -> DirectionSteering:
         model.eval()
         refused, leaked = (
-            target_states(model, data.processor, rows, data.layer)
+            pooled_states(model, data.processor, rows, [data.layer], "target")[data.layer].mean(0)
             for rows in ([pair.refusal for pair in data.pairs], [pair.leak for pair in data.pairs])
         )
         direction = (refused - leaked).float().cpu()
@@ -64,20 +58,3 @@ class RefusalDirection(Method):
             direction=direction,
             strength=self.strength,
         )
-
-
-@torch.no_grad()
-def target_states(model: nn.Module, processor: Any, rows: Sequence[QueryRow], layer: int) -> Tensor:
-    """Return the mean output of a layer over the target tokens of rows, each row counting once, (d,) float64."""
-    layers, collate = find_decoder(model).layers, PrivacyPairCollator(processor)
-    device = next(model.parameters()).device
-    means = []
-    for start in range(0, len(rows), _BATCH_SIZE):
-        batch = collate(rows[start : start + _BATCH_SIZE])
-        is_target = (batch["labels"] != IGNORED).to(device, torch.float64)
-        inputs = {name: value.to(device) for name, value in model_inputs(batch).items()}
-        with capture_outputs(layers, [layer]) as outputs:
-            last_logits(model, {**inputs, "use_cache": False}, 1)
-        summed = (outputs[layer].double() * is_target[..., None]).sum(1)
-        means.append(summed / is_target.sum(1, keepdim=True))
-    return torch.cat(means).mean(0)

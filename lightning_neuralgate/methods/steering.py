@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_neuralgate.errors import SteeringFormatError, UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import find_decoder
+from lightning_neuralgate.hf.hooks import replace_outputs
 from lightning_neuralgate.hf.hub import local_folder
 from lightning_neuralgate.hf.identity import ModelIdentity, check_same_model
 from lightning_neuralgate.methods.base import FittedMethod
@@ -112,7 +113,7 @@ class Steering(FittedMethod):
         try:
             if config["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format_version {config['format_version']}, this version reads {FORMAT_VERSION}")
-            known: dict[str, type[Steering]] = {kind.kind: kind for kind in (PromptSteering, DirectionSteering)}
+            known = {kind.kind: kind for kind in Steering.__subclasses__()}
             weights = folder / WEIGHTS_NAME
             common = {name: config[name] for name in ("method", "settings", "report")}
             common["model"] = ModelIdentity(**config["model"])
@@ -186,16 +187,11 @@ class DirectionSteering(Steering):
 
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
-        def add(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            steered = hidden + (self.strength * self.direction).to(hidden.device, hidden.dtype)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+        def add(layer: int, hidden: Tensor) -> Tensor:
+            return hidden + (self.strength * self.direction).to(hidden.device, hidden.dtype)
 
-        handle = find_decoder(model).layer(self.layer).register_forward_hook(add)
-        try:
+        with replace_outputs(find_decoder(model).layers, [self.layer], add):
             yield
-        finally:
-            handle.remove()
 
     def content(self) -> dict[str, Any]:
         return {"layer": self.layer, "strength": self.strength}

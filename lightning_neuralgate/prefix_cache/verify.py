@@ -34,6 +34,13 @@ Results = Mapping[str, Sequence[Tensor]]
 """Kind of result, as in `TOLERANCES` -> tensors."""
 
 
+class WholeSequences:
+    """Base of forward pre-hooks under which a token's outputs depend on later tokens.
+
+    While one is registered in a model, its sequences are run whole.
+    """
+
+
 class _State(Enum):
     UNTESTED = auto()
     VERIFIED = auto()
@@ -91,6 +98,9 @@ class FastPath:
         Raises:
             torch.cuda.OutOfMemoryError: The fast computation ran out of memory, which tells nothing about the model.
         """
+        hooks = (hook for part in model.modules() for hook in part._forward_pre_hooks.values())
+        if any(isinstance(hook, WholeSequences) for hook in hooks):
+            return plain
         sharded = is_sharded(model)
         parameter = next(model.parameters())
         # comparing runs forward passes, for which sharded weights need every rank

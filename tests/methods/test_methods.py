@@ -26,6 +26,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "gru": {"epochs": 1}, "dpo": {"epochs": 1}, "dinm": {"epochs": 1}, "npo": {"epochs": 1},
     "simnpo": {"epochs": 1}, "sku": {"epochs": 1},
     "memflex": {"epochs": 1, "cosine": 1.1}, "memflex_refusal": {"epochs": 1},
+    "mip_editor": {"epochs": 1}, "rmu": {"epochs": 1}, "circuit_breakers": {"epochs": 1, "rank": 2},
     "memit": {"steps": 2, "contexts": 2, "span": 2}, "alphaedit": {"steps": 2, "contexts": 2, "span": 2},
 }  # fmt: skip
 """Settings that make a fit short, for methods that take more than a moment."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_neuralgate.prefix_cache.verify import TOLERANCES, FastPath, difference
+from lightning_neuralgate.prefix_cache.verify import TOLERANCES, FastPath, WholeSequences, difference
 
 Compute = Callable[[], Tensor]
 MODEL = nn.Linear(1, 1)
@@ -33,6 +33,19 @@ def test_an_agreeing_fast_path_is_verified_once() -> None:
         assert path.choose(MODEL, plain, lambda: fast, counted) is fast
     assert path.verified
     assert calls == ["run", "run"]
+
+
+def test_nothing_runs_in_parts_under_a_hook_that_needs_whole_sequences() -> None:
+    class Watch(WholeSequences):
+        def __call__(self, *_: object) -> None: ...
+
+    path, plain, fast = FastPath("Sharing"), constant(1.0), constant(1.0)
+    inner = nn.Linear(1, 1)
+    model = nn.Sequential(inner)
+    handle = inner.register_forward_pre_hook(Watch())
+    assert path.choose(model, plain, lambda: pytest.fail("built"), run) is plain
+    handle.remove()
+    assert path.choose(model, plain, lambda: fast, run) is fast
 
 
 def test_a_difference_disables_it_with_one_warning() -> None:
