@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 WEIGHTS = Path(__file__).parent / "assets" / "smol_llava.safetensors"
-IMAGE_SIZE = 144
+IMAGE_SIZE = 160
 PATCH_SIZE = 16
 LORA_TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 LORA_RANK = 16
