@@ -4,7 +4,7 @@
     python recipes/train_smol_llava.py --model smol-minigpt --out runs/smol-minigpt
 
 Four stages, each checkpointed about every minute; an interrupted run resumes when the same command is started again. The
-tower starts from the shipped weights, unless `--from-scratch` is given, the adapter always anew.
+tower starts from the shipped weights, unless `--from-scratch` is given, the adapter anew, unless `--keep-adapter` is given.
 1. tower: trains on rendered documents and scenes, rendered once and shifted at random. Dense losses predict the characters
    and the objects under each patch; the projector learns to map each patch to the embedding of a word or character.
 2. matching: the adapter learns to find things, on the exact embeddings that the projector is trained to output.
@@ -96,9 +96,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: runs/MODEL")
     parser.add_argument("--eval-shipped", action="store_true", help="only print the figures of the shipped weights")
     parser.add_argument("--from-scratch", action="store_true", help="do not start from the shipped weights")
+    parser.add_argument(
+        "--keep-adapter",
+        action="store_true",
+        help="go on with the shipped adapter instead of stages matching and words",
+    )
     parser.add_argument("--pictures", type=int, default=40_000, help="pictures that the tower is trained on")
     parser.add_argument("--pool", type=Path, help="file of these pictures, rendered if missing; default: OUT/pool.npz")
-    parser.add_argument("--tower-steps", type=int, help="default: depends on the model")
+    parser.add_argument("--tower-steps", type=int, help="default: depends on the model; 0 keeps the shipped tower")
     parser.add_argument("--tower-batch", type=int, default=32)
     for stage in ADAPTER_STAGES:
         parser.add_argument(f"--{stage}-steps", type=int, help="default: depends on the model")
@@ -131,13 +136,18 @@ def main() -> None:
 
 def train_tower(args: Any, plan: Plan, out: Path, model: Any, processor: Any, world: World) -> None:
     """Stage 1; changes the model in place."""
-    steps = args.tower_steps or plan.tower_steps * (SCRATCH_STEPS if args.from_scratch else 1)
+    steps = args.tower_steps
+    if steps is None:
+        steps = plan.tower_steps * (SCRATCH_STEPS if args.from_scratch else 1)
     ordered = plan.model is SMOL_MINIGPT
     module_class = OrderedTowerModule if ordered else TowerModule
     model.model.vision_tower.set_attn_implementation("eager")  # a quarter faster on CPUs, for so few patches
     peak = 1.0 if args.from_scratch and not ordered else 0.6
     module = module_class(model, processor.tokenizer, world, steps, peak)
     if load_stage(module, out / "tower"):
+        return
+    if steps == 0:
+        load_shipped(plan, model, "vision_tower", "multi_modal_projector")
         return
     vision = model.config.vision_config
     pool = draw_pool(
@@ -159,6 +169,13 @@ def train_tower(args: Any, plan: Plan, out: Path, model: Any, processor: Any, wo
     fit(module, DataLoader(data, args.tower_batch), out / "tower", 2 * steps, every=100)
 
 
+def load_shipped(plan: Plan, model: Any, *parts: str) -> None:
+    """Load those shipped tensors into a model whose names contain one of the parts."""
+    shipped = load_file(plan.model.weights)
+    state = {name: value.float() for name, value in shipped.items() if any(part in name for part in parts)}
+    model.load_state_dict(state, strict=False)
+
+
 def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, world: World) -> None:
     """Stages 2 to 4; changes the model in place, which has LoRA layers afterwards."""
     model.requires_grad_(False)
@@ -167,7 +184,11 @@ def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, 
     texts = original_answers(model, processor.tokenizer, prompts, out / "texts.safetensors")
     add_lora(model)
     embed = ExactEmbeddings(plan, model, processor, world)
+    if args.keep_adapter:
+        load_shipped(plan, model, "lora_")
     for number, (stage, rate) in enumerate(ADAPTER_STAGES.items(), start=5):
+        if args.keep_adapter and stage != "align":
+            continue
         exact = stage != "align"
         model.model.multi_modal_projector.requires_grad_(not exact)
         steps = getattr(args, f"{stage}_steps") or getattr(plan, f"{stage}_steps")
