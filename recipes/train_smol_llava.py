@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--keep-adapter",
         action="store_true",
-        help="go on with the shipped adapter instead of stages matching and words",
+        help="go on with the shipped adapter instead of stages matching and words; give another --seed for new pictures",
     )
     parser.add_argument("--pictures", type=int, default=40_000, help="pictures that the tower is trained on")
     parser.add_argument("--pool", type=Path, help="file of these pictures, rendered if missing; default: OUT/pool.npz")
@@ -141,7 +141,7 @@ def train_tower(args: Any, plan: Plan, out: Path, model: Any, processor: Any, wo
         steps = plan.tower_steps * (SCRATCH_STEPS if args.from_scratch else 1)
     ordered = plan.model is SMOL_MINIGPT
     module_class = OrderedTowerModule if ordered else TowerModule
-    model.model.vision_tower.set_attn_implementation("eager")  # a quarter faster on CPUs, for so few patches
+    model.model.vision_tower.set_attn_implementation("eager")  # faster than sdpa on CPUs, for so few patches
     peak = 1.0 if args.from_scratch and not ordered else 0.6
     module = module_class(model, processor.tokenizer, world, steps, peak)
     if load_stage(module, out / "tower"):

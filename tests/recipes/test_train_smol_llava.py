@@ -440,3 +440,24 @@ def test_packed_attention_is_that_with_the_mask() -> None:
     torch.testing.assert_close(outputs[1], outputs[0])
     torch.testing.assert_close(gradients[1], gradients[0])
     assert len(packed.Packing(batch["segments"]).groups) == 2
+
+
+def test_characters_are_classified_by_distance(world: World) -> None:
+    """The loss on characters is small where the projector's outputs are the targets, and large for other characters."""
+    targets = words.WordTargets(torch.randn(300, 64) * 3, ids_of, world)
+    picture = next(picture for seed in range(9) if (picture := draw_picture(world, seed)).characters)
+    labels = {name: value[None] for name, value in words.patch_labels(world, *picture_arrays(picture), GRID).items()}
+    seen: dict[str, float] = {}
+    module: Any = SimpleNamespace(targets=targets, log=lambda name, value, **_: seen.update({name: float(value)}))
+    exact = targets(labels).requires_grad_()
+    loss = tower.TowerModule.letter_loss(module, exact, labels)
+    assert seen["letters"] == 1
+    others = {**labels, "chars": torch.where(labels["chars"] > 0, labels["chars"] % len(CHARACTERS) + 1, 0)}
+    wrong = tower.TowerModule.letter_loss(module, targets(others), labels)
+    assert seen["letters"] < 0.2
+    assert loss < 0.5 * wrong
+    loss.backward()
+    written = (labels["chars"] > 0).any(-1)
+    assert exact.grad is not None
+    assert exact.grad[written].abs().sum() > 0
+    assert not exact.grad[~written].any()
