@@ -99,7 +99,8 @@ def main() -> None:
     parser.add_argument(
         "--keep-adapter",
         action="store_true",
-        help="go on with the shipped adapter instead of stages matching and words; give another --seed for new pictures",
+        help="go on with the shipped adapter; stages matching and words only if their steps are given; give another --seed "
+        "for new pictures",
     )
     parser.add_argument("--pictures", type=int, default=40_000, help="pictures that the tower is trained on")
     parser.add_argument("--pool", type=Path, help="file of these pictures, rendered if missing; default: OUT/pool.npz")
@@ -187,11 +188,12 @@ def train_adapter(args: Any, plan: Plan, out: Path, model: Any, processor: Any, 
     if args.keep_adapter:
         load_shipped(plan, model, "lora_")
     for number, (stage, rate) in enumerate(ADAPTER_STAGES.items(), start=5):
-        if args.keep_adapter and stage != "align":
-            continue
         exact = stage != "align"
+        wanted = getattr(args, f"{stage}_steps")
+        if args.keep_adapter and exact and not wanted:
+            continue
         model.model.multi_modal_projector.requires_grad_(not exact)
-        steps = getattr(args, f"{stage}_steps") or getattr(plan, f"{stage}_steps")
+        steps = wanted or getattr(plan, f"{stage}_steps")
         module = AlignModule(model, processor, texts, steps, rate=rate)
         module.strict_loading = False
         if load_stage(module, out / stage, strict=False):

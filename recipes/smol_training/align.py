@@ -54,6 +54,10 @@ class AlignModule(L.LightningModule):
             model.model.language_model.set_attn_implementation(NAME)
         self.steps, self.text_weight, self.texts_per_step, self.rate = steps, text_weight, texts_per_step, rate
 
+    def on_fit_start(self) -> None:
+        if self.trainer.precision == "bf16-mixed":
+            halve_frozen(self.model.model.language_model)
+
     def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, V) of the labelled tokens of a batch of `collate`, and their ids (N)."""
         model = self.model.model
@@ -126,6 +130,18 @@ def answer_weights(batch: dict[str, Tensor]) -> Tensor:
     answers = rows * batch["labels"].shape[1] + batch["segments"][rows, columns + 1]
     _, answer, counts = answers.unique(return_inverse=True, return_counts=True)
     return torch.where(first, 1.0, counts[answer].float().rsqrt())
+
+
+def halve_frozen(language_model: Any) -> None:
+    """Keep frozen weights in bfloat16, in place, so that training does not convert them at every step."""
+    from peft.tuners.lora import LoraLayer
+
+    for parameter in language_model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    for module in language_model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
 
 
 class adapter_off:

@@ -21,7 +21,8 @@ from recipes.smol_training.pool import (
     region_facts,
     sides_of,
 )
-from recipes.smol_training.tower import TowerModule
+from recipes.smol_training.tower import TowerModule, nearest
+from recipes.smol_training.words import PLACE_WEIGHT
 
 LINES, LENGTH = 3, 7
 """Lines of a document, and characters of a value, that have an image token each."""
@@ -125,16 +126,18 @@ class OrderedTowerModule(TowerModule):
         placed = labels["placed"] > 0
         focus = (torch.where(placed, 1.0, 0.1) * seen * ~filled).flatten()
         mapped = self.projector(gathered).float() / self.targets.scale
-        named = {
-            "token_words": self.token_word_head(gathered).float(),
-            "nearest": mapped @ self.targets.words.T / mapped.shape[-1] ** 0.5,
-        }
-        for name, guesses in named.items():
-            per_word = F.cross_entropy(guesses.flatten(0, 1), labels["words"].flatten(), reduction="none")
+        table, added = self.targets.words, PLACE_WEIGHT * self.targets.places
+        for name, guesses, key in (
+            ("token_words", self.token_word_head(gathered).float(), "words"),
+            ("nearest", nearest(mapped - added[labels["extras"]], table), "words"),
+            ("nearest_places", nearest(mapped - table[labels["words"]], added), "extras"),
+        ):
+            per_word = F.cross_entropy(guesses.flatten(0, 1), labels[key].flatten(), reduction="none")
             token_loss = token_loss + (per_word * focus).sum() / focus.sum()
-            self.log(name, (guesses.argmax(-1) == labels["words"])[placed].float().mean(), prog_bar=True)
-        targets = self.targets({**labels, "chars": labels["chars"].unsqueeze(-1)})
-        squares = (mapped - targets).square().mean(-1)
+            self.log(name, (guesses.argmax(-1) == labels[key])[placed].float().mean(), prog_bar=True)
+        exact = {**labels, "chars": labels["chars"].unsqueeze(-1)}
+        token_loss = token_loss + self.letter_loss(mapped, exact)
+        squares = (mapped - self.targets(exact)).square().mean(-1)
         embedding_loss = (squares * seen).sum() / seen.sum()
         token_accuracy = (scores.argmax(-1) == labels["chars"])[filled].float().mean()
         self.log_dict({"tokens": token_accuracy, "embedding_loss": embedding_loss}, prog_bar=True)

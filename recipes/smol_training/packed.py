@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -77,25 +76,42 @@ def packed_attention(
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
     batch, heads, width, size = query.shape
-    repeats, prefix = heads // key.shape[1], packing.prefix
+    prefix = packing.prefix
     first = [part[:, :, :prefix] for part in (query, key, value)]
-    keys, values = (part.repeat_interleave(repeats, 1) for part in first[1:])
-    outputs = [_tokens(F.scaled_dot_product_attention(first[0], keys, values, is_causal=True, scale=scaling))]
+    outputs = [_tokens(_attend(*first, torch.ones(prefix, prefix, dtype=torch.bool).tril(), scaling))]
     flat = [_tokens(part) for part in (query, key, value)]
     for rows, tokens, real in packing.groups:
         count, length = tokens.shape
         own = [part.index_select(0, tokens.flatten()).view(count, length, -1, size).transpose(1, 2) for part in flat]
         keys, values = (
-            torch.cat([before.index_select(0, rows), after], 2).repeat_interleave(repeats, 1)
+            torch.cat([before.index_select(0, rows), after], 2)
             for before, after in zip(first[1:], own[1:], strict=True)
         )
         # a segment's repeated tokens are behind its own, which do not see them
         sees = torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix)
-        found = F.scaled_dot_product_attention(own[0], keys, values, attn_mask=sees, scale=scaling)
+        found = _attend(own[0], keys, values, sees, scaling)
         outputs.append(_tokens(found)[real.flatten()])
     joined = torch.cat(outputs)
     output = joined.new_zeros(batch * width, heads, size).index_copy(0, packing.places, joined)
     return output.view(batch, width, heads, size), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float | None) -> Tensor:
+    """Grouped attention by plain products, whose gradient is several times faster on CPUs than that of the fused kernel.
+
+    Args:
+        query: (N, H, L, d).
+        key: (N, h, K, d), as `value`; H is a multiple of h.
+        sees: (L, K), True where a token may look at another.
+
+    Returns:
+        (N, H, L, d).
+    """
+    count, heads, length, size = query.shape
+    grouped = query.reshape(count, key.shape[1], -1, size) * (scaling or size**-0.5)
+    scores = (grouped @ key.transpose(-1, -2)).view(count, heads, length, -1)
+    weights = scores.masked_fill(~sees.to(scores.device), float("-inf")).softmax(-1, dtype=torch.float32)
+    return (weights.to(value.dtype).view(count, key.shape[1], -1, key.shape[2]) @ value).view(query.shape)
 
 
 def _tokens(states: Tensor) -> Tensor:

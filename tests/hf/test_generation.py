@@ -109,6 +109,18 @@ def test_greedy_answers_respect_stop_strings(generate: Any, batch: dict[str, Any
     assert start_and_stop_settings(model)["stop_strings"] == [full[1:3]]
 
 
+def test_output_embeddings_get_contiguous_inputs(generate: Any, batch: dict[str, Any]) -> None:
+    model, tokenizer = tiny_llava(), tiny_processor().tokenizer
+    head = model.get_output_embeddings()
+    contiguous = []
+    forward = head.forward
+    head.forward = lambda hidden: contiguous.append(hidden.is_contiguous()) or forward(hidden)
+    generate(model, tokenizer, batch, 3)
+    assert contiguous
+    assert all(contiguous)
+    assert not head._forward_pre_hooks
+
+
 def test_the_generation_config_of_a_submodel_is_replaced_too() -> None:
     model = tiny_llava()
     inner: Any = model.model.language_model
