@@ -69,7 +69,7 @@ def write_report(
         runs = [(f", {_base_model(results)}", scores), (f", {_base_model(other)}", Scores(other))]
     examples = select_examples(answers)
     first = _first_examples(examples)
-    attacks = attack_section(results)
+    attacks, edit = attack_section(results), edited_model(scores)
     settings = results.get("settings") or {}
     # the template escapes every value but the SVG charts, which are drawn here
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -90,9 +90,9 @@ def write_report(
         contrast=[(_model(model), str(score)) for model, score in ordinary.contrast().items()],
         ordinary_examples=_ordinary_examples(results, ordinary),
         attacks=attacks,
-        attack_sentence=next((text for found in attacks.sentences.values() for text in found), "") if attacks else "",
+        attack_sentence=next(iter(attacks.sentences.get(edit, ())), "") if attacks and edit else "",
         key_figures=key_figures(scores, ordinary),
-        key_edit=_model(edited_model(scores) or "").lower(),
+        key_edit=_model(edit or "").lower(),
         key_split=next((SPLIT_NOTES.get(split, f"the split {_split(split)}") for split in scores.splits), ""),
         ladder=[_rung(ordinary, row) for row in ordinary.ladder],
         frontier=_frontier(scores, ordinary),
