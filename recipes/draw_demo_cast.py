@@ -41,11 +41,12 @@ class Line(NamedTuple):
     second: float
 
 
-def cast_lines(results: Mapping[str, Any]) -> list[Line]:
+def cast_lines(results: Mapping[str, Any], command: str = COMMAND) -> list[Line]:
     """Return the lines that the demo printed.
 
     Args:
         results: content of `results.json`.
+        command: the command that made the run.
 
     Raises:
         DataFormatError: the results have no seconds of each stage.
@@ -53,7 +54,7 @@ def cast_lines(results: Mapping[str, Any]) -> list[Line]:
     seconds = results.get("seconds") or {}
     if missing := [name for name in STAGES if not isinstance(seconds.get(name), (int, float))]:
         raise DataFormatError(f"results.json: seconds of stage '{missing[0]}' are missing; run `neuralgate demo` again")
-    lines, passed = [Line(f"$ {COMMAND}", 0.0)], 0.0
+    lines, passed = [Line(f"$ {command}", 0.0)], 0.0
     total = sum(seconds[name] for name in STAGES) or 1.0
     for name in STAGES:
         lines.append(Line(stage_line(name), 0.5 + (DURATION - 0.5) * passed / total))
@@ -113,15 +114,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="Folder that `neuralgate demo` wrote.")
     parser.add_argument("--out", type=Path, default=Path("docs/images/demo.svg"), help="SVG file to write.")
+    parser.add_argument("--command", default=COMMAND, help="The command that made the run, as it is shown.")
     options = parser.parse_args(arguments)
     file = options.run / "results.json"
     if not file.is_file():
         raise DataFormatError(f"{file} is missing: run `{COMMAND} --out {options.run}` first, or name a run with --run")
     results = read_json_object(file, own=True)
-    lines = cast_lines(results)
+    lines = cast_lines(results, options.command)
     model = (results.get("settings") or {}).get("model", "unknown model")
     total = sum(results["seconds"].values())
-    picture = draw_cast(lines, f"{COMMAND} on {model}: {total:.0f} s, shown in {DURATION:.0f} s")
+    picture = draw_cast(lines, f"{options.command} on {model}: {total:.0f} s, shown in {DURATION:.0f} s")
     size = len(picture.encode())
     if size > MAX_BYTES:
         raise DataFormatError(f"the cast has {size:,} bytes, more than {MAX_BYTES:,}: the run printed too much")

@@ -267,7 +267,9 @@ def _edit(
 
 def _layer_shares(gate: NeuralGate, tau: float) -> list[LayerShares]:
     return [
-        LayerShares(subject, layer, *gate.shares(subject, layer, tau), _neuron_classes(gate, subject, layer, tau))
+        LayerShares(
+            subject, layer, *gate.shares(subject, layer, tau), classes=_neuron_classes(gate, subject, layer, tau)
+        )
         for subject in gate.subjects
         for layer in gate.layers
     ]
