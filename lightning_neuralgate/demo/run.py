@@ -44,7 +44,7 @@ from lightning_neuralgate.runtime.versions import library_versions
 
 ARMS = ("unedited", "gated", "ungated")
 """The models that are compared, named like the arms of a trial."""
-_STAGES = {
+STAGES = {
     "model": "load the model (an embedded model is built on first use)",
     "render": "render the records and draw the ordinary questions",
     "targets": "generate the benign targets with the unedited model",
@@ -52,6 +52,16 @@ _STAGES = {
     "answer_unedited": "answer the test queries and the ordinary questions with the unedited model",
     "edits": "stage 2: edit with the gate and without it, and answer the same with both edited models",
 }
+"""Stage -> what it does, in order; `results.json` has the seconds of each."""
+
+
+def stage_line(name: str) -> str:
+    """Return the line that the demo prints when a stage starts.
+
+    >>> stage_line("locate")
+    '[4/6] stage 1: locate privacy neurons'
+    """
+    return f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {STAGES[name]}"
 
 
 class _StageTimer:
@@ -62,7 +72,7 @@ class _StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        print(f"[{len(self.seconds) + 1}/{len(_STAGES)}] {_STAGES[name]}", flush=True)
+        print(stage_line(name), flush=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
@@ -257,10 +267,18 @@ def _edit(
 
 def _layer_shares(gate: NeuralGate, tau: float) -> list[LayerShares]:
     return [
-        LayerShares(subject, layer, *gate.shares(subject, layer, tau))
+        LayerShares(
+            subject, layer, *gate.shares(subject, layer, tau), classes=_neuron_classes(gate, subject, layer, tau)
+        )
         for subject in gate.subjects
         for layer in gate.layers
     ]
+
+
+def _neuron_classes(gate: NeuralGate, subject: str, layer: int, tau: float) -> list[int]:
+    """Return 0, 1 or 2 for each neuron: inactive, weakly or strongly active."""
+    classes: list[int] = ((gate.rates(subject, layer) > 0).int() + gate.mask(subject, layer, tau).int()).tolist()
+    return classes
 
 
 def _write_results(out: Path, results: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import socket
 import threading
 import time
@@ -22,11 +21,11 @@ from playwright import sync_api
 from lightning_neuralgate.play.page import Playground
 from lightning_neuralgate.play.pictures import draw_picture
 from lightning_neuralgate.play.server import create_app
+from tests.helpers.browser import PATIENCE_MS, chromium, serious_findings
 from tests.helpers.model_pair import ScriptedModel
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"document.title='taken over'\"><script>document.title='taken over'</script>"
-PATIENCE_MS = 120_000
 
 
 def answers(role: str, query: str) -> str:
@@ -57,16 +56,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(
-                executable_path=installed, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE_MS
-            )
-        except sync_api.Error as error:
-            pytest.skip(f"Chromium cannot be started: {str(error).splitlines()[0]}")
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -145,6 +136,14 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(scheme: str, page: Any, tmp
     assert page.locator(".answer").first.is_visible()
     assert page.evaluate("window.scrollY > 0"), "the answers are scrolled into view"
     page.screenshot(path=tmp_path / f"narrow-{scheme}.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_no_serious_findings(scheme: str, page: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.click(".sensitive button:has-text('passport number')")
+    verdicts(page)
+    assert serious_findings(page) == []
 
 
 def test_hostile_text_and_file_names_are_shown_as_text(page: Any, tmp_path: Path) -> None:

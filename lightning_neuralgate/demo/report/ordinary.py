@@ -105,6 +105,15 @@ class OrdinaryQuestions:
             self._spread.get(model, {}).get((kind, column)),
         )
 
+    def refused(self, model: str) -> float | None:
+        """Return the share of all judged ordinary questions that a model refuses; None if none was measured."""
+        found = [
+            (row.n.value, value)
+            for row in (*self.ladder, *self.sets)
+            if row.judged and row.n.value and (value := self.get(model, row.kind, "refused").value) is not None
+        ]
+        return sum(n * value for n, value in found) / sum(n for n, _ in found) if found else None
+
     def measured(self, edit: str) -> bool:
         """Whether an edit and the unedited model have figures to compare."""
         return {edit, "unedited"} <= set(self.models)

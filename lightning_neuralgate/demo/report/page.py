@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 
 from lightning_neuralgate.demo.report.attacks import attack_section
 from lightning_neuralgate.demo.report.examples import SELECTION_RULE, Example, models_of, select_examples, thumbnail
-from lightning_neuralgate.demo.report.formatting import MODEL_NAMES, NOT_MEASURED, SPLIT_NAMES, SPLIT_NOTES, visible
+from lightning_neuralgate.demo.report.formatting import (
+    MODEL_NAMES,
+    NOT_MEASURED,
+    SPLIT_NAMES,
+    SPLIT_NOTES,
+    percent,
+    visible,
+)
+from lightning_neuralgate.demo.report.frontier import frontier_chart, frontier_points
 from lightning_neuralgate.demo.report.ordinary import ACCURACY_MARGIN, REFUSED_MARGIN, OrdinaryQuestions, OrdinaryRow
-from lightning_neuralgate.demo.report.plots import LayerShares, rates_chart, shares_chart
+from lightning_neuralgate.demo.report.plots import LayerShares, gate_chart, rates_chart, shares_chart
 from lightning_neuralgate.demo.report.scores import COUNT, METRICS, Scores
-from lightning_neuralgate.demo.report.summary import summarize_scores
+from lightning_neuralgate.demo.report.summary import edited_model, key_figures, summarize_scores
 from lightning_neuralgate.errors import MissingDependencyError
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
 from lightning_neuralgate.runtime.files import atomic_write
@@ -60,6 +68,8 @@ def write_report(
     if other is not None:
         runs = [(f", {_base_model(results)}", scores), (f", {_base_model(other)}", Scores(other))]
     examples = select_examples(answers)
+    first = _first_examples(examples)
+    attacks, edit = attack_section(results), edited_model(scores)
     settings = results.get("settings") or {}
     # the template escapes every value but the SVG charts, which are drawn here
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -79,7 +89,18 @@ def write_report(
         ],
         contrast=[(_model(model), str(score)) for model, score in ordinary.contrast().items()],
         ordinary_examples=_ordinary_examples(results, ordinary),
-        attacks=attack_section(results),
+        attacks=attacks,
+        attack_sentence=next(iter(attacks.sentences.get(edit, ())), "") if attacks and edit else "",
+        key_figures=key_figures(scores, ordinary),
+        key_edit=_model(edit or "").lower(),
+        key_split=next((SPLIT_NOTES.get(split, f"the split {_split(split)}") for split in scores.splits), ""),
+        ladder=[_rung(ordinary, row) for row in ordinary.ladder],
+        frontier=_frontier(scores, ordinary),
+        frontier_points=[
+            (model, _model(model), percent(sensitive), percent(refused))
+            for model, (refused, sensitive) in frontier_points(scores, ordinary).items()
+        ],
+        frontier_split=_split(scores.splits[0]).lower() if scores.splits else "",
         model_name=_model,
         margins=(f"{REFUSED_MARGIN:.2f}", f"{ACCURACY_MARGIN:.2f}"),
         metrics={name: METRICS[name] for name in scores.metrics},
@@ -89,11 +110,16 @@ def write_report(
             for split in scores.splits
         ],
         shares=Markup(shares_chart(shares, "Neuron classes of each edited layer and subject")) if shares else None,
+        gate=_gate(shares),
         rule=SELECTION_RULE,
         records=len({(row.split, row.record_id) for row in answers}),
         count=len(examples),
         models=[(model, _model(model)) for model in models_of(answers)],
-        cards=[(_split(split), cards) for split, cards in _cards(examples, images).items()],
+        first_cards=[card for cards in _cards(first, images).values() for card in cards],
+        cards=[
+            (_split(split), cards)
+            for split, cards in _cards([example for example in examples if example not in first], images).items()
+        ],
         tau=settings.get("tau") if isinstance(settings, Mapping) else None,
         settings=list(_flat(settings)),
         versions=list(_flat(results.get("versions") or {})),
@@ -104,6 +130,27 @@ def write_report(
     with atomic_write(path) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return path
+
+
+def _first_examples(examples: Sequence[Example]) -> list[Example]:
+    """Return the first example with a sensitive and the first with a benign question."""
+    found = (
+        next((example for example in examples if example.question.sensitive is sensitive), None)
+        for sensitive in (True, False)
+    )
+    return [example for example in found if example is not None]
+
+
+def _frontier(scores: Scores, ordinary: OrdinaryQuestions) -> Markup | None:
+    if len(frontier_points(scores, ordinary)) < 2:
+        return None
+    return Markup(frontier_chart(scores, ordinary, "Refusals of sensitive and of ordinary questions"))
+
+
+def _gate(shares: Sequence[LayerShares]) -> Markup | None:
+    if not any(len(layer.classes) for layer in shares):
+        return None
+    return Markup(gate_chart(shares, "Neurons of each edited layer and subject by class"))
 
 
 class _Cell(NamedTuple):
@@ -165,6 +212,28 @@ def _ordinary_row(ordinary: OrdinaryQuestions, row: OrdinaryRow) -> _OrdinaryRow
         cells += [(str(score), harm is not None and column == harm.column) for column, score in figures.items()]
     n = NOT_MEASURED if row.n.value is None else f"{row.n.value:,.0f}"
     return _OrdinaryRow(row.label, n, cells, row.judged)
+
+
+class _Rung(NamedTuple):
+    label: str
+    judged: bool
+    bars: list[tuple[str, str, str, float]]
+
+
+def _rung(ordinary: OrdinaryQuestions, row: OrdinaryRow) -> _Rung:
+    """Return a rung's refused share by model: model, its name, the share in words and as the length of a bar in percent."""
+    bars = []
+    for model in ordinary.models:
+        refused = row.figures[model]["refused"].value
+        bars.append(
+            (
+                model,
+                _model(model),
+                NOT_MEASURED if refused is None else percent(refused),
+                round(100 * (refused or 0), 1),
+            )
+        )
+    return _Rung(row.label, row.judged, bars)
 
 
 def _ordinary_examples(

@@ -19,6 +19,11 @@ CHANCE = 0.5
 _SHORT = {"test": "the test split", "unseen_attributes": "unseen attributes", "unseen_subjects": "unseen subjects"}
 _EDITS = {"gated": "gated edit", "ungated": "ungated edit"}
 _BENIGN = {"answer_rate_benign": "answer rate on benign questions", "benign_accuracy": "benign accuracy"}
+_KEY_FIGURES = {
+    "leak_rate": "Secrets given away",
+    "rta_sensitive": "Sensitive questions refused",
+    "answer_rate_benign": "Benign questions answered",
+}
 # differences below this disappear in two decimals
 _RESOLUTION = 0.005
 
@@ -45,7 +50,7 @@ def summarize_scores(scores: Scores, ordinary: OrdinaryQuestions) -> Summary:
         scores: rates on the edit's own test queries.
         ordinary: figures on ordinary questions.
     """
-    edit = next((model for model in _EDITS if model in scores.models), None)
+    edit = edited_model(scores)
     if edit is None:
         return Summary("No edit was measured.", "", "", _changes(scores, "unedited"), [], [], _basis(scores))
     return Summary(
@@ -56,6 +61,32 @@ def summarize_scores(scores: Scores, ordinary: OrdinaryQuestions) -> Summary:
         _gate(scores),
         _basis(scores),
     )
+
+
+def edited_model(scores: Scores) -> str | None:
+    """Return the edited model that the summary is about; None if there is none."""
+    return next((model for model in _EDITS if model in scores.models), None)
+
+
+def key_figures(scores: Scores, ordinary: OrdinaryQuestions) -> list[tuple[str, str, str]]:
+    """Return label, share before and share after the edit, of the figures that describe it best.
+
+    Args:
+        scores: rates on the edit's own test queries, of which the first split counts.
+        ordinary: figures on ordinary questions.
+    """
+    edit, found = edited_model(scores), []
+    if edit is None or not scores.splits:
+        return []
+    for metric, label in _KEY_FIGURES.items():
+        before, after = (scores.get(model, scores.splits[0], metric).value for model in ("unedited", edit))
+        found.append((label, before, after))
+    found.append(("Ordinary questions refused", ordinary.refused("unedited"), ordinary.refused(edit)))
+    return [
+        (label, percent(before), percent(after))
+        for label, before, after in found
+        if before is not None and after is not None
+    ]
 
 
 def _headline_and_goal(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -> tuple[str, str]:
@@ -71,7 +102,8 @@ def _headline_and_goal(scores: Scores, ordinary: OrdinaryQuestions, edit: str) -
     if harms:
         subject, succeeds, fails = "it", "reaches its goal", "does not reach its goal"
     if reached and failed:
-        sentences.append(f"{_capital(subject)} {succeeds} {join_words(reached)}, but not {join_words(failed, 'or')}.")
+        where = f"{join_words(failed, 'or')}; it {succeeds} {join_words(reached)}"
+        sentences.append(f"{_capital(subject)} {fails} {where}.")
     elif reached:
         sentences.append(f"{_capital(subject)} {succeeds} {join_words(reached)}.")
     elif failed:

@@ -36,6 +36,13 @@ def utility(refused: float = 0.0, right: float = 0.9) -> dict[str, Any]:
     return {"pope": pope, "mllmguard": {"overall/refused": 0.5, "par": 0.75, "n": 20}}
 
 
+def attacks(leak: float) -> dict[str, Any]:
+    """Figures of two attacks on an edited model, of which a started answer makes this share of secrets come out."""
+    plain = {"unedited/leak": 0.75, "edited/leak": 0.0, "recovered": 0.0, "came_out": 0, "secrets": 20}
+    started = {"unedited/leak": 1.0, "edited/leak": leak, "recovered": leak, "came_out": 20 * leak, "secrets": 20}
+    return {"plain": plain, "prefill_3": started}
+
+
 def run(**changes: Any) -> dict[str, Any]:
     results = {
         "unedited": {"test": rates(0.03, 1.0, 0.515), "unseen_subjects": rates(0.0, 1.0, 0.5)},

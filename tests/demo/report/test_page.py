@@ -21,7 +21,7 @@ from lightning_neuralgate.demo.report import LayerShares, write_report
 from lightning_neuralgate.demo.report.examples import SELECTION_RULE, select_examples
 from lightning_neuralgate.errors import DataFormatError, MissingDependencyError
 from lightning_neuralgate.evaluation.answers import JudgedAnswer
-from tests.demo.report.data import MODELS, SHARES, answers, ladder, rates, run
+from tests.demo.report.data import MODELS, SHARES, answers, attacks, ladder, rates, run
 from tests.helpers.answers import with_fields
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -377,7 +377,7 @@ def test_page_is_reproducible(tmp_path: Path) -> None:
     assert write_report(tmp_path / "2.html", run(), rows, SHARES, tmp_path).read_bytes() == expected
 
 
-@pytest.mark.parametrize(("library", "module"), [("jinja2", "page"), ("matplotlib", "plots")])
+@pytest.mark.parametrize(("library", "module"), [("jinja2", "page"), ("matplotlib", "svg")])
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, library: str, module: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"lightning_neuralgate.demo.report.{module}")
@@ -417,8 +417,23 @@ def test_ordinary_questions_are_shown_next_to_the_unedited_model(tmp_path: Path)
     assert "[6 fictional specimens]" in page.text
     assert page.text.count("▲ 1.00") == 1, "specimens are not judged"
     assert "POPE's yes/no questions about objects 20 0.00 0.90 0.00 0.90 0.00 0.90" in page.text
-    assert f"4 {kind} Is it red? Reply with yes or no. Yes. I cannot say. \u2013" in page.text
+    answered = "Unedited Yes. Gated edit I cannot say. Ungated edit \u2013"
+    assert f"4 {kind} Is it red? Reply with yes or no. {answered}" in page.text
     assert "Unedited 0.25, Gated edit 0.25, Ungated edit 0.25." in page.text
     plain = report(tmp_path, run(ladder=..., utility=...))
     assert "Ordinary questions" not in plain.text
     assert "Whether it harms ordinary questions was not measured." in plain.text
+
+
+def test_the_page_begins_with_key_figures_two_pictures_and_the_attack(tmp_path: Path) -> None:
+    results = run(attacks={"gated": attacks(0.9)}, ladder={model: ladder(rung_2=0.4) for model in MODELS})
+    page = report(tmp_path, results, shares=[layer._replace(classes=[2, 1, 0, 0]) for layer in SHARES])
+    parts = (
+        "Under attack , 18 of 20 secrets come out when the answer starts", "Sensitive questions refused 3 % → 97 %",
+        "Before and after, for example", "sensitive question, should be refused", "Shortfalls", "After the edit", "Results",
+        "Where refusing stops", "Gated edit 40 %", "What protection costs", "Which neurons",
+    )  # fmt: skip
+    places = [page.text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "of which the first 2 are at the top of the page" in page.text
+    assert len(page.all("img")) == 20

@@ -8,7 +8,14 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from lightning_neuralgate.demo.report.plots import LayerShares, _error, rates_chart, shares_chart
+from lightning_neuralgate.demo.report.plots import (
+    LayerShares,
+    _error,
+    _shared_first,
+    gate_chart,
+    rates_chart,
+    shares_chart,
+)
 from lightning_neuralgate.demo.report.scores import Score, Scores
 from lightning_neuralgate.errors import DataFormatError
 from tests.demo.report.data import SHARES, rates, run
@@ -80,6 +87,22 @@ def test_names_in_any_script_cause_no_warning() -> None:
 def test_shares_that_do_not_add_up_raise(parts: tuple[float, float, float]) -> None:
     with pytest.raises(DataFormatError, match="shares of 'passport', layer 3"):
         shares_chart([LayerShares("passport", 3, *parts)], "Classes")
+
+
+def test_strips_have_the_shared_neurons_on_the_left() -> None:
+    first = LayerShares("passport", 10, 0.5, 0.25, 0.25, [0, 2, 1, 0])
+    second = LayerShares("receipt", 10, 0.5, 0.0, 0.5, [0, 2, 0, 2])
+    assert _shared_first([first, second]) == [1, 3, 2, 0]
+    svg = gate_chart([first, second, SHARES[0]], "Neurons")
+    assert texts(svg) == ["passport, layer 10", "receipt, layer 10"], "the last has no classes"
+    assert svg.count("var(--strong, #") == 2
+    assert svg.count("var(--weak, #") == 1
+
+
+@pytest.mark.parametrize("classes", [[0, 3], [0, 1, 2], [-1, 0]])
+def test_classes_that_do_not_fit_raise(classes: list[int]) -> None:
+    with pytest.raises(DataFormatError, match="classes of layer 10"):
+        gate_chart([LayerShares("a", 10, 1, 0, 0, [0, 0]), LayerShares("b", 10, 1, 0, 0, classes)], "Neurons")
 
 
 def test_drawing_leaves_rcparams_unchanged() -> None:
