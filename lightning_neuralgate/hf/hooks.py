@@ -88,8 +88,11 @@ def recompute_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
 
     Not for passes that fill a key-value cache, to which a layer that runs twice would add its keys twice.
     """
-    options = {"use_reentrant": False, "preserve_rng_state": False}
-    with _replaced_forward(layers, lambda layer: partial(checkpoint, layer.forward, **options)):
+
+    def recomputed(layer: nn.Module) -> Any:
+        return partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+    with _replaced_forward(layers, recomputed):
         yield
 
 

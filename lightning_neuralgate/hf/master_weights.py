@@ -34,10 +34,14 @@ class MasterLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output, (..., d), for inputs in any type, (..., k)."""
-        weight, bias = (
-            None if value is None else value.to(self.stored_dtype).to(input.dtype) for value in (self.weight, self.bias)
-        )
-        return F.linear(input, weight, bias)
+        bias = None if self.bias is None else self._rounded(self.bias, input.dtype)
+        return F.linear(input, self._rounded(self.weight, input.dtype), bias)
+
+    def _rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        rounded = value.to(self.stored_dtype)
+        if dtype != torch.float32:
+            return rounded.to(dtype)
+        return value + (rounded.to(dtype) - value).detach()  # exactly `rounded`, and its gradient is not rounded
 
 
 def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection = "mlp") -> list[MasterLinear]:

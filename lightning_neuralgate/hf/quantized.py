@@ -24,6 +24,11 @@ def is_from_bitsandbytes(module: nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes.")
 
 
+def rounds_inputs(model: nn.Module) -> bool:
+    """Return whether layers of a model round their inputs to 8 bits, so that sums in another order differ more."""
+    return any(is_from_bitsandbytes(part) and type(part).__name__ == "Linear8bitLt" for part in model.modules())
+
+
 def keep_gradients(model: nn.Module) -> None:
     """Let 4-bit layers of bitsandbytes pass gradients on a CPU, in place.
 

@@ -35,6 +35,8 @@ EFFICIENCY = 0.5
 """Rate of both stages relative to that of a large matrix product: the lower bounds of docs/performance.md."""
 RUNTIME_BYTES = 0.6e9
 """Memory of Python and its libraries, or of a CUDA context."""
+HEAP_TENSOR = 32 * 2**20
+"""Bytes; glibc maps larger tensors one by one, and serves smaller ones from its heap, where freed ones leave holes."""
 _TOKEN_COUNTS = ("image_seq_length", "mm_tokens_per_image", "num_query_tokens")
 
 
@@ -172,12 +174,14 @@ class Shapes:
         logits = rows * (work.target_tokens + 1) * self.vocabulary * 3 * 4
         kept, keys = self._kept_per_token(size, work.tokens), 2 * self.query * size
         shared = work.pairs_per_batch * work.image_tokens + rows * work.text_tokens
+        own = (shared * (kept - keys) + self._holes(shared, size)) * above
         prefix = rows * work.tokens * (keys + 2 * self.key_value * size) * above
         # the first batch is also run in full rows, to verify shared prefixes; Adam has no moments yet
         plain = rows * work.tokens * (kept * above + self._layer_per_token(size) / 2)
+        plain += self._holes(rows * work.tokens, size) * above
         return _peak(
             Memory(weights, 0, plain + logits + restored, copies),
-            Memory(weights, prefix, shared * (kept - keys) * above + logits + restored, copies + moments),
+            Memory(weights, prefix, own + logits + restored, copies + moments),
             Memory(weights, 0, 0, copies + moments + gradients),
         )
 
@@ -198,6 +202,11 @@ class Shapes:
     def _kept_per_token(self, size: int, tokens: int) -> float:
         """Bytes that the backward pass of a frozen layer needs of a token, in rows of `tokens`."""
         return 2 * self.hidden * 4 + (4 * self.query + self.mlp_tensors * self.intermediate + tokens) * size
+
+    def _holes(self, tokens: int, size: int) -> float:
+        """Bytes of the MLP's product, which a layer frees between tensors that it keeps, where the allocator keeps it."""
+        product = tokens * self.intermediate * size
+        return float(product) if product < HEAP_TENSOR else 0.0
 
     def _layer_per_token(self, size: int) -> float:
         """Bytes of a token at the widest point of a layer without gradient."""

@@ -25,9 +25,13 @@ def kept_numbers(model: Any) -> Iterator[Counter[int]]:
     running, kept = [-1], Counter[int]()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     handles = []
+
+    def left(*_: Any) -> None:
+        running.pop()
+
     for index, layer in enumerate(find_decoder(model).layers):
         handles.append(layer.register_forward_pre_hook(lambda *_, index=index: running.append(index)))
-        handles.append(layer.register_forward_hook(lambda *_: running.pop() and None))
+        handles.append(layer.register_forward_hook(left))
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
@@ -60,11 +64,11 @@ def test_recomputing_upper_layers_keeps_less_and_gives_the_same_gradient(
         model, recorder = tiny_llava(), Gradients()
         editor = PrivacyEditModule(model, layers, share_prefixes=False, checkpoint_activations=checkpointed)
         gating = NeuralGateCallback(random_gate(model, tuple(layers)), tau=0.5)
-        train(editor, datamodule(splits), gating, recorder, max_steps=2)
-        gradients.append(recorder.grads)
         with kept_numbers(model) as counted:
             editor.loss(next(iter(datamodule(splits).pairs_dataloader())))
         kept.append(counted)
+        train(editor, datamodule(splits), gating, recorder, max_steps=2)
+        gradients.append(recorder.grads)
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain.keys() == recomputed.keys()
         assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
