@@ -173,11 +173,6 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     def configure_model(self) -> None:
         if self._trainer is not None:
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyEditModule")
-        if self.device_mesh is not None and self._checkpoint is not None:
-            raise UnsupportedSetupError(
-                "the weights of a quantized model cannot be sharded (ModelParallelStrategy): use one device or DDP, or load "
-                "the model in bfloat16"
-            )
         if self.device_mesh is not None and self._recomputed:
             raise UnsupportedSetupError(
                 "checkpoint_activations was not tested with sharded weights; use one device or DDP"

@@ -175,6 +175,17 @@ def test_other_quantized_layers_are_refused() -> None:
             PrivacyEditModule(model, [LAYER], tiny_processor(), lora_rank=rank)
 
 
+def test_tensors_without_readable_rows_are_refused() -> None:
+    class Int8Tensor(torch.Tensor):
+        """Of a floating-point type, like torchao's."""
+
+    model = tiny_llava()
+    layer = find_decoder(model).layers[0].mlp.up_proj
+    layer.register_buffer("values", layer.weight.data.as_subclass(Int8Tensor))
+    with pytest.raises(UnsupportedSetupError, match=r"quantized as Int8Tensor, of which no checksum"):
+        PrivacyLocatorModule(model, [LAYER])
+
+
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_neuralgate.errors import MissingDependencyError
     from lightning_neuralgate.models import quantizing
