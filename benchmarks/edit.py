@@ -33,6 +33,7 @@ from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.decoder import find_decoder
 from lightning_neuralgate.hf.forward import IGNORED
 from lightning_neuralgate.hf.identity import ModelIdentity
+from lightning_neuralgate.hf.master_weights import MasterLinear, remove_masters
 from lightning_neuralgate.models.costs import matmul_rate
 from lightning_neuralgate.prefix_cache.layout import BatchLayout
 from lightning_neuralgate.runtime.cost import Cost, measure
@@ -67,25 +68,21 @@ def run_edit(
     steps: int = 1,
     share: bool = True,
 ) -> tuple[Cost, Tensor]:
-    """Cost of editing on some batches, and the edited weight; restores the weight of the model.
-
-    In a model in half precision the edited projection is float32, and everything is computed in half precision.
-    """
-    weight: Any = find_decoder(model).output_projection(layer).weight
-    before = weight.detach().clone()
-    precision = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}.get(before.dtype, "32-true")
-    weight.data = weight.detach().float()
+    """Cost of editing on some batches, and the edited weight in float32; restores the weight of the model."""
+    projection: Any = find_decoder(model).output_projection(layer)
+    before = projection.weight.detach().clone()
     editor = PrivacyEditModule(model, [layer], schedule=schedule, steps_per_pair=steps, stop_loss=-1.0)
     editor._losses.fast_path.restore(share)  # no fallback: the benchmark checks equality itself
     trainer = Trainer(
         max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-        enable_progress_bar=False, limit_val_batches=0, precision=precision,  # type: ignore[arg-type]
-        callbacks=[NeuralGateCallback(gate, tau=0.5)] if gate else [],
+        enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)] if gate else [],
     )  # fmt: skip
     with measure() as cost:
         trainer.fit(editor, datamodule=FixedBatches(batches))
-    after = weight.detach().clone()
-    weight.data = before.to(weight.device)
+    after = projection.weight.detach().float().clone()
+    if isinstance(projection, MasterLinear):
+        remove_masters([projection])
+    projection.weight.data = before.to(projection.weight.device)
     return cost, after
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.plan --dtype bfloat16 --json FILE
 
 Runs a few steps of both stages as their commands do, the comparison of cached and full passes included, and reports the peak
-of the process, or of the GPU, next to the predicted one. The number of tokens is that of the measured batch.
+of the process, or of the GPU, next to the predicted one, and both above the memory that the loaded model takes (`above`). The
+number of tokens is that of the measured batch.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ def workload(model: Any, batch: Mapping[str, Any], pairs: int = 1) -> Workload:
     return Workload(pictures, batch["input_ids"].shape[1] - pictures, batch["target_columns"], pairs_per_batch=pairs)
 
 
-def compare(stage: str, predicted: Memory) -> dict[str, float]:
-    """Return predicted and measured peaks in MB, and their ratio."""
-    peak = peak_memory()
+def compare(stage: str, predicted: Memory, peak: float, above: float) -> dict[str, float]:
+    """Return predicted and measured peaks in MB, of the process and above the loaded model, and their ratios."""
     return {
         f"{stage}_predicted": predicted.total / 1e6,
         f"{stage}_measured": peak / 1e6,
         f"{stage}_ratio": predicted.total / peak,
+        f"{stage}_above_predicted": predicted.beyond_weights / 1e6,
+        f"{stage}_above_measured": above / 1e6,
+        f"{stage}_above_ratio": predicted.beyond_weights / above,
     }
 
 
@@ -52,13 +55,17 @@ def main() -> None:
     model, processor = load_model(args.model, args.dtype)
     if torch.cuda.is_available():
         model = model.cuda()
+    for parameter in model.parameters():
+        parameter.sum()  # weights of the checkpoint's own type are mapped from its file, and take memory once they are read
     shapes = model_shapes(model.config)
     results: dict[str, Any] = {}
     (record,) = locate.make_batches(processor, 1, 1)
     locator = PrivacyLocatorModule(model, [args.layer], max_steps=2, stop_loss=-1.0).to(model.device)
-    with measure():
+    with measure() as cost:
         locator._learn(record)
-        results |= compare("locate", shapes.locate_memory(args.layer, workload(model, record), args.dtype))
+        peak = peak_memory()
+    predicted = shapes.locate_memory(args.layer, workload(model, record), args.dtype)
+    results |= compare("locate", predicted, peak, cost.peak_memory)
     batches = edit.make_batches(processor, 2, args.pairs)
     gate = edit.random_gate(model, args.layer, batches)
     work = workload(model, batches[0], args.pairs)
@@ -66,9 +73,10 @@ def main() -> None:
         max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, limit_val_batches=0, callbacks=[NeuralGateCallback(gate, tau=0.5)],
     )  # fmt: skip
-    with measure():
+    with measure() as cost:
         trainer.fit(PrivacyEditModule(model, [args.layer]), datamodule=edit.FixedBatches(batches))
-        results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype))
+        peak = peak_memory()
+    results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype), peak, cost.peak_memory)
     report({**results, "tokens": work.tokens, "dtype": args.dtype, "model": args.model}, args.json)
 
 

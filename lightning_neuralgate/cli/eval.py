@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.cli.tables import print_notes, print_scores
 from lightning_neuralgate.data.options import DataOptions
 from lightning_neuralgate.data.records import RECORDS_NAME
-from lightning_neuralgate.edit.delta import EditDelta
+from lightning_neuralgate.edit.delta import DELTA_NAME, EditDelta
 from lightning_neuralgate.errors import DataFormatError, UnsupportedSetupError
 from lightning_neuralgate.gate.neural_gate import NeuralGate
 from lightning_neuralgate.hf.generation import PAPER_SAMPLING
@@ -245,7 +246,8 @@ def _load(options: ModelOptions, delta: Path | None) -> tuple[Any, Any]:
     with TemporaryDirectory() as scratch:
         edited = Path(scratch) / "edited"
         EditDelta.load(delta).apply(model_folder(options.name), edited)
-        return load_model(edited, options.dtype, options.trust_remote_code)
+        shutil.copyfile(delta, edited / DELTA_NAME)  # its weights are not quantized
+        return load_model(edited, options.dtype, options.trust_remote_code, options.quantize)
 
 
 def _print_skipped(run: TaskRun) -> None:

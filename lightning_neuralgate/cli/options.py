@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat
 
 from lightning_neuralgate.errors import DataFormatError
-from lightning_neuralgate.models.loading import EMBEDDED, Precision, load_model
+from lightning_neuralgate.models.loading import EMBEDDED, Precision, Quantization, load_model
 from lightning_neuralgate.runtime.files import check_output
 
 
@@ -22,15 +22,17 @@ class ModelOptions:
         name: a folder, a Hugging Face Hub repository, or an embedded model: smol-llava, smol-minigpt.
         dtype: dtype of the weights.
         trust_remote_code: allow code from the checkpoint's repository to run.
+        quantize: load the decoder's linear layers in 8 bits (int8) or 4 bits (nf4), with bitsandbytes; all else in `dtype`.
     """
 
     name: str = EMBEDDED
     dtype: Precision = "float32"
     trust_remote_code: bool = False
+    quantize: Quantization | None = None
 
     def load(self) -> tuple[Any, Any]:
         """Load the model and its processor."""
-        return load_model(self.name, self.dtype, self.trust_remote_code)
+        return load_model(self.name, self.dtype, self.trust_remote_code, self.quantize)
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -14,10 +14,10 @@ from lightning_neuralgate.cli.options import add_config, check_folder
 from lightning_neuralgate.cli.output import show
 from lightning_neuralgate.edit.editor import Schedule
 from lightning_neuralgate.errors import ModelLayoutError
-from lightning_neuralgate.models.loading import EMBEDDED, Precision
+from lightning_neuralgate.models.loading import EMBEDDED, Precision, Quantization
 from lightning_neuralgate.runtime.files import atomic_write
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+PRECISIONS: tuple[Precision | Quantization, ...] = ("float32", "bfloat16", "float16", "int8", "nf4")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -78,9 +78,12 @@ def run(options: Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, capacity = _device(device)
     figures: dict[str, Any] = {}
+    rates: dict[str, float] = {}
     for precision in PRECISIONS:
-        rate = options.rate or matmul_rate(device, getattr(torch, precision))
-        figures[precision] = _figures(shapes, layers, work, precision, rate, options)
+        computed = "bfloat16" if precision in ("int8", "nf4") else precision
+        if computed not in rates:
+            rates[computed] = options.rate or matmul_rate(device, getattr(torch, computed))
+        figures[precision] = _figures(shapes, layers, work, precision, rates[computed], options)
         figures[precision]["fits"] = figures[precision]["peak"] <= capacity
     show(
         f"{type(config).__name__.removesuffix('Config')}: {shapes.parameters / 1e9:.3g} billion parameters, {shapes.depth} "
@@ -90,12 +93,12 @@ def run(options: Namespace) -> None:
     )
     _print_table(figures)
     show(f"device: {name}, {_bytes(capacity)}")
-    fitting = [precision for precision in PRECISIONS[:2] if figures[precision]["fits"]]
+    fitting = [precision for precision in PRECISIONS if figures[precision]["fits"]]
     if fitting:
         show("\n".join(_commands(options, layers, fitting[0])))
     else:
-        needed = _bytes(figures["bfloat16"]["peak"])
-        show(f"no precision fits: bfloat16 needs {needed}; use a larger machine, or FSDP2 on several devices")
+        needed = _bytes(figures["nf4"]["peak"])
+        show(f"no precision fits: nf4 needs {needed}; use a larger machine, or FSDP2 on several devices")
     if options.out is not None:
         content = {"model": options.model.name, "layers": layers, "image_tokens": tokens, "device": name,
                    "capacity": capacity, "precisions": figures}  # fmt: skip
@@ -117,7 +120,7 @@ def _workload(options: Namespace, tokens: int) -> Any:
 
 
 def _figures(
-    shapes: Any, layers: list[int], work: Any, precision: Precision, rate: float, options: Namespace
+    shapes: Any, layers: list[int], work: Any, precision: Precision | Quantization, rate: float, options: Namespace
 ) -> dict[str, Any]:
     """Return the figures of one precision; bytes, operations and seconds."""
     from lightning_neuralgate.models.costs import EFFICIENCY
@@ -170,8 +173,9 @@ def _print_table(figures: dict[str, Any]) -> None:
         show("  ".join(row))
 
 
-def _commands(options: Namespace, layers: list[int], precision: Precision) -> list[str]:
-    model = f"--model.name {options.model.name} --model.dtype {precision}"
+def _commands(options: Namespace, layers: list[int], precision: Precision | Quantization) -> list[str]:
+    kind = f"bfloat16 --model.quantize {precision}" if precision in ("int8", "nf4") else precision
+    model = f"--model.name {options.model.name} --model.dtype {kind}"
     edit = "" if options.editor.schedule == "minibatch" else " --editor.schedule paper"
     return [
         f"neuralgate locate {model} --data.folder data --locator.layers '{layers}' --out gate",

@@ -26,14 +26,13 @@ from safetensors.numpy import save_file
 from lightning_neuralgate.edit.dial import DIAL_NAME
 from lightning_neuralgate.edit.weight_files import TensorLocation, WeightFiles
 from lightning_neuralgate.errors import DeltaFormatError, WeightFilesError
-from lightning_neuralgate.hf.model_files import refuse_other_weights
+from lightning_neuralgate.hf.model_files import DELTA_NAME, refuse_other_weights
 from lightning_neuralgate.runtime.files import atomic_write
 from lightning_neuralgate.runtime.written import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DELTA_NAME = "edit.safetensors"
 FULL_DELTA_NAME = "full_edit.safetensors"
 """The edit before the dial, next to the dialled one."""
 FORMAT_VERSION = 1

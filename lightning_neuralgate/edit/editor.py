@@ -29,8 +29,9 @@ from lightning_neuralgate.edit.checkpoints import (
     keep_trained,
 )
 from lightning_neuralgate.edit.lora import add_lora, merged_lora
+from lightning_neuralgate.edit.quantized import restore_projections, save_into_checkpoint
 from lightning_neuralgate.edit.rounding import Rounding
-from lightning_neuralgate.edit.saving import refuse_quantized, save_model
+from lightning_neuralgate.edit.saving import save_model
 from lightning_neuralgate.edit.unedited import UneditedWeights
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.gate.callback import NeuralGateCallback
@@ -44,6 +45,7 @@ from lightning_neuralgate.hf.distributed import (
     shard,
 )
 from lightning_neuralgate.hf.forward import row_kl, row_nll
+from lightning_neuralgate.hf.hooks import recompute_layers
 from lightning_neuralgate.hf.identity import ModelIdentity
 from lightning_neuralgate.hf.master_weights import HALF_PRECISION, add_masters, stored_values
 from lightning_neuralgate.metrics.held_out import HeldOutRates
@@ -70,9 +72,12 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
     `val/eta`. Where batches hold `truth`, for each row the true value or None (and `synonyms`, other words for it),
     `val/leak_rate` and `val/benign_accuracy` are logged too, NaN as long as no truth is known.
 
-    The model may be loaded in bfloat16 or float16. The projections then train in float32 (see `MasterLinear`), and all else
-    stays in the model's type; leave the Trainer's precision at its default. Validation runs the rounded weights, which are
-    the ones that `save_pretrained` writes. `train/rounding_kept` is the share of changed weights that survive rounding.
+    The model may be loaded in bfloat16 or float16, or in 8 or 4 bits with `load_model(quantize=...)`. The projections then
+    train in float32 (see `MasterLinear`), and all else stays as it is; leave the Trainer's precision at its default.
+    Validation runs the rounded weights, which are the ones that `save_pretrained` writes. `train/rounding_kept` is the share
+    of changed weights that survive rounding. The projections of a quantized model train from the values in its full-precision
+    checkpoint, of which `save_pretrained` writes a copy with the edited weights and an `edit.safetensors`;
+    `load_model(quantize=...)` loads from that folder the model that was trained.
 
     Args:
         model: a Hugging Face image-text-to-text model; all of it is frozen but the projections, and it is put in eval mode.
@@ -97,13 +102,15 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             place. 0: full weights.
         projection: the output projection that trains in each layer: `mlp`, the MLP's, or `attention`, that of self-attention.
             `NeuralGateCallback` has the same argument.
+        checkpoint_activations: keep the inputs of the layers above the edited one only, and run these layers again in the
+            backward pass: less memory, more time, the same gradient. Full rows are run, as without `share_prefixes`.
 
     Raises:
         ModelLayoutError: the model has no such layer, or the layer no MLP output projection.
-        UnsupportedSetupError: a projection is quantized, has an adapter or is in a type other than float32, bfloat16 and
-            float16; at the start of training, the Trainer has converted the weights to half precision
-            (`precision="bf16-true"`); a batch holds more than one pair under schedule `paper`; validation without a
-            processor.
+        UnsupportedSetupError: a projection has an adapter, or is in a type other than float32, bfloat16 and float16; the
+            model is quantized, and not by bitsandbytes from a full-precision checkpoint; at the start of training, the
+            Trainer has converted the weights to half precision (`precision="bf16-true"`); a batch holds more than one pair
+            under schedule `paper`; validation without a processor.
         ResumeError: a checkpoint of another edit, base model or module is loaded.
     """
 
@@ -126,6 +133,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         share_prefixes: bool = True,
         projection: Projection = "mlp",
         retention_loss: RetentionLoss = "nll",
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         if schedule not in _DEFAULTS:
@@ -144,6 +152,7 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         layout = find_decoder(model, projection)
         # the checksum of a model leaves out the MLP's projections only
         self._base = None if projection == "mlp" else ModelIdentity.of(model)
+        self._checkpoint = restore_projections(model, layers, projection)
         for layer in layers:
             _check_trainable(layout.output_projection(layer), layout.projection_path(layer), lora_rank)
         if lora_rank:
@@ -156,12 +165,18 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         self.rates = HeldOutRates()
         # the paper's schedule runs a batch again and again, so that layers below the edited ones are worth caching
         frozen_layers = min(layers) if schedule == "paper" else 0
-        self._losses = EditLosses(self.model, frozen_layers, enabled=share_prefixes)
+        self._losses = EditLosses(self.model, frozen_layers, enabled=share_prefixes and not checkpoint_activations)
+        upper = range(min(layers) + 1, layout.num_layers) if checkpoint_activations else ()
+        self._recomputed = [layout.layer(layer) for layer in upper if layer not in layers]
 
     @override
     def configure_model(self) -> None:
         if self._trainer is not None:
             refuse_strategies(self._trainer.strategy, ("FSDPStrategy", *UNTESTED_STRATEGIES), "PrivacyEditModule")
+        if self.device_mesh is not None and self._recomputed:
+            raise UnsupportedSetupError(
+                "checkpoint_activations was not tested with sharded weights; use one device or DDP"
+            )
         if self.device_mesh is not None and not is_sharded(self.model):
             shard(self.model, self.device_mesh)
             self.unedited = UneditedWeights(self.model)
@@ -206,18 +221,22 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
         rows = [row for row, role in enumerate(batch["role"]) if role == "retention"]
         # with sharded weights, another process may have retention rows
         if self.hparams["retention_loss"] == "nll" or not (rows or is_sharded(self.model)):
-            return lambda: row_nll(*predict())
+            return lambda: row_nll(*self._run(predict))
         with torch.no_grad(), self.unedited.scaled(0.0):
             reference = predict()[0][rows]
 
         def losses() -> Tensor:
-            logits, labels = predict()
+            logits, labels = self._run(predict)
             divergence = row_kl(logits[rows], reference, labels[rows])
             return row_nll(logits, labels).index_copy(
                 0, torch.tensor(rows, dtype=torch.long, device=logits.device), divergence
             )
 
         return losses
+
+    def _run(self, predict: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        with recompute_layers(self._recomputed):
+            return predict()
 
     def _combine(self, losses: Tensor, roles: Sequence[str]) -> Tensor:
         """L = L_sen + alpha * L_ben + retention_weight * L_ret of the rows' losses, (B,)."""
@@ -305,7 +324,11 @@ class PrivacyEditModule(LightningModule, LayoutProvider):
             return
         layout = find_decoder(model, self.hparams["projection"])
         names = [f"{layout.projection_path(layer)}.weight" for layer in self.hparams["layers"]]
-        save_model(model, self.processor, state, Path(folder), {name: state[name] for name in names})
+        edited = {name: state[name] for name in names}
+        if self._checkpoint is None:
+            save_model(model, self.processor, state, Path(folder), edited)
+        else:
+            save_into_checkpoint(model, self.processor, self._checkpoint, Path(folder), edited)
 
 
 def mean_by_role(losses: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
@@ -325,7 +348,6 @@ def _check_trainable(projection: nn.Module, place: str, lora_rank: int) -> None:
             f"{place} carries a peft adapter already: merge it first (lora_rank makes one of its own), or train it in a "
             "LightningModule of your own with NeuralGateCallback"
         )
-    refuse_quantized(projection, place)
     narrow = {p.dtype for p in projection.parameters() if not _takes_small_steps(p)} - set(HALF_PRECISION)
     if narrow and not lora_rank:
         raise UnsupportedSetupError(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_neuralgate.edit.weight_files import WeightFiles, common_ending
-from lightning_neuralgate.errors import UnsupportedSetupError, WeightFilesError
+from lightning_neuralgate.edit.weight_files import WeightFiles
+from lightning_neuralgate.errors import WeightFilesError
 from lightning_neuralgate.hf.distributed import original_class
-from lightning_neuralgate.hf.model_files import MODEL_FILES, refuse_other_weights
+from lightning_neuralgate.hf.model_files import MODEL_FILES, common_ending, refuse_other_weights
 from lightning_neuralgate.runtime.files import check_output
 from lightning_neuralgate.runtime.written import check_written, update_folder
 
@@ -45,14 +45,22 @@ def save_model(
     """
     check_output("the output folder", folder, {"the folder of the base model": model.name_or_path or None})
 
-    def verify(saved: Path) -> None:
-        check_loads(saved, original_class(model))
-        _check_holds(saved, edited)
-
-    with update_folder(folder, "config.json", MODEL_FILES, verify) as draft:
+    with update_folder(
+        folder, "config.json", MODEL_FILES, lambda saved: check_written_model(saved, model, edited)
+    ) as draft:
         model.save_pretrained(draft, state_dict=dict(state))
         if processor is not None:
             processor.save_pretrained(draft)
+
+
+def check_written_model(folder: Path, model: Any, edited: Mapping[str, Tensor]) -> None:
+    """Check that transformers finds all weights of a model in a folder, and the edited values among them.
+
+    Raises:
+        WeightFilesError: what was saved would not load as the edited model.
+    """
+    check_loads(folder, original_class(model))
+    _check_holds(folder, edited)
 
 
 def check_loads(folder: Path, model_class: Any) -> None:
@@ -99,18 +107,3 @@ def _check_holds(folder: Path, edited: Mapping[str, Tensor]) -> None:
         best = [other for other, count in common.items() if count == max(common.values())]
         if not any(tensors[other].row_bytes().tobytes() == expected for other in best):
             raise WeightFilesError(f"the weights saved to {folder} do not hold the edited values of '{name}'")
-
-
-def refuse_quantized(module: nn.Module, place: str) -> None:
-    """Refuse to train on a quantized projection, whose change could not be saved with the model.
-
-    Raises:
-        UnsupportedSetupError: with the way out.
-    """
-    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if not p.dtype.is_floating_point}
-    if kinds:
-        raise UnsupportedSetupError(
-            f"the weight at {place} is quantized ({', '.join(sorted(kinds))}), and a model edited there could not be "
-            "loaded again: load the model in float32 or bfloat16, or train an adapter in a LightningModule of your own with "
-            "NeuralGateCallback and save the adapter"
-        )

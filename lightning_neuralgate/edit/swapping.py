@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_neuralgate.edit.delta import EditDelta
-from lightning_neuralgate.edit.weight_files import WeightFiles, common_ending
+from lightning_neuralgate.edit.weight_files import WeightFiles
 from lightning_neuralgate.errors import UnsupportedSetupError
+from lightning_neuralgate.hf.model_files import common_ending
 
 
 class SwappableEdit:

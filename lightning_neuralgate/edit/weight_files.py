@@ -114,16 +114,6 @@ class WeightFiles:
         return digest.hexdigest()
 
 
-def common_ending(first: str, second: str) -> int:
-    """Count the parts that two tensor names end with. A model's parameters may have a prefix that its files do not have.
-
-    >>> common_ending("model.layers.1.mlp.weight", "language_model.layers.1.mlp.weight")
-    4
-    """
-    pairs = list(zip(first.split(".")[::-1], second.split(".")[::-1], strict=False))
-    return next((count for count, (a, b) in enumerate(pairs) if a != b), len(pairs))
-
-
 def _is_file_name(folder: Path, name: str) -> bool:
     try:
         return Path(name).name == name and (folder / name).is_file()

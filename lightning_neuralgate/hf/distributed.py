@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_neuralgate.errors import UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import find_decoder, find_hf_model
+from lightning_neuralgate.hf.quantized import quantized_layers
 
 UNTESTED_STRATEGIES = ("DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 """Class names of the Trainer strategies that no module of this package has been tested with."""
@@ -87,12 +88,20 @@ def shard(module: nn.Module, mesh: Any) -> None:
     """Shard a model over the data-parallel part of a device mesh, layer by layer, in place.
 
     For `configure_model` under `ModelParallelStrategy`. A model that is sharded already is left as it is.
+
+    Raises:
+        UnsupportedSetupError: the model is quantized.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     model = find_hf_model(module)
     if isinstance(model, FSDPModule):
         return
+    if quantized_layers(model):
+        raise UnsupportedSetupError(
+            "the weights of a quantized model cannot be sharded (ModelParallelStrategy): use one device or DDP, or load the "
+            "model in bfloat16"
+        )
     data_parallel = mesh["data_parallel"]
     for layer in find_decoder(model).layers:
         fully_shard(layer, mesh=data_parallel)

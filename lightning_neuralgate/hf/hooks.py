@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
@@ -76,10 +78,30 @@ def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 @contextmanager
 def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Let some layers return their input while the block runs. Their hooks still run."""
+    with _replaced_forward(layers, lambda layer: _identity):
+        yield
+
+
+@contextmanager
+def recompute_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep the inputs of some layers only for the backward pass of what runs in the block, which runs these layers again.
+
+    Not for passes that fill a key-value cache, to which a layer that runs twice would add its keys twice.
+    """
+
+    def recomputed(layer: nn.Module) -> Any:
+        return partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+    with _replaced_forward(layers, recomputed):
+        yield
+
+
+@contextmanager
+def _replaced_forward(layers: Iterable[nn.Module], replacement: Callable[[nn.Module], Any]) -> Iterator[None]:
     layers = list(layers)
     forwards = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = _identity
+        layer.forward = replacement(layer)
     try:
         yield
     finally:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_neuralgate.errors import GateMismatchError
+from lightning_neuralgate.errors import GateMismatchError, UnsupportedSetupError
 from lightning_neuralgate.hf.decoder import DecoderLayout, find_decoder, find_hf_model
 from lightning_neuralgate.hf.distributed import first_rows, original_class
+from lightning_neuralgate.hf.quantized import quantized_kinds, quantized_layers
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,13 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, module: nn.Module) -> ModelIdentity:
-        """Compute the identity of the Hugging Face model in `module`: bare, or inside a LightningModule or PeftModel."""
+        """Compute the identity of the Hugging Face model in `module`: bare, or inside a LightningModule or PeftModel.
+
+        Raises:
+            UnsupportedSetupError: its weights are quantized in a format whose rows cannot be read, such as torchao's.
+        """
         model, layout = find_hf_model(module), find_decoder(module)
+        _refuse_unreadable(model)
         source = str(getattr(model, "name_or_path", ""))
         return cls(
             architecture=original_class(model).__name__,
@@ -101,6 +107,15 @@ def weights_precision(module: nn.Module) -> str:
         return "quantized"
     parameters = find_decoder(module).layers[0].parameters()
     return str(next(parameters).dtype).removeprefix("torch.")
+
+
+def _refuse_unreadable(model: nn.Module) -> None:
+    for path, layer in quantized_layers(model).items():
+        if kinds := [kind for kind in quantized_kinds(layer) if not hasattr(torch, kind)]:
+            raise UnsupportedSetupError(
+                f"the weight at {path} is quantized as {kinds[0]}, of which no checksum can be computed: load the model with "
+                "load_model(..., quantize='int8' or 'nf4'), which uses bitsandbytes"
+            )
 
 
 def _unedited_weights_checksum(root: nn.Module, model: nn.Module, layout: DecoderLayout) -> str:

@@ -26,15 +26,22 @@ HALF_PRECISION = (torch.bfloat16, torch.float16)
 class MasterLinear(nn.Linear):
     """A linear layer with weight and bias in float32 that rounds them to `stored_dtype` in each forward pass.
 
-    `add_masters` turns an `nn.Linear` into one, with the same parameter objects.
+    `add_masters` turns an `nn.Linear` into one, with the same parameter objects. In a quantized model it takes the place of a
+    quantized layer; `stored_dtype` is then the checkpoint's, and may be float32.
     """
 
     stored_dtype: torch.dtype
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the layer's output, (..., d), for inputs in `stored_dtype`, (..., k)."""
-        bias = None if self.bias is None else self.bias.to(self.stored_dtype)
-        return F.linear(input, self.weight.to(self.stored_dtype), bias)
+        """Return the layer's output, (..., d), for inputs in any type, (..., k)."""
+        bias = None if self.bias is None else self._rounded(self.bias, input.dtype)
+        return F.linear(input, self._rounded(self.weight, input.dtype), bias)
+
+    def _rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        rounded = value.to(self.stored_dtype)
+        if dtype != torch.float32:
+            return rounded.to(dtype)
+        return value + (rounded.to(dtype) - value).detach()  # exactly `rounded`, and its gradient is not rounded
 
 
 def add_masters(module: nn.Module, layers: Sequence[int], projection: Projection = "mlp") -> list[MasterLinear]:
@@ -91,7 +98,8 @@ def stored_dtypes(module: nn.Module) -> dict[str, torch.dtype]:
         f"{path}.{name}" if path else name: part.stored_dtype
         for path, part in module.named_modules()
         if isinstance(part, MasterLinear)
-        for name, _ in part.named_parameters(recurse=False)
+        for name, parameter in part.named_parameters(recurse=False)
+        if part.stored_dtype != parameter.dtype
     }
 
 

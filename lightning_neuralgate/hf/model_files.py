@@ -1,8 +1,9 @@
-"""Which files transformers reads from a model folder."""
+"""Which files transformers reads from a model folder, and which parameter a tensor in them is."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -15,6 +16,9 @@ MODEL_FILES = (
     "custom_generate/*",
 )  # fmt: skip
 """Glob patterns of the files that transformers reads from a model folder."""
+
+DELTA_NAME = "edit.safetensors"
+"""The edit file in the folder of an edited model, see `EditDelta`."""
 
 
 def is_model_file(name: Path) -> bool:
@@ -41,3 +45,27 @@ def refuse_other_weights(folder: Path) -> None:
         raise WeightFilesError(
             f"{folder / 'config.json'} names other weights, '{named}' (transformers_weights); remove that entry"
         )
+
+
+def common_ending(first: str, second: str) -> int:
+    """Count the parts that two tensor names end with. A model's parameters may have a prefix that its files do not have.
+
+    >>> common_ending("model.layers.1.mlp.weight", "language_model.layers.1.mlp.weight")
+    4
+    """
+    pairs = list(zip(first.split(".")[::-1], second.split(".")[::-1], strict=False))
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def most_alike(name: str, others: Iterable[str]) -> str | None:
+    """Return the name whose ending agrees most with a tensor's, or None if there is none or more than one.
+
+    >>> names = ["vision_tower.layers.1.mlp.weight", "model.language_model.layers.1.mlp.weight"]
+    >>> most_alike("language_model.model.layers.1.mlp.weight", names[1:])
+    'model.language_model.layers.1.mlp.weight'
+    >>> most_alike("layers.1.mlp.weight", names) is None
+    True
+    """
+    common = {other: common_ending(name, other) for other in others}
+    best = [other for other, count in common.items() if count and count == max(common.values())]
+    return best[0] if len(best) == 1 else None

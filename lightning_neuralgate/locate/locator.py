@@ -36,6 +36,7 @@ from lightning_neuralgate.hf.distributed import (
     shard,
 )
 from lightning_neuralgate.hf.identity import ModelIdentity, model_checksum
+from lightning_neuralgate.hf.quantized import keep_gradients
 from lightning_neuralgate.locate.record_store import RecordStore
 from lightning_neuralgate.prefix_cache.locate_pass import LocateLosses
 from lightning_neuralgate.runtime.versions import library_versions
@@ -99,6 +100,7 @@ class PrivacyLocatorModule(LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False
         self.identity = ModelIdentity.of(model)
+        keep_gradients(model)
         self.model = model.requires_grad_(False).eval()
         self.layers = sorted(layers)
         # the initial value for every record; the learnt vectors are collected in `vectors`

@@ -23,15 +23,20 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 import lightning_neuralgate.models.minigpt4  # noqa: F401  registers it with the Auto classes
 from lightning_neuralgate.errors import ModelLayoutError
 from lightning_neuralgate.hf.decoder import find_decoder
-from lightning_neuralgate.models.loading import EMBEDDED_MODELS, Precision, model_folder
+from lightning_neuralgate.models.loading import EMBEDDED_MODELS, Precision, Quantization, model_folder
 
-BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES: dict[Precision | Quantization, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "nf4": 2}
+"""Bytes of a number that is computed; with quantized weights the rest of the model is taken to be in bfloat16."""
+QUANTIZED_BYTES: dict[Precision | Quantization, float] = {"int8": 1, "nf4": 0.5 + 4 / 64}
+"""Bytes of a quantized weight; nf4 keeps a float32 scale for 64 of them."""
 QUERIES = 7
 """Rows of a record in stage 1."""
 EFFICIENCY = 0.5
 """Rate of both stages relative to that of a large matrix product: the lower bounds of docs/performance.md."""
 RUNTIME_BYTES = 0.6e9
 """Memory of Python and its libraries, or of a CUDA context."""
+HEAP_TENSOR = 32 * 2**20
+"""Bytes; glibc maps larger tensors one by one, and serves smaller ones from its heap, where freed ones leave holes."""
 _TOKEN_COUNTS = ("image_seq_length", "mm_tokens_per_image", "num_query_tokens")
 
 
@@ -143,7 +148,7 @@ class Shapes:
         backward = (sum(self.layer_weights[layer + 1 :]) + edited) * tokens + head
         return float(once + work.edit_steps * 2 * (forward + backward))
 
-    def locate_memory(self, layer: int, work: Workload, precision: Precision) -> Memory:
+    def locate_memory(self, layer: int, work: Workload, precision: Precision | Quantization) -> Memory:
         """Peak of stage 1 with one record per batch."""
         size, own = BYTES[precision], QUERIES * work.text_tokens
         prefix = (work.image_tokens + own) * 2 * self.key_value * self.depth * size
@@ -152,27 +157,43 @@ class Shapes:
         # the first record is also run in full passes without gradient, to verify the cached ones
         full = QUERIES * work.tokens * self._layer_per_token(size)
         tower = QUERIES * self.tower_tokens * self.tower_width * (self.tower_layers + 8) * size
-        weights = self.parameters * size
-        return _peak(Memory(weights, prefix, steps + logits), Memory(weights, 0, max(full, tower) + logits))
+        weights, restored = self.weight_bytes(precision), self._restored_bytes(precision)
+        return _peak(
+            Memory(weights, prefix, steps + logits + restored),
+            Memory(weights, 0, max(full, tower) + logits + restored),
+        )
 
-    def edit_memory(self, layers: list[int], work: Workload, precision: Precision) -> Memory:
+    def edit_memory(self, layers: list[int], work: Workload, precision: Precision | Quantization) -> Memory:
         """Peak of stage 2 with a gate."""
         size, rows, above = BYTES[precision], 2 * work.pairs_per_batch, self.depth - min(layers) - 1
-        weights, edited = self.parameters * size, len(layers) * self.hidden * self.intermediate
+        weights, edited = self.weight_bytes(precision), len(layers) * self.hidden * self.intermediate
         # the unedited weights; in half precision also float32 weights in place of the loaded ones, and a rounded copy
-        copies = edited * 4.0 if size == 4 else edited * 8.0
+        copies = edited * (4.0 if size == 4 else 10.0 - QUANTIZED_BYTES.get(precision, size))
+        restored = self._restored_bytes(precision)
         moments, gradients = edited * 8, edited * 20  # the gradient, and its measurement before and after the gate
         logits = rows * (work.target_tokens + 1) * self.vocabulary * 3 * 4
         kept, keys = self._kept_per_token(size, work.tokens), 2 * self.query * size
         shared = work.pairs_per_batch * work.image_tokens + rows * work.text_tokens
+        own = (shared * (kept - keys) + self._holes(shared, size)) * above
         prefix = rows * work.tokens * (keys + 2 * self.key_value * size) * above
         # the first batch is also run in full rows, to verify shared prefixes; Adam has no moments yet
         plain = rows * work.tokens * (kept * above + self._layer_per_token(size) / 2)
+        plain += self._holes(rows * work.tokens, size) * above
         return _peak(
-            Memory(weights, 0, plain + logits, copies),
-            Memory(weights, prefix, shared * (kept - keys) * above + logits, copies + moments),
+            Memory(weights, 0, plain + logits + restored, copies),
+            Memory(weights, prefix, own + logits + restored, copies + moments),
             Memory(weights, 0, 0, copies + moments + gradients),
         )
+
+    def weight_bytes(self, precision: Precision | Quantization) -> float:
+        """Return the bytes of all weights; those of the decoder's linear layers may be quantized."""
+        decoder = sum(self.layer_weights)
+        size = BYTES[precision]
+        return float((self.parameters - decoder) * size + decoder * QUANTIZED_BYTES.get(precision, size))
+
+    def _restored_bytes(self, precision: Precision | Quantization) -> float:
+        """Bytes of the largest quantized matrix as it is computed with."""
+        return self.hidden * self.intermediate * BYTES[precision] if precision in QUANTIZED_BYTES else 0.0
 
     @property
     def _picture(self) -> float:
@@ -181,6 +202,11 @@ class Shapes:
     def _kept_per_token(self, size: int, tokens: int) -> float:
         """Bytes that the backward pass of a frozen layer needs of a token, in rows of `tokens`."""
         return 2 * self.hidden * 4 + (4 * self.query + self.mlp_tensors * self.intermediate + tokens) * size
+
+    def _holes(self, tokens: int, size: int) -> float:
+        """Bytes of the MLP's product, which a layer frees between tensors that it keeps, where the allocator keeps it."""
+        product = tokens * self.intermediate * size
+        return float(product) if product < HEAP_TENSOR else 0.0
 
     def _layer_per_token(self, size: int) -> float:
         """Bytes of a token at the widest point of a layer without gradient."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_neuralgate.errors import ModelLayoutError
+from lightning_neuralgate.errors import MissingDependencyError, ModelLayoutError, UnsupportedSetupError
 from lightning_neuralgate.hf.hub import local_folder, refuse_missing_path
 
 if TYPE_CHECKING:
@@ -15,17 +15,27 @@ if TYPE_CHECKING:
 EMBEDDED = "smol-llava"
 EMBEDDED_MODELS = (EMBEDDED, "smol-minigpt")
 Precision = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "nf4"]
 
 
-def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_model(
+    source: str | Path,
+    dtype: Precision = "float32",
+    trust_remote_code: bool = False,
+    quantize: Quantization | None = None,
+) -> tuple[Any, Any]:
     """Load a Hugging Face image-text-to-text model, in eval mode, and its processor.
 
     Args:
         source: a folder, a hub repository, or the name of an embedded model (`smol-llava`, `smol-minigpt`).
         dtype: dtype of the weights.
         trust_remote_code: whether code in the checkpoint may run.
+        quantize: load the text decoder's linear layers in 8 bits (`int8`) or 4 bits (`nf4`), with bitsandbytes (extra
+            `quantized`). Weights that an `edit.safetensors` in the folder names keep `dtype`.
 
     Raises:
+        MissingDependencyError: `quantize` without bitsandbytes.
+        UnsupportedSetupError: `quantize` for a checkpoint that is quantized already.
         ModelLayoutError: naming the source: the model does not exist, is damaged or incomplete, is not an image-text-to-text
             model, or has no image processor.
     """
@@ -33,19 +43,26 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import lightning_neuralgate.models.minigpt4  # noqa: F401  registers it with the Auto classes
+    from lightning_neuralgate.hf.quantized import keep_gradients
 
     if Path(source).is_file():
         raise ModelLayoutError(f"'{source}' is a file; give the folder that it is in, {Path(source).parent}")
     source = embedded_model(str(source)).folder() if str(source) in EMBEDDED_MODELS else source
     refuse_missing_path(source, ModelLayoutError)
-    options = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    quantization = {}
     try:
+        if quantize is not None:
+            from lightning_neuralgate.models.quantizing import quantization_config
+
+            kept = getattr(torch, dtype)
+            quantization["quantization_config"] = quantization_config(source, quantize, kept, trust_remote_code)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, dtype), output_loading_info=True, **options
+            source, dtype=getattr(torch, dtype), output_loading_info=True, **quantization, **options
         )
         model, loading = loaded
         processor = AutoProcessor.from_pretrained(source, **options)
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, MissingDependencyError, UnsupportedSetupError):
         raise
     except (
         Exception
@@ -64,6 +81,7 @@ def load_model(source: str | Path, dtype: Precision = "float32", trust_remote_co
         raise ModelLayoutError(
             f"'{source}' has no image processor (preprocessor_config.json); add the files of its processor"
         )
+    keep_gradients(model)
     return model.eval(), processor
 
 

@@ -44,8 +44,23 @@ def test_what_does_not_fit_is_said(
     monkeypatch.setattr(command, "_device", lambda device: ("a small card", 1e6))
     assert main(["plan", "--model.name", str(config_only), "--rate", "1e9"]) == 0
     text = capsys.readouterr().out
-    assert "no precision fits: bfloat16 needs" in text
+    assert "no precision fits: nf4 needs" in text
     assert "neuralgate edit" not in text
+
+
+def test_the_smallest_loss_of_precision_that_fits_is_proposed(
+    config_only: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.name", str(config_only), "--rate", "1e9", "--out", str(tmp_path / "plan.json")]
+    assert main(["plan", *options]) == 0
+    peaks = {
+        name: each["peak"] for name, each in json.loads((tmp_path / "plan.json").read_text())["precisions"].items()
+    }
+    assert peaks["float32"] > peaks["bfloat16"] == peaks["float16"] > peaks["int8"] > peaks["nf4"]
+    monkeypatch.setattr(command, "_device", lambda device: ("a card", (peaks["nf4"] + peaks["int8"]) / 2))
+    capsys.readouterr()
+    assert main(["plan", *options]) == 0
+    assert "--model.dtype bfloat16 --model.quantize nf4 --data.folder data" in capsys.readouterr().out
 
 
 def test_a_layer_that_is_not_there_is_refused(config_only: Path, capsys: pytest.CaptureFixture[str]) -> None:

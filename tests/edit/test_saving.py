@@ -136,16 +136,6 @@ def test_what_would_not_load_as_the_edit_is_not_told_as_success(
     assert contents(out) == before
 
 
-def test_a_quantized_projection_is_refused_for_a_lora_too() -> None:
-    model = tiny_llava()
-    projection: Any = find_decoder(model).output_projection(1)
-    projection.weight = torch.nn.Parameter(projection.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(
-        UnsupportedSetupError, match=r"is quantized \(int8\), and a model edited there could not be loaded"
-    ):
-        PrivacyEditModule(model, [1], tiny_processor(), lora_rank=2)
-
-
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_a_precision_that_rounds_the_steps_away_is_refused(
