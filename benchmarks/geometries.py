@@ -35,8 +35,7 @@ def load_geometry(
     """
     if geometry in RANDOM_MODELS:
         return random_model(geometry, sizes, dtype or torch.bfloat16)
-    network, processor = load_model(model)
-    network = network.to(dtype or torch.float32)
+    network, processor = load_model(model, str(dtype or torch.float32).removeprefix("torch."))
     if torch.cuda.is_available():
         network = network.cuda()
     if geometry == "smol" or model != "smol-llava":

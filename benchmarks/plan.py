@@ -1,6 +1,7 @@
 """Predictions of `neuralgate plan`, compared with measured peak memory.
 
     python -m benchmarks.plan --dtype bfloat16 --json FILE
+    python -m benchmarks.plan --geometry llava-1.5-7b --layer 11 --pairs 1 --json FILE
 
 Runs a few steps of both stages as their commands do, the comparison of cached and full passes included, and reports the peak
 of the process, or of the GPU, next to the predicted one, and both above the memory that the loaded model takes (`above`). The
@@ -12,16 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
 from benchmarks import edit, locate
-from benchmarks.measure import make_parser, report
+from benchmarks.measure import make_parser, parse_and_load, report
 from lightning_neuralgate.edit.editor import PrivacyEditModule
 from lightning_neuralgate.gate.callback import NeuralGateCallback
 from lightning_neuralgate.locate.locator import PrivacyLocatorModule
 from lightning_neuralgate.models.costs import Memory, Workload, image_tokens, model_shapes
-from lightning_neuralgate.models.loading import load_model
 from lightning_neuralgate.runtime.cost import measure, peak_memory
 
 
@@ -48,13 +47,7 @@ def main() -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("--layer", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=4, help="query pairs per batch of the edit")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model, processor = load_model(args.model, args.dtype)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    args, model, processor = parse_and_load(parser)
     for parameter in model.parameters():
         parameter.sum()  # weights of the checkpoint's own type are mapped from its file, and take memory once they are read
     shapes = model_shapes(model.config)
@@ -77,7 +70,7 @@ def main() -> None:
         trainer.fit(PrivacyEditModule(model, [args.layer]), datamodule=edit.FixedBatches(batches))
         peak = peak_memory()
     results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype), peak, cost.peak_memory)
-    report({**results, "tokens": work.tokens, "dtype": args.dtype, "model": args.model}, args.json)
+    report({**results, "tokens": work.tokens, "dtype": args.dtype, "geometry": args.geometry, "model": args.model}, args.json)
 
 
 if __name__ == "__main__":
