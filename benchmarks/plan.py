@@ -70,7 +70,10 @@ def main() -> None:
         trainer.fit(PrivacyEditModule(model, [args.layer]), datamodule=edit.FixedBatches(batches))
         peak = peak_memory()
     results |= compare("edit", shapes.edit_memory([args.layer], work, args.dtype), peak, cost.peak_memory)
-    report({**results, "tokens": work.tokens, "dtype": args.dtype, "geometry": args.geometry, "model": args.model}, args.json)
+    report(
+        {**results, "tokens": work.tokens, "dtype": args.dtype, "geometry": args.geometry, "model": args.model},
+        args.json,
+    )
 
 
 if __name__ == "__main__":
