@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,13 +33,19 @@ def make_locator(steps: int, **options: Any) -> PrivacyLocatorModule:
     return locator
 
 
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceSyncs]:
+    with DeviceSyncs(monkeypatch) as counted:
+        yield counted
+
+
 @pytest.mark.parametrize("reuse_prefix", [True, False])
 def test_a_locate_step_has_no_device_sync(
-    splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, reuse_prefix: bool
+    splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, syncs: DeviceSyncs, reuse_prefix: bool
 ) -> None:
     monkeypatch.setattr(PrivacyLocatorModule, "_steps_between_syncs", 5)
     batches = {count: locate_batch(splits, count) for count in (1, 3)}
-    syncs = DeviceSyncs(monkeypatch)
+    syncs.take()
     found = {}
     for records, steps in ((1, 1), (1, 6), (1, 11), (3, 11)):
         make_locator(steps, reuse_prefix=reuse_prefix)._learn(batches[records])
@@ -50,8 +57,7 @@ def test_a_locate_step_has_no_device_sync(
 
 
 @pytest.mark.parametrize("scope", ["subject_last", "from_subject"])
-def test_an_edit_step_syncs_once_per_batch(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch, scope: Any) -> None:
-    syncs = DeviceSyncs(monkeypatch)
+def test_an_edit_step_syncs_once_per_batch(splits: RecordSplits, syncs: DeviceSyncs, scope: Any) -> None:
     found = {}
     for pairs, steps in ((2, 1), (2, 2), (2, 4), (4, 2)):
         model = tiny_llava()
@@ -65,8 +71,7 @@ def test_an_edit_step_syncs_once_per_batch(splits: RecordSplits, monkeypatch: py
     assert found[4, 2].total() == found[2, 2].total(), "the count does not depend on the number of rows"
 
 
-def test_the_papers_schedule_only_reads_the_loss(splits: RecordSplits, monkeypatch: pytest.MonkeyPatch) -> None:
-    syncs = DeviceSyncs(monkeypatch)
+def test_the_papers_schedule_only_reads_the_loss(splits: RecordSplits, syncs: DeviceSyncs) -> None:
     found = []
     for steps in (2, 5):
         editor = PrivacyEditModule(tiny_llava(), [1], schedule="paper", steps_per_pair=steps)

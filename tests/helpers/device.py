@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_neuralgate
 
 _PACKAGE = Path(lightning_neuralgate.__file__).parent
 _SYNCING_METHODS = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy", "nonzero")
+
+
+class _MaskIndexing(TorchFunctionMode):
+    """Call a function at each indexing by a boolean mask.
+
+    A patched `Tensor.__getitem__` would leave its mark on the class: `torch.tensor([torch.tensor(1)])` fails ever after.
+    """
+
+    def __init__(self, count: Callable[[], None]) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
+                self.count()
+        return func(*args, **(kwargs or {}))
 
 
 class DeviceSyncs:
@@ -29,25 +49,26 @@ class DeviceSyncs:
         self.lines: Counter[str] = Counter()
         for name in _SYNCING_METHODS:
             monkeypatch.setattr(Tensor, name, self._counted(getattr(Tensor, name)))
-        getitem = Tensor.__getitem__
 
-        def counted_getitem(tensor: Tensor, index: Any) -> Any:
-            parts = index if isinstance(index, tuple) else (index,)
-            if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
-                self._count()
-            return getitem(tensor, index)
+    def __enter__(self) -> DeviceSyncs:
+        self._indexing = _MaskIndexing(self._count)
+        self._indexing.__enter__()
+        return self
 
-        monkeypatch.setattr(Tensor, "__getitem__", counted_getitem)
+    def __exit__(self, *error: Any) -> None:
+        self._indexing.__exit__(*error)
 
     def _counted(self, method: Any) -> Any:
         def call(tensor: Tensor, *args: Any, **options: Any) -> Any:
             self._count()
-            return method(tensor, *args, **options)
+            with torch._C.DisableTorchFunction():  # which would call and count the method once more
+                return method(tensor, *args, **options)
 
         return call
 
     def _count(self) -> None:
-        frames = [f for f in traceback.extract_stack()[:-2] if not f.filename.endswith("_jit_internal.py")]
+        skipped = ("_jit_internal.py", "overrides.py", __file__)
+        frames = [f for f in traceback.extract_stack()[:-1] if not f.filename.endswith(skipped)]
         caller = Path(frames[-1].filename)
         before_transfer = any(frame.name == "on_before_batch_transfer" for frame in frames)
         if caller.is_relative_to(_PACKAGE) and caller.parent.name != "data" and not before_transfer:

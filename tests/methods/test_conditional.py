@@ -83,12 +83,14 @@ def test_no_threshold_on_a_grid_has_a_larger_f1(seed: int) -> None:
 
 
 def conditional(model: nn.Module, data: MethodData) -> ConditionalSteering:
-    """Return a steering whose condition holds for about half of the prompts."""
+    """Return a steering whose condition holds for some of the prompts; its threshold is far from all scores."""
     condition = drawn(D, seed=5).float()
     states = pooled_states(model, data.processor, prompts(data), [0], "text")[0].float()
+    scores = condition_score(states, condition).sort().values
+    gap = int(scores.diff().argmax())
     return ConditionalSteering(
         method="cast", settings={}, model=ModelIdentity.of(model), condition=condition, condition_layer=0,
-        threshold=float(condition_score(states, condition).median()), above=True,
+        threshold=float(scores[gap : gap + 2].mean()), above=True,
         directions={layer: drawn(D, seed=layer).float() for layer in (1, 2)}, strength=3.0,
     )  # fmt: skip
 
