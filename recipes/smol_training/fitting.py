@@ -24,9 +24,6 @@ def fit(
     module: L.LightningModule, data: DataLoader, folder: Path, steps: int, clip: float | None = None, every: int = 40
 ) -> None:
     """Train until `steps` (summed over optimizers), resuming from the last checkpoint if there is one."""
-    torch.set_flush_denormal(
-        True
-    )  # CPUs take many times longer for such tiny numbers, which small losses have as gradients
     checkpointing = ModelCheckpoint(
         dirpath=folder, save_last=True, every_n_train_steps=every, save_top_k=0, enable_version_counter=False
     )
